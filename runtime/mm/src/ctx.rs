@@ -1,0 +1,43 @@
+//! The context token: who runs this walk, and what it may do.
+
+use core::marker::PhantomData;
+
+/// Proof that the calling thread is attached to the runtime for the length of one fault, and what it may do.
+///
+/// It is passed down the whole walk, so that nothing below needs thread-local storage, a clock of its own or a guess
+/// about where it runs. It cannot be sent to another thread.
+#[derive(Debug)]
+pub struct Ctx<'a> {
+    /// Which stripe of the counters this thread uses.
+    pub stripe: usize,
+    /// A handler interrupted by another fault: no store code runs at this depth, fills go to a filler.
+    pub nested: bool,
+    /// Not in a signal handler: code that sleeps, allocates or locks may be called directly.
+    pub can_block: bool,
+    /// The signal mask of the interrupted code: restored for the length of a sleep.
+    pub mask: u64,
+    /// Ticks of the cheapest clock, for the histogram; sampled faults only.
+    pub clock: Option<fn() -> u64>,
+    not_send: PhantomData<*const &'a ()>,
+}
+
+impl Ctx<'_> {
+    /// Returns a context for a signal handler.
+    #[must_use]
+    pub fn handler(stripe: usize, nested: bool, mask: u64, clock: Option<fn() -> u64>) -> Self {
+        Self { stripe, nested, can_block: false, mask, clock, not_send: PhantomData }
+    }
+
+    /// Returns a context for ordinary code (`fault_in`, the monitor, helper threads).
+    #[must_use]
+    pub fn thread(stripe: usize) -> Self {
+        Self { stripe, nested: false, can_block: true, mask: 0, clock: None, not_send: PhantomData }
+    }
+
+    /// Returns the clock's reading, or 0 when this fault is not sampled.
+    #[inline]
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        self.clock.map_or(0, |c| c())
+    }
+}

@@ -1,0 +1,292 @@
+//! One fault from the trap to its answer: the walk, what it leaves to be done outside the section, and again.
+//!
+//! Linux: `do_user_addr_fault` (`arch/x86/mm/fault.c`), whose loop over `VM_FAULT_RETRY` this is.
+//!
+//! # Context: handler
+
+use crate::claim::Claim;
+use crate::ctx::Ctx;
+use crate::failpoint;
+use crate::filemap;
+use crate::folio::DSYNCED;
+use crate::host::{AddressSpace, Park, Woken};
+use crate::memory;
+use crate::ops::{Staged, WaitKey};
+use crate::types::{FaultFlags, FillError, VmFaultReason};
+use crate::vma::{CowPage, VmFault, Work};
+use crate::vmstat::{Event, Stage};
+
+/// How often one trap tries again before it returns to the instruction, which then traps anew.
+///
+/// Any number is correct; this one lets a fault that waits, fills and maps finish in one trap, and bounds the handler.
+const MAX_ATTEMPTS: usize = 16;
+
+/// What the walk needs around it.
+#[derive(Clone, Copy)]
+pub struct Env<'a> {
+    /// Lends vmas and objects.
+    pub mm: &'a dyn AddressSpace,
+    /// Sleeps and passes work on.
+    pub park: &'a dyn Park,
+}
+
+impl core::fmt::Debug for Env<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Env")
+    }
+}
+
+/// What outside work left for the next attempt.
+enum Next {
+    /// Walk again.
+    Again,
+    /// Walk again with this private copy.
+    WithCow(Staged, u32),
+    /// Walk again; the deadline passed.
+    TimedOut,
+    /// No use walking: report.
+    Fail(FillError),
+}
+
+/// Resolves the fault at `address`; `None`: no vma of ours is there.
+///
+/// Returns the bits of all attempts together; `RETRY` in the result means that the instruction should simply run
+/// again (it will trap again).
+pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, mut flags: FaultFlags) -> Option<VmFaultReason> {
+    let mut seen = VmFaultReason::empty();
+    let mut cow: Option<(Staged, u32)> = None;
+    let mut timed_out = false;
+    for _ in 0..MAX_ATTEMPTS {
+        let mut work = Work::None;
+        let found = walk_once(env, ctx, address, flags, cow.as_ref(), timed_out, &mut work);
+        if let Some((staged, _)) = cow.take() {
+            env.mm.put_staged(staged);
+        }
+        let r = found?;
+        seen = seen.without(VmFaultReason::RETRY) | r;
+        if !r.intersects(VmFaultReason::RETRY) || flags.intersects(FaultFlags::RETRY_NOWAIT) {
+            return Some(seen);
+        }
+        match do_work(env, ctx, work) {
+            Next::Again => {}
+            Next::WithCow(staged, version) => cow = Some((staged, version)),
+            Next::TimedOut => timed_out = true,
+            Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
+        }
+        flags |= FaultFlags::TRIED;
+    }
+    if let Some((staged, _)) = cow.take() {
+        env.mm.put_staged(staged);
+    }
+    Some(seen)
+}
+
+/// One attempt, inside one section.
+fn walk_once(
+    env: Env<'_>,
+    ctx: &Ctx<'_>,
+    address: usize,
+    flags: FaultFlags,
+    cow: Option<&(Staged, u32)>,
+    timed_out: bool,
+    work: &mut Work,
+) -> Option<VmFaultReason> {
+    let entered = ctx.now();
+    env.mm.with_vma(address, &mut |vma| {
+        failpoint!(SECTION_ENTERED);
+        let found = ctx.now();
+        let copy = cow.map(|(staged, version)| CowPage { staged, version: *version });
+        let mut vmf = VmFault::new(ctx, vma, address, flags);
+        vmf.cow = copy.as_ref();
+        vmf.timed_out = timed_out;
+        let r = memory::handle_mm_fault(&mut vmf);
+        debug_assert!(vmf.folio.is_none(), "no pin leaves the section");
+        *work = core::mem::take(&mut vmf.work);
+        let stat = vma.mapping.stat;
+        memory::account_fault(ctx, stat, r);
+        if ctx.clock.is_some() {
+            stat.stage(ctx.stripe, Stage::Lookup, found.wrapping_sub(entered));
+            stat.stage(ctx.stripe, Stage::Map, ctx.now().wrapping_sub(found));
+        }
+        r
+    })
+}
+
+/// Does what the walk asked for. No section, pin or signal-mask change of ours is in force.
+fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
+    match work {
+        Work::None => {
+            env.park.relax();
+            Next::Again
+        }
+        Work::Fill(claim) => do_fill(env, ctx, claim),
+        Work::Cow(claim) => do_cow_read(env, ctx, claim),
+        Work::Dsync(claim) => do_dsync(env, ctx, claim),
+        Work::Tell(telling) => {
+            do_tell(env, ctx, telling);
+            Next::Again
+        }
+        Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
+    }
+}
+
+fn do_wait(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Next {
+    failpoint!(PARK);
+    match env.park.wait(ctx, key, timeout_ns) {
+        Woken::LookAgain => Next::Again,
+        Woken::TimedOut => Next::TimedOut,
+    }
+}
+
+/// Returns whether this thread may call the object's store itself.
+fn may_call_store(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
+    let mut safe = false;
+    env.mm.with_claim(claim, &mut |m| {
+        // A deadline needs another thread: who sits in the store cannot stop waiting for it.
+        safe = !ctx.nested && (m.handler_safe || (ctx.can_block && m.deadline_ns == u64::MAX));
+    });
+    safe
+}
+
+/// Reads the claimed pages here, or has a filler read them; the next attempt finds them, or waits.
+fn do_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    if may_call_store(env, ctx, &claim) {
+        fill_here(env, ctx, claim);
+    } else if let Err(claim) = env.park.submit(claim) {
+        give_up(env, claim);
+        env.park.relax();
+    }
+    Next::Again
+}
+
+/// Reads the claimed pages on this thread.
+///
+/// # Context: as the object's store
+pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
+    let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
+    let mut pending = Some(claim);
+    env.mm.with_claim(&id, &mut |m| {
+        if let Some(claim) = pending.take() {
+            let began = ctx.now();
+            // The verdict is in the words; the next walk reads it there.
+            let _ = filemap::read_claimed(m, env.park, ctx.stripe, claim);
+            if ctx.clock.is_some() {
+                m.stat.stage(ctx.stripe, Stage::Fill, ctx.now().wrapping_sub(began));
+            }
+        }
+    });
+}
+
+/// Gives a claim's pages up: no filler has room.
+pub fn give_up(env: Env<'_>, claim: Claim) {
+    let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
+    let mut pending = Some(claim);
+    env.mm.with_claim(&id, &mut |m| {
+        if let Some(claim) = pending.take() {
+            filemap::abandon(m, env.park, claim);
+        }
+    });
+}
+
+fn release(env: Env<'_>, claim: Claim) {
+    let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
+    let mut pending = Some(claim);
+    env.mm.with_claim(&id, &mut |m| {
+        if let Some(claim) = pending.take() {
+            filemap::release(m, claim);
+        }
+    });
+}
+
+/// Reads one page past the cache, for a private copy.
+fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    let staged = if may_call_store(env, ctx, &claim) { env.mm.get_staged() } else { None };
+    let Some(staged) = staged else {
+        // The next attempt is TRIED: it fills the cache instead.
+        release(env, claim);
+        return Next::Again;
+    };
+    let mut version = None;
+    env.mm.with_claim(&claim, &mut |m| {
+        let word = m.folio(claim.pgoff());
+        // The version before the read: whatever moves it afterwards makes the copy void.
+        let before = word.map(|w| w.load().version());
+        if m.a_ops.read_staged(claim.pgoff(), &staged).is_ok() {
+            version = before;
+        }
+    });
+    release(env, claim);
+    match version {
+        Some(version) => Next::WithCow(staged, version),
+        None => {
+            env.mm.put_staged(staged);
+            Next::Again
+        }
+    }
+}
+
+/// Makes a page's block durable before its first store (`NEEDDSYNC`).
+fn do_dsync(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    let mut result = Err(FillError::Deadline);
+    if may_call_store(env, ctx, &claim) {
+        env.mm.with_claim(&claim, &mut |m| {
+            result = m.a_ops.dsync(claim.pgoff(), 1);
+            if result.is_ok()
+                && let Some(word) = m.folio(claim.pgoff())
+                && word.try_pin(DSYNCED).is_ok()
+            {
+                word.unpin();
+            }
+        });
+    }
+    release(env, claim);
+    match result {
+        Ok(()) => Next::Again,
+        Err(error) => Next::Fail(error),
+    }
+}
+
+/// Calls the delegate here if that is allowed, or has a worker call it.
+fn do_tell(env: Env<'_>, ctx: &Ctx<'_>, telling: crate::claim::Telling) {
+    let mut here = ctx.can_block;
+    env.mm.with_telling(&telling, &mut |d, _| here |= d.handler_safe && !ctx.nested);
+    if here {
+        tell_here(env, ctx.stripe, telling);
+    } else if let Err(telling) = env.park.submit_telling(telling) {
+        untell(env, telling);
+        env.park.relax();
+    }
+}
+
+/// Calls the delegate on this thread.
+#[cfg_attr(not(feature = "userfaultfd"), expect(unused_variables, reason = "nobody is told without userfaultfd"))]
+pub fn tell_here(env: Env<'_>, stripe: usize, telling: crate::claim::Telling) {
+    #[cfg(feature = "userfaultfd")]
+    {
+        let words = telling.into_words();
+        let key = crate::claim::Telling::from_words(words);
+        let mut pending = Some(crate::claim::Telling::from_words(words));
+        env.mm.with_telling(&key, &mut |d, m| {
+            if let Some(telling) = pending.take() {
+                crate::userfaultfd::tell(d, m, env.park, stripe, telling);
+            }
+        });
+    }
+}
+
+/// Gives a telling up: the page is untold again.
+fn untell(env: Env<'_>, telling: crate::claim::Telling) {
+    env.mm.with_telling(&telling, &mut |d, _| {
+        let index = telling.index() as usize;
+        d.finish(index, crate::delegation::MinorVerdict::Delay);
+        if let Some(word) = d.word(index) {
+            env.park.wake(core::ptr::from_ref(word).addr());
+        }
+    });
+    release(env, telling.into_claim());
+}
+
+/// Counts a fault that was refused before any walk.
+pub fn count_refused(stat: &crate::vmstat::VmStat, ctx: &Ctx<'_>) {
+    stat.add(ctx.stripe, Event::HANDLER_REFUSED, 1);
+}

@@ -1,0 +1,447 @@
+//! The page cache's protocols: finding a page, mapping a run, filling, dropping. Linux: `mm/filemap.c`.
+//!
+//! Called by the `fault` vtables and, outside sections, by whoever holds a claim. Calls the store through
+//! `AddressSpaceOps` and the page tables through `Mmu`.
+//!
+//! # The rule of runs
+//! A window is pinned page by page and maps only what it pinned; the pins are dropped when the ioctl has returned.
+//!
+//! # Fill
+//! ```text
+//! absent --claim_run--> filling --read_claimed--> uptodate | poisoned
+//! ```
+//! The claim keeps the object alive and is the only way out of `filling`, also after a deadline: an abandoned filler
+//! must not scribble over a page that was healed meanwhile, so a page can be filled again only when its owner is back.
+//!
+//! # Context: handler
+
+use crate::claim::Claim;
+use crate::failpoint;
+use crate::folio::{DIRTY, FolioWord, OVERDUE, State, Wake};
+use crate::host::Park;
+use crate::mapping::{FailurePolicy, Mapping};
+use crate::ops::{Installed, Prot, WaitKey};
+use crate::sync::Ordering;
+use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
+use crate::vma::{VmFault, Vma, Work};
+use crate::vmstat::Event;
+
+/// The longest run that one claim covers: an extent.
+pub const CLAIM_MAX: u32 = 512;
+
+/// What [`get_folio`] found.
+#[derive(Debug)]
+pub enum Lookup<'a> {
+    /// The page, pinned.
+    Pinned(&'a FolioWord),
+    /// Past the end of the object, or of its tables.
+    PastEnd,
+    /// Not there: claim it.
+    Absent,
+    /// The store failed before: claim it again, or report.
+    Poisoned(FillError),
+    /// Somebody is filling or evicting it: sleep on the key.
+    Busy(WaitKey),
+    /// It is being filled, and for too long.
+    Overdue,
+    /// The pins are exhausted.
+    NoPins,
+}
+
+/// Finds page `pgoff` and pins it, setting `set`. Linux: `filemap_get_folio`.
+pub fn get_folio<'a>(mapping: &'a Mapping<'_>, pgoff: u64, set: u64) -> Lookup<'a> {
+    if pgoff >= mapping.nr_pages() {
+        return Lookup::PastEnd;
+    }
+    let Some(word) = mapping.folio(pgoff) else { return Lookup::PastEnd };
+    failpoint!(LOOKUP_PIN);
+    let seen = match word.try_pin(set) {
+        Ok(_) => return Lookup::Pinned(word),
+        Err(seen) => seen,
+    };
+    match seen.state() {
+        State::Absent => Lookup::Absent,
+        State::Poisoned => Lookup::Poisoned(seen.error()),
+        State::Uptodate | State::Writeback => Lookup::NoPins,
+        State::Filling if seen.has(OVERDUE) => Lookup::Overdue,
+        State::Filling | State::Evicting => match word.mark_waiter(seen.state()) {
+            Some(low) => Lookup::Busy(WaitKey { addr: word.futex_addr(), seen: low }),
+            // It moved on between the two looks; an impossible key makes the sleeper look again at once.
+            None => Lookup::Busy(WaitKey { addr: word.futex_addr(), seen: !word.load().low() }),
+        },
+    }
+}
+
+/// Returns the fault path's answer to what [`get_folio`] found, preparing the work it asks for.
+///
+/// - `Pinned`: `LOCKED`, with `vmf.folio` set.
+/// - `Absent`: a claim over the fill window and `MAJOR | RETRY`.
+/// - `Poisoned`: the first attempt tries the store again (so a page heals when its store does), the next reports.
+pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
+    let mapping = vmf.vma().mapping;
+    match get_folio(mapping, vmf.pgoff(), set) {
+        Lookup::Pinned(word) => {
+            vmf.folio = Some(word);
+            VmFaultReason::LOCKED
+        }
+        Lookup::PastEnd => VmFaultReason::SIGBUS,
+        Lookup::Absent => fault_missing(vmf),
+        Lookup::Poisoned(error) if vmf.flags().intersects(FaultFlags::TRIED) => error.reason(),
+        Lookup::Poisoned(_) => fault_missing(vmf),
+        Lookup::Overdue => VmFaultReason::SIGBUS,
+        Lookup::NoPins => VmFaultReason::OOM,
+        Lookup::Busy(key) => {
+            if vmf.timed_out {
+                mapping.stat.add(vmf.ctx().stripe, Event::FILL_OVERDUE, 1);
+                if let Some(word) = mapping.folio(vmf.pgoff()) {
+                    word.mark_overdue();
+                }
+                return VmFaultReason::SIGBUS;
+            }
+            vmf.work = Work::Wait(key, mapping.deadline_ns);
+            VmFaultReason::RETRY
+        }
+    }
+}
+
+/// Claims the run of missing pages around the fault, within the fill window, the vma, the extent and the object.
+fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    if vmf.flags().intersects(FaultFlags::RETRY_NOWAIT) {
+        return VmFaultReason::RETRY;
+    }
+    let (vma, mapping) = (vmf.vma(), vmf.vma().mapping);
+    let window = u64::from(mapping.fill_window.clamp(1, CLAIM_MAX)).next_power_of_two();
+    let start = (vmf.pgoff() & !(window - 1)).max(vma.pgoff);
+    let end = (vmf.pgoff() & !(window - 1)).saturating_add(window).min(vma.pgoff_end()).min(mapping.nr_pages());
+    match claim_run(mapping, vmf.pgoff(), start, end) {
+        Ok(Some(claim)) => {
+            vmf.work = Work::Fill(claim);
+            VmFaultReason::MAJOR | VmFaultReason::RETRY
+        }
+        // Somebody else claimed it between the look and the claim: look again.
+        Ok(None) => VmFaultReason::RETRY,
+        Err(error) => error.reason(),
+    }
+}
+
+/// Claims page `pgoff` and the missing pages beside it within `start..end`; `None`: `pgoff` is no longer missing.
+///
+/// The window rises from `pgoff` first (sequential reads go up), then falls.
+///
+/// # Errors
+/// [`FillError::NoMemory`] when the cache's limit does not allow even one page.
+pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Result<Option<Claim>, FillError> {
+    let claim = |p: u64| mapping.folio(p).is_some_and(|w| w.try_claim().is_ok());
+    if !mapping.account.charge(1) {
+        return Err(FillError::NoMemory);
+    }
+    if !claim(pgoff) {
+        mapping.account.uncharge(1);
+        return Ok(None);
+    }
+    // From here the object is kept: its last vma may go while we read. Relaxed: the section we are in (or the
+    // caller's own reference) orders it before any look that could free the object.
+    mapping.users.fetch_add(1, Ordering::Relaxed);
+    // Neighbours only where they are simply absent: a poisoned neighbour must not fail a healthy fill.
+    let absent = |p: u64| mapping.folio(p).is_some_and(|w| w.load().state() == State::Absent);
+    let more = |p: u64| {
+        if !absent(p) || !mapping.account.charge(1) {
+            return false;
+        }
+        let won = claim(p);
+        if !won {
+            mapping.account.uncharge(1);
+        }
+        won
+    };
+    let (mut lo, mut hi) = (pgoff, pgoff.saturating_add(1));
+    while hi < end && hi - lo < u64::from(CLAIM_MAX) && more(hi) {
+        hi += 1;
+    }
+    while lo > start && hi - lo < u64::from(CLAIM_MAX) && more(lo - 1) {
+        lo -= 1;
+    }
+    failpoint!(FILL_CLAIMED);
+    Ok(Some(Claim::new(mapping.id, lo, u32::try_from(hi - lo).unwrap_or(0))))
+}
+
+/// Takes a claim of no pages: it keeps the object alive for work outside the section.
+pub fn hold(mapping: &Mapping<'_>, pgoff: u64) -> Claim {
+    mapping.users.fetch_add(1, Ordering::Relaxed);
+    Claim::new(mapping.id, pgoff, 0)
+}
+
+/// Spends a claim whose pages, if any, were left.
+pub fn release(mapping: &Mapping<'_>, claim: Claim) {
+    debug_assert_eq!(claim.mapping_id(), mapping.id, "a claim is spent on its own object");
+    // Release: everything done under the claim happened before whoever waits for users = 0 (Acquire) goes on.
+    mapping.users.fetch_sub(1, Ordering::Release);
+    drop(claim);
+}
+
+fn each(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, leave: impl Fn(&FolioWord) -> Wake) {
+    for p in from..to {
+        if let Some(word) = mapping.folio(p)
+            && leave(word) == Wake::Needed
+        {
+            park.wake(word.futex_addr());
+        }
+    }
+}
+
+/// Reads the pages of a claim from the store, publishes or poisons them, and spends the claim.
+///
+/// Whole pages before a bad one are published; only the bad page is poisoned; pages behind it become absent again, so
+/// that one bad page never hides its neighbours.
+///
+/// # Context: handler if the object is `handler_safe`, else a thread that may block
+///
+/// # Errors
+/// Why the first page that is not there is not.
+pub fn read_claimed(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, claim: Claim) -> Result<(), FillError> {
+    let (pgoff, nr) = (claim.pgoff(), claim.nr());
+    let end = pgoff.saturating_add(u64::from(nr));
+    mapping.stat.add(stripe, Event::FILL_CALLS, 1);
+    let read = mapping.a_ops.read_folio(pgoff, nr);
+    failpoint!(FILL_PUBLISH);
+    let result = match read {
+        Ok(()) => {
+            publish(mapping, park, stripe, pgoff, end);
+            Ok(())
+        }
+        Err((good, error)) => {
+            mapping.stat.add(stripe, Event::FILL_ERRORS, 1);
+            let bad = pgoff.saturating_add(u64::from(good.min(nr.saturating_sub(1))));
+            publish(mapping, park, stripe, pgoff, bad);
+            let settled = settle_bad_page(mapping, park, stripe, bad, error);
+            each(mapping, park, bad.saturating_add(1), end, FolioWord::abandon);
+            mapping.account.uncharge(end.saturating_sub(bad.saturating_add(1)));
+            settled
+        }
+    };
+    release(mapping, claim);
+    result
+}
+
+/// Answers one page that the store could not give, by the object's policy.
+fn settle_bad_page(
+    mapping: &Mapping<'_>,
+    park: &dyn Park,
+    stripe: usize,
+    pgoff: u64,
+    error: FillError,
+) -> Result<(), FillError> {
+    let end = pgoff.saturating_add(1);
+    if mapping.policy == FailurePolicy::Zero && mapping.a_ops.zero_folio(pgoff, 1).is_ok() {
+        publish(mapping, park, stripe, pgoff, end);
+        return Ok(());
+    }
+    mapping.stat.add(stripe, Event::PGPOISON, 1);
+    // What the store left half-written goes away; if that fails the word still says that nobody may look.
+    let _ = mapping.a_ops.punch(pgoff, 1);
+    each(mapping, park, pgoff, end, |w| w.fail(error));
+    mapping.account.uncharge(1);
+    Err(error)
+}
+
+/// filling -> uptodate for `from..to`, with the chunks' counts.
+fn publish(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64) {
+    let mut p = from;
+    while p < to {
+        let chunk_end = (p | (u64::from(CLAIM_MAX) - 1)).saturating_add(1).min(to);
+        each(mapping, park, p, chunk_end, |w| w.publish(0));
+        if let Some(chunk) = mapping.chunk(p) {
+            chunk.add_uptodate(chunk_end - p);
+        }
+        p = chunk_end;
+    }
+    mapping.stat.add(stripe, Event::PGPGIN, to.saturating_sub(from));
+}
+
+/// Gives up the pages of a claim without a verdict (no filler could be had), and spends it.
+pub fn abandon(mapping: &Mapping<'_>, park: &dyn Park, claim: Claim) {
+    let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
+    each(mapping, park, claim.pgoff(), end, FolioWord::abandon);
+    mapping.account.uncharge(u64::from(claim.nr()));
+    release(mapping, claim);
+}
+
+/// Fills one page by a closure that gets its bytes, as a custom `VmOps::fault` does: `LOCKED` with the page pinned.
+///
+/// `f` runs inside the section: it computes, it does not wait. Several threads on one page: one computes it.
+pub fn fill_with(vmf: &mut VmFault<'_>, park: &dyn Park, f: &mut dyn FnMut(&mut [u8])) -> VmFaultReason {
+    let mapping = vmf.vma().mapping;
+    let set = if vmf.is_shared_write() { DIRTY } else { 0 };
+    let pgoff = vmf.pgoff();
+    if !matches!(get_folio_state(mapping, pgoff), Some(State::Absent)) {
+        return fault(vmf, set);
+    }
+    match claim_run(mapping, pgoff, pgoff, pgoff.saturating_add(1)) {
+        Ok(None) => return fault(vmf, set),
+        Err(error) => return error.reason(),
+        Ok(Some(claim)) => {
+            mapping.a_ops.with_page_mut(pgoff, f);
+            publish(mapping, park, vmf.ctx().stripe, pgoff, pgoff.saturating_add(1));
+            release(mapping, claim);
+        }
+    }
+    fault(vmf, set)
+}
+
+fn get_folio_state(mapping: &Mapping<'_>, pgoff: u64) -> Option<State> {
+    (pgoff < mapping.nr_pages()).then(|| mapping.folio(pgoff).map(|w| w.load().state())).flatten()
+}
+
+/// Returns how pages of `vma` are installed; `noted`: they are dirty, pinned, and being written.
+#[must_use]
+pub fn prot_of(vma: &Vma<'_>, noted: bool) -> Prot {
+    Prot { write: vma.flags.intersects(VmFlags::WRITE), wp: vma.is_wp() && !noted }
+}
+
+/// Maps the cached pages of `start..end` around the fault, run by run. Linux: `filemap_map_pages`.
+///
+/// Returns `NOPAGE` if the faulting page is mapped now. Pages that may be mapped already are skipped, the faulting one
+/// excepted; `set` is put on every page that is pinned (the whole granule is dirty when it is exposed for writing).
+pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFaultReason {
+    let vma = vmf.vma();
+    let prot = prot_of(vma, set & DIRTY != 0);
+    let mut result = VmFaultReason::empty();
+    let mut run = start;
+    for p in start..=end {
+        if p < end && pin_for_window(vmf, p, set) {
+            continue;
+        }
+        if run < p {
+            result |= map_run(vmf, run, p, prot);
+        }
+        run = p.saturating_add(1);
+    }
+    result
+}
+
+/// Pins page `p` for a window; `false` ends the run.
+fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
+    let vma = vmf.vma();
+    let addr = vma.address_of(p);
+    let hint = vma.granule_pages == 0
+        && p != vmf.pgoff()
+        && vma.extent(addr).is_some_and(|e| e.maybe_mapped(crate::extent::Extent::page_index(addr)));
+    let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> crate::page::PAGE_SHIFT));
+    !hint && told && vma.mapping.folio(p).is_some_and(|w| w.try_pin(set).is_ok())
+}
+
+/// Installs the pinned pages `from..to`, unpins them, and says whether the faulting one is among the mapped.
+fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
+    let vma = vmf.vma();
+    failpoint!(PINNED_MAP);
+    let mut p = from;
+    let mut result = VmFaultReason::empty();
+    let mut covers = |a: u64, b: u64| {
+        if (a..b).contains(&vmf.pgoff()) {
+            result = VmFaultReason::NOPAGE;
+        }
+    };
+    let (mut mapped, mut calls, mut exists) = (0u64, 0u64, 0u64);
+    while p < to {
+        let nr = usize::try_from(to - p).unwrap_or(0);
+        let addr = vma.address_of(p);
+        calls += 1;
+        let done = match vma.mmu.set_ptes(addr, nr, prot) {
+            Installed::All => nr,
+            Installed::Partial(n) => n.clamp(1, nr),
+            Installed::Exists => {
+                exists += 1;
+                vma.mmu.wake(addr, 1);
+                note_mapped(vma, addr, 1);
+                covers(p, p.saturating_add(1));
+                p += 1;
+                continue;
+            }
+            // The range went away, the map is changing or memory is short: what is left is not needed for progress.
+            _ => break,
+        };
+        note_mapped(vma, addr, done);
+        covers(p, p.saturating_add(done as u64));
+        mapped += done as u64;
+        p += done as u64;
+    }
+    failpoint!(MAP_UNPIN);
+    for q in from..to {
+        if let Some(word) = vma.mapping.folio(q) {
+            word.unpin();
+        }
+    }
+    let (stat, stripe) = (vma.mapping.stat, vmf.ctx().stripe);
+    stat.add(stripe, Event::MAP_CALLS, calls);
+    stat.add(stripe, Event::PGMAPPED_AROUND, mapped.saturating_sub(u64::from(!result.is_empty())));
+    stat.add(stripe, Event::PGMAPPED, u64::from(!result.is_empty() && mapped > 0));
+    if exists > 0 {
+        stat.add(stripe, Event::MAP_EEXIST, exists);
+    }
+    result
+}
+
+/// Notes in the arena's extents that `nr` pages from `addr` were mapped.
+pub fn note_mapped(vma: &Vma<'_>, addr: usize, nr: usize) {
+    let mut left = nr;
+    let mut at = addr;
+    while left > 0 {
+        let index = crate::extent::Extent::page_index(at);
+        let here = left.min(crate::page::EXTENT_PAGES - index);
+        if let Some(extent) = vma.extent(at) {
+            extent.note_mapped(index, here);
+        }
+        left -= here;
+        at = at.saturating_add(here << crate::page::PAGE_SHIFT);
+    }
+}
+
+/// Drops the clean, unpinned pages of `from..to` (dirty ones too if `discard`) from the cache; returns how many went.
+///
+/// The chunk's native extents must have been demoted: where one is left the chunk is skipped. Not for handlers' sake
+/// but for the caller's: a punch takes the file system's locks.
+pub fn drop_pages(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, discard: bool) -> u64 {
+    let mut dropped = 0;
+    let mut p = from;
+    while p < to {
+        let chunk_end = (p | (u64::from(CLAIM_MAX) - 1)).saturating_add(1).min(to);
+        if let Some(chunk) = mapping.chunk(p)
+            && chunk.try_get_evict()
+        {
+            let n = drop_in_chunk(mapping, park, p, chunk_end, discard);
+            chunk.sub_uptodate(n);
+            chunk.put_evict();
+            dropped += n;
+        }
+        p = chunk_end;
+    }
+    mapping.account.uncharge(dropped);
+    mapping.stat.add(stripe, Event::PGSTEAL, dropped);
+    dropped
+}
+
+/// uptodate -> evicting -> punched -> absent, run by run.
+fn drop_in_chunk(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, discard: bool) -> u64 {
+    let take = |p: u64| mapping.folio(p).is_some_and(|w| if discard { w.try_discard() } else { w.try_evict() }.is_ok());
+    let mut dropped = 0;
+    let mut run = from;
+    for p in from..=to {
+        if p < to && take(p) {
+            continue;
+        }
+        if run < p {
+            failpoint!(EVICT_PUNCH);
+            let nr = u32::try_from(p - run).unwrap_or(0);
+            let punched = mapping.a_ops.punch(run, nr).is_ok();
+            failpoint!(EVICT_DONE);
+            if punched {
+                each(mapping, park, run, p, FolioWord::evicted);
+                dropped += p - run;
+            } else {
+                each(mapping, park, run, p, FolioWord::evict_undo);
+            }
+        }
+        run = p.saturating_add(1);
+    }
+    dropped
+}

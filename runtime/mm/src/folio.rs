@@ -1,0 +1,478 @@
+//! The folio word: one `AtomicU64` per page of an object, holding the state, the flags, the pins and the version.
+//!
+//! ```text
+//!  63        48 47        32 31        16 15      8 7 6 5 4 3 2   0
+//! +------------+------------+------------+---------+-+-+-+-+-+-----+
+//! | version hi |    pins    | version lo |  error  |S|O|W|R|D|state|
+//! +------------+------------+------------+---------+-+-+-+-+-+-----+
+//!                                         S dsynced  O overdue  W waiters  R referenced  D dirty
+//! ```
+//! State, flags and waiters lie in the low half, which a futex can compare. All-zero is `absent`, so a table of words
+//! is an untouched anonymous mapping.
+//!
+//! | state     | who may leave it                     | mapped? | bytes may be    | pins  | left by                                    |
+//! |-----------|--------------------------------------|---------|-----------------|-------|--------------------------------------------|
+//! | absent    | anyone, by claiming                  | never   | nothing         | 0     | [`FolioWord::try_claim`]                   |
+//! | filling   | only the owner of the claim          | never   | written, owner  | 0     | [`FolioWord::publish`], [`FolioWord::fail`], [`FolioWord::abandon`] |
+//! | uptodate  | evict, write-back, rewrite: pins = 0 | yes     | read and written under a pin | any | [`FolioWord::try_evict`], [`FolioWord::try_writeback`], [`FolioWord::try_rewrite`] |
+//! | writeback | only the flusher                     | yes     | as uptodate     | any   | [`FolioWord::end_writeback`]               |
+//! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`] |
+//! | poisoned  | anyone, by claiming again            | never   | nothing         | 0     | [`FolioWord::try_claim`], [`FolioWord::forget_poison`] |
+//!
+//! # Pins
+//! Whoever installs, widens or narrows a mapping of the page, or touches its bytes through the alias, first takes a
+//! pin *with the CAS that checks the state and sets its flags*, and drops it only after the ioctl has returned. The
+//! transitions out of `uptodate` are CASes that require pins = 0. Without the pin:
+//! ```text
+//! handler (write fault)            flusher and reclaimer
+//! look: uptodate; +dirty
+//!                                  dirty -> writeback, protect, copy out, -> uptodate and clean
+//! CONTINUE without MODE_WP         (erases the protection)
+//! the instruction writes
+//!                                  clean -> evicting -> punch: the write is lost
+//! ```
+//! (tests/loom_folio.rs keeps this race and fails when the pin is taken out)
+//!
+//! # Context: handler
+
+use crate::sync::{AtomicU64, Ordering};
+use crate::types::FillError;
+
+const STATE: u64 = 0x7;
+const ABSENT: u64 = 0;
+const FILLING: u64 = 1;
+const UPTODATE: u64 = 2;
+const WRITEBACK: u64 = 3;
+const EVICTING: u64 = 4;
+const POISONED: u64 = 5;
+
+/// Written since the last write-back.
+pub const DIRTY: u64 = 1 << 3;
+/// Touched since the last reclaim pass.
+pub const REFERENCED: u64 = 1 << 4;
+/// Somebody sleeps on the word: whoever leaves the state wakes.
+pub const WAITERS: u64 = 1 << 5;
+/// The fill passed its deadline: touches answer the policy at once; the claim stands.
+pub const OVERDUE: u64 = 1 << 6;
+/// The store has made the page's block durable (`NEEDDSYNC` was answered).
+pub const DSYNCED: u64 = 1 << 7;
+
+const ERROR_SHIFT: u32 = 8;
+const ERROR: u64 = 0xff << ERROR_SHIFT;
+const VERSION_LO_SHIFT: u32 = 16;
+const VERSION_LO: u64 = 0xffff << VERSION_LO_SHIFT;
+const PIN_SHIFT: u32 = 32;
+const PIN: u64 = 1 << PIN_SHIFT;
+const PINS: u64 = 0xffff << PIN_SHIFT;
+const VERSION_HI_SHIFT: u32 = 48;
+const VERSION_HI: u64 = 0xffff << VERSION_HI_SHIFT;
+const VERSION: u64 = VERSION_LO | VERSION_HI;
+/// Pins that faults may take; the rest of the field is headroom, so that a race of increments cannot carry.
+const PINS_MAX: u64 = 0xf000;
+
+/// The state of a page; the module's table says what each permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Not in the cache.
+    Absent,
+    /// Being filled by the owner of the claim.
+    Filling,
+    /// In the cache, whole.
+    Uptodate,
+    /// In the cache, being written out.
+    Writeback,
+    /// Leaving the cache.
+    Evicting,
+    /// The store failed; the error is in the word.
+    Poisoned,
+}
+
+/// One look at a folio word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Folio(pub u64);
+
+impl Folio {
+    /// Returns the state.
+    #[must_use]
+    pub fn state(self) -> State {
+        match self.0 & STATE {
+            FILLING => State::Filling,
+            UPTODATE => State::Uptodate,
+            WRITEBACK => State::Writeback,
+            EVICTING => State::Evicting,
+            POISONED => State::Poisoned,
+            _ => State::Absent,
+        }
+    }
+    /// Returns whether the page may be mapped: uptodate or writeback.
+    #[inline]
+    #[must_use]
+    pub fn is_mappable(self) -> bool {
+        matches!(self.0 & STATE, UPTODATE | WRITEBACK)
+    }
+    /// Returns whether all of `flags` are set.
+    #[must_use]
+    pub fn has(self, flags: u64) -> bool {
+        self.0 & flags == flags
+    }
+    /// Returns the number of pins.
+    #[must_use]
+    pub fn pins(self) -> u64 {
+        (self.0 & PINS) >> PIN_SHIFT
+    }
+    /// Returns the version, which moves with every claim.
+    #[must_use]
+    pub fn version(self) -> u32 {
+        // Two fields of 16 bits: the result has 32.
+        let lo = (self.0 & VERSION_LO) >> VERSION_LO_SHIFT;
+        let hi = (self.0 & VERSION_HI) >> VERSION_HI_SHIFT;
+        u32::try_from(lo | (hi << 16)).unwrap_or(0)
+    }
+    /// Returns the error of a poisoned page.
+    #[must_use]
+    pub fn error(self) -> FillError {
+        FillError::from_code(u8::try_from((self.0 & ERROR) >> ERROR_SHIFT).unwrap_or(0))
+    }
+    /// Returns the half a futex compares.
+    #[must_use]
+    pub fn low(self) -> u32 {
+        u32::try_from(self.0 & 0xffff_ffff).unwrap_or(0)
+    }
+    fn bumped(self) -> u64 {
+        let v = u64::from(self.version().wrapping_add(1));
+        (self.0 & !VERSION) | ((v & 0xffff) << VERSION_LO_SHIFT) | ((v >> 16) << VERSION_HI_SHIFT)
+    }
+}
+
+impl core::fmt::Debug for Folio {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Folio")
+            .field("state", &self.state())
+            .field("pins", &self.pins())
+            .field("version", &self.version())
+            .field("dirty", &self.has(DIRTY))
+            .field("waiters", &self.has(WAITERS))
+            .finish()
+    }
+}
+
+/// The word itself. `#[repr(transparent)]`, so that zeroed memory can be lent as a slice of them.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct FolioWord(AtomicU64);
+
+/// What leaving a state asks of the caller.
+#[must_use = "sleepers are waiting for this wake-up"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// Somebody sleeps on the word: wake them.
+    Needed,
+    /// Nobody does.
+    No,
+}
+
+impl Wake {
+    fn of(before: u64) -> Self {
+        if before & WAITERS != 0 { Wake::Needed } else { Wake::No }
+    }
+}
+
+impl FolioWord {
+    /// Returns an absent page (tests; tables are zeroed memory).
+    #[must_use]
+    pub fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Looks at the word.
+    #[inline]
+    #[must_use]
+    pub fn load(&self) -> Folio {
+        // Pairs with the Release of publish(): who sees `uptodate` sees the bytes.
+        Folio(self.0.load(Ordering::Acquire))
+    }
+
+    /// Returns the address a futex sleeps on: the low half of the word (x86-64 is little-endian).
+    #[must_use]
+    pub fn futex_addr(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
+    /// Retries `f` against the newest value until it gives up (`None`) or its CAS succeeds; returns the old value.
+    ///
+    /// The loop ends after as many turns as other threads succeed in between: it is lock-free, not bounded, and each
+    /// of those successes is somebody's progress.
+    #[inline]
+    fn update(&self, f: impl Fn(Folio) -> Option<u64>) -> Result<Folio, Folio> {
+        let mut seen = self.load();
+        loop {
+            let Some(next) = f(seen) else { return Err(seen) };
+            // Release: what the caller did to the page happened before the state says so (pairs with load()).
+            // Acquire: what the former owner did is visible to the new one (pairs with the Release of unpin()).
+            match self.0.compare_exchange_weak(seen.0, next, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return Ok(seen),
+                Err(now) => seen = Folio(now),
+            }
+        }
+    }
+
+    /// Takes a pin and sets `set` (a write fault passes [`DIRTY`]) if the page may be mapped.
+    ///
+    /// # Errors
+    /// What was seen instead; also when the pins are exhausted.
+    #[inline]
+    pub fn try_pin(&self, set: u64) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let room = w.0 & PINS < PINS_MAX << PIN_SHIFT;
+            (w.is_mappable() && room).then_some((w.0 + PIN) | set)
+        })
+    }
+
+    /// Drops a pin.
+    #[inline]
+    pub fn unpin(&self) {
+        // Pairs with the Acquire of the CASes that require pins = 0: they come after everything done under the pin.
+        let before = self.0.fetch_sub(PIN, Ordering::Release);
+        debug_assert!(Folio(before).pins() > 0, "unpin without a pin");
+    }
+
+    /// absent | poisoned -> filling: makes the caller the owner of the page.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_claim(&self) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let free = matches!(w.state(), State::Absent | State::Poisoned);
+            free.then_some((w.bumped() & !(STATE | ERROR | OVERDUE | DIRTY | DSYNCED)) | FILLING)
+        })
+    }
+
+    /// filling -> uptodate. Owner only.
+    pub fn publish(&self, set: u64) -> Wake {
+        self.leave_filling(UPTODATE | set)
+    }
+
+    /// filling -> poisoned, keeping the reason. Owner only.
+    pub fn fail(&self, error: FillError) -> Wake {
+        self.leave_filling(POISONED | ((error as u64) << ERROR_SHIFT))
+    }
+
+    /// filling -> absent: the owner gives the page up without a verdict. Owner only.
+    pub fn abandon(&self) -> Wake {
+        self.leave_filling(ABSENT)
+    }
+
+    fn leave_filling(&self, to: u64) -> Wake {
+        // Others may set WAITERS and OVERDUE meanwhile, hence a CAS; the state is ours alone.
+        let r = self.update(|w| {
+            debug_assert!(w.state() == State::Filling, "only the owner leaves filling: {w:?}");
+            Some((w.0 & !(STATE | WAITERS | OVERDUE)) | to)
+        });
+        r.map_or(Wake::No, |w| Wake::of(w.0))
+    }
+
+    /// Marks that the caller is about to sleep; returns the low half to sleep on, or `None` when the state moved on.
+    ///
+    /// ```text
+    /// waiter                                owner
+    /// CAS +WAITERS (state as seen)
+    ///                                       filling -> uptodate, -WAITERS, sees WAITERS: wakes
+    /// futex(wait while low half == marked)  -> EAGAIN, or woken: both look again
+    /// ```
+    #[must_use]
+    pub fn mark_waiter(&self, seen: State) -> Option<u32> {
+        self.update(|w| (w.state() == seen).then_some(w.0 | WAITERS)).ok().map(|w| Folio(w.0 | WAITERS).low())
+    }
+
+    /// Marks a fill whose deadline has passed. The claim stands: only its owner can leave `filling`.
+    pub fn mark_overdue(&self) {
+        let _ = self.update(|w| (w.state() == State::Filling).then_some(w.0 | OVERDUE));
+    }
+
+    /// Sets flags on a page that the caller has pinned.
+    pub fn set(&self, flags: u64) {
+        // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
+        // release publishes it.
+        self.0.fetch_or(flags, Ordering::Relaxed);
+    }
+
+    /// uptodate, clean, unpinned -> evicting.
+    ///
+    /// # Errors
+    /// What was seen instead; a reclaimer skips such a page and never waits for it.
+    pub fn try_evict(&self) -> Result<Folio, Folio> {
+        self.update(|w| {
+            (w.state() == State::Uptodate && w.pins() == 0 && !w.has(DIRTY)).then_some((w.0 & !STATE) | EVICTING)
+        })
+    }
+
+    /// uptodate, unpinned -> evicting, dirty or not: the page's bytes are void (truncate, punch).
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_discard(&self) -> Result<Folio, Folio> {
+        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.0 & !(STATE | DIRTY)) | EVICTING))
+    }
+
+    /// evicting -> absent. Evictor only, after the punch.
+    pub fn evicted(&self) -> Wake {
+        let r = self.update(|w| {
+            debug_assert!(w.state() == State::Evicting, "only the evictor leaves evicting: {w:?}");
+            Some(w.0 & !(STATE | WAITERS | REFERENCED | DSYNCED))
+        });
+        r.map_or(Wake::No, |w| Wake::of(w.0))
+    }
+
+    /// evicting -> uptodate: the punch failed, the page is still there. Evictor only.
+    pub fn evict_undo(&self) -> Wake {
+        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS)) | UPTODATE));
+        r.map_or(Wake::No, |w| Wake::of(w.0))
+    }
+
+    /// poisoned -> absent: the next touch asks the store as if nothing had happened.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn forget_poison(&self) -> Result<Folio, Folio> {
+        self.update(|w| (w.state() == State::Poisoned).then_some(w.0 & !(STATE | ERROR)))
+    }
+
+    /// uptodate, unpinned -> filling: a rewrite (a delegate's) with the page mapped nowhere.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_rewrite(&self) -> Result<Folio, Folio> {
+        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.bumped() & !STATE) | FILLING))
+    }
+
+    /// uptodate, dirty, unpinned -> writeback, clean.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_writeback(&self) -> Result<Folio, Folio> {
+        self.update(|w| {
+            (w.state() == State::Uptodate && w.pins() == 0 && w.has(DIRTY))
+                .then_some((w.0 & !(STATE | DIRTY)) | WRITEBACK)
+        })
+    }
+
+    /// writeback -> uptodate; dirty again when it was written (or the store failed) meanwhile.
+    pub fn end_writeback(&self, ok: bool) -> Wake {
+        let set = if ok { 0 } else { DIRTY };
+        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS)) | UPTODATE | set));
+        r.map_or(Wake::No, |w| Wake::of(w.0))
+    }
+}
+
+impl Default for FolioWord {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn uptodate() -> FolioWord {
+        let w = FolioWord::new();
+        assert!(w.try_claim().is_ok());
+        let _ = w.publish(0);
+        w
+    }
+
+    #[test]
+    fn a_word_is_eight_bytes_and_zero_is_absent() {
+        assert_eq!(size_of::<FolioWord>(), 8);
+        assert_eq!(align_of::<FolioWord>(), 8);
+        assert_eq!(FolioWord::new().load().state(), State::Absent);
+    }
+
+    #[test]
+    fn only_one_claims() {
+        let w = FolioWord::new();
+        assert!(w.try_claim().is_ok());
+        assert!(w.try_claim().is_err(), "filling is owned");
+        assert!(w.try_pin(0).is_err(), "a page that is being filled is not mapped");
+        let _ = w.publish(0);
+        assert!(w.try_claim().is_err(), "an uptodate page is not filled again");
+    }
+
+    #[test]
+    fn a_pin_holds_off_every_transition_that_moves_bytes() {
+        let w = uptodate();
+        assert!(w.try_pin(DIRTY).is_ok());
+        assert!(w.try_evict().is_err());
+        assert!(w.try_discard().is_err());
+        assert!(w.try_writeback().is_err());
+        assert!(w.try_rewrite().is_err());
+        w.unpin();
+        assert!(w.try_evict().is_err(), "dirty pages are not dropped");
+        assert!(w.try_writeback().is_ok());
+        let _ = w.end_writeback(true);
+        assert!(w.try_evict().is_ok());
+        let _ = w.evicted();
+        assert_eq!(w.load().state(), State::Absent);
+    }
+
+    #[test]
+    fn a_write_during_writeback_leaves_the_page_dirty() {
+        let w = uptodate();
+        w.set(DIRTY);
+        assert!(w.try_writeback().is_ok());
+        assert!(w.try_pin(DIRTY).is_ok(), "writeback may be pinned");
+        w.unpin();
+        let _ = w.end_writeback(true);
+        assert!(w.load().has(DIRTY));
+    }
+
+    #[test]
+    fn the_version_moves_with_every_claim_through_all_32_bits() {
+        let w = FolioWord::new();
+        let v0 = w.load().version();
+        for i in 1..=70_000u32 {
+            assert!(w.try_claim().is_ok());
+            let _ = w.abandon();
+            assert_eq!(w.load().version(), v0.wrapping_add(i), "the carry into the high half");
+            assert_eq!(w.load().pins(), 0, "the version does not leak into the pins");
+        }
+    }
+
+    #[test]
+    fn a_poisoned_page_names_its_error_and_can_be_claimed_again() {
+        let w = FolioWord::new();
+        assert!(w.try_claim().is_ok());
+        let _ = w.fail(FillError::Corrupt);
+        assert_eq!(w.load().state(), State::Poisoned);
+        assert_eq!(w.load().error(), FillError::Corrupt);
+        assert!(w.try_pin(0).is_err());
+        assert!(w.try_claim().is_ok());
+        let _ = w.publish(0);
+        assert_eq!(w.load().0 & ERROR, 0, "healed");
+    }
+
+    #[test]
+    fn leaving_a_state_reports_its_waiters_once() {
+        let w = FolioWord::new();
+        assert!(w.try_claim().is_ok());
+        assert!(w.mark_waiter(State::Uptodate).is_none(), "not the state the waiter saw");
+        let low = w.mark_waiter(State::Filling).expect("filling");
+        assert_eq!(low, w.load().low());
+        assert_eq!(w.publish(0), Wake::Needed);
+        assert_ne!(low, w.load().low(), "the futex word moved");
+        assert!(w.try_evict().is_ok());
+        assert_eq!(w.evicted(), Wake::No);
+    }
+
+    #[test]
+    fn pins_saturate_instead_of_carrying() {
+        let w = uptodate();
+        let mut n = 0u32;
+        while w.try_pin(0).is_ok() {
+            n += 1;
+        }
+        assert_eq!(u64::from(n), PINS_MAX);
+        let v = w.load().version();
+        assert_eq!(v, 1, "the version is untouched by {n} pins");
+    }
+}

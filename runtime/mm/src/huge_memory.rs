@@ -1,0 +1,181 @@
+//! Promotion and demotion of extents: stepping aside where the whole 2 MiB is cached.
+//!
+//! A 2 MiB extent whose pages are all in the cache is unregistered, and the kernel then faults at its own speed. The
+//! order of steps is the rule (see [`crate::extent`] for the race it answers):
+//! ```text
+//! promote: extent trapped->changing; chunk native+1 (evicting = 0); read 512 words; [all dirty]; UNREGISTER; ->native
+//! demote:  extent native->changing;  REGISTER [, WRITEPROTECT]; ->trapped; chunk native-1
+//! ```
+//! A shared writable extent is `tracked` rather than native: the kernel goes on noting first stores. All its pages are
+//! marked dirty before it is unregistered, because in between nobody notes anything.
+//!
+//! # Context: handler (promotion); demotion is the control plane's
+
+use crate::extent::{Extent, ExtentState};
+use crate::failpoint;
+use crate::folio::DIRTY;
+use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
+use crate::types::{VmFaultReason, VmFlags};
+use crate::vma::{VmFault, Vma};
+use crate::vmstat::Event;
+
+/// How many neighbouring extents one promotion may take along: it bounds the handler's work.
+const RUN_MAX: usize = 16;
+
+/// Hands the fault's extent, and complete neighbours above it, to the kernel: `NOPAGE`, or `FALLBACK` to small pages.
+///
+/// Linux: `->huge_fault`.
+pub fn huge_fault(vmf: &VmFault<'_>) -> VmFaultReason {
+    let vma = vmf.vma();
+    let base = vmf.address() & !(EXTENT_SIZE - 1);
+    if !may_promote(vma, base) || promote_run(vma, vmf.ctx().stripe, base, RUN_MAX) == 0 {
+        return VmFaultReason::FALLBACK;
+    }
+    VmFaultReason::NOPAGE
+}
+
+/// Returns whether the extent at `base` could be native: a look without a claim, cheap enough for every fault.
+#[must_use]
+pub fn may_promote(vma: &Vma<'_>, base: usize) -> bool {
+    vma.flags.intersects(VmFlags::NATIVE_OK)
+        && !vma.flags.intersects(VmFlags::UFFD_MINOR | VmFlags::WP_SYNC | VmFlags::SYNC)
+        && base >= vma.start
+        && base.checked_add(EXTENT_SIZE).is_some_and(|end| end <= vma.end)
+        && vma.is_congruent()
+        && vma.mapping.chunk(vma.pgoff_at(base)).is_some_and(|c| c.nr_uptodate() >= EXTENT_PAGES as u64)
+        && vma.extent(base).is_some_and(|e| e.state() == ExtentState::Trapped)
+}
+
+/// Promotes up to `max` extents from `base` on, which lie in `vma`, as one run; returns how many.
+pub fn promote_run(vma: &Vma<'_>, stripe: usize, base: usize, max: usize) -> usize {
+    let mut nr = 0;
+    let mut at = base;
+    while nr < max && may_promote(vma, at) && claim_extent(vma, at) {
+        nr += 1;
+        at = at.saturating_add(EXTENT_SIZE);
+    }
+    let stat = vma.mapping.stat;
+    if nr == 0 {
+        stat.add(stripe, Event::EXTENT_PROMOTE_FAIL, 1);
+        return 0;
+    }
+    failpoint!(PROMOTE_CHECKED);
+    let tracked = vma.flags.contains(VmFlags::SHARED) && vma.is_wp();
+    let cost = run_cost(vma, base, nr);
+    let charged = vma.mmu.charge_vmas(cost);
+    let released = charged && vma.mmu.release_extents(base, nr * EXTENT_SIZE, tracked).is_ok();
+    if charged && !released {
+        let _ = vma.mmu.charge_vmas(-cost);
+    }
+    let to = if !released {
+        ExtentState::Trapped
+    } else if tracked {
+        ExtentState::Tracked
+    } else {
+        ExtentState::Native
+    };
+    for i in 0..nr {
+        settle_extent(vma, base + i * EXTENT_SIZE, to);
+    }
+    stat.add(stripe, if released { Event::EXTENT_PROMOTE } else { Event::EXTENT_PROMOTE_FAIL }, nr as u64);
+    if released { nr } else { 0 }
+}
+
+/// Owns the extent and counts the chunk native, if all its 512 words are uptodate.
+fn claim_extent(vma: &Vma<'_>, base: usize) -> bool {
+    let pgoff = vma.pgoff_at(base);
+    let (Some(extent), Some(chunk)) = (vma.extent(base), vma.mapping.chunk(pgoff)) else { return false };
+    if !extent.begin(ExtentState::Trapped) {
+        return false;
+    }
+    if chunk.try_get_native() {
+        failpoint!(PROMOTE_COUNTED);
+        if all_uptodate(vma, pgoff) {
+            return true;
+        }
+        chunk.put_native();
+    }
+    extent.finish(ExtentState::Trapped);
+    false
+}
+
+/// Reads the 512 words, marking them dirty where stores will go unseen.
+fn all_uptodate(vma: &Vma<'_>, pgoff: u64) -> bool {
+    // The end of the object is read after native was counted: truncate lowers it first and demotes then.
+    let end = pgoff.saturating_add(EXTENT_PAGES as u64);
+    if end << PAGE_SHIFT > vma.mapping.i_size.load(crate::sync::Ordering::Acquire) {
+        return false;
+    }
+    let first = crate::page::pgoff_index(pgoff);
+    let Some(words) = vma.mapping.folios.get(first..first.saturating_add(EXTENT_PAGES)) else { return false };
+    if !words.iter().all(|w| w.load().is_mappable()) {
+        return false;
+    }
+    if vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE) {
+        for w in words {
+            // Counting native keeps every page from being evicted; a page in write-back becomes dirty again.
+            w.set(DIRTY);
+        }
+    }
+    true
+}
+
+/// Leaves `changing`, taking the chunk's count back where the extent stays trapped.
+fn settle_extent(vma: &Vma<'_>, base: usize, to: ExtentState) {
+    let pgoff = vma.pgoff_at(base);
+    let (Some(extent), Some(chunk)) = (vma.extent(base), vma.mapping.chunk(pgoff)) else { return };
+    if to == ExtentState::Trapped {
+        chunk.put_native();
+    }
+    extent.finish(to);
+}
+
+/// Returns how many vmas more the process has when `nr` extents from `base` change sides.
+fn run_cost(vma: &Vma<'_>, base: usize, nr: usize) -> i64 {
+    let native =
+        |addr: usize| vma.extent(addr).is_some_and(|e| matches!(e.state(), ExtentState::Native | ExtentState::Tracked));
+    let below = if base > vma.start && !native(base.wrapping_sub(EXTENT_SIZE)) { 1 } else { -1 };
+    let end = base + nr * EXTENT_SIZE;
+    let above = if end < vma.end && !native(end) { 1 } else { -1 };
+    // At the borders of the vma nothing is split.
+    (if base <= vma.start { 0 } else { below }) + (if end >= vma.end { 0 } else { above })
+}
+
+/// Takes back the native extents of `vma` from `base` on, `nr` of them; returns how many were demoted.
+///
+/// Control plane. At the vma limit the whole native run is taken instead, which needs no new vma.
+///
+/// # Errors
+/// What the host said when even that failed; such extents stay native.
+pub fn demote_run(vma: &Vma<'_>, stripe: usize, base: usize, nr: usize) -> Result<usize, crate::ops::Installed> {
+    let mut demoted = 0;
+    for i in 0..nr {
+        let addr = base + i * EXTENT_SIZE;
+        let Some(extent) = vma.extent(addr) else { break };
+        let from = extent.state();
+        if !matches!(from, ExtentState::Native | ExtentState::Tracked) || !extent.begin(from) {
+            continue;
+        }
+        let wp = vma.is_wp() && vma.flags.contains(VmFlags::SHARED);
+        if let Err(error) = vma.mmu.take_extents(addr, EXTENT_SIZE, wp) {
+            extent.finish(from);
+            return Err(error);
+        }
+        failpoint!(DEMOTE_REGISTERED);
+        let cost = run_cost(vma, addr, 1);
+        let _ = vma.mmu.charge_vmas(-cost);
+        forget_hints(extent);
+        extent.finish(ExtentState::Trapped);
+        if let Some(chunk) = vma.mapping.chunk(vma.pgoff_at(addr)) {
+            chunk.put_native();
+        }
+        demoted += 1;
+    }
+    vma.mapping.stat.add(stripe, Event::EXTENT_DEMOTE, demoted as u64);
+    Ok(demoted)
+}
+
+/// Nobody knows what the kernel mapped meanwhile: windows try everything and skip what they meet.
+fn forget_hints(extent: &Extent) {
+    extent.note_zapped(0, EXTENT_PAGES);
+}

@@ -1,0 +1,111 @@
+//! `Mapping`: an object's pages and how they are filled. Linux: `struct address_space`.
+
+use crate::extent::ChunkWord;
+use crate::folio::FolioWord;
+use crate::ops::AddressSpaceOps;
+use crate::page::{chunk_of, pages_of, pgoff_index};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::vmstat::VmStat;
+
+/// What happens to an access whose page the store cannot give.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum FailurePolicy {
+    /// The page is poisoned: touching it raises SIGBUS, reading it by call returns the error; it heals when a later
+    /// touch finds the store well.
+    #[default]
+    Poison,
+    /// The page reads as zeros, and stays so.
+    Zero,
+    /// The process ends, with a line on standard error that names the object and the page.
+    Abort,
+}
+
+/// The cache's size over all objects of a runtime.
+#[derive(Debug)]
+pub struct CacheAccount {
+    /// Pages in the cache or being filled.
+    pub nr_pages: AtomicU64,
+    /// The most there may be.
+    pub limit_pages: AtomicU64,
+}
+
+impl CacheAccount {
+    /// Takes `nr` pages from the limit; `false`: it would be passed, nothing changed.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn charge(&self, nr: u64) -> bool {
+        let before = self.nr_pages.fetch_add(nr, Ordering::Relaxed);
+        let fits = before.saturating_add(nr) <= self.limit_pages.load(Ordering::Relaxed);
+        if !fits {
+            self.uncharge(nr);
+        }
+        fits
+    }
+
+    /// Gives `nr` pages back.
+    ///
+    /// # Context: handler
+    pub fn uncharge(&self, nr: u64) {
+        self.nr_pages.fetch_sub(nr, Ordering::Relaxed);
+    }
+}
+
+/// An object's pages. Linux: `struct address_space`.
+#[derive(Debug)]
+pub struct Mapping<'g> {
+    /// The object's number in the runtime's table.
+    pub id: u32,
+    /// One word a page, over the object's maximal size.
+    pub folios: &'g [FolioWord],
+    /// One word a chunk.
+    pub chunks: &'g [ChunkWord],
+    /// The end of the object, in bytes. Whole pages past it are never filled.
+    pub i_size: AtomicU64,
+    /// The store side.
+    pub a_ops: &'g dyn AddressSpaceOps,
+    /// What happens when the store fails.
+    pub policy: FailurePolicy,
+    /// `a_ops` may be called in a signal handler.
+    pub handler_safe: bool,
+    /// The object's content is nowhere else (anonymous memory): stores need no tracking.
+    pub always_dirty: bool,
+    /// A private first store may be read past the cache.
+    pub staging: bool,
+    /// Pages read at once when one is missing.
+    pub fill_window: u32,
+    /// How long a touch waits for a fill, `u64::MAX` for ever.
+    pub deadline_ns: u64,
+    /// Claims, tellings and reads in flight: the object must not go away while there are any.
+    pub users: AtomicU32,
+    /// Vmas over the object.
+    pub nr_vmas: AtomicU32,
+    /// The cache's limit.
+    pub account: &'g CacheAccount,
+    /// Where its events are counted.
+    pub stat: &'g VmStat,
+}
+
+impl Mapping<'_> {
+    /// Returns the number of pages, the last one perhaps partly used.
+    #[inline]
+    #[must_use]
+    pub fn nr_pages(&self) -> u64 {
+        // Pairs with the Release of truncate: who sees the old end may still map; truncate waits for them.
+        pages_of(self.i_size.load(Ordering::Acquire))
+    }
+
+    /// Returns the word of page `pgoff`.
+    #[inline]
+    #[must_use]
+    pub fn folio(&self, pgoff: u64) -> Option<&FolioWord> {
+        self.folios.get(pgoff_index(pgoff))
+    }
+
+    /// Returns the word of the chunk that holds page `pgoff`.
+    #[inline]
+    #[must_use]
+    pub fn chunk(&self, pgoff: u64) -> Option<&ChunkWord> {
+        self.chunks.get(pgoff_index(chunk_of(pgoff)))
+    }
+}

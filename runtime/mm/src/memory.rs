@@ -1,0 +1,309 @@
+//! The walk of one fault. Linux: `mm/memory.c`.
+//!
+//! ```text
+//! handle_mm_fault
+//!   handle_pte_fault
+//!     do_wp_page                        a store to a page that is mapped write-protected
+//!     do_fault
+//!       do_read_fault    do_fault_around -> map_pages      __do_fault -> fault -> finish_fault
+//!       do_cow_fault     __do_fault -> fault (DONE_COW)  or finish_fault: the kernel copies
+//!       do_shared_fault  __do_fault -> fault -> page_mkwrite -> finish_fault
+//! ```
+//! Everything runs inside one fault section and returns bits. What cannot be done inside is `RETRY` with
+//! [`VmFault::work`]; `fault` does it and calls again with `TRIED`.
+//!
+//! # Context: handler
+
+use crate::ctx::Ctx;
+use crate::extent::Extent;
+use crate::failpoint;
+use crate::filemap;
+use crate::folio::FolioWord;
+use crate::ops::{Installed, Prot};
+use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
+use crate::types::{FaultFlags, VmFaultReason, VmFlags};
+use crate::vma::{VmFault, Work};
+use crate::vmstat::Event;
+
+/// Resolves one fault, or says what is in the way. Linux: `handle_mm_fault`.
+///
+/// Called identically from every delivery. The vma holds the fault's address.
+pub fn handle_mm_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let vma = vmf.vma();
+    let need = if vmf.is_write() { VmFlags::WRITE } else { VmFlags::READ };
+    if !vma.flags.contains(need) {
+        return VmFaultReason::SIGSEGV;
+    }
+    let mut huge = VmFaultReason::empty();
+    if vma.flags.intersects(VmFlags::NATIVE_OK) {
+        huge = vma.ops.huge_fault(vmf);
+        if !huge.intersects(VmFaultReason::FALLBACK) {
+            return huge;
+        }
+        // FALLBACK is consumed here: small pages it is. It stays countable, and is no error of the access.
+        vma.mapping.stat.reason(vmf.ctx().stripe, VmFaultReason::FALLBACK);
+        huge = huge.without(VmFaultReason::FALLBACK);
+    }
+    huge | handle_pte_fault(vmf)
+}
+
+/// Linux: `handle_pte_fault`. Whether a page is mapped is the host's knowledge: the hint stands in for the PTE.
+fn handle_pte_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let vma = vmf.vma();
+    let hinted = || vma.extent(vmf.address()).is_some_and(|e| e.maybe_mapped(Extent::page_index(vmf.address())));
+    if vmf.is_shared_write() && vma.flags.intersects(VmFlags::WP_SYNC) && hinted() {
+        return do_wp_page(vmf);
+    }
+    do_fault(vmf)
+}
+
+/// Linux: `do_fault`.
+fn do_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    if !vmf.is_write() {
+        do_read_fault(vmf)
+    } else if vmf.is_shared_write() {
+        do_shared_fault(vmf)
+    } else {
+        do_cow_fault(vmf)
+    }
+}
+
+/// A load. Linux: `do_read_fault`.
+fn do_read_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    if should_fault_around(vmf) {
+        let r = do_fault_around(vmf);
+        if !r.is_empty() {
+            return r;
+        }
+    }
+    let r = __do_fault(vmf);
+    if r.intersects(VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY) {
+        return r;
+    }
+    r | finish_fault(vmf)
+}
+
+/// A store to a private mapping. Linux: `do_cow_fault`.
+///
+/// A cached page is mapped read-only and the kernel copies it when the instruction runs again; an uncached one is
+/// copied from the store straight into the private page (`DONE_COW`).
+fn do_cow_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    if vmf.vma().granule_pages != 0 && should_fault_around(vmf) {
+        let r = do_fault_around(vmf);
+        if !r.is_empty() {
+            return r;
+        }
+    }
+    let r = __do_fault(vmf);
+    let done = VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY | VmFaultReason::DONE_COW;
+    if r.intersects(done) {
+        return r;
+    }
+    r | finish_fault(vmf)
+}
+
+/// A store to a shared mapping. Linux: `do_shared_fault`.
+fn do_shared_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let r = __do_fault(vmf);
+    if r.intersects(VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY) {
+        return r;
+    }
+    let refused = do_page_mkwrite(vmf);
+    if refused.intersects(VmFaultReason::ERROR) {
+        put_folio(vmf);
+        return refused;
+    }
+    let granule = vmf.vma().granule_pages != 0 && !vmf.vma().ops.has_page_mkwrite();
+    let r = r | finish_fault(vmf);
+    if should_fault_around(vmf) && !r.intersects(VmFaultReason::ERROR | VmFaultReason::RETRY) {
+        // The neighbours, write-protected; by granule: the rest of it, dirty. The faulting page is mapped already.
+        let around = do_fault_around(vmf);
+        debug_assert!(granule || !around.intersects(VmFaultReason::ERROR));
+    }
+    r
+}
+
+/// A store to a page that is mapped write-protected (or was, a moment ago). Linux: `do_wp_page`.
+///
+/// If the hint was wrong, or the page has left the cache, the protection is not what stopped the store: the hint is
+/// cleared and the ordinary way goes on.
+fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let vma = vmf.vma();
+    let r = __do_fault(vmf);
+    if r.intersects(VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY) {
+        return r;
+    }
+    let refused = do_page_mkwrite(vmf);
+    if refused.intersects(VmFaultReason::ERROR) {
+        put_folio(vmf);
+        return refused;
+    }
+    vma.mapping.stat.add(vmf.ctx().stripe, Event::UFFD_WP, 1);
+    // Cleared first: should the page turn out to be unmapped, the next attempt installs it instead of coming here.
+    if let Some(extent) = vma.extent(vmf.address()) {
+        extent.note_zapped(Extent::page_index(vmf.address()), 1);
+    }
+    let done = vma.mmu.unprotect(vmf.address());
+    put_folio(vmf);
+    match done {
+        Installed::All | Installed::Partial(_) | Installed::Exists => r,
+        other => reason_of(other),
+    }
+}
+
+/// Linux: `do_page_mkwrite`. Runs under the page's pin, with `DIRTY` set.
+fn do_page_mkwrite(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let ops = vmf.vma().ops;
+    if !ops.has_page_mkwrite() {
+        return VmFaultReason::empty();
+    }
+    vmf.vma().mapping.stat.add(vmf.ctx().stripe, Event::PAGE_MKWRITE, 1);
+    ops.page_mkwrite(vmf)
+}
+
+/// Asks the vtable for the page. Linux: `__do_fault`.
+///
+/// The bit design is the default; a vma with `UFFD_LOOKUP_FIRST` asks the delegate before `fault`, as the kernel's
+/// later design does.
+fn __do_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    #[cfg(feature = "userfaultfd")]
+    if vmf.vma().flags.contains(VmFlags::UFFD_LOOKUP_FIRST | VmFlags::UFFD_MINOR)
+        && vmf.vma().ops.get_folio_noalloc(vmf.vma().mapping, vmf.pgoff())
+    {
+        let r = crate::userfaultfd::handle_userfault(vmf);
+        if !r.is_empty() {
+            return r;
+        }
+    }
+    let r = vmf.vma().ops.fault(vmf);
+    debug_assert!(r.check(vmf.folio.is_some()), "fault returned {r:?}, folio {:?}", vmf.folio);
+    let special = VmFaultReason::ERROR
+        | VmFaultReason::NOPAGE
+        | VmFaultReason::RETRY
+        | VmFaultReason::DONE_COW
+        | VmFaultReason::NEEDDSYNC
+        | VmFaultReason::UFFD_MINOR;
+    if !r.intersects(special) {
+        return r;
+    }
+    #[cfg(feature = "userfaultfd")]
+    if r.intersects(VmFaultReason::UFFD_MINOR) {
+        let told = crate::userfaultfd::handle_userfault(vmf);
+        // Told by somebody between the two looks: the page can be mapped at the next attempt.
+        return if told.is_empty() { r | VmFaultReason::RETRY } else { r | told };
+    }
+    if r.intersects(VmFaultReason::NEEDDSYNC) {
+        vmf.work = Work::Dsync(filemap::hold(vmf.vma().mapping, vmf.pgoff()));
+        return r | VmFaultReason::RETRY;
+    }
+    r
+}
+
+/// Installs the page that `fault` pinned, and drops the pin. Linux: `finish_fault`.
+fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let vma = vmf.vma();
+    let (stat, stripe) = (vma.mapping.stat, vmf.ctx().stripe);
+    failpoint!(PINNED_MAP);
+    let prot = filemap::prot_of(vma, vmf.is_shared_write());
+    stat.add(stripe, Event::MAP_CALLS, 1);
+    let mut done = vma.mmu.set_ptes(vmf.address(), 1, prot);
+    if done == Installed::Exists && vmf.is_shared_write() && vma.is_wp() {
+        // Mapped and protected by somebody's window: what stopped the store (or would be noted) is the protection.
+        done = unprotect_existing(vmf, prot);
+    }
+    let r = match done {
+        Installed::All | Installed::Partial(_) => {
+            filemap::note_mapped(vma, vmf.address(), 1);
+            stat.add(stripe, Event::PGMAPPED, 1);
+            VmFaultReason::empty()
+        }
+        Installed::Exists => {
+            filemap::note_mapped(vma, vmf.address(), 1);
+            stat.add(stripe, Event::MAP_EEXIST, 1);
+            vma.mmu.wake(vmf.address(), 1);
+            VmFaultReason::NOPAGE
+        }
+        other => reason_of(other),
+    };
+    failpoint!(MAP_UNPIN);
+    put_folio(vmf);
+    r
+}
+
+#[cold]
+fn unprotect_existing(vmf: &VmFault<'_>, prot: Prot) -> Installed {
+    let vma = vmf.vma();
+    if vma.flags.intersects(VmFlags::WP_SYNC) && !prot.wp {
+        vma.mapping.stat.add(vmf.ctx().stripe, Event::UFFD_WP, 1);
+        return match vma.mmu.unprotect(vmf.address()) {
+            Installed::All => Installed::Exists,
+            other => other,
+        };
+    }
+    Installed::Exists
+}
+
+/// Linux: what `vmf_error` and the PTE checks answer.
+fn reason_of(done: Installed) -> VmFaultReason {
+    match done {
+        Installed::All | Installed::Partial(_) | Installed::Exists => VmFaultReason::empty(),
+        // The range went away or is the kernel's own by now: the instruction finds out.
+        Installed::Again | Installed::Gone => VmFaultReason::NOPAGE,
+        Installed::NoMemory => VmFaultReason::OOM,
+        // EFAULT under a pin: the cache's memory is not what the words say.
+        Installed::Broken => VmFaultReason::HWPOISON,
+    }
+}
+
+fn put_folio(vmf: &mut VmFault<'_>) {
+    if let Some(word) = vmf.folio.take() {
+        FolioWord::unpin(word);
+    }
+}
+
+/// Linux: `should_fault_around`. Delegated ranges map only what was told, random ones only what was touched.
+fn should_fault_around(vmf: &VmFault<'_>) -> bool {
+    let vma = vmf.vma();
+    let single = VmFlags::RAND_READ | VmFlags::UFFD_MINOR | VmFlags::SYNC;
+    let by_page = vma.granule_pages != 0 && vmf.is_write() && vma.ops.has_page_mkwrite();
+    !vma.flags.intersects(single) && !by_page && !vmf.flags().intersects(FaultFlags::INSTRUCTION)
+}
+
+/// Maps the cached pages of a window around the fault. Linux: `do_fault_around`.
+///
+/// The window is 16 pages and doubles up to the extent while faults in the extent repeat; by granule it is the granule.
+fn do_fault_around(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let vma = vmf.vma();
+    let around = vmf.flags().intersects(FaultFlags::REMOTE);
+    let pages = if vma.granule_pages != 0 {
+        vma.granule_pages
+    } else if around {
+        EXTENT_PAGES
+    } else {
+        vma.extent(vmf.address()).map_or(16, Extent::next_window)
+    };
+    let window = pages.clamp(1, EXTENT_PAGES) << PAGE_SHIFT;
+    // Aligned in address space, so that a window never leaves its extent (and its page table).
+    let lo = (vmf.address() & !(window - 1)).max(vma.start);
+    let hi = (vmf.address() & !(window - 1)).saturating_add(window).min(vma.end);
+    debug_assert!(window <= EXTENT_SIZE);
+    let start = vma.pgoff_at(lo);
+    let end = start.saturating_add(((hi - lo) >> PAGE_SHIFT) as u64).min(vma.mapping.nr_pages());
+    if end <= vmf.pgoff() {
+        return VmFaultReason::empty();
+    }
+    vma.ops.map_pages(vmf, start, end)
+}
+
+/// Counts a finished fault. Linux: `mm_account_fault`.
+pub fn account_fault(ctx: &Ctx<'_>, stat: &crate::vmstat::VmStat, r: VmFaultReason) {
+    stat.reason(ctx.stripe, r);
+    if r.intersects(VmFaultReason::RETRY) {
+        return;
+    }
+    stat.add(ctx.stripe, Event::PGFAULT, 1);
+    let kind = if r.intersects(VmFaultReason::MAJOR) { Event::PGMAJFAULT } else { Event::PGMINFAULT };
+    if !r.intersects(VmFaultReason::ERROR) {
+        stat.add(ctx.stripe, kind, 1);
+    }
+}

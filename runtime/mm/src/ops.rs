@@ -1,0 +1,146 @@
+//! The interfaces this crate owns and the layers above implement.
+//!
+//! [`Mmu`] installs and removes; [`AddressSpaceOps`] reads and drops an object's pages. `VmOps`, the `fault` vtable, is
+//! in `vma`, beside the vma it serves; what lends vmas and puts threads to sleep is in `host`.
+
+use crate::types::FillError;
+
+/// What an install did. Counts are pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// Every page.
+    All,
+    /// The first `n`; ask again for the rest to learn what is in the way.
+    Partial(usize),
+    /// Nothing: the memory map is changing; the access may simply be made again.
+    Again,
+    /// Nothing: the first page is mapped already.
+    Exists,
+    /// Nothing: the range is not ours any more, or the kernel's own (unregistered).
+    Gone,
+    /// Nothing: no memory for page tables.
+    NoMemory,
+    /// Nothing, although the page is pinned uptodate: an invariant is broken.
+    Broken,
+}
+
+/// The host's page tables, as far as one arena may change them.
+///
+/// Every call is made under a pin of each page it names (that is the caller's duty) and inside a section.
+pub trait Mmu: Sync + core::fmt::Debug {
+    /// Maps `nr` pages at `addr` from the page cache; `wp`: write-protected.
+    ///
+    /// # Context: handler
+    fn set_ptes(&self, addr: usize, nr: usize, prot: Prot) -> Installed;
+
+    /// Maps one page at `addr` with a private copy of staging page `staged`.
+    ///
+    /// # Context: handler
+    fn set_private(&self, addr: usize, staged: &Staged) -> Installed;
+
+    /// Lifts the write protection of one mapped page.
+    ///
+    /// # Context: handler
+    fn unprotect(&self, addr: usize) -> Installed;
+
+    /// Wakes threads (or a guest) that wait for a fault in the range; nothing where nobody can wait.
+    ///
+    /// # Context: handler
+    fn wake(&self, addr: usize, nr: usize);
+
+    /// Hands `len_bytes` at `addr` to the kernel; `tracked`: it goes on noting first stores.
+    ///
+    /// # Errors
+    /// `Installed::NoMemory` at the vma limit, `Installed::Gone` where the range is no longer ours.
+    ///
+    /// # Context: handler
+    fn release_extents(&self, addr: usize, len_bytes: usize, tracked: bool) -> Result<(), Installed>;
+
+    /// Takes `len_bytes` at `addr` back; `wp`: and write-protects what is mapped.
+    ///
+    /// # Errors
+    /// As `release_extents`.
+    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Installed>;
+
+    /// Changes the count of vmas that promotions cost the process; `false`: over budget, nothing changed.
+    ///
+    /// # Context: handler
+    fn charge_vmas(&self, delta: i64) -> bool;
+}
+
+/// How a page is installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prot {
+    /// Stores are permitted (they reach the page, or the kernel copies it).
+    pub write: bool,
+    /// The first store must be noted or fault.
+    pub wp: bool,
+}
+
+/// A page outside the cache that holds the bytes of a private copy; claimed from a fixed pool.
+#[must_use = "a staging page goes back to its pool"]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Staged(pub u32);
+
+/// What an object can do with its pages: Linux's `address_space_operations`, towards the store.
+///
+/// `nr` pages from `pgoff` always lie inside the object. `read_folio` and `zero_folio` are called by the owner of those
+/// pages' claims, so nobody else reads or writes their bytes.
+pub trait AddressSpaceOps: Sync + core::fmt::Debug {
+    /// Fills the pages from the store; on failure says how many whole pages before the bad one are good.
+    ///
+    /// # Context: handler if the object says so, else a thread that may sleep
+    ///
+    /// # Errors
+    /// The number of good pages, and why the next one is not.
+    fn read_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)>;
+
+    /// Fills the pages with zeros instead (failure policy `Zero`).
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// No memory.
+    fn zero_folio(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
+
+    /// Reads one page into a staging page, past the cache.
+    ///
+    /// # Context: as `read_folio`
+    ///
+    /// # Errors
+    /// Why not.
+    fn read_staged(&self, pgoff: u64, staged: &Staged) -> Result<(), FillError>;
+
+    /// Makes the blocks and metadata of the pages durable (`NEEDDSYNC`).
+    ///
+    /// # Context: as `read_folio`
+    ///
+    /// # Errors
+    /// Why not.
+    fn dsync(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
+
+    /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller.
+    ///
+    /// # Errors
+    /// Nothing was dropped.
+    fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
+
+    /// Lends the bytes of one page that the caller owns (`filling`).
+    ///
+    /// # Context: handler
+    fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8]));
+
+    /// Copies bytes out of one page that the caller has pinned; others may be writing to it.
+    ///
+    /// # Context: handler
+    fn copy_from_page(&self, pgoff: u64, offset: usize, dst: &mut [u8]);
+}
+
+/// What a sleeper compares: the address of a 32-bit word that is never unmapped, and the value it had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitKey {
+    /// Address of the word.
+    pub addr: usize,
+    /// Value to sleep on.
+    pub seen: u32,
+}

@@ -1,0 +1,175 @@
+//! The atomics of this crate (loom's under `--cfg loom`) and the bounded queue that carries fills to their fillers.
+
+#[cfg(not(loom))]
+pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(loom)]
+pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// One cell of a [`Ring`]: a turn number and two words of payload.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Cell {
+    turn: AtomicU64,
+    payload: [AtomicU64; 2],
+}
+
+/// A bounded queue of pairs of words for many producers and many consumers, in borrowed memory.
+///
+/// The scheme is Vyukov's bounded MPMC queue: cell `i` holds its own turn number; a producer may write it when the
+/// turn equals its ticket, a consumer may read it when the turn equals its ticket plus one. A producer that is
+/// preempted between ticket and publication delays only the consumers behind it, never other producers.
+///
+/// The all-zero state is *not* a valid ring (turns must be `0, 1, 2, ...`): call [`Ring::init`] once.
+///
+/// # Context: handler
+/// `push` and `pop` neither sleep nor allocate; a full or empty queue is an answer, not a wait.
+#[derive(Debug)]
+pub struct Ring<'g> {
+    cells: &'g [Cell],
+    head: &'g AtomicU64,
+    tail: &'g AtomicU64,
+}
+
+impl<'g> Ring<'g> {
+    /// Wraps borrowed memory; `cells.len()` must be a power of two, or every operation reports full or empty.
+    #[must_use]
+    pub fn new(cells: &'g [Cell], head: &'g AtomicU64, tail: &'g AtomicU64) -> Self {
+        Self { cells, head, tail }
+    }
+
+    /// Gives every cell its first turn. Call once, before anyone else sees the ring.
+    pub fn init(&self) {
+        for (turn, cell) in (0u64..).zip(self.cells) {
+            cell.turn.store(turn, Ordering::Relaxed);
+        }
+    }
+
+    fn cell(&self, ticket: u64) -> Option<&'g Cell> {
+        let mask = (self.cells.len() as u64).wrapping_sub(1);
+        self.cells.get(usize::try_from(ticket & mask).ok()?)
+    }
+
+    /// Appends `pair`, or returns it when the queue is full.
+    ///
+    /// # Errors
+    /// The pair itself, when there is no room.
+    pub fn push(&self, pair: [u64; 2]) -> Result<(), [u64; 2]> {
+        let mut ticket = self.tail.load(Ordering::Relaxed);
+        loop {
+            let Some(cell) = self.cell(ticket) else { return Err(pair) };
+            // Pairs with the Release in pop(): the consumer is done with the payload before we overwrite it.
+            let turn = cell.turn.load(Ordering::Acquire);
+            if turn == ticket {
+                match self.tail.compare_exchange_weak(
+                    ticket,
+                    ticket.wrapping_add(1),
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                ) {
+                    Ok(_) => {
+                        let [a, b] = &cell.payload;
+                        a.store(pair[0], Ordering::Relaxed);
+                        b.store(pair[1], Ordering::Relaxed);
+                        // Pairs with the Acquire in pop(): the payload is there when the turn says so.
+                        cell.turn.store(ticket.wrapping_add(1), Ordering::Release);
+                        return Ok(());
+                    }
+                    Err(now) => ticket = now,
+                }
+            } else if turn < ticket {
+                return Err(pair);
+            } else {
+                ticket = self.tail.load(Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Takes the oldest pair, or `None` when the queue is empty.
+    #[must_use]
+    pub fn pop(&self) -> Option<[u64; 2]> {
+        let mut ticket = self.head.load(Ordering::Relaxed);
+        loop {
+            let cell = self.cell(ticket)?;
+            // Pairs with the Release in push().
+            let turn = cell.turn.load(Ordering::Acquire);
+            let ready = ticket.wrapping_add(1);
+            if turn == ready {
+                match self.head.compare_exchange_weak(ticket, ready, Ordering::Relaxed, Ordering::Relaxed) {
+                    Ok(_) => {
+                        let [a, b] = &cell.payload;
+                        let pair = [a.load(Ordering::Relaxed), b.load(Ordering::Relaxed)];
+                        // Pairs with the Acquire in push(): one lap later the cell may be written again.
+                        cell.turn.store(ticket.wrapping_add(self.cells.len() as u64), Ordering::Release);
+                        return Some(pair);
+                    }
+                    Err(now) => ticket = now,
+                }
+            } else if turn < ready {
+                return None;
+            } else {
+                ticket = self.head.load(Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn cells(n: usize) -> Vec<Cell> {
+        (0..n).map(|_| Cell { turn: AtomicU64::new(0), payload: [AtomicU64::new(0), AtomicU64::new(0)] }).collect()
+    }
+
+    #[test]
+    fn a_full_ring_refuses_and_keeps_order() {
+        let (cells, head, tail) = (cells(4), AtomicU64::new(0), AtomicU64::new(0));
+        let ring = Ring::new(&cells, &head, &tail);
+        ring.init();
+        for lap in 0..3u64 {
+            for i in 0..4 {
+                assert_eq!(ring.push([lap, i]), Ok(()), "lap {lap} item {i}");
+            }
+            assert_eq!(ring.push([9, 9]), Err([9, 9]), "the fifth has no room");
+            for i in 0..4 {
+                assert_eq!(ring.pop(), Some([lap, i]));
+            }
+            assert_eq!(ring.pop(), None);
+        }
+    }
+
+    #[test]
+    fn nothing_is_lost_or_doubled_between_threads() {
+        let (cells, head, tail) = (cells(8), AtomicU64::new(0), AtomicU64::new(0));
+        let ring = Ring::new(&cells, &head, &tail);
+        ring.init();
+        let sum = AtomicU64::new(0);
+        let taken = AtomicU64::new(0);
+        std::thread::scope(|s| {
+            for t in 0..2u64 {
+                let ring = &ring;
+                s.spawn(move || {
+                    for i in 0..5_000u64 {
+                        while ring.push([t, i]).is_err() {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            for _ in 0..2 {
+                s.spawn(|| {
+                    while taken.load(Ordering::Relaxed) < 10_000 {
+                        if let Some([_, i]) = ring.pop() {
+                            sum.fetch_add(i, Ordering::Relaxed);
+                            taken.fetch_add(1, Ordering::Relaxed);
+                        } else {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(taken.load(Ordering::Relaxed), 10_000);
+        assert_eq!(sum.load(Ordering::Relaxed), 2 * (4_999 * 5_000 / 2));
+    }
+}

@@ -1,0 +1,141 @@
+//! Failpoints: named places inside each protocol step where a test may sleep, yield or count.
+//!
+//! Plain stress finds few of the races that the protocols answer: the windows are nanoseconds wide. A test widens one
+//! by installing a hook that sleeps at its name. In release builds a failpoint is nothing; in debug builds it is one
+//! relaxed load.
+
+/// Names a step: `failpoint!(FILL_PUBLISH)`. The hook runs here, in debug builds.
+#[macro_export]
+macro_rules! failpoint {
+    ($name:ident) => {
+        #[cfg(all(debug_assertions, not(loom)))]
+        $crate::trace::hit($crate::trace::Point::$name);
+    };
+}
+
+/// The steps that can be stopped at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "names of places, as tests spell them")]
+pub enum Point {
+    /// A page was found uptodate, not pinned yet.
+    LOOKUP_PIN,
+    /// A run is pinned, the ioctl not made yet.
+    PINNED_MAP,
+    /// The ioctl has returned, the pins are still held.
+    MAP_UNPIN,
+    /// A run of pages was claimed, nothing read yet.
+    FILL_CLAIMED,
+    /// The store has answered, nothing published yet.
+    FILL_PUBLISH,
+    /// The chunk counts a native mapping, the words are not read yet.
+    PROMOTE_COUNTED,
+    /// The words are all uptodate, the extent not unregistered yet.
+    PROMOTE_CHECKED,
+    /// The extent is registered again, the chunk still counts it.
+    DEMOTE_REGISTERED,
+    /// A page is `evicting`, not punched yet.
+    EVICT_PUNCH,
+    /// The hole is punched, the page is not `absent` yet.
+    EVICT_DONE,
+    /// A section was entered, nothing looked up yet.
+    SECTION_ENTERED,
+    /// A vma was unpublished, the sections not drained yet.
+    UNMAP_DRAIN,
+    /// The mapping is in place, the range not registered yet.
+    MAP_REGISTER,
+    /// A page is `telling`, the delegate not called yet.
+    DELEGATE_CALL,
+    /// A staging page holds the bytes of a private copy, the version not checked again yet.
+    COW_STAGED,
+    /// A waiter is about to sleep.
+    PARK,
+    /// The end of the object was lowered, its pages are still there.
+    TRUNCATE_DROP,
+}
+
+/// How many points there are.
+pub const NR_POINTS: usize = Point::TRUNCATE_DROP as usize + 1;
+
+#[cfg(all(debug_assertions, not(loom)))]
+pub use armed::{arm_gate, arm_spin, disarm, hit, hits, is_caught};
+
+#[cfg(all(debug_assertions, not(loom)))]
+mod armed {
+    use super::{NR_POINTS, Point};
+    use core::sync::atomic::{AtomicU64, Ordering};
+
+    const OFF: u64 = 0;
+    const GATE: u64 = 1;
+    const CAUGHT: u64 = 2;
+    const SPIN: u64 = 3;
+
+    static ACTION: [AtomicU64; NR_POINTS] = [const { AtomicU64::new(OFF) }; NR_POINTS];
+    static HITS: [AtomicU64; NR_POINTS] = [const { AtomicU64::new(0) }; NR_POINTS];
+
+    fn action(point: Point) -> Option<&'static AtomicU64> {
+        ACTION.get(point as usize)
+    }
+
+    /// Stops the next thread that comes by, until [`disarm`].
+    pub fn arm_gate(point: Point) {
+        if let Some(a) = action(point) {
+            a.store(GATE, Ordering::SeqCst);
+        }
+    }
+
+    /// Delays every thread that comes by for `turns` turns of a spin loop.
+    pub fn arm_spin(point: Point, turns: u32) {
+        if let Some(a) = action(point) {
+            a.store(SPIN + u64::from(turns), Ordering::SeqCst);
+        }
+    }
+
+    /// Lets everybody pass, whoever is caught included.
+    pub fn disarm(point: Point) {
+        if let Some(a) = action(point) {
+            a.store(OFF, Ordering::SeqCst);
+        }
+    }
+
+    /// Returns whether a thread stands at the gate.
+    #[must_use]
+    pub fn is_caught(point: Point) -> bool {
+        action(point).is_some_and(|a| a.load(Ordering::SeqCst) == CAUGHT)
+    }
+
+    /// Returns how often the point was passed while it was armed.
+    #[must_use]
+    pub fn hits(point: Point) -> u64 {
+        HITS.get(point as usize).map_or(0, |h| h.load(Ordering::SeqCst))
+    }
+
+    /// Passes a point; only [`failpoint!`](crate::failpoint) calls this.
+    #[inline]
+    pub fn hit(point: Point) {
+        if let Some(a) = action(point)
+            && a.load(Ordering::Relaxed) != OFF
+        {
+            hit_slow(point, a);
+        }
+    }
+
+    #[cold]
+    fn hit_slow(point: Point, a: &AtomicU64) {
+        if let Some(h) = HITS.get(point as usize) {
+            h.fetch_add(1, Ordering::SeqCst);
+        }
+        if a.compare_exchange(GATE, CAUGHT, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            while a.load(Ordering::SeqCst) == CAUGHT {
+                core::hint::spin_loop();
+            }
+            return;
+        }
+        let turns = a.load(Ordering::SeqCst);
+        if turns > SPIN {
+            for _ in SPIN..turns {
+                core::hint::spin_loop();
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The end of an object moves. Linux: `mm/truncate.c`.
+//!
+//! The cache's memory never shrinks: the end is a number in the object. Lower it first, then drop what lies past it:
+//! ```text
+//! truncate                                 fault, promotion
+//! i_size = new (Release)
+//!                                          a look at i_size from here on: past the end, SIGBUS
+//! demote native extents past the new end   (control plane)
+//! wait for fills, drop pages, zero the tail
+//! ```
+//! A fault that read the old end has pinned or claimed its page already: dropping waits for both.
+
+use crate::claim::Claim;
+use crate::failpoint;
+use crate::filemap;
+use crate::host::Park;
+use crate::mapping::Mapping;
+use crate::page::pages_of;
+use crate::sync::Ordering;
+
+/// Sets the end of the object; returns the old one. Growing needs nothing more.
+pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
+    // Release pairs with the Acquire of nr_pages(); the swap orders two truncates.
+    mapping.i_size.swap(len_bytes, Ordering::AcqRel)
+}
+
+/// Drops the pages past the end, up to page `old_pages`; returns how many are still pinned, being filled or counted
+/// native, and must be tried again.
+pub fn truncate_pagecache(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, old_pages: u64) -> u64 {
+    let from = pages_of(mapping.i_size.load(Ordering::Acquire));
+    failpoint!(TRUNCATE_DROP);
+    filemap::drop_pages(mapping, park, stripe, from, old_pages, true);
+    let left = |p: &u64| {
+        mapping.folio(*p).is_some_and(|w| {
+            let seen = w.load();
+            !matches!(seen.state(), crate::folio::State::Absent | crate::folio::State::Poisoned)
+        })
+    };
+    (from..old_pages).filter(left).count() as u64
+}
+
+/// Claims nothing but the object, for work of the control plane on it.
+pub fn hold(mapping: &Mapping<'_>) -> Claim {
+    filemap::hold(mapping, 0)
+}

@@ -1,0 +1,274 @@
+//! The words of a fault: `vm_fault_reason`, `fault_flag`, `vm_flags`.
+//!
+//! Names and numeric values are Linux's (`include/linux/mm_types.h`, `include/linux/mm.h`), so that a trace of ours
+//! and one of the kernel's read alike, and so that the C header can promise them.
+
+use core::fmt;
+use core::ops::{BitAnd, BitOr, BitOrAssign, Not};
+
+macro_rules! bits {
+    ($(#[$doc:meta])* $name:ident: $repr:ty { $($(#[$bdoc:meta])* $bit:ident = $value:expr;)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, Default, Hash)]
+        #[repr(transparent)]
+        pub struct $name(pub $repr);
+
+        impl $name {
+            $($(#[$bdoc])* pub const $bit: $name = $name($value);)*
+
+            /// Every named bit with its name, in ascending order of value; zero bits are left out.
+            pub const NAMES: &[(&'static str, $name)] = &[$((stringify!($bit), $name($value)),)*];
+
+            /// No bit set.
+            #[must_use]
+            pub const fn empty() -> Self { $name(0) }
+            /// Returns whether no bit is set.
+            #[must_use]
+            pub const fn is_empty(self) -> bool { self.0 == 0 }
+            /// Returns whether any bit of `other` is set in `self`.
+            #[inline(always)]
+            #[must_use]
+            pub const fn intersects(self, other: Self) -> bool { self.0 & other.0 != 0 }
+            /// Returns whether every bit of `other` is set in `self`.
+            #[inline(always)]
+            #[must_use]
+            pub const fn contains(self, other: Self) -> bool { self.0 & other.0 == other.0 }
+            /// Returns the bits of both.
+            #[must_use]
+            pub const fn union(self, other: Self) -> Self { $name(self.0 | other.0) }
+            /// Returns `self` without the bits of `other`.
+            #[must_use]
+            pub const fn without(self, other: Self) -> Self { $name(self.0 & !other.0) }
+        }
+        impl BitOr for $name { type Output = Self; fn bitor(self, o: Self) -> Self { $name(self.0 | o.0) } }
+        impl BitAnd for $name { type Output = Self; fn bitand(self, o: Self) -> Self { $name(self.0 & o.0) } }
+        impl Not for $name { type Output = Self; fn not(self) -> Self { $name(!self.0) } }
+        impl BitOrAssign for $name { fn bitor_assign(&mut self, o: Self) { self.0 |= o.0; } }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut first = true;
+                for (name, bit) in Self::NAMES {
+                    if bit.0.count_ones() == 1 && self.intersects(*bit) {
+                        if !first { f.write_str("|")?; }
+                        f.write_str(name)?;
+                        first = false;
+                    }
+                }
+                if first { f.write_str("0") } else { Ok(()) }
+            }
+        }
+    };
+}
+
+bits! {
+    /// What a fault came to: Linux's `enum vm_fault_reason`, plus `UFFD_MINOR`.
+    ///
+    /// Several bits may be set at once (`MAJOR | RETRY`). Empty means: handled, the instruction may run again.
+    /// `runtime/README.md` has the table of who produces and who consumes each bit.
+    #[must_use]
+    VmFaultReason: u32 {
+        /// Memory or the cache's limit is exhausted.
+        OOM = 0x0001;
+        /// Bad access: past the end of the object, or the store failed.
+        SIGBUS = 0x0002;
+        /// The page came from the store.
+        MAJOR = 0x0004;
+        /// The page's content failed its check, or an invariant of the cache is broken.
+        HWPOISON = 0x0010;
+        /// Linux: poisoned huge page. Carried: huge folios are never poisoned whole here.
+        HWPOISON_LARGE = 0x0020;
+        /// The vma does not permit the access, or there is none.
+        SIGSEGV = 0x0040;
+        /// The page table is as it should be (installed by the step itself, or by another thread).
+        NOPAGE = 0x0100;
+        /// `fault` returns its folio pinned.
+        LOCKED = 0x0200;
+        /// The section must be left before the fault can go on (fill, wait, delegate).
+        RETRY = 0x0400;
+        /// A huge mapping is not possible; do it page by page.
+        FALLBACK = 0x0800;
+        /// The private copy was made by the step itself.
+        DONE_COW = 0x1000;
+        /// The store must make the page's block durable before the first store instruction lands.
+        NEEDDSYNC = 0x2000;
+        /// Linux: handled, but the lock was dropped meanwhile. Carried until dirty throttling exists.
+        COMPLETED = 0x4000;
+        /// `fault` changed no page table; the core must call `handle_userfault` (0 without the feature).
+        UFFD_MINOR = UFFD_MINOR_VALUE;
+        /// Linux: huge page size index. Carried.
+        HINDEX_MASK = 0x000f_0000;
+        /// Any bit that makes the access fail or fall back: `VM_FAULT_ERROR`.
+        ERROR = 0x0873;
+    }
+}
+
+/// The value of [`VmFaultReason::UFFD_MINOR`]: the free bit of `vm_fault_reason`, or 0 without `userfaultfd`, so that
+/// `r & UFFD_MINOR` is constant and the compiler drops the test with its consequences.
+pub const UFFD_MINOR_VALUE: u32 = if cfg!(feature = "userfaultfd") { 0x8000 } else { 0 };
+
+impl VmFaultReason {
+    /// Returns whether what `fault` returned is a combination the walk understands, given whether it set a folio.
+    ///
+    /// Postconditions of every `VmOps::fault` (checked after each call in debug builds):
+    /// - an error is final: `ERROR` and `RETRY` exclude each other;
+    /// - a folio is returned if and only if it is pinned: `LOCKED`;
+    /// - `NOPAGE` means that the page table needs nothing more: no folio beside it.
+    #[must_use]
+    pub fn check(self, has_folio: bool) -> bool {
+        let exclusive = !(self.intersects(Self::ERROR) && self.intersects(Self::RETRY));
+        let pinned = self.intersects(Self::LOCKED) == has_folio;
+        let nopage = !(self.intersects(Self::NOPAGE) && has_folio);
+        exclusive && pinned && nopage
+    }
+}
+
+bits! {
+    /// How the access was made: Linux's `enum fault_flag`.
+    FaultFlags: u32 {
+        /// A store.
+        WRITE = 1 << 0;
+        /// The fault may come back with `RETRY`.
+        ALLOW_RETRY = 1 << 2;
+        /// Do not sleep: what is not in the cache is `RETRY`.
+        RETRY_NOWAIT = 1 << 3;
+        /// Not the first attempt.
+        TRIED = 1 << 5;
+        /// A user-mode instruction raised it (not a system call, not `fault_in`).
+        USER = 1 << 6;
+        /// Resolved by another thread than the one that waits for it.
+        REMOTE = 1 << 7;
+        /// An instruction fetch.
+        INSTRUCTION = 1 << 8;
+    }
+}
+
+bits! {
+    /// What a vma is and permits. The low bits are Linux's `VM_*`; those from bit 16 up are ours.
+    VmFlags: u32 {
+        /// Loads are permitted.
+        READ = 0x1;
+        /// Stores are permitted.
+        WRITE = 0x2;
+        /// Stores reach the object.
+        SHARED = 0x8;
+        /// `protect` may add WRITE: such a vma is registered for write protection from the start.
+        MAYWRITE = 0x20;
+        /// First touches of cached pages are told to a delegate.
+        UFFD_MINOR = 1 << 16;
+        /// The first store to each page is noted by the kernel (`WP_ASYNC`): no fault.
+        WP_ASYNC = 1 << 17;
+        /// The first store to each page faults and runs `page_mkwrite`.
+        WP_SYNC = 1 << 18;
+        /// Synchronous persistence, as `MAP_SYNC`: `NEEDDSYNC` before the first store.
+        SYNC = 1 << 19;
+        /// Extents may be handed to the kernel.
+        NATIVE_OK = 1 << 20;
+        /// A whole granule is exposed at once, by protection (SIGSEGV delivery).
+        GRANULE = 1 << 21;
+        /// Fault-around is off: one page a fault.
+        RAND_READ = 1 << 22;
+        /// Ask the delegate before `fault`, by `VmOps::get_folio_noalloc` (the kernel's later design).
+        UFFD_LOOKUP_FIRST = 1 << 23;
+    }
+}
+
+impl VmFlags {
+    /// Returns whether stores reach the object and are permitted, now or after `protect`.
+    #[must_use]
+    pub const fn may_write_shared(self) -> bool {
+        self.contains(VmFlags::SHARED.union(VmFlags::MAYWRITE))
+    }
+}
+
+/// Why a page could not be filled. The numbers are kept in the folio word of a poisoned page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FillError {
+    /// The store reported an error.
+    Io = 1,
+    /// The store ended before the object did.
+    Short = 2,
+    /// The content failed its check.
+    Corrupt = 3,
+    /// The store did not answer before the deadline.
+    Deadline = 4,
+    /// No memory for the page.
+    NoMemory = 5,
+    /// A delegate refused the page.
+    Refused = 6,
+}
+
+impl FillError {
+    /// Returns the error that `code` stands for in a folio word.
+    #[must_use]
+    pub const fn from_code(code: u8) -> Self {
+        match code {
+            2 => Self::Short,
+            3 => Self::Corrupt,
+            4 => Self::Deadline,
+            5 => Self::NoMemory,
+            6 => Self::Refused,
+            _ => Self::Io,
+        }
+    }
+
+    /// Returns the reason bit under which the fault path reports this error.
+    pub const fn reason(self) -> VmFaultReason {
+        match self {
+            Self::Corrupt => VmFaultReason::HWPOISON,
+            Self::NoMemory => VmFaultReason::OOM,
+            _ => VmFaultReason::SIGBUS,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reason_values_are_linux_values() {
+        let linux = [
+            (VmFaultReason::OOM, 0x1),
+            (VmFaultReason::SIGBUS, 0x2),
+            (VmFaultReason::MAJOR, 0x4),
+            (VmFaultReason::HWPOISON, 0x10),
+            (VmFaultReason::HWPOISON_LARGE, 0x20),
+            (VmFaultReason::SIGSEGV, 0x40),
+            (VmFaultReason::NOPAGE, 0x100),
+            (VmFaultReason::LOCKED, 0x200),
+            (VmFaultReason::RETRY, 0x400),
+            (VmFaultReason::FALLBACK, 0x800),
+            (VmFaultReason::DONE_COW, 0x1000),
+            (VmFaultReason::NEEDDSYNC, 0x2000),
+            (VmFaultReason::COMPLETED, 0x4000),
+            (VmFaultReason::HINDEX_MASK, 0xf0000),
+            (VmFaultReason::ERROR, 0x873),
+        ];
+        for (bit, value) in linux {
+            assert_eq!(bit.0, value, "{bit:?}");
+        }
+        assert_eq!(VmFaultReason::UFFD_MINOR.0, if cfg!(feature = "userfaultfd") { 0x8000 } else { 0 });
+    }
+
+    #[test]
+    fn error_is_the_union_of_the_failing_bits() {
+        let e = VmFaultReason::OOM
+            | VmFaultReason::SIGBUS
+            | VmFaultReason::SIGSEGV
+            | VmFaultReason::HWPOISON
+            | VmFaultReason::HWPOISON_LARGE
+            | VmFaultReason::FALLBACK;
+        assert_eq!(e, VmFaultReason::ERROR);
+    }
+
+    #[test]
+    fn check_refuses_contradictions() {
+        assert!(VmFaultReason::LOCKED.check(true));
+        assert!(!VmFaultReason::LOCKED.check(false), "LOCKED without a folio");
+        assert!(!VmFaultReason::empty().check(true), "a folio that nobody pinned");
+        assert!(!(VmFaultReason::SIGBUS | VmFaultReason::RETRY).check(false), "failed and yet to come");
+        assert!(!(VmFaultReason::NOPAGE | VmFaultReason::LOCKED).check(true), "done and yet to do");
+        assert!((VmFaultReason::MAJOR | VmFaultReason::RETRY).check(false));
+    }
+}

@@ -1,0 +1,227 @@
+//! `Vma` (a range of an arena over a mapping), `VmFault` and `VmOps` (the vtable that a vma's faults go through).
+//!
+//! All of it is borrowed: the platform owns the tables and lends them for the length of a fault section.
+
+use crate::claim::{Claim, Telling};
+use crate::ctx::Ctx;
+use crate::delegation::Delegation;
+use crate::extent::Extent;
+use crate::folio::FolioWord;
+use crate::mapping::Mapping;
+use crate::ops::{Mmu, Staged, WaitKey};
+use crate::page::{EXTENT_SHIFT, PAGE_SHIFT, page_align_down, pgoff_index};
+use crate::types::{FaultFlags, VmFaultReason, VmFlags};
+
+/// A range of an arena over (part of) an object. Linux: `struct vm_area_struct`.
+#[derive(Debug)]
+pub struct Vma<'g> {
+    /// First address.
+    pub start: usize,
+    /// First address behind it.
+    pub end: usize,
+    /// The object's page at `start`.
+    pub pgoff: u64,
+    /// What it is and permits.
+    pub flags: VmFlags,
+    /// The vtable its faults go through.
+    pub ops: &'g dyn VmOps,
+    /// The object.
+    pub mapping: &'g Mapping<'g>,
+    /// The page tables.
+    pub mmu: &'g dyn Mmu,
+    /// The arena's extents; index 0 lies at `arena_base`.
+    pub extents: &'g [Extent],
+    /// The arena's first address, a multiple of the extent.
+    pub arena_base: usize,
+    /// Pages exposed at once (SIGSEGV delivery), a power of two; 0 otherwise.
+    pub granule_pages: usize,
+    /// Who is told of first touches.
+    pub delegation: Option<&'g Delegation<'g>>,
+}
+
+impl Vma<'_> {
+    /// Returns the object's page at `addr`, which lies in the vma.
+    #[inline]
+    #[must_use]
+    pub fn pgoff_at(&self, addr: usize) -> u64 {
+        self.pgoff.wrapping_add((addr.wrapping_sub(self.start) >> PAGE_SHIFT) as u64)
+    }
+
+    /// Returns the address of page `pgoff`, which lies in the vma.
+    #[inline]
+    #[must_use]
+    pub fn address_of(&self, pgoff: u64) -> usize {
+        self.start.wrapping_add(pgoff_index(pgoff.wrapping_sub(self.pgoff)) << PAGE_SHIFT)
+    }
+
+    /// Returns the page behind the vma's last one.
+    #[must_use]
+    pub fn pgoff_end(&self) -> u64 {
+        self.pgoff.wrapping_add((self.end.wrapping_sub(self.start) >> PAGE_SHIFT) as u64)
+    }
+
+    /// Returns the extent that holds `addr`.
+    #[inline]
+    #[must_use]
+    pub fn extent(&self, addr: usize) -> Option<&Extent> {
+        self.extents.get(addr.wrapping_sub(self.arena_base) >> EXTENT_SHIFT)
+    }
+
+    /// Returns whether extents of the vma coincide with chunks of its object.
+    #[must_use]
+    pub fn is_congruent(&self) -> bool {
+        let extent_pages = crate::page::EXTENT_PAGES as u64;
+        (self.start >> PAGE_SHIFT) as u64 % extent_pages == self.pgoff % extent_pages
+    }
+
+    /// Returns whether stores are noted or faulted on when pages are installed.
+    #[must_use]
+    pub fn is_wp(&self) -> bool {
+        self.flags.intersects(VmFlags::WP_ASYNC.union(VmFlags::WP_SYNC)) && !self.mapping.always_dirty
+    }
+}
+
+/// What must be done outside the section before the fault can go on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub enum Work {
+    /// Nothing.
+    #[default]
+    None,
+    /// Read the claimed pages.
+    Fill(Claim),
+    /// Read one page into a staging page, for a private copy; the claim is of no pages, it keeps the object alive.
+    Cow(Claim),
+    /// Make a page's block durable; as above.
+    Dsync(Claim),
+    /// Call the delegate.
+    Tell(Telling),
+    /// Sleep on a word.
+    Wait(WaitKey, u64),
+}
+
+/// A private copy under way: the staging page, and the version the cache page had before it was read.
+#[derive(Debug)]
+pub struct CowPage<'a> {
+    /// The bytes.
+    pub staged: &'a Staged,
+    /// What must not have moved.
+    pub version: u32,
+}
+
+/// One fault. Linux: `struct vm_fault`; the upper part is constant, the lower is what `fault` answers.
+#[derive(Debug)]
+pub struct VmFault<'a> {
+    ctx: &'a Ctx<'a>,
+    vma: &'a Vma<'a>,
+    pgoff: u64,
+    real_address: usize,
+    flags: FaultFlags,
+    /// A private copy that was read for this fault.
+    pub cow: Option<&'a CowPage<'a>>,
+    /// The deadline passed while this fault waited.
+    pub timed_out: bool,
+    /// The page `fault` found, pinned; it goes with `LOCKED`.
+    pub folio: Option<&'a FolioWord>,
+    /// What `RETRY` asks for.
+    pub work: Work,
+}
+
+impl<'a> VmFault<'a> {
+    /// Returns a fault at `real_address`, which lies in `vma`.
+    #[must_use]
+    pub fn new(ctx: &'a Ctx<'a>, vma: &'a Vma<'a>, real_address: usize, flags: FaultFlags) -> Self {
+        let pgoff = vma.pgoff_at(page_align_down(real_address));
+        Self { ctx, vma, pgoff, real_address, flags, cow: None, timed_out: false, folio: None, work: Work::None }
+    }
+    /// Returns the context.
+    #[must_use]
+    pub fn ctx(&self) -> &'a Ctx<'a> {
+        self.ctx
+    }
+    /// Returns the vma.
+    #[must_use]
+    pub fn vma(&self) -> &'a Vma<'a> {
+        self.vma
+    }
+    /// Returns the object's page.
+    #[must_use]
+    pub fn pgoff(&self) -> u64 {
+        self.pgoff
+    }
+    /// Returns the address, page-aligned.
+    #[must_use]
+    pub fn address(&self) -> usize {
+        page_align_down(self.real_address)
+    }
+    /// Returns the exact address.
+    #[must_use]
+    pub fn real_address(&self) -> usize {
+        self.real_address
+    }
+    /// Returns how the access was made.
+    #[must_use]
+    pub fn flags(&self) -> FaultFlags {
+        self.flags
+    }
+    /// Returns whether the access is a store.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        self.flags.intersects(FaultFlags::WRITE)
+    }
+    /// Returns whether the access is a store that reaches the object.
+    #[must_use]
+    pub fn is_shared_write(&self) -> bool {
+        self.is_write() && self.vma.flags.contains(VmFlags::SHARED)
+    }
+}
+
+/// The vtable of a vma. Linux: `struct vm_operations_struct`.
+///
+/// Every method runs inside a fault section, perhaps in a signal handler: it must not sleep, allocate, lock, print or
+/// panic, and must not touch arena memory. What takes longer is returned as `RETRY` with [`VmFault::work`].
+pub trait VmOps: Sync + core::fmt::Debug {
+    /// A vma with this vtable came to be. Control plane.
+    fn open(&self, _mapping: &Mapping<'_>) {}
+
+    /// A vma with this vtable is gone. Control plane.
+    fn close(&self, _mapping: &Mapping<'_>) {}
+
+    /// Finds the page: `LOCKED` with `vmf.folio` pinned, or bits that say why not.
+    ///
+    /// # Context: handler
+    fn fault(&self, vmf: &mut VmFault<'_>) -> VmFaultReason;
+
+    /// Maps pages `start..end` of the object that are in the cache; `NOPAGE` if the faulting one is mapped now.
+    ///
+    /// # Context: handler
+    fn map_pages(&self, _vmf: &mut VmFault<'_>, _start: u64, _end: u64) -> VmFaultReason {
+        VmFaultReason::empty()
+    }
+
+    /// Hands the extent to the kernel if it can: `NOPAGE`, else `FALLBACK`.
+    ///
+    /// # Context: handler
+    fn huge_fault(&self, _vmf: &mut VmFault<'_>) -> VmFaultReason {
+        VmFaultReason::FALLBACK
+    }
+
+    /// A clean page is about to be written through a shared mapping; any error bit refuses.
+    ///
+    /// # Context: handler
+    fn page_mkwrite(&self, _vmf: &mut VmFault<'_>) -> VmFaultReason {
+        VmFaultReason::empty()
+    }
+
+    /// Returns whether `page_mkwrite` is to be called at all.
+    fn has_page_mkwrite(&self) -> bool {
+        false
+    }
+
+    /// Returns whether page `pgoff` is in the cache, without side effects: what the kernel's later design
+    /// (`vm_uffd_ops::get_folio_noalloc`) asks before `fault`.
+    ///
+    /// # Context: handler
+    fn get_folio_noalloc(&self, mapping: &Mapping<'_>, pgoff: u64) -> bool {
+        mapping.folio(pgoff).is_some_and(|w| w.load().is_mappable())
+    }
+}

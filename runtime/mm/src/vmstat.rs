@@ -1,0 +1,253 @@
+//! Event counters in `/proc/vmstat` names, one counter per reason bit, and the latency histogram of the walk's stages.
+//!
+//! Counters are striped by thread so that two faulting processors do not share a line; readers add the stripes up
+//! without stopping anyone, so a snapshot is exact only when nothing runs, and never goes backwards.
+//!
+//! # Context: handler
+
+use crate::sync::{AtomicU64, Ordering};
+use crate::types::VmFaultReason;
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $id:ident = $name:literal;)*) => {
+        /// What is counted. The names that Linux has are Linux's.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "vmstat item names, as the kernel spells them")]
+        #[repr(usize)]
+        pub enum Event { $($(#[$doc])* $id,)* }
+
+        impl Event {
+            /// Every event with its printed name, in printing order.
+            pub const ALL: &[(Event, &'static str)] = &[$((Event::$id, $name),)*];
+        }
+    };
+}
+
+events! {
+    /// Faults that reached the runtime.
+    PGFAULT = "pgfault";
+    /// Faults whose page came from the store.
+    PGMAJFAULT = "pgmajfault";
+    /// Faults whose page was in the cache.
+    PGMINFAULT = "pgminfault";
+    /// Entries into a trap handler, ours or not.
+    HANDLER_ENTRY = "handler_entry";
+    /// Faults handed to the previous handler.
+    HANDLER_CHAINED = "handler_chained";
+    /// Faults of a nested handler.
+    HANDLER_NESTED = "handler_nested";
+    /// Faults refused: on a helper thread, or nested too deep.
+    HANDLER_REFUSED = "handler_refused";
+    /// SIGSEGVs that a concurrent `protect` explains.
+    FAULT_SPURIOUS = "fault_spurious";
+    /// Pages mapped by `CONTINUE` (or exposed by protection) because they were touched.
+    PGMAPPED = "pgmapped";
+    /// Pages mapped around a touched one.
+    PGMAPPED_AROUND = "pgmapped_around";
+    /// Install ioctls made.
+    MAP_CALLS = "map_calls";
+    /// Installs that found the page mapped already.
+    MAP_EEXIST = "map_eexist";
+    /// Private copies made straight from the store.
+    PGCOW_STAGED = "pgcow_staged";
+    /// Pages filled from a store.
+    PGPGIN = "pgpgin";
+    /// Fill requests made to stores.
+    FILL_CALLS = "fill_calls";
+    /// Fill requests that failed.
+    FILL_ERRORS = "fill_errors";
+    /// Pages found filled by somebody else after a wait.
+    FILL_WAITS = "fill_waits";
+    /// Fills whose deadline passed while a thread waited.
+    FILL_OVERDUE = "fill_overdue";
+    /// Pages poisoned.
+    PGPOISON = "pgpoison";
+    /// Poisoned pages that a later fill healed.
+    PGHEAL = "pgheal";
+    /// Pages dropped from the cache.
+    PGSTEAL = "pgsteal";
+    /// Minor faults told to a delegate.
+    UFFD_MINOR_TOLD = "uffd_minor_told";
+    /// Missing pages on a delegated range.
+    UFFD_MISSING = "uffd_missing";
+    /// Write-protection faults resolved.
+    UFFD_WP = "uffd_wp";
+    /// `page_mkwrite` calls.
+    PAGE_MKWRITE = "page_mkwrite";
+    /// Extents handed to the kernel.
+    EXTENT_PROMOTE = "extent_promote";
+    /// Extents taken back.
+    EXTENT_DEMOTE = "extent_demote";
+    /// Promotions given up (evictions under way, budget spent, page missing).
+    EXTENT_PROMOTE_FAIL = "extent_promote_fail";
+    /// Messages read by the monitor thread.
+    MONITOR_MSG = "monitor_msg";
+    /// Poison markers planted for system calls' sake.
+    MONITOR_POISON = "monitor_poison";
+}
+
+/// How many kinds of event there are.
+pub const NR_EVENTS: usize = Event::ALL.len();
+/// How many bits of a reason have a counter of their own (bits 0 to 15).
+pub const NR_REASONS: usize = 16;
+/// log2 buckets of a stage's histogram, in clock ticks.
+pub const NR_BUCKETS: usize = 40;
+/// How many stripes the counters have.
+pub const NR_STRIPES: usize = 8;
+
+/// A stage of one fault, as the latency histogram knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Stage {
+    /// From the touching instruction to the handler's first instruction (calibrated at start, not per fault).
+    Delivery,
+    /// Finding the vma.
+    Lookup,
+    /// Reading from the store.
+    Fill,
+    /// The walk inside the section, the install ioctl included.
+    Map,
+    /// The handler from entry to return.
+    Total,
+}
+
+impl Stage {
+    /// Every stage with its printed name.
+    pub const ALL: &[(Stage, &'static str)] = &[
+        (Stage::Delivery, "delivery"),
+        (Stage::Lookup, "lookup"),
+        (Stage::Fill, "fill"),
+        (Stage::Map, "map"),
+        (Stage::Total, "total"),
+    ];
+}
+
+/// How many stages there are.
+pub const NR_STAGES: usize = Stage::ALL.len();
+
+#[cfg(not(loom))]
+const ZERO: AtomicU64 = AtomicU64::new(0);
+
+/// One stripe of counters.
+#[derive(Debug)]
+#[repr(C, align(128))]
+struct Stripe {
+    events: [AtomicU64; NR_EVENTS],
+    reasons: [AtomicU64; NR_REASONS],
+    stages: [[AtomicU64; NR_BUCKETS]; NR_STAGES],
+}
+
+/// The statistics of one runtime. All-zero memory is a valid value.
+#[derive(Debug)]
+#[repr(C)]
+pub struct VmStat {
+    stripes: [Stripe; NR_STRIPES],
+}
+
+#[cfg(not(loom))]
+impl Default for VmStat {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl VmStat {
+    /// Returns counters at zero.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub const fn new() -> Self {
+        #[expect(clippy::declare_interior_mutable_const, reason = "a template, copied, never shared")]
+        const STRIPE: Stripe = Stripe {
+            events: [ZERO; NR_EVENTS],
+            reasons: [ZERO; NR_REASONS],
+            stages: [const { [ZERO; NR_BUCKETS] }; NR_STAGES],
+        };
+        Self { stripes: [STRIPE; NR_STRIPES] }
+    }
+
+    fn stripe(&self, stripe: usize) -> Option<&Stripe> {
+        self.stripes.get(stripe % NR_STRIPES)
+    }
+
+    /// Adds `n` to an event.
+    #[inline]
+    pub fn add(&self, stripe: usize, event: Event, n: u64) {
+        if let Some(c) = self.stripe(stripe).and_then(|s| s.events.get(event as usize)) {
+            c.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts each bit of `reason`.
+    #[inline]
+    pub fn reason(&self, stripe: usize, reason: VmFaultReason) {
+        let Some(s) = self.stripe(stripe) else { return };
+        let mut bits = reason.0 & 0xffff;
+        while bits != 0 {
+            if let Some(c) = s.reasons.get(bits.trailing_zeros() as usize) {
+                c.fetch_add(1, Ordering::Relaxed);
+            }
+            bits &= bits - 1;
+        }
+    }
+
+    /// Adds one observation of `ticks` to a stage.
+    #[inline]
+    pub fn stage(&self, stripe: usize, stage: Stage, ticks: u64) {
+        let bucket = (u64::BITS - ticks.leading_zeros()) as usize;
+        let bucket = if bucket < NR_BUCKETS { bucket } else { NR_BUCKETS - 1 };
+        if let Some(c) = self.stripe(stripe).and_then(|s| s.stages.get(stage as usize)).and_then(|h| h.get(bucket)) {
+            c.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns an event's count.
+    #[must_use]
+    pub fn event(&self, event: Event) -> u64 {
+        self.sum(|s| s.events.get(event as usize))
+    }
+
+    /// Returns how often a reason bit was returned; for a mask of several bits, that of its lowest.
+    #[must_use]
+    pub fn reason_count(&self, bit: VmFaultReason) -> u64 {
+        self.sum(|s| s.reasons.get(bit.0.trailing_zeros() as usize))
+    }
+
+    /// Returns the observations in bucket `bucket` (ticks in `2^(bucket-1) .. 2^bucket`) of a stage.
+    #[must_use]
+    pub fn bucket(&self, stage: Stage, bucket: usize) -> u64 {
+        self.sum(|s| s.stages.get(stage as usize).and_then(|h| h.get(bucket)))
+    }
+
+    fn sum<'a>(&'a self, pick: impl Fn(&'a Stripe) -> Option<&'a AtomicU64>) -> u64 {
+        self.stripes.iter().filter_map(pick).fold(0u64, |a, c| a.wrapping_add(c.load(Ordering::Relaxed)))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stripes_add_up() {
+        let s = VmStat::new();
+        for stripe in 0..20 {
+            s.add(stripe, Event::PGFAULT, 3);
+            s.reason(stripe, VmFaultReason::MAJOR | VmFaultReason::RETRY);
+        }
+        assert_eq!(s.event(Event::PGFAULT), 60);
+        assert_eq!(s.reason_count(VmFaultReason::MAJOR), 20);
+        assert_eq!(s.reason_count(VmFaultReason::RETRY), 20);
+        assert_eq!(s.reason_count(VmFaultReason::SIGBUS), 0);
+    }
+
+    #[test]
+    fn every_duration_has_a_bucket() {
+        let s = VmStat::new();
+        for ticks in [0, 1, 2, 3, 1 << 20, u64::MAX] {
+            s.stage(0, Stage::Map, ticks);
+        }
+        let all: u64 = (0..NR_BUCKETS).map(|b| s.bucket(Stage::Map, b)).sum();
+        assert_eq!(all, 6);
+        assert_eq!(s.bucket(Stage::Map, 2), 2, "2 and 3 share a bucket");
+    }
+}

@@ -1,0 +1,3 @@
+#![no_std]
+//! t
+pub mod sys;

@@ -1,0 +1,145 @@
+//! Descriptors: pread(2), pwrite(2), ftruncate(2), close(2), poll(2) and the small rest.
+
+use super::syscall::{Errno, syscall6};
+
+/// Reads up to `len_bytes` bytes at `offset` into raw memory; see pread(2). Retries `EINTR`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Safety
+/// `dst..dst+len_bytes` is writable memory that the caller may overwrite, and to which no reference exists.
+pub unsafe fn pread(fd: i32, dst: usize, len_bytes: usize, offset: u64) -> Result<usize, Errno> {
+    loop {
+        // SAFETY: the caller's contract is exactly pread's.
+        let r = unsafe { syscall6(libc::SYS_pread64, [fd as usize, dst, len_bytes, offset as usize, 0, 0]) };
+        if r != Err(Errno::EINTR) {
+            return r;
+        }
+    }
+}
+
+/// Writes up to `len_bytes` bytes of raw memory at `offset`; see pwrite(2). Retries `EINTR`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Safety
+/// `src..src+len_bytes` is readable; the descriptor's content may be changed by the caller.
+pub unsafe fn pwrite(fd: i32, src: usize, len_bytes: usize, offset: u64) -> Result<usize, Errno> {
+    loop {
+        // SAFETY: the caller's contract is exactly pwrite's.
+        let r = unsafe { syscall6(libc::SYS_pwrite64, [fd as usize, src, len_bytes, offset as usize, 0, 0]) };
+        if r != Err(Errno::EINTR) {
+            return r;
+        }
+    }
+}
+
+/// Reads into a byte slice; see read(2). Returns 0 at end of file.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+pub fn read(fd: i32, dst: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: `dst` is exclusively borrowed for the length of the call.
+    unsafe { syscall6(libc::SYS_read, [fd as usize, dst.as_mut_ptr() as usize, dst.len(), 0, 0, 0]) }
+}
+
+/// Writes a byte slice; see write(2).
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+pub fn write(fd: i32, src: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: `src` is borrowed for the length of the call and only read.
+    unsafe { syscall6(libc::SYS_write, [fd as usize, src.as_ptr() as usize, src.len(), 0, 0, 0]) }
+}
+
+/// Sets a file's length; see ftruncate(2). Control plane.
+///
+/// # Errors
+/// `EFBIG` past `RLIMIT_FSIZE` (which also raises `SIGXFSZ`: check the limit first), `EPERM` when sealed.
+pub fn ftruncate(fd: i32, len_bytes: u64) -> Result<(), Errno> {
+    // SAFETY: touches no memory; mappings past the new end are the caller's business.
+    unsafe { syscall6(libc::SYS_ftruncate, [fd as usize, len_bytes as usize, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Closes a descriptor that the caller owns; errors are of no use and are dropped.
+pub fn close(fd: i32) {
+    // SAFETY: the caller owns the descriptor; close touches no memory.
+    let _ = unsafe { syscall6(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
+}
+
+/// Duplicates a descriptor, close-on-exec; see fcntl(2). Control plane.
+///
+/// # Errors
+/// `EBADF`, `EMFILE`.
+pub fn dup_cloexec(fd: i32) -> Result<i32, Errno> {
+    // SAFETY: touches no memory.
+    let r = unsafe { syscall6(libc::SYS_fcntl, [fd as usize, libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0]) }?;
+    Ok(i32::try_from(r).unwrap_or(i32::MAX))
+}
+
+/// Returns the bytes of storage that a file occupies (`st_blocks` × 512); see fstat(2). Control plane.
+///
+/// # Errors
+/// `EBADF`.
+pub fn allocated_bytes(fd: i32) -> Result<u64, Errno> {
+    // SAFETY: an all-zero `stat` is a valid value of that plain C structure.
+    let mut st: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: `st` is a whole `struct stat`, exclusively borrowed.
+    unsafe { syscall6(libc::SYS_fstat, [fd as usize, core::ptr::from_mut(&mut st) as usize, 0, 0, 0, 0]) }?;
+    Ok(st.st_blocks.cast_unsigned() * 512)
+}
+
+/// Returns the soft limit of a resource; see getrlimit(2). `u64::MAX` means none. Control plane.
+fn rlimit(resource: u32) -> u64 {
+    let mut lim = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    let args = [0, resource as usize, 0, core::ptr::from_mut(&mut lim) as usize, 0, 0];
+    // SAFETY: prlimit64 on ourselves writes one `struct rlimit`, exclusively borrowed.
+    match unsafe { syscall6(libc::SYS_prlimit64, args) } {
+        Ok(_) => lim.rlim_cur,
+        Err(_) => u64::MAX,
+    }
+}
+
+/// Returns `RLIMIT_FSIZE`: a memfd larger than it cannot be made, and trying kills by `SIGXFSZ`. Control plane.
+#[must_use]
+pub fn rlimit_fsize() -> u64 {
+    rlimit(libc::RLIMIT_FSIZE)
+}
+
+/// Returns `RLIMIT_AS`, the bytes of address space the process may map. Control plane.
+#[must_use]
+pub fn rlimit_as() -> u64 {
+    rlimit(libc::RLIMIT_AS)
+}
+
+/// Waits until one of `fds` is readable or `timeout_ms` passed (-1: forever). Returns a bit mask of ready ones.
+///
+/// # Errors
+/// `EINTR` and the kernel's others; see poll(2).
+pub fn poll_in(fds: [i32; 2], timeout_ms: i32) -> Result<u32, Errno> {
+    let mut p = fds.map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+    let args = [p.as_mut_ptr() as usize, 2, timeout_ms as isize as usize, 0, 0, 0];
+    // SAFETY: `p` is an array of two `struct pollfd`, exclusively borrowed.
+    unsafe { syscall6(libc::SYS_poll, args) }?;
+    Ok(u32::from(p[0].revents != 0) | (u32::from(p[1].revents != 0) << 1))
+}
+
+/// Creates an eventfd, close-on-exec; see eventfd(2). Control plane.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`.
+pub fn eventfd() -> Result<i32, Errno> {
+    // SAFETY: touches no memory.
+    let fd = unsafe { syscall6(libc::SYS_eventfd2, [0, libc::EFD_CLOEXEC as usize, 0, 0, 0, 0]) }?;
+    Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}

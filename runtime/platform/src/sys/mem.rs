@@ -1,0 +1,178 @@
+//! Address space: mmap(2), mprotect(2), madvise(2), memfd_create(2), fallocate(2).
+
+use super::syscall::{Errno, syscall6};
+use core::ffi::CStr;
+
+/// No access.
+pub const PROT_NONE: i32 = libc::PROT_NONE;
+/// Loads allowed.
+pub const PROT_READ: i32 = libc::PROT_READ;
+/// Stores allowed.
+pub const PROT_WRITE: i32 = libc::PROT_WRITE;
+/// Stores reach the object.
+pub const MAP_SHARED: i32 = libc::MAP_SHARED;
+/// Stores stay in this mapping.
+pub const MAP_PRIVATE: i32 = libc::MAP_PRIVATE;
+/// No object.
+pub const MAP_ANONYMOUS: i32 = libc::MAP_ANONYMOUS;
+/// At exactly this address, replacing what is there.
+pub const MAP_FIXED: i32 = libc::MAP_FIXED;
+/// No commit charge: sizes here are address space, not memory.
+pub const MAP_NORESERVE: i32 = libc::MAP_NORESERVE;
+/// Drop the range's page-table entries.
+pub const MADV_DONTNEED: i32 = libc::MADV_DONTNEED;
+/// As `MADV_DONTNEED`, also on locked ranges (under `mlockall` the plain advice is `EINVAL`). Since Linux 5.18.
+pub const MADV_DONTNEED_LOCKED: i32 = 24;
+/// The range does not exist in a forked child.
+pub const MADV_DONTFORK: i32 = libc::MADV_DONTFORK;
+/// The range reads as zero in a forked child.
+pub const MADV_WIPEONFORK: i32 = libc::MADV_WIPEONFORK;
+/// Leave the range out of core dumps.
+pub const MADV_DONTDUMP: i32 = libc::MADV_DONTDUMP;
+/// Never use huge pages in the range.
+pub const MADV_NOHUGEPAGE: i32 = libc::MADV_NOHUGEPAGE;
+/// Fault the range in for reading.
+pub const MADV_POPULATE_READ: i32 = 22;
+/// Fault the range in for writing.
+pub const MADV_POPULATE_WRITE: i32 = 23;
+
+/// Maps `len_bytes` bytes; see mmap(2).
+///
+/// # Errors
+/// `ENOMEM` (address space or `vm.max_map_count` exhausted), `EINVAL`, `EACCES`, `EPERM`.
+///
+/// # Safety
+/// With `MAP_FIXED` the caller owns `addr..addr+len_bytes`, and no reference into it is alive.
+pub unsafe fn mmap(addr: usize, len_bytes: usize, prot: i32, flags: i32, fd: i32, offset: u64) -> Result<usize, Errno> {
+    let args = [
+        addr,
+        len_bytes,
+        prot.cast_unsigned() as usize,
+        flags.cast_unsigned() as usize,
+        fd as isize as usize,
+        offset as usize,
+    ];
+    // SAFETY: the caller's contract is exactly mmap's.
+    unsafe { syscall6(libc::SYS_mmap, args) }
+}
+
+/// Reserves `len_bytes` bytes of address space without access, at an address that is a multiple of `align_bytes`.
+///
+/// # Errors
+/// As [`mmap`].
+pub fn reserve(len_bytes: usize, align_bytes: usize) -> Result<usize, Errno> {
+    let padded = len_bytes.checked_add(align_bytes).ok_or(Errno::ENOMEM)?;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel chooses a free range; nothing that exists changes.
+    let raw = unsafe { mmap(0, padded, PROT_NONE, flags, -1, 0) }?;
+    let base = raw.next_multiple_of(align_bytes);
+    if base > raw {
+        // SAFETY: the head of the range mapped two lines above, which nobody has seen.
+        unsafe { munmap(raw, base - raw) }?;
+    }
+    let tail = (raw + padded) - (base + len_bytes);
+    if tail > 0 {
+        // SAFETY: the tail of the same range, which nobody has seen.
+        unsafe { munmap(base + len_bytes, tail) }?;
+    }
+    Ok(base)
+}
+
+/// Maps `len_bytes` bytes of zeroed private memory that costs nothing until it is touched.
+///
+/// # Errors
+/// As [`mmap`].
+pub fn map_zeroed(len_bytes: usize) -> Result<usize, Errno> {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    // SAFETY: without MAP_FIXED the kernel chooses a free range; nothing that exists changes.
+    unsafe { mmap(0, len_bytes, PROT_READ | PROT_WRITE, flags, -1, 0) }
+}
+
+/// Unmaps a range; see munmap(2).
+///
+/// # Errors
+/// `EINVAL`, `ENOMEM` (a split would pass `vm.max_map_count`).
+///
+/// # Safety
+/// The caller owns the range and nothing refers to it.
+pub unsafe fn munmap(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's contract is exactly munmap's.
+    unsafe { syscall6(libc::SYS_munmap, [addr, len_bytes, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Changes a range's protection; see mprotect(2).
+///
+/// # Context: handler
+///
+/// # Errors
+/// `ENOMEM` (a split would pass `vm.max_map_count`, or part is unmapped), `EACCES`.
+///
+/// # Safety
+/// The caller owns the range; no safe reference relies on an access that is taken away.
+pub unsafe fn mprotect(addr: usize, len_bytes: usize, prot: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's contract is exactly mprotect's.
+    unsafe { syscall6(libc::SYS_mprotect, [addr, len_bytes, prot.cast_unsigned() as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Gives advice about a range; see madvise(2).
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's, by advice.
+///
+/// # Safety
+/// The caller owns the range; advice that drops pages (`MADV_DONTNEED` on private memory) drops what nobody needs.
+pub unsafe fn madvise(addr: usize, len_bytes: usize, advice: i32) -> Result<(), Errno> {
+    // SAFETY: the caller's contract is exactly madvise's.
+    unsafe { syscall6(libc::SYS_madvise, [addr, len_bytes, advice.cast_unsigned() as usize, 0, 0, 0]) }.map(drop)
+}
+
+/// Creates a memfd, close-on-exec, sealable; see memfd_create(2). Control plane.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, `ENOMEM`.
+pub fn memfd_create(name: &CStr) -> Result<i32, Errno> {
+    let flags = (libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) as usize;
+    // SAFETY: the name is a valid C string for the length of the call; a new descriptor harms nobody.
+    let fd = unsafe { syscall6(libc::SYS_memfd_create, [name.as_ptr() as usize, flags, 0, 0, 0, 0]) }?;
+    Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}
+
+/// Seals a memfd's size: `F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL`; see fcntl(2). Control plane.
+///
+/// # Errors
+/// `EPERM` when it is sealed against sealing.
+pub fn seal_size(fd: i32) -> Result<(), Errno> {
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    let args = [fd as usize, libc::F_ADD_SEALS as usize, seals as usize, 0, 0, 0];
+    // SAFETY: touches no memory of ours.
+    unsafe { syscall6(libc::SYS_fcntl, args) }.map(drop)
+}
+
+/// Gives `offset..offset+len_bytes` of a memfd back to the kernel: unmapped everywhere, zero when next allocated.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EPERM` on a write-sealed memfd, `EINTR`.
+///
+/// # Safety
+/// The caller owns the range's folios (evicting, or filling): no one relies on their bytes.
+pub unsafe fn punch_hole(fd: i32, offset: u64, len_bytes: u64) -> Result<(), Errno> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: the caller owns the bytes that go away.
+    unsafe { syscall6(libc::SYS_fallocate, [fd as usize, mode as usize, offset as usize, len_bytes as usize, 0, 0]) }
+        .map(drop)
+}
+
+/// Allocates zeroed pages for `offset..offset+len_bytes` of a memfd; pages that exist keep their bytes.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `ENOSPC`, `ENOMEM`, `EINTR`.
+pub fn allocate(fd: i32, offset: u64, len_bytes: u64) -> Result<(), Errno> {
+    // SAFETY: allocation changes no byte that anybody can have read otherwise: holes read as zeros.
+    unsafe { syscall6(libc::SYS_fallocate, [fd as usize, 0, offset as usize, len_bytes as usize, 0, 0]) }.map(drop)
+}

@@ -1,0 +1,231 @@
+//! Signal dispositions, masks and the machine context of an interrupted instruction.
+//!
+//! sigaction(2), rt_sigprocmask(2), rt_sigreturn(2). The kernel's own structures are used (`struct kernel_sigaction`
+//! has a 64-bit mask), because libc's wrapper hides signals 32 and 33 from masks.
+
+use super::syscall::{Errno, syscall6};
+use core::arch::naked_asm;
+
+/// Bus error.
+pub const SIGBUS: i32 = libc::SIGBUS;
+/// Segmentation violation.
+pub const SIGSEGV: i32 = libc::SIGSEGV;
+/// `si_code` of SIGBUS: non-existent physical address, also of a userfaultfd with the SIGBUS feature.
+pub const BUS_ADRERR: i32 = 2;
+/// `si_code` of SIGSEGV: protection.
+pub const SEGV_ACCERR: i32 = 2;
+/// The handler takes three arguments.
+pub const SA_SIGINFO: u64 = 4;
+/// The handler runs on the alternate stack, where one is set.
+pub const SA_ONSTACK: u64 = 0x0800_0000;
+/// The signal is not masked while its handler runs.
+pub const SA_NODEFER: u64 = 0x4000_0000;
+/// The disposition returns to the default when the handler is entered.
+pub const SA_RESETHAND: u64 = 0x8000_0000;
+const SA_RESTORER: u64 = 0x0400_0000;
+/// The default disposition.
+pub const SIG_DFL: usize = 0;
+/// The ignoring disposition.
+pub const SIG_IGN: usize = 1;
+
+/// The signals that stay open in our handlers: those an instruction of the handler itself can raise.
+///
+/// Everything else waits: an asynchronous handler that left ours by `siglongjmp` would leak pins and claims.
+pub const HANDLER_MASK: u64 =
+    !(bit(libc::SIGBUS) | bit(libc::SIGSEGV) | bit(libc::SIGFPE) | bit(libc::SIGILL) | bit(libc::SIGTRAP));
+
+const fn bit(signo: i32) -> u64 {
+    1 << (signo - 1)
+}
+
+/// Returns the mask bit of signal `signo` (1..=64).
+#[must_use]
+pub const fn mask_bit(signo: i32) -> u64 {
+    bit(signo)
+}
+
+/// A disposition, laid out as the kernel's `struct sigaction`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KernelSigaction {
+    /// `SIG_DFL`, `SIG_IGN` or a function's address.
+    pub handler: usize,
+    /// `SA_*`.
+    pub flags: u64,
+    /// Return trampoline.
+    pub restorer: usize,
+    /// Signals masked while the handler runs.
+    pub mask: u64,
+}
+
+/// Returns from a signal handler: the two instructions debuggers and unwinders recognise.
+#[unsafe(naked)]
+unsafe extern "C" fn restorer() {
+    naked_asm!("mov rax, 15", "syscall")
+}
+
+/// Returns the disposition of `signo`.
+///
+/// # Errors
+/// `EINVAL` for no signal.
+pub fn current(signo: i32) -> Result<KernelSigaction, Errno> {
+    let mut old = KernelSigaction::default();
+    let args = [signo as usize, 0, core::ptr::from_mut(&mut old) as usize, 8, 0, 0];
+    // SAFETY: writes one kernel `struct sigaction`, exclusively borrowed; changes nothing.
+    unsafe { syscall6(libc::SYS_rt_sigaction, args) }?;
+    Ok(old)
+}
+
+/// Sets the disposition of `signo`, returning the former one.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EINVAL` for no signal.
+///
+/// # Safety
+/// `act.handler` is `SIG_DFL`, `SIG_IGN`, or a function fit to handle `signo` with `act.flags` for as long as it stays
+/// installed.
+pub unsafe fn set(signo: i32, act: &KernelSigaction) -> Result<KernelSigaction, Errno> {
+    let mut act = *act;
+    if act.handler > SIG_IGN && act.flags & SA_RESTORER == 0 {
+        act.flags |= SA_RESTORER;
+        act.restorer = restorer as *const () as usize;
+    }
+    let mut old = KernelSigaction::default();
+    let args = [signo as usize, core::ptr::from_ref(&act) as usize, core::ptr::from_mut(&mut old) as usize, 8, 0, 0];
+    // SAFETY: reads one and writes one kernel `struct sigaction`; the caller vouches for the handler.
+    unsafe { syscall6(libc::SYS_rt_sigaction, args) }?;
+    Ok(old)
+}
+
+/// Replaces the calling thread's signal mask, returning the former one.
+///
+/// # Context: handler
+pub fn set_mask(mask: u64) -> u64 {
+    procmask(libc::SIG_SETMASK, mask)
+}
+
+/// Adds `mask` to the calling thread's signal mask, returning the former one.
+///
+/// # Context: handler
+pub fn block(mask: u64) -> u64 {
+    procmask(libc::SIG_BLOCK, mask)
+}
+
+fn procmask(how: i32, mask: u64) -> u64 {
+    let mut old = 0u64;
+    let args = [how as usize, core::ptr::from_ref(&mask) as usize, core::ptr::from_mut(&mut old) as usize, 8, 0, 0];
+    // SAFETY: reads one and writes one 64-bit mask, both ours.
+    let _ = unsafe { syscall6(libc::SYS_rt_sigprocmask, args) };
+    old
+}
+
+/// Sends `signo` to the calling thread; see tgkill(2).
+///
+/// # Context: handler
+pub fn raise(signo: i32) {
+    let pid = super::thread::getpid().cast_unsigned() as usize;
+    let tid = super::thread::gettid() as usize;
+    // SAFETY: a signal to ourselves; its disposition decides what happens.
+    let _ = unsafe { syscall6(libc::SYS_tgkill, [pid, tid, signo as usize, 0, 0, 0]) };
+}
+
+/// The kernel's `siginfo_t` of a fault.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SigInfo {
+    /// Signal number.
+    pub signo: i32,
+    /// Always 0 for faults.
+    pub errno: i32,
+    /// Positive when the kernel raised it; 0 or negative when a process did.
+    pub code: i32,
+    pad: i32,
+    /// The faulting address, for faults only.
+    pub addr: usize,
+    rest: [u64; 13],
+}
+
+/// What the kernel saved of the interrupted instruction.
+#[derive(Debug)]
+pub struct Frame {
+    uc: *mut libc::ucontext_t,
+}
+
+const ERR_WRITE: i64 = 1 << 1;
+const ERR_INSTR: i64 = 1 << 4;
+
+impl Frame {
+    /// Wraps the third argument of a signal handler.
+    ///
+    /// # Safety
+    /// `uc` is the `ucontext_t` that the kernel passed to the handler which is still running.
+    #[must_use]
+    pub unsafe fn new(uc: *mut core::ffi::c_void) -> Self {
+        Self { uc: uc.cast() }
+    }
+
+    fn greg(&self, index: i32) -> i64 {
+        // SAFETY: `new`'s contract: the kernel's context of a handler that is running; the index is a constant of
+        // libc's for this architecture.
+        unsafe { (*self.uc).uc_mcontext.gregs[index.cast_unsigned() as usize] }
+    }
+
+    /// Returns whether the access was a store (page-fault error code, bit 1).
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        self.greg(libc::REG_ERR) & ERR_WRITE != 0
+    }
+
+    /// Returns whether the access was an instruction fetch (page-fault error code, bit 4).
+    #[must_use]
+    pub fn is_instruction(&self) -> bool {
+        self.greg(libc::REG_ERR) & ERR_INSTR != 0
+    }
+
+    /// Returns the interrupted stack pointer.
+    #[must_use]
+    pub fn sp(&self) -> usize {
+        self.greg(libc::REG_RSP).cast_unsigned() as usize
+    }
+
+    /// Returns the interrupted instruction's address.
+    #[must_use]
+    pub fn ip(&self) -> usize {
+        self.greg(libc::REG_RIP).cast_unsigned() as usize
+    }
+
+    /// Continues at `ip` when the handler returns (benchmarks and tests skip an instruction with it).
+    ///
+    /// # Safety
+    /// Execution at `ip` with the interrupted registers is sound.
+    pub unsafe fn set_ip(&self, ip: usize) {
+        // SAFETY: as in `greg`; the caller vouches for the new address.
+        unsafe { (*self.uc).uc_mcontext.gregs[libc::REG_RIP.cast_unsigned() as usize] = (ip as u64).cast_signed() };
+    }
+
+    /// Sets the interrupted context's `rax` (tests return an error from a probing load with it).
+    ///
+    /// # Safety
+    /// The interrupted code expects `rax` to change.
+    pub unsafe fn set_rax(&self, value: u64) {
+        // SAFETY: as in `greg`; the caller vouches for the register.
+        unsafe { (*self.uc).uc_mcontext.gregs[libc::REG_RAX.cast_unsigned() as usize] = value.cast_signed() };
+    }
+
+    /// Returns the signal mask of the interrupted code.
+    #[must_use]
+    pub fn mask(&self) -> u64 {
+        // SAFETY: as in `greg`; the kernel's mask is the first 8 bytes of `uc_sigmask`.
+        unsafe { core::ptr::addr_of!((*self.uc).uc_sigmask).cast::<u64>().read() }
+    }
+
+    /// Returns the alternate stack that was set when the signal came: base and length, or `None`.
+    #[must_use]
+    pub fn altstack(&self) -> Option<(usize, usize)> {
+        // SAFETY: as in `greg`; `uc_stack` is a plain C structure.
+        let st = unsafe { core::ptr::addr_of!((*self.uc).uc_stack).read() };
+        (st.ss_flags & libc::SS_DISABLE == 0 && st.ss_size != 0).then_some((st.ss_sp as usize, st.ss_size))
+    }
+}

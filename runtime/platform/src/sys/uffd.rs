@@ -1,0 +1,248 @@
+//! userfaultfd(2) and its ioctls, with the results that matter kept apart.
+//!
+//! `reference`: ioctl_userfaultfd(2), `include/uapi/linux/userfaultfd.h`. Two traps are settled here once: the *out*
+//! field of the fill ioctls holds a byte count **or** a negative error number and is meaningful only in some cases
+//! (casting it without a look loses both), and `EAGAIN` with a positive count means *partly done*, not *try again*.
+
+use super::file;
+use super::syscall::{Errno, syscall6};
+
+/// Features and bits of the interface; values are the kernel's.
+#[allow(missing_docs, reason = "the names are the kernel's; userfaultfd(2) documents each")]
+pub mod bits {
+    pub const UFFD_API: u64 = 0xAA;
+    pub const USER_MODE_ONLY: usize = 1;
+    pub const FEATURE_PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+    pub const FEATURE_MISSING_SHMEM: u64 = 1 << 5;
+    pub const FEATURE_SIGBUS: u64 = 1 << 7;
+    pub const FEATURE_MINOR_SHMEM: u64 = 1 << 10;
+    pub const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+    pub const FEATURE_POISON: u64 = 1 << 14;
+    pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+    pub const REGISTER_MISSING: u64 = 1;
+    pub const REGISTER_WP: u64 = 2;
+    pub const REGISTER_MINOR: u64 = 4;
+    pub const COPY_MODE_WP: u64 = 2;
+    pub const CONTINUE_MODE_WP: u64 = 2;
+    pub const MODE_DONTWAKE: u64 = 1;
+    pub const WRITEPROTECT_MODE_WP: u64 = 1;
+    pub const EVENT_PAGEFAULT: u8 = 0x12;
+    pub const PAGEFAULT_FLAG_WRITE: u64 = 1;
+    pub const PAGEFAULT_FLAG_WP: u64 = 2;
+    pub const PAGEFAULT_FLAG_MINOR: u64 = 4;
+}
+use bits::{MODE_DONTWAKE, UFFD_API};
+
+const fn iowr(nr: usize, size: usize) -> usize {
+    (3 << 30) | (size << 16) | (0xAA << 8) | nr
+}
+const fn ior(nr: usize, size: usize) -> usize {
+    (2 << 30) | (size << 16) | (0xAA << 8) | nr
+}
+
+const UFFDIO_API: usize = iowr(0x3F, 24);
+const UFFDIO_REGISTER: usize = iowr(0x00, 32);
+const UFFDIO_UNREGISTER: usize = ior(0x01, 16);
+const UFFDIO_WAKE: usize = ior(0x02, 16);
+const UFFDIO_COPY: usize = iowr(0x03, 40);
+const UFFDIO_WRITEPROTECT: usize = iowr(0x06, 24);
+const UFFDIO_CONTINUE: usize = iowr(0x07, 32);
+const UFFDIO_POISON: usize = iowr(0x08, 32);
+
+/// What a fill ioctl (CONTINUE, COPY, POISON) did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// The whole range.
+    All,
+    /// The first `n` bytes; the next page has an obstacle that the next call will name.
+    Partial(usize),
+    /// Nothing: the memory map is changing or an event is unread; ask again.
+    Again,
+    /// Nothing: the first page is already mapped. Nobody was woken.
+    Exists,
+    /// Nothing: no registered mapping covers the range.
+    Gone,
+    /// Nothing, for this reason.
+    Err(Errno),
+}
+
+/// A userfaultfd context; closes its descriptor on drop.
+#[derive(Debug)]
+pub struct Uffd {
+    fd: i32,
+    features: u64,
+}
+
+/// One page-fault message.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PageFaultMsg {
+    /// `UFFD_EVENT_*`.
+    pub event: u8,
+    /// `UFFD_PAGEFAULT_FLAG_*`.
+    pub flags: u64,
+    /// Faulting address (page-aligned unless `EXACT_ADDRESS`).
+    pub address: usize,
+}
+
+impl Uffd {
+    /// Opens a context with exactly `features`. Control plane.
+    ///
+    /// `open_flags` is 0 or [`bits::USER_MODE_ONLY`]; the descriptor is close-on-exec and non-blocking.
+    ///
+    /// # Errors
+    /// `EPERM` (not allowed here), `ENOSYS` (no such system call), `EINVAL` (a feature is missing).
+    pub fn open(open_flags: usize, features: u64) -> Result<Self, Errno> {
+        let flags = open_flags | libc::O_CLOEXEC as usize | libc::O_NONBLOCK as usize;
+        // SAFETY: touches no memory.
+        let fd = unsafe { syscall6(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]) }?;
+        let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
+        let mut uffd = Self { fd, features: 0 };
+        let mut arg = [UFFD_API, features, 0];
+        uffd.ioctl(UFFDIO_API, &mut arg)?;
+        uffd.features = arg[1];
+        Ok(uffd)
+    }
+
+    /// Returns every feature the running kernel supports, or why a context cannot be had. Control plane.
+    ///
+    /// # Errors
+    /// As [`Uffd::open`].
+    pub fn probe(open_flags: usize) -> Result<u64, Errno> {
+        Self::open(open_flags, 0).map(|u| u.features)
+    }
+
+    /// Returns the descriptor, still owned by `self`.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.fd
+    }
+
+    #[inline(always)]
+    fn ioctl<const N: usize>(&self, request: usize, arg: &mut [u64; N]) -> Result<(), Errno> {
+        let args = [self.fd as usize, request, arg.as_mut_ptr() as usize, 0, 0, 0];
+        // SAFETY: every request above encodes the size of its argument, which is the array's; the array is
+        // exclusively borrowed. What the ioctl does to page tables is the contract of the public methods.
+        unsafe { syscall6(libc::SYS_ioctl, args) }.map(drop)
+    }
+
+    /// Registers a range; `mode` is `REGISTER_*` bits.
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// `EBUSY` (another context), `EINVAL`, `ENOMEM` (a split would pass `vm.max_map_count`), `EPERM`.
+    pub fn register(&self, addr: usize, len_bytes: usize, mode: u64) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_REGISTER, &mut [addr as u64, len_bytes as u64, mode, 0])
+    }
+
+    /// Unregisters a range. Waiters stay asleep on some kernels: follow with [`Uffd::wake`].
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// As [`Uffd::register`].
+    pub fn unregister(&self, addr: usize, len_bytes: usize) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_UNREGISTER, &mut [addr as u64, len_bytes as u64])
+    }
+
+    /// Wakes everyone who waits for a fault in the range.
+    ///
+    /// # Context: handler
+    pub fn wake(&self, addr: usize, len_bytes: usize) {
+        // A range that is no longer there has no waiters: nothing to do with the error.
+        let _ = self.ioctl(UFFDIO_WAKE, &mut [addr as u64, len_bytes as u64]);
+    }
+
+    /// Maps pages that are in the page cache; see UFFDIO_CONTINUE(2const).
+    ///
+    /// `mode` may hold `CONTINUE_MODE_WP` and `MODE_DONTWAKE`.
+    ///
+    /// # Context: handler
+    #[inline]
+    #[must_use]
+    pub fn cont(&self, addr: usize, len_bytes: usize, mode: u64) -> Filled {
+        let mut arg = [addr as u64, len_bytes as u64, mode, 0];
+        let r = self.ioctl(UFFDIO_CONTINUE, &mut arg);
+        filled(r, arg[3])
+    }
+
+    /// Copies `len_bytes` bytes from `src` into fresh pages at `dst`; see UFFDIO_COPY(2const).
+    ///
+    /// # Context: handler
+    #[inline]
+    #[must_use]
+    pub fn copy(&self, dst: usize, src: usize, len_bytes: usize, mode: u64) -> Filled {
+        let mut arg = [dst as u64, src as u64, len_bytes as u64, mode, 0];
+        let r = self.ioctl(UFFDIO_COPY, &mut arg);
+        filled(r, arg[4])
+    }
+
+    /// Plants poison markers: accesses get SIGBUS, system calls `EFAULT`; see UFFDIO_POISON(2const).
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn poison(&self, addr: usize, len_bytes: usize) -> Filled {
+        let mut arg = [addr as u64, len_bytes as u64, 0, 0];
+        let r = self.ioctl(UFFDIO_POISON, &mut arg);
+        filled(r, arg[3])
+    }
+
+    /// Write-protects a range (`protect`), or lifts the protection and wakes.
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// `ENOENT` when part of the range is not registered for write protection, `EAGAIN`.
+    pub fn writeprotect(&self, addr: usize, len_bytes: usize, protect: bool) -> Result<(), Errno> {
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut [addr as u64, len_bytes as u64, u64::from(protect)])
+    }
+
+    /// Reads up to `out.len()` messages; returns how many. None are ready: 0.
+    ///
+    /// # Errors
+    /// The kernel's, except `EAGAIN`.
+    pub fn read(&self, out: &mut [PageFaultMsg; 16]) -> Result<usize, Errno> {
+        let mut raw = [0u8; 16 * 32];
+        let n = match file::read(self.fd, &mut raw) {
+            Err(Errno::EAGAIN) => 0,
+            r => r?,
+        };
+        let word = |m: &[u8], at: usize| -> u64 {
+            m.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes)
+        };
+        let mut count = 0;
+        for (m, o) in raw.get(..n).unwrap_or(&[]).chunks_exact(32).zip(out.iter_mut()) {
+            *o = PageFaultMsg {
+                event: m.first().copied().unwrap_or(0),
+                flags: word(m, 8),
+                address: word(m, 16) as usize,
+            };
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+impl Drop for Uffd {
+    fn drop(&mut self) {
+        file::close(self.fd);
+    }
+}
+
+/// Judges a fill ioctl by its error number and, only where it is defined, its out field.
+#[inline]
+fn filled(r: Result<(), Errno>, out: u64) -> Filled {
+    match r {
+        Ok(()) => Filled::All,
+        Err(Errno::EAGAIN) => match usize::try_from(out.cast_signed()) {
+            Ok(n) if n > 0 => Filled::Partial(n),
+            _ => Filled::Again,
+        },
+        Err(Errno::EEXIST) => Filled::Exists,
+        Err(Errno::ENOENT | Errno::ESRCH) => Filled::Gone,
+        Err(e) => Filled::Err(e),
+    }
+}
+
+/// `MODE_DONTWAKE` where nobody can be asleep: contexts with the SIGBUS feature have no waiters.
+pub const DONTWAKE: u64 = MODE_DONTWAKE;
