@@ -63,23 +63,23 @@ impl ChunkWord {
     /// Counts a native mapping, unless an eviction is under way.
     #[must_use]
     pub fn try_get_native(&self) -> bool {
-        self.update(|w| (w & EVICTING_MASK == 0 && w & NATIVE_MASK != NATIVE_MASK).then_some(w + NATIVE))
+        self.update(|w| (w & EVICTING_MASK == 0 && w & NATIVE_MASK != NATIVE_MASK).then(|| w + NATIVE))
     }
 
     /// Drops a native mapping: the range is registered again.
     pub fn put_native(&self) {
-        let _ = self.update(|w| (w & NATIVE_MASK != 0).then_some(w - NATIVE));
+        let _ = self.update(|w| (w & NATIVE_MASK != 0).then(|| w - NATIVE));
     }
 
     /// Counts an eviction, unless a native mapping exists: demote first.
     #[must_use]
     pub fn try_get_evict(&self) -> bool {
-        self.update(|w| (w & NATIVE_MASK == 0 && w & EVICTING_MASK != EVICTING_MASK).then_some(w + EVICTING))
+        self.update(|w| (w & NATIVE_MASK == 0 && w & EVICTING_MASK != EVICTING_MASK).then(|| w + EVICTING))
     }
 
     /// Drops an eviction: its pages are `absent`.
     pub fn put_evict(&self) {
-        let _ = self.update(|w| (w & EVICTING_MASK != 0).then_some(w - EVICTING));
+        let _ = self.update(|w| (w & EVICTING_MASK != 0).then(|| w - EVICTING));
     }
 
     /// Counts `nr` more uptodate pages. A hint: promotion reads the words themselves.

@@ -224,7 +224,7 @@ impl FolioWord {
     pub fn try_pin(&self, set: u64) -> Result<Folio, Folio> {
         self.update(|w| {
             let room = w.0 & PINS < PINS_MAX << PIN_SHIFT;
-            (w.is_mappable() && room).then_some((w.0 + PIN) | set)
+            (w.is_mappable() && room).then(|| (w.0 + PIN) | set)
         })
     }
 
