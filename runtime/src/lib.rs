@@ -1,1 +1,44 @@
-//! t
+//! softfault: a page-fault runtime inside the process that faults.
+#![deny(unsafe_code)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "byte offsets, page numbers and addresses are 64 bits wide here; the platform crate refuses to build elsewhere"
+)]
+
+pub mod arena;
+pub mod audit;
+pub mod delivery;
+pub mod error;
+mod helper;
+mod io;
+mod lease;
+pub mod object;
+pub mod pin;
+mod registry;
+pub mod runtime;
+pub mod stats;
+mod vmas;
+
+pub use arena::{Arena, ArenaBuilder, Prot, Sharing};
+pub use delivery::{Delivery, DeliveryReport};
+pub use error::{Error, Result};
+pub use object::{Object, ObjectBuilder};
+pub use pin::Pin;
+pub use runtime::{Runtime, RuntimeBuilder};
+pub use softfault_mm::delegation::{MinorDelegate, MinorError, MinorFault, MinorVerdict};
+pub use softfault_mm::mapping::{FailurePolicy, Mapping};
+pub use softfault_mm::types::{FaultFlags, VmFaultReason, VmFlags};
+pub use softfault_mm::vma::{VmFault, VmOps};
+pub use softfault_mm::{filemap, shmem};
+pub use softfault_platform::store::{HandlerStore, PageMut, Store, StoreError};
+pub use softfault_platform::sys::Errno;
+pub use stats::Stats;
+
+/// The kind of access to a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A load.
+    Read,
+    /// A store.
+    Write,
+}

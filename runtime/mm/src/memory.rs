@@ -23,7 +23,7 @@ use crate::ops::{Installed, Prot};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Work};
-use crate::vmstat::Event;
+use crate::vmstat::{Event, VmStat};
 
 /// Resolves one fault, or says what is in the way. Linux: `handle_mm_fault`.
 ///
@@ -295,15 +295,17 @@ fn do_fault_around(vmf: &mut VmFault<'_>) -> VmFaultReason {
     vma.ops.map_pages(vmf, start, end)
 }
 
-/// Counts a finished fault. Linux: `mm_account_fault`.
-pub fn account_fault(ctx: &Ctx<'_>, stat: &crate::vmstat::VmStat, r: VmFaultReason) {
+/// Counts one attempt, and the fault when it is finished. Linux: `mm_account_fault`.
+///
+/// `before` are the bits of the attempts before: a fault is major if any attempt of it was.
+pub fn account_fault(ctx: &Ctx<'_>, stat: &VmStat, r: VmFaultReason, before: VmFaultReason) {
     stat.reason(ctx.stripe, r);
     if r.intersects(VmFaultReason::RETRY) {
         return;
     }
     stat.add(ctx.stripe, Event::PGFAULT, 1);
-    let kind = if r.intersects(VmFaultReason::MAJOR) { Event::PGMAJFAULT } else { Event::PGMINFAULT };
     if !r.intersects(VmFaultReason::ERROR) {
-        stat.add(ctx.stripe, kind, 1);
+        let major = (r | before).intersects(VmFaultReason::MAJOR);
+        stat.add(ctx.stripe, if major { Event::PGMAJFAULT } else { Event::PGMINFAULT }, 1);
     }
 }

@@ -5,15 +5,25 @@ pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// One cell of a [`Ring`]: a turn number and two words of payload.
+/// One cell of a [`Ring`]: a turn number and `N` words of payload.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Cell {
+pub struct Cell<const N: usize> {
     turn: AtomicU64,
-    payload: [AtomicU64; 2],
+    payload: [AtomicU64; N],
 }
 
-/// A bounded queue of pairs of words for many producers and many consumers, in borrowed memory.
+#[cfg(not(loom))]
+impl<const N: usize> Cell<N> {
+    /// Returns an empty cell; [`Ring::init`] gives it its turn.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "cells stand in statics; nobody makes one otherwise")]
+    pub const fn new() -> Self {
+        Self { turn: AtomicU64::new(0), payload: [const { AtomicU64::new(0) }; N] }
+    }
+}
+
+/// A bounded queue of `N`-word items for many producers and many consumers, in borrowed memory.
 ///
 /// The scheme is Vyukov's bounded MPMC queue: cell `i` holds its own turn number; a producer may write it when the
 /// turn equals its ticket, a consumer may read it when the turn equals its ticket plus one. A producer that is
@@ -24,16 +34,16 @@ pub struct Cell {
 /// # Context: handler
 /// `push` and `pop` neither sleep nor allocate; a full or empty queue is an answer, not a wait.
 #[derive(Debug)]
-pub struct Ring<'g> {
-    cells: &'g [Cell],
+pub struct Ring<'g, const N: usize> {
+    cells: &'g [Cell<N>],
     head: &'g AtomicU64,
     tail: &'g AtomicU64,
 }
 
-impl<'g> Ring<'g> {
+impl<'g, const N: usize> Ring<'g, N> {
     /// Wraps borrowed memory; `cells.len()` must be a power of two, or every operation reports full or empty.
     #[must_use]
-    pub fn new(cells: &'g [Cell], head: &'g AtomicU64, tail: &'g AtomicU64) -> Self {
+    pub fn new(cells: &'g [Cell<N>], head: &'g AtomicU64, tail: &'g AtomicU64) -> Self {
         Self { cells, head, tail }
     }
 
@@ -44,19 +54,19 @@ impl<'g> Ring<'g> {
         }
     }
 
-    fn cell(&self, ticket: u64) -> Option<&'g Cell> {
+    fn cell(&self, ticket: u64) -> Option<&'g Cell<N>> {
         let mask = (self.cells.len() as u64).wrapping_sub(1);
         self.cells.get(usize::try_from(ticket & mask).ok()?)
     }
 
-    /// Appends `pair`, or returns it when the queue is full.
+    /// Appends `item`, or returns it when the queue is full.
     ///
     /// # Errors
-    /// The pair itself, when there is no room.
-    pub fn push(&self, pair: [u64; 2]) -> Result<(), [u64; 2]> {
+    /// The item itself, when there is no room.
+    pub fn push(&self, item: [u64; N]) -> Result<(), [u64; N]> {
         let mut ticket = self.tail.load(Ordering::Relaxed);
         loop {
-            let Some(cell) = self.cell(ticket) else { return Err(pair) };
+            let Some(cell) = self.cell(ticket) else { return Err(item) };
             // Pairs with the Release in pop(): the consumer is done with the payload before we overwrite it.
             let turn = cell.turn.load(Ordering::Acquire);
             if turn == ticket {
@@ -67,9 +77,9 @@ impl<'g> Ring<'g> {
                     Ordering::Relaxed,
                 ) {
                     Ok(_) => {
-                        let [a, b] = &cell.payload;
-                        a.store(pair[0], Ordering::Relaxed);
-                        b.store(pair[1], Ordering::Relaxed);
+                        for (to, word) in cell.payload.iter().zip(item) {
+                            to.store(word, Ordering::Relaxed);
+                        }
                         // Pairs with the Acquire in pop(): the payload is there when the turn says so.
                         cell.turn.store(ticket.wrapping_add(1), Ordering::Release);
                         return Ok(());
@@ -77,16 +87,16 @@ impl<'g> Ring<'g> {
                     Err(now) => ticket = now,
                 }
             } else if turn < ticket {
-                return Err(pair);
+                return Err(item);
             } else {
                 ticket = self.tail.load(Ordering::Relaxed);
             }
         }
     }
 
-    /// Takes the oldest pair, or `None` when the queue is empty.
+    /// Takes the oldest item, or `None` when the queue is empty.
     #[must_use]
-    pub fn pop(&self) -> Option<[u64; 2]> {
+    pub fn pop(&self) -> Option<[u64; N]> {
         let mut ticket = self.head.load(Ordering::Relaxed);
         loop {
             let cell = self.cell(ticket)?;
@@ -96,11 +106,12 @@ impl<'g> Ring<'g> {
             if turn == ready {
                 match self.head.compare_exchange_weak(ticket, ready, Ordering::Relaxed, Ordering::Relaxed) {
                     Ok(_) => {
-                        let [a, b] = &cell.payload;
-                        let pair = [a.load(Ordering::Relaxed), b.load(Ordering::Relaxed)];
+                        let item = core::array::from_fn(|i| {
+                            cell.payload.get(i).map_or(0, |word| word.load(Ordering::Relaxed))
+                        });
                         // Pairs with the Acquire in push(): one lap later the cell may be written again.
                         cell.turn.store(ticket.wrapping_add(self.cells.len() as u64), Ordering::Release);
-                        return Some(pair);
+                        return Some(item);
                     }
                     Err(now) => ticket = now,
                 }
@@ -117,8 +128,8 @@ impl<'g> Ring<'g> {
 mod tests {
     use super::*;
 
-    fn cells(n: usize) -> Vec<Cell> {
-        (0..n).map(|_| Cell { turn: AtomicU64::new(0), payload: [AtomicU64::new(0), AtomicU64::new(0)] }).collect()
+    fn cells(n: usize) -> Vec<Cell<2>> {
+        (0..n).map(|_| Cell::new()).collect()
     }
 
     #[test]

@@ -165,6 +165,14 @@ impl VmStat {
         Self { stripes: [STRIPE; NR_STRIPES] }
     }
 
+    /// Sets every counter to zero, for the next owner of the block.
+    pub fn reset(&self) {
+        for s in &self.stripes {
+            let stages = s.stages.iter().flatten();
+            s.events.iter().chain(&s.reasons).chain(stages).for_each(|c| c.store(0, Ordering::Relaxed));
+        }
+    }
+
     fn stripe(&self, stripe: usize) -> Option<&Stripe> {
         self.stripes.get(stripe % NR_STRIPES)
     }

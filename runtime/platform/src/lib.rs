@@ -1,3 +1,43 @@
+//! The Linux floor of softfault: where system calls, signal handlers and `unsafe` live.
+//!
+//! Lowest first: `sys` (raw system calls; alone names libc) < `mmu`, `store` < `trap`. Beside them the process-wide
+//! tables that handlers read: `vmatree` (address to vma), `section` (who is inside a walk), `host` (sleeping and the
+//! queues to helper threads), `staging`, `child`, and `cache` (the memfds).
+//!
+//! No `std` and no `alloc`: code that allocates or takes a std lock does not compile here, which is the point of the
+//! crate. A link test proves that no panic is reachable from the handler.
 #![no_std]
-//! t
+#![deny(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::todo,
+    clippy::unimplemented,
+    clippy::unreachable,
+    clippy::std_instead_of_core
+)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "register-sized arguments of system calls: usize, u64 and pointers are 64 bits here, and sys refuses to build elsewhere"
+)]
+
 pub mod sys;
+
+pub mod cache;
+pub mod child;
+pub mod section;
+pub mod staging;
+
+pub mod mmu;
+pub mod store;
+
+pub mod vmatree;
+
+pub mod host;
+
+pub mod trap;
+
+pub use softfault_mm as mm;

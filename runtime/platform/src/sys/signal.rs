@@ -229,3 +229,13 @@ impl Frame {
         (st.ss_flags & libc::SS_DISABLE == 0 && st.ss_size != 0).then_some((st.ss_sp as usize, st.ss_size))
     }
 }
+
+/// Ends the process with SIGABRT, past any handler.
+pub fn abort() -> ! {
+    loop {
+        // SAFETY: the default disposition is no function.
+        let _ = unsafe { set(libc::SIGABRT, &KernelSigaction::default()) };
+        set_mask(0);
+        raise(libc::SIGABRT);
+    }
+}

@@ -1,0 +1,131 @@
+//! The memory of the page cache: memfds, each with one alias mapping and the words of its pages.
+//!
+//! A region is created sparse at its full size, sealed against resizing, and never resized: the end of an object is a
+//! number in the object. Objects are ranges of a region, in units of a chunk (2 MiB), so that ten thousand objects need
+//! one descriptor. Fills write through the alias, which is registered nowhere.
+
+use crate::sys::{Errno, file, mem};
+use softfault_mm::extent::ChunkWord;
+use softfault_mm::folio::FolioWord;
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
+
+/// One memfd with its alias and tables. Unmapped on drop: whoever drops it guarantees that no object is left in it.
+#[derive(Debug)]
+pub struct Region {
+    fd: i32,
+    alias: usize,
+    len_bytes: usize,
+    folios: usize,
+    chunks: usize,
+}
+
+impl Region {
+    /// Creates a region of `len_bytes` bytes, a multiple of 2 MiB. Control plane.
+    ///
+    /// # Errors
+    /// `EFBIG` past `RLIMIT_FSIZE`, `ENOMEM` past `RLIMIT_AS` or the overcommit limit, `EMFILE`.
+    pub fn new(len_bytes: usize) -> Result<Self, Errno> {
+        if file::rlimit_fsize() < len_bytes as u64 {
+            return Err(Errno::EFBIG);
+        }
+        let fd = mem::memfd_create(c"softfault-cache")?;
+        let mut region = Self { fd, alias: 0, len_bytes, folios: 0, chunks: 0 };
+        file::ftruncate(fd, len_bytes as u64)?;
+        mem::seal_size(fd)?;
+        let prot = mem::PROT_READ | mem::PROT_WRITE;
+        // SAFETY: without MAP_FIXED the kernel chooses a free range; the memfd is ours alone.
+        region.alias = unsafe { mem::mmap(0, len_bytes, prot, mem::MAP_SHARED | mem::MAP_NORESERVE, fd, 0) }?;
+        for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP] {
+            // SAFETY: the alias mapped above; a child must not write the shared cache through it.
+            unsafe { mem::madvise(region.alias, len_bytes, advice) }?;
+        }
+        region.folios = mem::map_zeroed(region.folios_len())?;
+        region.chunks = mem::map_zeroed(region.chunks_len())?;
+        Ok(region)
+    }
+
+    fn folios_len(&self) -> usize {
+        self.len_bytes / PAGE_SIZE * size_of::<FolioWord>()
+    }
+    fn chunks_len(&self) -> usize {
+        (self.len_bytes / EXTENT_SIZE * size_of::<ChunkWord>()).next_multiple_of(PAGE_SIZE)
+    }
+    /// Returns the memfd.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.fd
+    }
+    /// Returns the region's length.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+    /// Returns the address of the alias of `offset`.
+    #[must_use]
+    pub fn alias_at(&self, offset: u64) -> usize {
+        self.alias + offset as usize
+    }
+    /// Returns the bytes of memory the region occupies.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> u64 {
+        file::allocated_bytes(self.fd).unwrap_or(0)
+    }
+
+    /// Lends the words of the pages of `offset..offset + len_bytes`, both multiples of 2 MiB inside the region.
+    ///
+    /// # Safety
+    /// The words are not used after the region is dropped.
+    #[must_use]
+    pub unsafe fn folios(&self, offset: u64, len_bytes: usize) -> &'static [FolioWord] {
+        let first = (self.folios as *const FolioWord).wrapping_add(offset as usize / PAGE_SIZE);
+        // SAFETY: the table has one zeroed (valid) word for each page of the region; the range is inside by contract,
+        // and the words are atomics that are only ever shared.
+        unsafe { core::slice::from_raw_parts(first, len_bytes / PAGE_SIZE) }
+    }
+
+    /// Lends the words of the chunks of the same range.
+    ///
+    /// # Safety
+    /// As [`Region::folios`].
+    #[must_use]
+    pub unsafe fn chunks(&self, offset: u64, len_bytes: usize) -> &'static [ChunkWord] {
+        let first = (self.chunks as *const ChunkWord).wrapping_add(offset as usize / EXTENT_SIZE);
+        // SAFETY: as above, one zeroed word for each chunk.
+        unsafe { core::slice::from_raw_parts(first, len_bytes / EXTENT_SIZE) }
+    }
+
+    /// Gives the range's memory back and makes its words new. Control plane.
+    ///
+    /// # Safety
+    /// No object uses the range any more: nobody reads its words or bytes.
+    pub unsafe fn recycle(&self, offset: u64, len_bytes: usize) {
+        // SAFETY: nobody relies on the bytes (contract). An error leaves memory allocated, which the next fill of
+        // those pages overwrites: `absent` never implies a hole.
+        let _ = unsafe { mem::punch_hole(self.fd, offset, len_bytes as u64) };
+        let table = self.folios + offset as usize / PAGE_SIZE * size_of::<FolioWord>();
+        // 512 words of 8 bytes fill one page of the table exactly, so chunks are whole table pages.
+        // SAFETY: nobody reads the words (contract); afterwards they are zero, `absent`.
+        let _ = unsafe { mem::madvise(table, len_bytes / PAGE_SIZE * size_of::<FolioWord>(), mem::MADV_DONTNEED) };
+        // SAFETY: the caller's contract covers the chunks' words too.
+        for chunk in unsafe { self.chunks(offset, len_bytes) } {
+            chunk.sub_uptodate(u64::MAX);
+        }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if crate::child::in_child() {
+            return;
+        }
+        for (at, len) in
+            [(self.alias, self.len_bytes), (self.folios, self.folios_len()), (self.chunks, self.chunks_len())]
+        {
+            if at != 0 {
+                // SAFETY: mapped by `new`; no object is left in the region (the dropper's guarantee).
+                let _ = unsafe { mem::munmap(at, len) };
+            }
+        }
+        file::close(self.fd);
+    }
+}

@@ -1,0 +1,43 @@
+//! Are we a forked child? A page that the kernel wipes in children tells.
+//!
+//! A child inherits our handlers and our userfaultfd descriptors, but not the arenas (`MADV_DONTFORK`). Its ioctls
+//! would act on the *parent's* memory: a CONTINUE made there installed the page in the parent while the child trapped
+//! for ever. So the handler looks here first and makes no ioctl in a child.
+//!
+//! # Context: handler
+
+use crate::sys::{Errno, mem};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+static PAGE: AtomicUsize = AtomicUsize::new(0);
+const ALIVE: u64 = 0x5f0f_7fa0_17c0_ffee;
+
+/// Makes the page, once a process. Control plane, under the caller's lock.
+///
+/// # Errors
+/// The kernel's, if the page cannot be had.
+pub fn init() -> Result<(), Errno> {
+    if PAGE.load(Ordering::Relaxed) != 0 {
+        return Ok(());
+    }
+    let page = mem::map_zeroed(4096)?;
+    // SAFETY: the page mapped above, private and unshared.
+    unsafe { mem::madvise(page, 4096, mem::MADV_WIPEONFORK) }?;
+    word(page).store(ALIVE, Ordering::Relaxed);
+    // Release: who sees the page sees the word in it (pairs with in_child()).
+    PAGE.store(page, Ordering::Release);
+    Ok(())
+}
+
+fn word(page: usize) -> &'static AtomicU64 {
+    // SAFETY: `page` is the page that `init` mapped; it is never unmapped, is aligned, and holds only this atomic.
+    unsafe { &*(page as *const AtomicU64) }
+}
+
+/// Returns whether this process is a forked child of the one that made the page.
+#[inline]
+#[must_use]
+pub fn in_child() -> bool {
+    let page = PAGE.load(Ordering::Acquire);
+    page != 0 && word(page).load(Ordering::Relaxed) != ALIVE
+}

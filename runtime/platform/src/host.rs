@@ -1,0 +1,211 @@
+//! What the walk asks of its host, for the thread that runs it: sections, sleeping, and the queues to the helpers.
+
+use crate::section::Slot;
+use crate::sys::{Errno, futex, signal, thread};
+use crate::{staging, vmatree};
+use core::sync::atomic::{AtomicU32, Ordering};
+use softfault_mm::claim::{Claim, Telling};
+use softfault_mm::ctx::Ctx;
+use softfault_mm::delegation::Delegation;
+use softfault_mm::fault::Env;
+use softfault_mm::host::{AddressSpace, Park, Woken};
+use softfault_mm::mapping::Mapping;
+use softfault_mm::ops::{Staged, WaitKey};
+use softfault_mm::sync::{AtomicU64, Cell, Ring};
+use softfault_mm::types::VmFaultReason;
+use softfault_mm::vma::Vma;
+
+/// How much may be queued to the fillers, and to the delegates' workers.
+const QUEUE_LEN: usize = 1024;
+
+static FILLS: [Cell<2>; QUEUE_LEN] = [const { Cell::new() }; QUEUE_LEN];
+static FILLS_ENDS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static TELLS: [Cell<4>; QUEUE_LEN] = [const { Cell::new() }; QUEUE_LEN];
+static TELLS_ENDS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+/// Moves with every submission; helpers sleep on it.
+static BELL: AtomicU32 = AtomicU32::new(0);
+/// Helpers that take from the queues: without any, nothing may be queued.
+static HELPERS: AtomicU32 = AtomicU32::new(0);
+/// Helpers asleep on the bell.
+static SLEEPERS: AtomicU32 = AtomicU32::new(0);
+static READY: AtomicU32 = AtomicU32::new(0);
+
+fn fills() -> Ring<'static, 2> {
+    Ring::new(&FILLS, &FILLS_ENDS[0], &FILLS_ENDS[1])
+}
+fn tells() -> Ring<'static, 4> {
+    Ring::new(&TELLS, &TELLS_ENDS[0], &TELLS_ENDS[1])
+}
+
+/// Readies the queues, once a process. Control plane, under the caller's lock.
+pub fn init() {
+    if READY.swap(1, Ordering::Relaxed) == 0 {
+        fills().init();
+        tells().init();
+    }
+}
+
+/// Work for a helper thread.
+#[derive(Debug)]
+pub enum Job {
+    /// Read the claimed pages.
+    Fill(Claim),
+    /// Call the delegate.
+    Tell(Telling),
+}
+
+/// Announces (`true`) or retires a helper thread that calls [`next_job`].
+pub fn count_helper(alive: bool) {
+    if alive {
+        HELPERS.fetch_add(1, Ordering::Release);
+    } else {
+        HELPERS.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Takes the next job, sleeping until there is one or `stop` is non-zero.
+pub fn next_job(stop: &AtomicU32) -> Option<Job> {
+    loop {
+        let bell = BELL.load(Ordering::SeqCst);
+        if let Some(words) = fills().pop() {
+            return Some(Job::Fill(Claim::from_words(words)));
+        }
+        if let Some(words) = tells().pop() {
+            return Some(Job::Tell(Telling::from_words(words)));
+        }
+        if stop.load(Ordering::Acquire) != 0 {
+            return None;
+        }
+        // SeqCst with ring(): either the submitter sees a sleeper, or the bell has moved and the wait returns.
+        SLEEPERS.fetch_add(1, Ordering::SeqCst);
+        let _ = futex::wait_word(&BELL, bell, u64::MAX);
+        SLEEPERS.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Wakes the helpers: there is work, or reason to stop.
+///
+/// # Context: handler
+pub fn ring() {
+    BELL.fetch_add(1, Ordering::SeqCst);
+    if SLEEPERS.load(Ordering::SeqCst) != 0 {
+        futex::wake_word(&BELL);
+    }
+}
+
+/// The host of one thread's walk.
+///
+/// The slot is in a cell of its own because sleeping gives it up and takes another.
+#[derive(Debug)]
+pub struct Host {
+    slot: SlotCell,
+    handler: bool,
+}
+
+/// The slot of the thread that made the host. The host stays on that thread.
+#[derive(Debug)]
+struct SlotCell(core::cell::RefCell<Option<Slot>>);
+
+// SAFETY: the traits of `mm` want `Sync`, so that a walk may be generic over hosts that threads share. A `Host` is made
+// by `Host::new` on the stack of one trap and lent only to the walk below it; `Ctx` is not `Send`, so no walk moves to
+// another thread, and no other thread ever sees the reference.
+unsafe impl Sync for SlotCell {}
+
+impl Host {
+    /// Returns the host of the calling thread's walk.
+    #[must_use]
+    pub fn new(slot: Slot, handler: bool) -> Self {
+        Self { slot: SlotCell(core::cell::RefCell::new(Some(slot))), handler }
+    }
+
+    /// Returns the host of code that looks nothing up by address (`read_at`, fillers): it holds no slot.
+    #[must_use]
+    pub fn detached() -> Self {
+        Self { slot: SlotCell(core::cell::RefCell::new(None)), handler: false }
+    }
+
+    /// Returns what the walk needs.
+    #[must_use]
+    pub fn env(&self) -> Env<'_> {
+        Env { mm: self, park: self }
+    }
+
+    fn with_slot<R>(&self, f: impl FnOnce(&Slot) -> R) -> Option<R> {
+        let slot = self.slot.0.try_borrow().ok()?;
+        slot.as_ref().map(f)
+    }
+
+    /// Gives the slot up for the length of `f`.
+    fn without_slot(&self, f: impl FnOnce()) {
+        let Ok(mut slot) = self.slot.0.try_borrow_mut() else { return };
+        let had = slot.take().is_some();
+        f();
+        if had {
+            *slot = Slot::enter_patiently().ok();
+        }
+    }
+}
+
+impl AddressSpace for Host {
+    fn with_vma<'f>(
+        &self,
+        address: usize,
+        f: &mut (dyn FnMut(&Vma<'_>) -> VmFaultReason + 'f),
+    ) -> Option<VmFaultReason> {
+        self.with_slot(|slot| vmatree::with_vma(slot, address, |vma| f(vma))).flatten()
+    }
+    fn with_claim<'f>(&self, claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
+        if let Some(m) = vmatree::mapping(claim.mapping_id()) {
+            f(m);
+        }
+    }
+    fn with_telling<'f>(&self, telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {
+        let found = (vmatree::delegation(telling.delegation_id()), vmatree::mapping(telling.claim().mapping_id()));
+        if let (Some(d), Some(m)) = found {
+            f(d, m);
+        }
+    }
+    fn get_staged(&self) -> Option<Staged> {
+        staging::get()
+    }
+    fn put_staged(&self, staged: Staged) {
+        staging::put(&staged);
+    }
+}
+
+impl Park for Host {
+    fn wait(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
+        let mut result = Ok(());
+        self.without_slot(|| {
+            // Asynchronous signals may come while we sleep: nothing of ours is held that their handlers could leak.
+            let ours = if self.handler { signal::set_mask(ctx.mask) } else { 0 };
+            result = futex::wait(key.addr, key.seen, timeout_ns);
+            if self.handler {
+                signal::set_mask(ours);
+            }
+        });
+        if result == Err(Errno::ETIMEDOUT) { Woken::TimedOut } else { Woken::LookAgain }
+    }
+    fn wake(&self, addr: usize) {
+        futex::wake_all(addr);
+    }
+    fn submit(&self, claim: Claim) -> Result<(), Claim> {
+        if HELPERS.load(Ordering::Acquire) == 0 {
+            return Err(claim);
+        }
+        fills().push(claim.into_words()).map_err(Claim::from_words)?;
+        ring();
+        Ok(())
+    }
+    fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
+        if HELPERS.load(Ordering::Acquire) == 0 {
+            return Err(telling);
+        }
+        tells().push(telling.into_words()).map_err(Telling::from_words)?;
+        ring();
+        Ok(())
+    }
+    fn relax(&self) {
+        thread::sched_yield();
+    }
+}

@@ -1,0 +1,6 @@
+//! The host's page tables, as arenas may change them: through userfaultfd, or through protection.
+
+pub mod budget;
+pub mod segv;
+#[cfg(feature = "userfaultfd")]
+pub mod uffd;

@@ -1,0 +1,51 @@
+//! Protection as the page table: an arena is mapped `PROT_NONE`, and a granule is exposed at once by mprotect(2).
+//!
+//! It works where userfaultfd is forbidden. What the kernel maps below an exposed range is its own affair: every page
+//! of the range is pinned uptodate while it is exposed, so the kernel finds them all in the memfd.
+
+use super::budget;
+use crate::sys::{Errno, mem};
+use softfault_mm::ops::{Installed, Mmu, Prot, Staged};
+use softfault_mm::page::PAGE_SIZE;
+
+/// The page tables of arenas that are served by SIGSEGV.
+#[derive(Debug)]
+pub struct SegvMmu;
+
+/// The one instance: it has no state.
+pub static SEGV: SegvMmu = SegvMmu;
+
+fn protect(addr: usize, nr: usize, write: bool) -> Installed {
+    let prot = if write { mem::PROT_READ | mem::PROT_WRITE } else { mem::PROT_READ };
+    // SAFETY: the walk names pages of a published vma, inside a section, so the range is an arena's; arenas are never
+    // borrowed as references by safe code.
+    match unsafe { mem::mprotect(addr, nr * PAGE_SIZE, prot) } {
+        Ok(()) => Installed::All,
+        Err(Errno::ENOMEM) => Installed::NoMemory,
+        Err(_) => Installed::Gone,
+    }
+}
+
+impl Mmu for SegvMmu {
+    fn set_ptes(&self, addr: usize, nr: usize, prot: Prot) -> Installed {
+        protect(addr, nr, prot.write && !prot.wp)
+    }
+    fn set_private(&self, _addr: usize, _staged: &Staged) -> Installed {
+        // A private page cannot be placed by protection; the walk fills the cache and the kernel copies.
+        Installed::Gone
+    }
+    fn unprotect(&self, addr: usize) -> Installed {
+        protect(addr, 1, true)
+    }
+    fn wake(&self, _addr: usize, _nr: usize) {}
+    fn release_extents(&self, _addr: usize, _len_bytes: usize, _tracked: bool) -> Result<(), Installed> {
+        // An exposed range is the kernel's already.
+        Err(Installed::Gone)
+    }
+    fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool) -> Result<(), Installed> {
+        Err(Installed::Gone)
+    }
+    fn charge_vmas(&self, delta: i64) -> bool {
+        budget::charge(delta)
+    }
+}

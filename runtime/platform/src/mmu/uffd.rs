@@ -1,0 +1,198 @@
+//! userfaultfd as the page table: CONTINUE installs, COPY places private pages, WRITEPROTECT protects.
+//!
+//! Features belong to a context, so there are at most three in a process: *async* (SIGBUS; the kernel notes first
+//! stores), *sync* (SIGBUS; first stores fault) and *monitor* (messages). They are opened at first use and closed when
+//! the last runtime goes.
+
+use super::budget;
+use crate::staging;
+use crate::sys::uffd::{DONTWAKE, Filled, Uffd, bits};
+use crate::sys::{Errno, mem};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use softfault_mm::ops::{Installed, Mmu, Prot, Staged};
+use softfault_mm::page::PAGE_SIZE;
+
+/// The page tables of arenas that are served by one userfaultfd context.
+#[derive(Debug)]
+pub struct UffdMmu {
+    uffd: Uffd,
+    kind: Kind,
+}
+
+/// What a context is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// SIGBUS in the faulting thread; first stores are noted by the kernel.
+    Async,
+    /// SIGBUS in the faulting thread; first stores fault.
+    Sync,
+    /// Messages to a monitor thread; also serves the kernel's own accesses.
+    Monitor,
+}
+
+const BASE_FEATURES: u64 = bits::FEATURE_MISSING_SHMEM | bits::FEATURE_MINOR_SHMEM;
+const WP_FEATURES: u64 = bits::FEATURE_PAGEFAULT_FLAG_WP | bits::FEATURE_WP_HUGETLBFS_SHMEM;
+
+impl Kind {
+    /// Returns the features a context of this kind needs, and those it uses where the kernel has them.
+    #[must_use]
+    pub const fn features(self) -> (u64, u64) {
+        match self {
+            Kind::Async => (BASE_FEATURES | bits::FEATURE_SIGBUS, WP_FEATURES | bits::FEATURE_WP_ASYNC),
+            Kind::Sync => (BASE_FEATURES | bits::FEATURE_SIGBUS, WP_FEATURES),
+            Kind::Monitor => (BASE_FEATURES, WP_FEATURES | bits::FEATURE_POISON | bits::FEATURE_WP_ASYNC),
+        }
+    }
+    /// Returns the flags its descriptor is opened with.
+    #[must_use]
+    pub const fn open_flags(self) -> usize {
+        match self {
+            Kind::Monitor => 0,
+            _ => bits::USER_MODE_ONLY,
+        }
+    }
+}
+
+impl UffdMmu {
+    /// Opens a context. Control plane.
+    ///
+    /// # Errors
+    /// `EPERM`, `ENOSYS`, or `EINVAL` where the kernel lacks a feature that the kind needs.
+    pub fn open(kind: Kind) -> Result<Self, Errno> {
+        let have = Uffd::probe(kind.open_flags())?;
+        let (need, like) = kind.features();
+        if have & need != need {
+            return Err(Errno::EINVAL);
+        }
+        // Write protection comes whole or not at all: WP_ASYNC without the shmem feature would protect nothing.
+        let like = if have & like & !bits::FEATURE_POISON == like & !bits::FEATURE_POISON { like & have } else { 0 };
+        Ok(Self { uffd: Uffd::open(kind.open_flags(), need | like)?, kind })
+    }
+
+    /// Returns the context.
+    #[must_use]
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
+    }
+
+    /// Registers a fresh range: MISSING and MINOR always together, write protection where the mapping may be written.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn register(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Errno> {
+        let wp = if wp { bits::REGISTER_WP } else { 0 };
+        self.uffd.register(addr, len_bytes, bits::REGISTER_MISSING | bits::REGISTER_MINOR | wp)
+    }
+
+    fn dontwake(&self) -> u64 {
+        // With the SIGBUS feature nobody ever waits.
+        if self.kind == Kind::Monitor { 0 } else { DONTWAKE }
+    }
+}
+
+/// Translates a fill ioctl's result for the walk.
+fn installed(r: Filled) -> Installed {
+    match r {
+        Filled::All => Installed::All,
+        Filled::Partial(bytes) => Installed::Partial(bytes / PAGE_SIZE),
+        Filled::Again => Installed::Again,
+        Filled::Exists => Installed::Exists,
+        Filled::Err(Errno::ENOMEM) => Installed::NoMemory,
+        // The page is pinned uptodate and yet not in the memfd.
+        Filled::Err(Errno::EFAULT) => Installed::Broken,
+        Filled::Gone | Filled::Err(_) => Installed::Gone,
+    }
+}
+
+fn errno_to_installed(e: Errno) -> Installed {
+    if e == Errno::ENOMEM { Installed::NoMemory } else { Installed::Gone }
+}
+
+impl Mmu for UffdMmu {
+    #[inline]
+    fn set_ptes(&self, addr: usize, nr: usize, prot: Prot) -> Installed {
+        let wp = if prot.wp { bits::CONTINUE_MODE_WP } else { 0 };
+        let r = self.uffd.cont(addr, nr * PAGE_SIZE, wp | self.dontwake());
+        // The map is changing (a fork, say): once more, then leave it to the instruction.
+        let r = if r == Filled::Again { self.uffd.cont(addr, nr * PAGE_SIZE, wp | self.dontwake()) } else { r };
+        installed(r)
+    }
+    fn set_private(&self, addr: usize, staged: &Staged) -> Installed {
+        installed(self.uffd.copy(addr, staging::address(staged), PAGE_SIZE, self.dontwake()))
+    }
+    fn unprotect(&self, addr: usize) -> Installed {
+        match self.uffd.writeprotect(addr, PAGE_SIZE, false) {
+            Ok(()) => Installed::All,
+            Err(Errno::EAGAIN) => Installed::Again,
+            Err(e) => errno_to_installed(e),
+        }
+    }
+    fn wake(&self, addr: usize, nr: usize) {
+        if self.kind == Kind::Monitor {
+            self.uffd.wake(addr, nr * PAGE_SIZE);
+        }
+    }
+    fn release_extents(&self, addr: usize, len_bytes: usize, tracked: bool) -> Result<(), Installed> {
+        self.uffd.unregister(addr, len_bytes).map_err(errno_to_installed)?;
+        // UNREGISTER leaves MINOR and WP waiters asleep.
+        self.wake(addr, len_bytes / PAGE_SIZE);
+        if tracked {
+            // Every page is marked dirty until this has happened: what is written in between is written back.
+            // Re-registering with fewer modes without the UNREGISTER above would be a silent no-op.
+            let r = self.uffd.register(addr, len_bytes, bits::REGISTER_WP);
+            let r = r.and_then(|()| self.uffd.writeprotect(addr, len_bytes, true));
+            if let Err(e) = r {
+                let _ = self.register(addr, len_bytes, true);
+                return Err(errno_to_installed(e));
+            }
+        }
+        Ok(())
+    }
+    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Installed> {
+        self.register(addr, len_bytes, wp).map_err(errno_to_installed)?;
+        if wp {
+            // What the kernel mapped while the extent was native is writable and silent: protect it.
+            self.uffd.writeprotect(addr, len_bytes, true).map_err(errno_to_installed)?;
+        }
+        Ok(())
+    }
+    fn charge_vmas(&self, delta: i64) -> bool {
+        budget::charge(delta)
+    }
+}
+
+/// Drops the page-table entries of a range (pages stay cached). Control plane.
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Safety
+/// The range is an arena's, shared: on a private mapping this destroys what was written.
+pub unsafe fn zap(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's contract.
+    match unsafe { mem::madvise(addr, len_bytes, mem::MADV_DONTNEED) } {
+        // Under mlockall the plain advice is refused.
+        // SAFETY: as above.
+        Err(Errno::EINVAL) => unsafe { mem::madvise(addr, len_bytes, mem::MADV_DONTNEED_LOCKED) },
+        r => r,
+    }
+}
+
+static CONTEXTS: [AtomicPtr<UffdMmu>; 3] = [const { AtomicPtr::new(core::ptr::null_mut()) }; 3];
+
+/// Returns the process's context of this kind, if it is open.
+///
+/// # Context: handler
+#[must_use]
+pub fn context(kind: Kind) -> Option<&'static UffdMmu> {
+    let ptr = CONTEXTS.get(kind as usize)?.load(Ordering::Acquire);
+    // SAFETY: null, or set by `set_context` from a reference that outlives every arena of the context.
+    unsafe { ptr.as_ref() }
+}
+
+/// Makes `mmu` the process's context of its kind, or forgets it. Control plane, under the caller's lock.
+pub fn set_context(kind: Kind, mmu: Option<&'static UffdMmu>) {
+    if let Some(c) = CONTEXTS.get(kind as usize) {
+        c.store(mmu.map_or(core::ptr::null_mut(), |m| core::ptr::from_ref(m).cast_mut()), Ordering::Release);
+    }
+}

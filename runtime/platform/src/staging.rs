@@ -1,0 +1,54 @@
+//! The fixed pool of staging pages, for private copies that do not go through the cache.
+//!
+//! # Context: handler
+
+use crate::sys::{Errno, mem};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use softfault_mm::ops::Staged;
+use softfault_mm::page::PAGE_SIZE;
+
+const NR_PAGES: usize = 64;
+static BASE: AtomicUsize = AtomicUsize::new(0);
+/// One bit a page: in use.
+static USED: AtomicU64 = AtomicU64::new(0);
+
+/// Maps the pool, once a process. Control plane, under the caller's lock.
+///
+/// # Errors
+/// The kernel's.
+pub fn init() -> Result<(), Errno> {
+    if BASE.load(Ordering::Relaxed) == 0 {
+        BASE.store(mem::map_zeroed(NR_PAGES * PAGE_SIZE)?, Ordering::Release);
+    }
+    Ok(())
+}
+
+/// Takes a page from the pool; `None`: all are in use, or there is no pool.
+pub fn get() -> Option<Staged> {
+    if BASE.load(Ordering::Acquire) == 0 {
+        return None;
+    }
+    let mut seen = USED.load(Ordering::Relaxed);
+    loop {
+        let free = seen.trailing_ones();
+        if free >= u64::BITS {
+            return None;
+        }
+        // Acquire pairs with the Release of put(): the last user is done with the bytes.
+        match USED.compare_exchange_weak(seen, seen | (1 << free), Ordering::Acquire, Ordering::Relaxed) {
+            Ok(_) => return Some(Staged(free)),
+            Err(now) => seen = now,
+        }
+    }
+}
+
+/// Gives a page back.
+pub fn put(staged: &Staged) {
+    USED.fetch_and(!(1 << (staged.0 % u64::BITS)), Ordering::Release);
+}
+
+/// Returns the address of a page that the caller has taken.
+#[must_use]
+pub fn address(staged: &Staged) -> usize {
+    BASE.load(Ordering::Acquire) + (staged.0 as usize % NR_PAGES) * PAGE_SIZE
+}

@@ -1,0 +1,124 @@
+//! Stores: where pages come from and go to.
+//!
+//! A [`Store`] is called by a filler thread and may do what it likes. A [`HandlerStore`] promises to be callable in a
+//! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
+
+pub mod file;
+pub mod object;
+pub mod zero;
+
+use crate::sys::Errno;
+use core::marker::PhantomData;
+use softfault_mm::types::FillError;
+
+/// Why a store could not do what was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// The system's or device's error.
+    Io(Errno),
+    /// The store ends before the object does.
+    Short,
+    /// The content failed its check: the page is poisoned, never shown.
+    Corrupt,
+    /// No memory.
+    NoMemory,
+    /// The store cannot do this (write, say).
+    Unsupported,
+}
+
+impl StoreError {
+    /// Returns the fault path's word for it.
+    #[must_use]
+    pub fn fill_error(self) -> FillError {
+        match self {
+            Self::Short => FillError::Short,
+            Self::Corrupt => FillError::Corrupt,
+            Self::NoMemory | Self::Io(Errno::ENOMEM | Errno::ENOSPC) => FillError::NoMemory,
+            Self::Io(_) | Self::Unsupported => FillError::Io,
+        }
+    }
+}
+
+impl core::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::Io(e) => write!(f, "I/O error {e}"),
+            Self::Short => f.write_str("the store ends before the object"),
+            Self::Corrupt => f.write_str("the content failed its check"),
+            Self::NoMemory => f.write_str("no memory"),
+            Self::Unsupported => f.write_str("not supported by the store"),
+        }
+    }
+}
+
+impl core::error::Error for StoreError {}
+
+/// The bytes a store is to fill: a range of the cache that nobody else can see until the fill is published.
+#[derive(Debug)]
+pub struct PageMut<'a> {
+    ptr: *mut u8,
+    len_bytes: usize,
+    fd: i32,
+    fd_offset: u64,
+    owner: PhantomData<&'a mut [u8]>,
+}
+
+impl PageMut<'_> {
+    /// # Safety
+    /// `ptr..ptr + len_bytes` is writable, is `fd` at `fd_offset`, and belongs to the caller alone (a claim) for as
+    /// long as the value lives.
+    pub(crate) unsafe fn new(ptr: *mut u8, len_bytes: usize, fd: i32, fd_offset: u64) -> Self {
+        Self { ptr, len_bytes, fd, fd_offset, owner: PhantomData }
+    }
+    /// Returns how many bytes are wanted: whole pages, except at the end of the object.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+    /// Returns the bytes. What was there before is unspecified.
+    #[must_use]
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: `new`'s contract: writable, exclusively owned for our lifetime; `&mut self` keeps it to one borrow.
+        // The memory is the memfd's, hence initialised.
+        unsafe { core::slice::from_raw_parts_mut(self.ptr, self.len_bytes) }
+    }
+    /// Returns the address of the bytes, for system calls that fill them.
+    #[must_use]
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr
+    }
+    /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors.
+    #[must_use]
+    pub fn fd_offset(&self) -> (i32, u64) {
+        (self.fd, self.fd_offset)
+    }
+}
+
+/// Where an object's pages come from.
+///
+/// # Context: a filler thread
+/// `read` may sleep, allocate and lock, but must not wait for anything that a faulting thread may hold: it runs while
+/// program threads wait inside a load instruction, whatever locks they hold (malloc's included).
+pub trait Store: Send + Sync {
+    /// Fills `page` with the object's bytes from `pos_bytes` on.
+    ///
+    /// # Errors
+    /// Why not; what was written to `page` is discarded.
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError>;
+
+    /// Makes the blocks and metadata of a range durable before its first store lands (`MAP_SYNC` semantics).
+    ///
+    /// # Errors
+    /// Why not.
+    fn dsync(&self, _pos_bytes: u64, _len_bytes: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// A store that may be called in a signal handler.
+///
+/// # Safety
+/// `read` and `dsync` are async-signal-safe: no allocation, no lock, no lazily initialised thread-local, no libc
+/// function outside signal-safety(7), no panic, no use of `errno`; they do not touch arena memory except through
+/// objects whose own stores are handler-safe, and need at most 1 KiB of stack.
+pub unsafe trait HandlerStore: Store {}

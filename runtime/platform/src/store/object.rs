@@ -1,0 +1,225 @@
+//! An object's `AddressSpaceOps`: its range of the cache's memory, and its store.
+
+use super::{PageMut, Store, StoreError};
+use crate::staging;
+use crate::sys::{file, mem, thread};
+use core::sync::atomic::{AtomicU64, Ordering};
+use softfault_mm::mapping::FailurePolicy;
+use softfault_mm::ops::{AddressSpaceOps, Staged};
+use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::types::FillError;
+
+/// How often a failing read is tried again, and how long between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Retries {
+    /// Attempts after the first.
+    pub times: u32,
+    /// Sleep before the first of them, doubled each time. A handler-safe store is retried without sleeping.
+    pub backoff_ns: u64,
+}
+
+/// The bytes behind an object's words.
+#[derive(Debug)]
+pub struct FolioMemory {
+    /// The memfd.
+    pub fd: i32,
+    /// The object's offset in it.
+    pub fd_offset: u64,
+    /// Address of the object's alias.
+    pub alias: usize,
+}
+
+/// An object's range of a region, and its store.
+pub struct ObjectOps<'s> {
+    memory: FolioMemory,
+    store: &'s dyn Store,
+    /// The end of the object: the store is never asked for bytes past it.
+    i_size: AtomicU64,
+    retries: Retries,
+    handler_safe: bool,
+    policy: FailurePolicy,
+    name: u64,
+}
+
+impl core::fmt::Debug for ObjectOps<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("ObjectOps").field("memory", &self.memory).finish_non_exhaustive()
+    }
+}
+
+impl<'s> ObjectOps<'s> {
+    /// Joins a range of the cache's memory with a store.
+    ///
+    /// # Safety
+    /// The memory is the object's alone: mapped writable at `memory.alias`, over its whole maximal size, for as long
+    /// as the value lives.
+    #[must_use]
+    pub unsafe fn new(
+        memory: FolioMemory,
+        store: &'s dyn Store,
+        len_bytes: u64,
+        retries: Retries,
+        handler_safe: bool,
+        policy: FailurePolicy,
+        name: u64,
+    ) -> Self {
+        Self { memory, store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
+    }
+
+    /// Sets the end past which the store is not asked.
+    pub fn set_len(&self, len_bytes: u64) {
+        self.i_size.store(len_bytes, Ordering::Release);
+    }
+
+    fn address(&self, pgoff: u64) -> *mut u8 {
+        (self.memory.alias + (pgoff << PAGE_SHIFT) as usize) as *mut u8
+    }
+
+    /// Returns how many bytes of the pages lie inside the object.
+    fn wanted(&self, pgoff: u64, nr: u32) -> usize {
+        let pos = pgoff << PAGE_SHIFT;
+        let end = (pos + (u64::from(nr) << PAGE_SHIFT)).min(self.i_size.load(Ordering::Acquire));
+        end.saturating_sub(pos) as usize
+    }
+
+    fn read_once(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
+        let len = self.wanted(pgoff, nr);
+        let pos = pgoff << PAGE_SHIFT;
+        // SAFETY: the caller owns the pages' claims (`AddressSpaceOps`' contract), and `new` promised the memory.
+        let mut page = unsafe { PageMut::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
+        if len > 0 {
+            self.store.read(pos, &mut page)?;
+        }
+        let tail = (nr as usize * PAGE_SIZE) - len;
+        if tail > 0 {
+            // Bytes past the end read as zero, whatever an earlier fill left there.
+            // SAFETY: `len..len + tail` is the rest of the same pages.
+            unsafe { self.address(pgoff).wrapping_add(len).write_bytes(0, tail) };
+        }
+        Ok(())
+    }
+
+    fn read_retrying(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
+        let mut backoff = self.retries.backoff_ns;
+        let mut left = self.retries.times;
+        loop {
+            match self.read_once(pgoff, nr) {
+                // Content that fails its check does not get better by asking again at once.
+                Err(StoreError::Corrupt) => return Err(StoreError::Corrupt),
+                Err(_) if left > 0 => {
+                    left -= 1;
+                    if !self.handler_safe {
+                        thread::sleep_ns(backoff);
+                        backoff = backoff.saturating_mul(2);
+                    }
+                }
+                r => return r,
+            }
+        }
+    }
+
+    /// Says on standard error what ended the process, and ends it (policy `Abort`).
+    #[cold]
+    fn abort(&self, pgoff: u64) -> ! {
+        let mut line = *b"softfault: object                      page                      cannot be filled\n";
+        put_decimal(line.get_mut(18..38), self.name);
+        put_decimal(line.get_mut(44..64), pgoff);
+        let _ = file::write(2, &line);
+        crate::sys::signal::abort()
+    }
+}
+
+/// Writes a number into a field of spaces, without the formatting machinery.
+fn put_decimal(field: Option<&mut [u8]>, mut n: u64) {
+    let mut digits = [0u8; 20];
+    let mut len = 0;
+    for d in &mut digits {
+        *d = b'0' + u8::try_from(n % 10).unwrap_or(0);
+        n /= 10;
+        len += 1;
+        if n == 0 {
+            break;
+        }
+    }
+    if let Some(field) = field {
+        for (to, from) in field.iter_mut().zip(digits.iter().take(len).rev()) {
+            *to = *from;
+        }
+    }
+}
+
+impl AddressSpaceOps for ObjectOps<'_> {
+    fn read_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        if nr > 1 && self.read_once(pgoff, nr).is_ok() {
+            return Ok(());
+        }
+        // A window with one bad page is read page by page, so that only that page fails.
+        for i in 0..nr {
+            if let Err(error) = self.read_retrying(pgoff + u64::from(i), 1) {
+                if self.policy == FailurePolicy::Abort {
+                    self.abort(pgoff + u64::from(i));
+                }
+                return Err((i, error.fill_error()));
+            }
+        }
+        Ok(())
+    }
+
+    fn zero_folio(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
+        // SAFETY: the caller owns the pages' claims; the memory is the object's.
+        unsafe { self.address(pgoff).write_bytes(0, nr as usize * PAGE_SIZE) };
+        Ok(())
+    }
+
+    fn read_staged(&self, pgoff: u64, staged: &Staged) -> Result<(), FillError> {
+        let ptr = staging::address(staged) as *mut u8;
+        let len = self.wanted(pgoff, 1);
+        // SAFETY: the staging page was taken from the pool by the caller, so it is theirs alone. It has no descriptor.
+        let mut page = unsafe { PageMut::new(ptr, len, -1, 0) };
+        self.store.read(pgoff << PAGE_SHIFT, &mut page).map_err(StoreError::fill_error)?;
+        // SAFETY: the rest of the same page.
+        unsafe { ptr.wrapping_add(len).write_bytes(0, PAGE_SIZE - len) };
+        Ok(())
+    }
+
+    fn dsync(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
+        let len = u64::from(nr) << PAGE_SHIFT;
+        self.store.dsync(pgoff << PAGE_SHIFT, len).map_err(StoreError::fill_error)
+    }
+
+    fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
+        let offset = self.memory.fd_offset + (pgoff << PAGE_SHIFT);
+        // SAFETY: the caller owns the pages (evicting, or a failed fill): nobody relies on their bytes.
+        unsafe { mem::punch_hole(self.memory.fd, offset, u64::from(nr) << PAGE_SHIFT) }.map_err(|_| FillError::Io)
+    }
+
+    fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {
+        // SAFETY: the caller owns the page (`filling`), so nobody else reads or writes it; the memory is the memfd's,
+        // hence initialised.
+        let bytes = unsafe { core::slice::from_raw_parts_mut(self.address(pgoff), PAGE_SIZE) };
+        f(bytes);
+    }
+
+    fn copy_from_page(&self, pgoff: u64, offset: usize, dst: &mut [u8]) {
+        let len = dst.len().min(PAGE_SIZE.saturating_sub(offset));
+        let src = self.address(pgoff).wrapping_add(offset).cast_const();
+        copy_out(src, dst.as_mut_ptr(), len);
+    }
+}
+
+/// Copies from memory that others may be writing: no reference to it is made, and each byte is read once.
+fn copy_out(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: the caller pinned the page, so `src..src + len` is mapped; `dst` is a live exclusive slice of at least
+    // `len` bytes outside the cache. The copy is one `rep movsb`-like intrinsic; concurrent stores by other threads
+    // give torn content, never more (the bytes have no invalid values).
+    unsafe { core::ptr::copy_nonoverlapping(src, dst, len) };
+}
+
+/// Copies into a page that the caller has pinned with `DIRTY`; others may be reading it.
+///
+/// # Safety
+/// `dst` is the address of a pinned page plus an offset, and `src.len()` bytes from it lie in pinned pages.
+pub unsafe fn copy_in(dst: *mut u8, src: &[u8]) {
+    // SAFETY: the caller's contract; `src` is a live slice that does not overlap the cache's alias.
+    unsafe { core::ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) };
+}

@@ -1,0 +1,157 @@
+//! The dispositions of SIGBUS and SIGSEGV: the one thing that is process-wide, in the one file that touches it.
+//!
+//! Ours are installed with the first runtime and taken back with the last. What was there before gets every signal that
+//! is not ours, with its own mask and flags, as if we were not there. Flags, and why:
+//! - `SA_SIGINFO`: the address and the cause are in the second argument.
+//! - `SA_ONSTACK`: the stack may be what overflowed (Rust's own handler needs this too).
+//! - mask: everything asynchronous waits, because a handler that jumps out of ours would leak what we hold; the
+//!   signals an instruction of ours can raise stay open, so that faults may nest.
+//! - no `SA_RESTART`, no `SA_NODEFER`: synchronous signals restart nothing, and the mask already leaves them open.
+
+use crate::sys::Errno;
+use crate::sys::signal::{
+    self, BUS_ADRERR, Frame, HANDLER_MASK, KernelSigaction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_SIGINFO,
+    SEGV_ACCERR, SIG_DFL, SIG_IGN, SIGBUS, SIGSEGV, SigInfo,
+};
+use core::ffi::c_void;
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// A previous disposition, readable from a handler without a lock: written once before ours is installed.
+struct Previous {
+    handler: AtomicUsize,
+    flags: AtomicU64,
+    mask: AtomicU64,
+}
+
+impl Previous {
+    const fn new() -> Self {
+        Self { handler: AtomicUsize::new(SIG_DFL), flags: AtomicU64::new(0), mask: AtomicU64::new(0) }
+    }
+    fn store(&self, act: &KernelSigaction) {
+        self.flags.store(act.flags, Ordering::Relaxed);
+        self.mask.store(act.mask, Ordering::Relaxed);
+        // Release pairs with the Acquire in chain(): flags and mask belong to this handler.
+        self.handler.store(act.handler, Ordering::Release);
+    }
+    fn load(&self) -> KernelSigaction {
+        let handler = self.handler.load(Ordering::Acquire);
+        KernelSigaction {
+            handler,
+            flags: self.flags.load(Ordering::Relaxed),
+            restorer: 0,
+            mask: self.mask.load(Ordering::Relaxed),
+        }
+    }
+}
+
+static PREVIOUS: [Previous; 2] = [Previous::new(), Previous::new()];
+
+fn previous(signo: i32) -> &'static Previous {
+    if signo == SIGBUS { &PREVIOUS[0] } else { &PREVIOUS[1] }
+}
+
+type Handler = extern "C" fn(i32, *mut SigInfo, *mut c_void);
+
+fn ours(handler: Handler) -> KernelSigaction {
+    KernelSigaction { handler: handler as usize, flags: SA_SIGINFO | SA_ONSTACK, restorer: 0, mask: HANDLER_MASK }
+}
+
+/// Installs `handler` for SIGBUS and SIGSEGV, remembering what was there. Control plane, under the caller's lock.
+///
+/// Called again (a program's runtime may have installed its own handlers after ours) it chains to the newcomer.
+///
+/// # Errors
+/// The kernel's.
+pub fn install(handler: Handler) -> Result<(), Errno> {
+    for signo in [SIGBUS, SIGSEGV] {
+        let before = signal::current(signo)?;
+        if before.handler == handler as usize {
+            continue;
+        }
+        // Remembered before ours is in place: a signal in between still finds it.
+        previous(signo).store(&before);
+        // SAFETY: `handler` handles these signals with these flags for ever: it is never unloaded while installed
+        // (`uninstall` runs before the last runtime is gone).
+        unsafe { signal::set(signo, &ours(handler)) }?;
+    }
+    Ok(())
+}
+
+/// Puts the previous dispositions back, where ours are still in place. Control plane, under the caller's lock.
+///
+/// If somebody installed a handler after us it stays, and goes on finding ours behind it, which passes everything on.
+pub fn uninstall(handler: Handler) {
+    for signo in [SIGBUS, SIGSEGV] {
+        if signal::current(signo).is_ok_and(|c| c.handler == handler as usize) {
+            let before = previous(signo).load();
+            // SAFETY: what was installed before us, with its own flags, is as fit as it was.
+            let _ = unsafe { signal::set(signo, &before) };
+        }
+    }
+}
+
+/// Returns whether `handler` is what the kernel calls for both signals.
+#[must_use]
+pub fn is_installed(handler: Handler) -> bool {
+    [SIGBUS, SIGSEGV].iter().all(|s| signal::current(*s).is_ok_and(|c| c.handler == handler as usize))
+}
+
+/// Raises `signo` for the interrupted instruction, as the kernel would have: by the previous disposition.
+///
+/// `info.signo` is what arrived; it differs from `signo` where protection stood in for the page table.
+///
+/// # Context: handler
+///
+/// # Safety
+/// `info` and `uc` are the arguments of the handler that is running; the thread holds no slot, pin or claim, because
+/// the previous handler may jump away.
+pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
+    let prev = previous(signo).load();
+    // SAFETY: the running handler's second argument.
+    let arrived = unsafe { info.read() };
+    // SAFETY: the running handler's third argument.
+    let frame = unsafe { Frame::new(uc) };
+    match prev.handler {
+        SIG_IGN if arrived.code <= 0 => {}
+        SIG_DFL | SIG_IGN => die(signo, &arrived),
+        handler => {
+            if prev.flags & SA_RESETHAND != 0 {
+                previous(signo).store(&KernelSigaction::default());
+            }
+            let own = if prev.flags & SA_NODEFER == 0 { signal::mask_bit(signo) } else { 0 };
+            let ours = signal::set_mask(frame.mask() | prev.mask | own);
+            let mut told = arrived;
+            if told.signo != signo {
+                told.signo = signo;
+                told.code = if signo == SIGBUS { BUS_ADRERR } else { SEGV_ACCERR };
+            }
+            call(handler, prev.flags, signo, &mut told, uc);
+            signal::set_mask(ours);
+        }
+    }
+}
+
+/// Calls a previous handler with the number of arguments it was installed for.
+fn call(handler: usize, flags: u64, signo: i32, info: &mut SigInfo, uc: *mut c_void) {
+    if flags & SA_SIGINFO != 0 {
+        // SAFETY: whoever installed it with SA_SIGINFO promised a function of this type.
+        let f: extern "C" fn(i32, *mut SigInfo, *mut c_void) = unsafe { core::mem::transmute(handler) };
+        f(signo, info, uc);
+    } else {
+        // SAFETY: whoever installed it without SA_SIGINFO promised a function of this type.
+        let f: extern "C" fn(i32) = unsafe { core::mem::transmute(handler) };
+        f(signo);
+    }
+}
+
+/// Lets the default action happen: with the right signal, and at the faulting instruction where that is possible.
+fn die(signo: i32, arrived: &SigInfo) {
+    // SAFETY: the default disposition is no function.
+    let _ = unsafe { signal::set(signo, &KernelSigaction::default()) };
+    if arrived.code <= 0 || arrived.signo != signo {
+        // Sent by a process, or another signal than the instruction will raise again: raise it here.
+        signal::set_mask(0);
+        signal::raise(signo);
+    }
+    // Else the instruction runs again, faults again, and finds the default disposition.
+}

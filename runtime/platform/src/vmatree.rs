@@ -1,0 +1,411 @@
+//! The published address space: from an address to its vma in three loads, without a lock.
+//!
+//! ```text
+//! page map   one u32 for each 2 MiB of the address space      -> arena slot
+//! granules   one u64 for each 2 MiB of an arena               -> vma, or a split table
+//! split      one u32 for each 4 KiB of a granule that is shared by several vmas
+//! records    the vmas themselves
+//! ```
+//! The tables are process-wide, since signal dispositions are, and are never unmapped. The control plane writes them
+//! under one lock (the caller's); handlers read them inside a section. An entry that is cleared or replaced may be
+//! reused only after [`section::synchronize`].
+//!
+//! # Context: handler (lookup)
+
+use crate::section::{self, Slot};
+use crate::sys::{Errno, mem};
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use softfault_mm::delegation::Delegation;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT};
+use softfault_mm::vma::Vma;
+use softfault_mm::vmstat::VmStat;
+
+/// log2 of the user address space.
+const ADDRESS_BITS: u32 = 47;
+const NR_GRANULES: usize = 1 << (ADDRESS_BITS - EXTENT_SHIFT);
+/// Arenas a process may have at once.
+pub const NR_ARENAS: usize = 4096;
+/// Vmas a process may have at once.
+pub const NR_VMAS: usize = 1 << 20;
+/// Granules that several vmas share, at once.
+pub const NR_SPLITS: usize = 1 << 16;
+/// Objects a process may have at once.
+pub const NR_MAPPINGS: usize = 1 << 18;
+/// Minor delegations a process may have at once.
+pub const NR_DELEGATIONS: usize = 1 << 12;
+
+/// How the faults of an arena arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Trap {
+    /// SIGBUS raised by userfaultfd, in the faulting thread.
+    Uffd = 1,
+    /// SIGSEGV raised by protection, in the faulting thread.
+    Segv = 2,
+    /// A message to the monitor thread.
+    Monitor = 3,
+}
+
+/// What a handler knows of an arena before any vma.
+#[derive(Debug)]
+struct ArenaSlot {
+    base: AtomicUsize,
+    granules: AtomicPtr<AtomicU64>,
+    nr_granules: AtomicUsize,
+    trap: AtomicU32,
+    stat: AtomicPtr<VmStat>,
+}
+
+/// Where the tables lie; 0 until [`init`].
+struct Tables {
+    page_map: AtomicUsize,
+    arenas: AtomicUsize,
+    vmas: AtomicUsize,
+    splits: AtomicUsize,
+    mappings: AtomicUsize,
+    delegations: AtomicUsize,
+}
+
+static TABLES: Tables = Tables {
+    page_map: AtomicUsize::new(0),
+    arenas: AtomicUsize::new(0),
+    vmas: AtomicUsize::new(0),
+    splits: AtomicUsize::new(0),
+    mappings: AtomicUsize::new(0),
+    delegations: AtomicUsize::new(0),
+};
+
+type Record = MaybeUninit<Vma<'static>>;
+type Split = [AtomicU32; EXTENT_PAGES];
+
+/// Maps the tables, once a process: about 600 MiB of address space, of memory only what is touched. Control plane,
+/// under the caller's lock.
+///
+/// # Errors
+/// `ENOMEM` when the address space is limited (`RLIMIT_AS`).
+pub fn init() -> Result<(), Errno> {
+    let table = |at: &AtomicUsize, len: usize| -> Result<(), Errno> {
+        if at.load(Ordering::Relaxed) == 0 {
+            let base = mem::map_zeroed(len)?;
+            // SAFETY: the range mapped in the line above, ours alone; keeping it out of core dumps changes no byte.
+            let _ = unsafe { mem::madvise(base, len, mem::MADV_DONTDUMP) };
+            // Release pairs with the Acquire of entry(): zeroed tables are valid tables.
+            at.store(base, Ordering::Release);
+        }
+        Ok(())
+    };
+    table(&TABLES.arenas, NR_ARENAS * size_of::<ArenaSlot>())?;
+    table(&TABLES.vmas, NR_VMAS * size_of::<Record>())?;
+    table(&TABLES.splits, NR_SPLITS * size_of::<Split>())?;
+    table(&TABLES.mappings, NR_MAPPINGS * size_of::<AtomicPtr<()>>())?;
+    table(&TABLES.delegations, NR_DELEGATIONS * size_of::<AtomicPtr<()>>())?;
+    table(&TABLES.page_map, NR_GRANULES * size_of::<AtomicU32>())
+}
+
+/// Returns entry `index` of the table at `at`, which has `len` entries of type `T`.
+///
+/// # Safety
+/// `at` is one of [`TABLES`]' fields, `T` and `len` are those it was mapped for, and all-zero memory is a valid `T`.
+#[inline]
+unsafe fn entry<T>(at: &AtomicUsize, index: usize, len: usize) -> Option<&'static T> {
+    let base = at.load(Ordering::Acquire);
+    if base == 0 || index >= len {
+        return None;
+    }
+    let ptr = (base as *const T).wrapping_add(index);
+    // SAFETY: the caller's contract; the index is checked; tables are never unmapped.
+    Some(unsafe { &*ptr })
+}
+
+fn page_map(granule: usize) -> Option<&'static AtomicU32> {
+    // SAFETY: `page_map` was mapped for NR_GRANULES of AtomicU32.
+    unsafe { entry(&TABLES.page_map, granule, NR_GRANULES) }
+}
+fn arena(slot: u32) -> Option<&'static ArenaSlot> {
+    // SAFETY: `arenas` was mapped for NR_ARENAS of ArenaSlot, whose fields are atomics: zero is valid.
+    unsafe { entry(&TABLES.arenas, slot as usize, NR_ARENAS) }
+}
+fn record(index: u32) -> Option<&'static Record> {
+    // SAFETY: `vmas` was mapped for NR_VMAS of Record; a MaybeUninit may hold anything.
+    unsafe { entry(&TABLES.vmas, index as usize, NR_VMAS) }
+}
+fn split(index: u32) -> Option<&'static Split> {
+    // SAFETY: `splits` was mapped for NR_SPLITS of Split.
+    unsafe { entry(&TABLES.splits, index as usize, NR_SPLITS) }
+}
+fn mapping_entry(id: u32) -> Option<&'static AtomicPtr<Mapping<'static>>> {
+    // SAFETY: `mappings` was mapped for NR_MAPPINGS of AtomicPtr: zero is null.
+    unsafe { entry(&TABLES.mappings, id as usize, NR_MAPPINGS) }
+}
+fn delegation_entry(id: u32) -> Option<&'static AtomicPtr<Delegation<'static>>> {
+    // SAFETY: `delegations` was mapped for NR_DELEGATIONS of AtomicPtr: zero is null.
+    unsafe { entry(&TABLES.delegations, id as usize, NR_DELEGATIONS) }
+}
+
+/// Returns the arena slot that holds `address`, if any: one load.
+///
+/// # Context: handler
+#[inline]
+#[must_use]
+pub fn arena_of(address: usize) -> Option<u32> {
+    let slot = page_map(address >> EXTENT_SHIFT)?.load(Ordering::SeqCst);
+    slot.checked_sub(1)
+}
+
+/// Returns whether any page of the range lies in an arena.
+#[must_use]
+pub fn overlaps_arena(address: usize, len_bytes: usize) -> bool {
+    let last = address.saturating_add(len_bytes.saturating_sub(1));
+    ((address >> EXTENT_SHIFT)..=(last >> EXTENT_SHIFT))
+        .any(|g| page_map(g).is_some_and(|e| e.load(Ordering::Relaxed) != 0))
+}
+
+/// Returns how an arena's faults arrive, and where they are counted. Inside a section.
+///
+/// # Context: handler
+#[must_use]
+pub fn arena_info<'s>(_inside: &'s Slot, slot: u32) -> Option<(Trap, &'s VmStat)> {
+    let a = arena(slot)?;
+    let trap = match a.trap.load(Ordering::Acquire) {
+        1 => Trap::Uffd,
+        2 => Trap::Segv,
+        3 => Trap::Monitor,
+        _ => return None,
+    };
+    // SAFETY: set by `publish_arena` from a `&'static`, before `trap`; null until then.
+    let stat = unsafe { a.stat.load(Ordering::Relaxed).as_ref() }?;
+    Some((trap, stat))
+}
+
+/// The facts of one arena, for [`publish_arena`].
+#[derive(Debug, Clone, Copy)]
+pub struct ArenaFacts {
+    /// First address, a multiple of 2 MiB.
+    pub base: usize,
+    /// Length in bytes, a multiple of 2 MiB.
+    pub len_bytes: usize,
+    /// One zeroed word for each 2 MiB, alive until the arena is withdrawn and drained.
+    pub granules: &'static [AtomicU64],
+    /// How its faults arrive.
+    pub trap: Trap,
+    /// Where they are counted.
+    pub stat: &'static VmStat,
+}
+
+/// Makes an arena visible. Control plane, under the caller's lock; `slot` is free.
+pub fn publish_arena(slot: u32, facts: &ArenaFacts) {
+    let Some(a) = arena(slot) else { return };
+    a.base.store(facts.base, Ordering::Relaxed);
+    a.granules.store(facts.granules.as_ptr().cast_mut(), Ordering::Relaxed);
+    a.nr_granules.store(facts.granules.len(), Ordering::Relaxed);
+    a.stat.store(core::ptr::from_ref(facts.stat).cast_mut(), Ordering::Relaxed);
+    // Release pairs with the Acquire of arena_info(): the other fields are there.
+    a.trap.store(facts.trap as u32, Ordering::Release);
+    for g in (facts.base >> EXTENT_SHIFT)..((facts.base + facts.len_bytes) >> EXTENT_SHIFT) {
+        if let Some(e) = page_map(g) {
+            e.store(slot + 1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Makes an arena invisible and waits until no section can see it. Control plane, under the caller's lock.
+pub fn withdraw_arena(slot: u32) {
+    let Some(a) = arena(slot) else { return };
+    let base = a.base.load(Ordering::Relaxed);
+    let nr = a.nr_granules.load(Ordering::Relaxed);
+    for g in (base >> EXTENT_SHIFT)..(base >> EXTENT_SHIFT) + nr {
+        if let Some(e) = page_map(g) {
+            e.store(0, Ordering::SeqCst);
+        }
+    }
+    section::synchronize();
+    a.trap.store(0, Ordering::Release);
+    a.stat.store(core::ptr::null_mut(), Ordering::Relaxed);
+    a.granules.store(core::ptr::null_mut(), Ordering::Relaxed);
+    a.nr_granules.store(0, Ordering::Relaxed);
+}
+
+fn granule(slot: u32, address: usize) -> Option<&'static AtomicU64> {
+    let a = arena(slot)?;
+    let index = address.checked_sub(a.base.load(Ordering::Relaxed))? >> EXTENT_SHIFT;
+    if index >= a.nr_granules.load(Ordering::Relaxed) {
+        return None;
+    }
+    let ptr = a.granules.load(Ordering::Relaxed).cast_const();
+    if ptr.is_null() {
+        return None;
+    }
+    // SAFETY: `publish_arena` was given a slice of that many words, which outlives the arena's publication and every
+    // section that saw it; the caller is in a section or is the control plane.
+    Some(unsafe { &*ptr.wrapping_add(index) })
+}
+
+const SPLIT_BIT: u64 = 1;
+
+/// Writes a vma into a free record. Control plane.
+///
+/// # Safety
+/// 1. Record `index` is not published, and every section that may have seen it has been left.
+/// 2. Everything `vma` refers to outlives its publication and the [`section::synchronize`] that follows its end.
+pub unsafe fn write_vma(index: u32, vma: Vma<'static>) {
+    if let Some(r) = record(index) {
+        let ptr = core::ptr::from_ref(r).cast_mut();
+        // SAFETY: (1) of the contract: nobody reads the record.
+        unsafe { ptr.write(MaybeUninit::new(vma)) };
+    }
+}
+
+/// The split tables that one publication may need: at most one for each end of the range.
+pub trait SplitPool {
+    /// Returns a free, zeroed table.
+    fn get(&mut self) -> Option<u32>;
+}
+
+/// Points every page of `start..end` of an arena at vma `index`, or at none. Control plane, under the caller's lock.
+///
+/// # Errors
+/// `ENOMEM`: no split table is left; nothing was changed for the granule at fault.
+pub fn publish_range(
+    slot: u32,
+    start: usize,
+    end: usize,
+    index: Option<u32>,
+    pool: &mut dyn SplitPool,
+) -> Result<(), Errno> {
+    let code = index.map_or(0, |i| i + 1);
+    let mut at = start;
+    while at < end {
+        let granule_start = at & !(EXTENT_SIZE - 1);
+        let next = (granule_start + EXTENT_SIZE).min(end);
+        let word = granule(slot, at).ok_or(Errno::EINVAL)?;
+        if at == granule_start && next - at == EXTENT_SIZE {
+            // SeqCst: an unpublication, before the loads of synchronize(). A split table that stood here is found
+            // by free_splits().
+            word.store(u64::from(code) << 1, Ordering::SeqCst);
+        } else {
+            publish_pages(word, granule_start, at, next, code, pool)?;
+        }
+        at = next;
+    }
+    Ok(())
+}
+
+/// The same within one granule, through its split table.
+fn publish_pages(
+    word: &AtomicU64,
+    granule_start: usize,
+    start: usize,
+    end: usize,
+    code: u32,
+    pool: &mut dyn SplitPool,
+) -> Result<(), Errno> {
+    let seen = word.load(Ordering::Relaxed);
+    let (table_index, fresh) = if seen & SPLIT_BIT != 0 {
+        (u32::try_from(seen >> 1).unwrap_or(0), false)
+    } else {
+        (pool.get().ok_or(Errno::ENOMEM)?, true)
+    };
+    let table = split(table_index).ok_or(Errno::ENOMEM)?;
+    let first = (start - granule_start) >> PAGE_SHIFT;
+    let last = (end - granule_start) >> PAGE_SHIFT;
+    let rest = u32::try_from(seen >> 1).unwrap_or(0);
+    for (i, e) in table.iter().enumerate() {
+        if (first..last).contains(&i) {
+            e.store(code, Ordering::SeqCst);
+        } else if fresh {
+            // The pages beside the range keep the vma that had the whole granule.
+            e.store(rest, Ordering::SeqCst);
+        }
+    }
+    if fresh {
+        word.store((u64::from(table_index) << 1) | SPLIT_BIT, Ordering::SeqCst);
+    }
+    Ok(())
+}
+
+/// Returns the split table of the granule at `address`, if it has one. Control plane.
+#[must_use]
+pub fn split_of(slot: u32, address: usize) -> Option<u32> {
+    let seen = granule(slot, address)?.load(Ordering::Relaxed);
+    (seen & SPLIT_BIT != 0).then(|| u32::try_from(seen >> 1).unwrap_or(0))
+}
+
+/// Returns whether every page of split table `index` is without a vma. Control plane.
+#[must_use]
+pub fn split_is_empty(index: u32) -> bool {
+    split(index).is_none_or(|t| t.iter().all(|e| e.load(Ordering::Relaxed) == 0))
+}
+
+/// Detaches the (empty) split table from the granule at `address`. The caller drains before it reuses the table.
+pub fn detach_split(slot: u32, address: usize) {
+    if let Some(word) = granule(slot, address) {
+        word.store(0, Ordering::SeqCst);
+    }
+}
+
+/// Publishes an object under its number, or withdraws it (`None`; every user is gone then). Control plane.
+pub fn publish_mapping(id: u32, mapping: Option<&'static Mapping<'static>>) {
+    if let Some(e) = mapping_entry(id) {
+        // Release pairs with the Acquire of mapping().
+        e.store(mapping.map_or(core::ptr::null_mut(), |m| core::ptr::from_ref(m).cast_mut()), Ordering::Release);
+    }
+}
+
+/// Publishes a delegation under its number, or withdraws it. Control plane.
+pub fn publish_delegation(id: u32, delegation: Option<&'static Delegation<'static>>) {
+    if let Some(e) = delegation_entry(id) {
+        let ptr = delegation.map_or(core::ptr::null_mut(), |d| core::ptr::from_ref(d).cast_mut());
+        e.store(ptr, Ordering::Release);
+    }
+}
+
+/// Returns the object with this number. The caller holds a claim on it, which keeps it alive.
+pub(crate) fn mapping(id: u32) -> Option<&'static Mapping<'static>> {
+    let ptr = mapping_entry(id)?.load(Ordering::Acquire);
+    // SAFETY: null, or published from a `&'static`; the claim the caller holds (`users` > 0) keeps the object from
+    // being withdrawn and freed.
+    unsafe { ptr.as_ref() }
+}
+
+/// Returns the delegation with this number. The caller holds a telling of it.
+pub(crate) fn delegation(id: u32) -> Option<&'static Delegation<'static>> {
+    let ptr = delegation_entry(id)?.load(Ordering::Acquire);
+    // SAFETY: null, or published from a `&'static`; a delegation is withdrawn only when no page of it is `telling`.
+    unsafe { ptr.as_ref() }
+}
+
+/// Runs `f` on the vma that holds `address`, inside a section of `slot`'s thread.
+///
+/// # Context: handler
+#[inline]
+pub fn with_vma<R>(inside: &Slot, address: usize, f: impl FnOnce(&Vma<'_>) -> R) -> Option<R> {
+    inside.section(|| {
+        let index = vma_index(address)?;
+        let r = record(index)?;
+        // SAFETY: a published index names a record that `write_vma` has filled (SeqCst store, SeqCst load), and the
+        // section keeps the control plane from reusing it.
+        let vma = unsafe { r.assume_init_ref() };
+        // A record is narrowed only by publishing another one: the address was inside when its entry was written.
+        (vma.start <= address && address < vma.end).then(|| f(vma))
+    })
+}
+
+fn vma_index(address: usize) -> Option<u32> {
+    let slot = arena_of(address)?;
+    let seen = granule(slot, address)?.load(Ordering::SeqCst);
+    let value = u32::try_from(seen >> 1).unwrap_or(0);
+    let code = if seen & SPLIT_BIT == 0 {
+        value
+    } else {
+        split(value)?.get((address >> PAGE_SHIFT) % EXTENT_PAGES)?.load(Ordering::SeqCst)
+    };
+    code.checked_sub(1)
+}
+
+/// Lengthens the borrow of an arena's statistics beyond the section it was found in.
+pub(crate) fn outlives_fault(stat: &VmStat) -> &'static VmStat {
+    // SAFETY: `ArenaFacts::stat` is a `&'static`: blocks of counters are recycled between runtimes, never freed.
+    unsafe { &*core::ptr::from_ref(stat) }
+}

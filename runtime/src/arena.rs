@@ -1,0 +1,522 @@
+//! `Arena`: a range of address space over which objects are mapped.
+
+use crate::delivery::Delivery;
+use crate::error::{Error, Result, system};
+use crate::lease::Table;
+use crate::object::{Object, ObjectInner};
+use crate::pin::Pin;
+use crate::registry;
+use crate::runtime::{Runtime, RuntimeInner};
+use crate::vmas::VmaSet;
+use crate::{Access, io};
+use softfault_mm::ctx::Ctx;
+use softfault_mm::extent::{Extent, ExtentState};
+use softfault_mm::fault;
+use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SIZE};
+use softfault_mm::sync::AtomicU64;
+use softfault_mm::types::{FaultFlags, VmFaultReason};
+use softfault_platform::host::Host;
+use softfault_platform::section::Slot;
+use softfault_platform::sys::mem;
+use softfault_platform::vmatree::{self, ArenaFacts, Trap};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a mapping permits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prot {
+    /// Nothing.
+    None,
+    /// Loads.
+    Read,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+/// Whom stores reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// The object, and every other mapping of it.
+    Shared,
+    /// This mapping alone.
+    Private,
+}
+
+/// Options of an arena; see [`Runtime::arena`].
+#[derive(Debug)]
+pub struct ArenaBuilder {
+    runtime: Runtime,
+    len_bytes: usize,
+    delivery: Delivery,
+    kernel_access: bool,
+    fault_around: bool,
+    native_extents: bool,
+    granule_bytes: usize,
+    lookup_first: bool,
+}
+
+impl ArenaBuilder {
+    pub(crate) fn new(runtime: Runtime, len_bytes: usize) -> Self {
+        Self {
+            runtime,
+            len_bytes,
+            delivery: Delivery::Auto,
+            kernel_access: false,
+            fault_around: true,
+            native_extents: true,
+            granule_bytes: EXTENT_SIZE,
+            lookup_first: false,
+        }
+    }
+    /// Asks for one way of delivery; default [`Delivery::Auto`].
+    #[must_use]
+    pub fn delivery(mut self, mode: Delivery) -> Self {
+        self.delivery = mode;
+        self
+    }
+    /// Asks that system calls, `O_DIRECT` and KVM may touch the arena without [`Arena::pin`]: needs `Monitor`.
+    #[must_use]
+    pub fn kernel_access(mut self, yes: bool) -> Self {
+        self.kernel_access = yes;
+        self
+    }
+    /// Whether cached neighbours are mapped with a touched page; default yes.
+    #[must_use]
+    pub fn fault_around(mut self, yes: bool) -> Self {
+        self.fault_around = yes;
+        self
+    }
+    /// Whether fully cached extents are handed to the kernel on their own; default yes. [`Arena::promote`] does it on
+    /// demand either way.
+    #[must_use]
+    pub fn native_extents(mut self, yes: bool) -> Self {
+        self.native_extents = yes;
+        self
+    }
+    /// Sets how much `Segv` delivery exposes at once (rounded to a power of two, 4 KiB to 2 MiB); default 2 MiB. Each
+    /// exposed granule beside hidden ones costs kernel VMAs: 4 KiB granules over 256 MiB need 65,536.
+    #[must_use]
+    pub fn granule(mut self, bytes: usize) -> Self {
+        self.granule_bytes = bytes.clamp(PAGE_SIZE, EXTENT_SIZE).next_power_of_two();
+        self
+    }
+    /// Asks delegates before `fault` instead of by its `UFFD_MINOR` bit: the kernel's later design.
+    #[must_use]
+    pub fn lookup_first(mut self, yes: bool) -> Self {
+        self.lookup_first = yes;
+        self
+    }
+
+    /// Reserves the address space and makes the arena known to the handlers.
+    ///
+    /// # Errors
+    /// [`Error::Delivery`] when the mode cannot be had, [`Error::Argument`] for no bytes, [`Error::Exhausted`].
+    pub fn build(self) -> Result<Arena> {
+        let op = "ArenaBuilder::build";
+        let trap = self.choose()?;
+        let len = self.len_bytes.checked_next_multiple_of(EXTENT_SIZE).filter(|l| *l > 0 && *l < 1 << 46);
+        let len_bytes = len.ok_or(Error::Argument {
+            op,
+            arg: "len_bytes",
+            value: self.len_bytes as u64,
+            why: "must be between 1 byte and 64 TiB",
+        })?;
+        let nr = len_bytes >> EXTENT_SHIFT;
+        let granules: Table<AtomicU64> = Table::new(nr).map_err(system(op, "mmap"))?;
+        let extents: Table<Extent> = Table::new(nr).map_err(system(op, "mmap"))?;
+        let mut registry = registry::lock();
+        #[cfg(feature = "userfaultfd")]
+        open_contexts(&mut registry, trap, self.mode_of(trap))?;
+        let slot = registry.arenas.get().ok_or_else(registry::exhausted(op, "arenas (4096)"))?;
+        let base = mem::reserve(len_bytes, EXTENT_SIZE).map_err(|e| {
+            registry.arenas.put(slot);
+            system(op, "mmap")(e)
+        })?;
+        let facts = ArenaFacts { base, len_bytes, granules: granules.lend(), trap, stat: self.runtime.inner.stat };
+        vmatree::publish_arena(slot, &facts);
+        drop(registry);
+        let inner = ArenaInner {
+            _rt: Arc::clone(&self.runtime.inner),
+            slot,
+            base,
+            len_bytes,
+            trap,
+            fault_around: self.fault_around,
+            native_extents: self.native_extents && trap != Trap::Segv,
+            granule_pages: if trap == Trap::Segv { self.granule_bytes / PAGE_SIZE } else { 0 },
+            lookup_first: self.lookup_first,
+            extents,
+            granules,
+            vmas: Mutex::new(VmaSet::default()),
+            pid: std::process::id(),
+        };
+        Ok(Arena { inner: Arc::new(inner) })
+    }
+
+    /// Settles the mode. Auto never gives `InThread` to an arena that wants kernel access.
+    fn choose(&self) -> Result<Trap> {
+        let report = &self.runtime.inner.report;
+        let mode = match (self.delivery, self.kernel_access) {
+            (Delivery::Auto, true) => report.kernel_access.unwrap_or(Delivery::Monitor),
+            (Delivery::Auto, false) => report.chosen,
+            (Delivery::Monitor, _) => Delivery::Monitor,
+            (mode, true) => {
+                let why = "kernel_access needs Monitor: in this mode system calls on the arena would fail with EFAULT";
+                return Err(Error::Delivery { mode, why: why.into() });
+            }
+            (mode, false) => mode,
+        };
+        if !report.is_available(mode) {
+            let why = report.finding(mode).map_or_else(String::new, |f| f.why.clone());
+            return Err(Error::Delivery { mode, why });
+        }
+        Ok(match mode {
+            Delivery::Segv => Trap::Segv,
+            Delivery::Monitor => Trap::Monitor,
+            Delivery::InThread | Delivery::Auto => Trap::Uffd,
+        })
+    }
+
+    #[cfg(feature = "userfaultfd")]
+    fn mode_of(&self, trap: Trap) -> Delivery {
+        match trap {
+            Trap::Uffd => Delivery::InThread,
+            Trap::Segv => Delivery::Segv,
+            Trap::Monitor => Delivery::Monitor,
+        }
+    }
+}
+
+/// Opens the userfaultfd contexts that arenas of this kind need.
+#[cfg(feature = "userfaultfd")]
+fn open_contexts(registry: &mut registry::Registry, trap: Trap, mode: Delivery) -> Result<()> {
+    use softfault_platform::mmu::uffd::Kind;
+    let kinds: &[Kind] = match trap {
+        Trap::Uffd => &[Kind::Async, Kind::Sync],
+        Trap::Monitor => &[Kind::Monitor],
+        Trap::Segv => &[],
+    };
+    for kind in kinds {
+        registry.context(*kind).map_err(|e| Error::Delivery { mode, why: format!("opening userfaultfd: {e}") })?;
+    }
+    Ok(())
+}
+
+/// A range of address space over which objects are mapped. Cheap to clone; the last clone unmaps everything.
+///
+/// Offsets and ranges are bytes from the arena's first. **`InThread` and `Segv` arenas hold plain data**: a system call
+/// that touches a page which is not resident fails with `EFAULT`, so locks, system-call buffers, paths and stacks need
+/// [`Arena::pin`] or an arena with [`ArenaBuilder::kernel_access`].
+#[derive(Clone, Debug)]
+pub struct Arena {
+    pub(crate) inner: Arc<ArenaInner>,
+}
+
+/// Lock order: an arena's `vmas` < an object's `i_mmap` < the registry.
+pub(crate) struct ArenaInner {
+    /// Keeps the runtime (its counters, contexts and handlers) for as long as the arena lives.
+    _rt: Arc<RuntimeInner>,
+    pub(crate) slot: u32,
+    pub(crate) base: usize,
+    pub(crate) len_bytes: usize,
+    pub(crate) trap: Trap,
+    pub(crate) fault_around: bool,
+    pub(crate) native_extents: bool,
+    pub(crate) granule_pages: usize,
+    pub(crate) lookup_first: bool,
+    pub(crate) extents: Table<Extent>,
+    granules: Table<AtomicU64>,
+    pub(crate) vmas: Mutex<VmaSet>,
+    pid: u32,
+}
+
+impl std::fmt::Debug for ArenaInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Arena")
+            .field("base", &format_args!("{:#x}", self.base))
+            .field("len_bytes", &self.len_bytes)
+            .field("trap", &self.trap)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ArenaInner {
+    pub(crate) fn vmas(&self) -> MutexGuard<'_, VmaSet> {
+        self.vmas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks a byte range of the arena: page-aligned, not empty, inside.
+    pub(crate) fn check_range(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
+        let bad = |arg, value: usize, why| Err(Error::Argument { op, arg, value: value as u64, why });
+        if !range.start.is_multiple_of(PAGE_SIZE) {
+            return bad("range.start", range.start, "must be a multiple of the page size (4096)");
+        }
+        if !range.end.is_multiple_of(PAGE_SIZE) {
+            return bad("range.end", range.end, "must be a multiple of the page size (4096)");
+        }
+        if range.start >= range.end {
+            return bad("range.end", range.end, "must lie behind range.start");
+        }
+        if range.end > self.len_bytes {
+            return bad("range.end", range.end, "lies outside the arena");
+        }
+        Ok(())
+    }
+
+    /// Resolves a touch of `offset` without touching.
+    fn fault_one(&self, offset: usize, access: Access) -> Option<VmFaultReason> {
+        let slot = Slot::enter_patiently().ok()?;
+        let ctx = Ctx::thread(slot.stripe());
+        let mut flags = FaultFlags::ALLOW_RETRY | FaultFlags::REMOTE;
+        if access == Access::Write {
+            flags |= FaultFlags::WRITE;
+        }
+        let host = Host::new(slot, false);
+        fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags)
+    }
+
+    /// Faults each page of the range in; `exact`: also those that a hint says are mapped.
+    pub(crate) fn fault_in(&self, op: &'static str, range: &Range<usize>, access: Access, exact: bool) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let extent = self.extents.lend().get(at >> EXTENT_SHIFT);
+            let native = extent.is_some_and(|e| matches!(e.state(), ExtentState::Native | ExtentState::Tracked));
+            let hinted = extent.is_some_and(|e| e.maybe_mapped(Extent::page_index(self.base + at)));
+            if native {
+                at = ((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT;
+                continue;
+            }
+            if exact || !hinted || access == Access::Write || self.trap == Trap::Segv {
+                io::check(op, access, at as u64, self.fault_patiently(at, access))?;
+            }
+            at += PAGE_SIZE;
+        }
+        Ok(())
+    }
+
+    /// A walk that ran out of attempts is made again: here no instruction does it for us.
+    fn fault_patiently(&self, offset: usize, access: Access) -> Option<VmFaultReason> {
+        loop {
+            let r = self.fault_one(offset, access)?;
+            if !r.intersects(VmFaultReason::RETRY) || r.intersects(VmFaultReason::ERROR) {
+                return Some(r);
+            }
+        }
+    }
+}
+
+impl Drop for ArenaInner {
+    #[expect(unsafe_code, reason = "gives the arena's address space back")]
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            // A forked child has no arena: its address space may hold something else by now.
+            let mut vmas = std::mem::take(&mut *self.vmas());
+            vmas.forget();
+            return;
+        }
+        let everything = 0..self.len_bytes;
+        // What cannot be taken back stays mapped below a dead arena; the range itself goes in any case.
+        let _ = self.unmap_locked(&mut self.vmas(), &everything);
+        let mut registry = registry::lock();
+        vmatree::withdraw_arena(self.slot);
+        registry.arenas.put(self.slot);
+        drop(registry);
+        // SAFETY: reserved by `build`; withdrawn and drained, so neither handlers nor mappings use it.
+        let _ = unsafe { mem::munmap(self.base, self.len_bytes) };
+        let _ = &self.granules;
+    }
+}
+
+impl Arena {
+    /// Returns the arena's first address. Safe: what may be done with it is up to who dereferences it.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.inner.base as *mut u8
+    }
+    /// Returns the arena's length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner.len_bytes
+    }
+    /// Returns `false`: an arena has at least 2 MiB.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+    /// Returns how the arena's faults arrive.
+    #[must_use]
+    pub fn delivery(&self) -> Delivery {
+        match self.inner.trap {
+            Trap::Uffd => Delivery::InThread,
+            Trap::Segv => Delivery::Segv,
+            Trap::Monitor => Delivery::Monitor,
+        }
+    }
+
+    /// Lends mapped bytes as a slice. Loads fault pages in; a page that cannot be had raises SIGBUS.
+    ///
+    /// # Safety
+    /// 1. The range is mapped readable, and stays so, for as long as the slice lives.
+    /// 2. Nobody writes to it meanwhile: no thread, mapping, process, `write_at`, delegate, or change of the object.
+    #[must_use]
+    #[expect(unsafe_code, reason = "the unsafe half of the API: as_slice")]
+    pub unsafe fn as_slice(&self, range: Range<usize>) -> &[u8] {
+        debug_assert!(range.start <= range.end && range.end <= self.inner.len_bytes);
+        let first = self.as_ptr().wrapping_add(range.start).cast_const();
+        // SAFETY: the caller's contract; the arena keeps the address range while `self` is borrowed.
+        unsafe { std::slice::from_raw_parts(first, range.len()) }
+    }
+
+    /// Maps `len_bytes` bytes of `object` from `object_offset` on at `offset`.
+    ///
+    /// Offsets are multiples of 4096; the length is rounded up to one. Bytes past the object's end read as zero in its
+    /// last page, whole pages past it raise SIGBUS. Extents can be handed to the kernel only where `offset` and
+    /// `object_offset` agree modulo 2 MiB.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Occupied`], [`Error::Denied`] for shared stores to an object that is not
+    /// writable, [`Error::Exhausted`], [`Error::System`]. Nothing is mapped then.
+    pub fn map(
+        &self,
+        offset: usize,
+        object: &Object,
+        object_offset: u64,
+        len_bytes: usize,
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<()> {
+        self.inner.map(&object.inner, offset, object_offset, len_bytes, prot, sharing)
+    }
+
+    /// Unmaps the range, splitting mappings at its ends. Waits for faults that are being resolved in it.
+    ///
+    /// Touching it afterwards raises SIGSEGV. A range with nothing in it is fine.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Pinned`], [`Error::Exhausted`]. Nothing is unmapped then.
+    pub fn unmap(&self, range: Range<usize>) -> Result<()> {
+        self.inner.check_range("Arena::unmap", &range)?;
+        self.inner.unmap_locked(&mut self.inner.vmas(), &range)
+    }
+
+    /// Changes what the range permits, splitting mappings at its ends.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Pinned`], [`Error::Denied`], [`Error::Exhausted`].
+    pub fn protect(&self, range: Range<usize>, prot: Prot) -> Result<()> {
+        self.inner.check_range("Arena::protect", &range)?;
+        self.inner.protect(&range, prot)
+    }
+
+    /// Makes the range resident, as touching each page with `access` would; it may be evicted again at any time.
+    ///
+    /// # Errors
+    /// [`Error::Fault`] naming the first page that cannot be had; those before it are resident.
+    pub fn fault_in(&self, range: Range<usize>, access: Access) -> Result<()> {
+        self.inner.check_range("Arena::fault_in", &range)?;
+        self.inner.fault_in("Arena::fault_in", &range, access, false)
+    }
+
+    /// Makes the range resident and keeps it so until the pin is dropped: system calls, `O_DIRECT`, futexes and
+    /// asynchronous I/O may use it. Pinned for writing, it counts as dirty.
+    ///
+    /// # Errors
+    /// [`Error::Fault`], [`Error::NotMapped`], [`Error::Argument`].
+    pub fn pin(&self, range: Range<usize>, access: Access) -> Result<Pin> {
+        self.inner.check_range("Arena::pin", &range)?;
+        Pin::new(&self.inner, range, access)
+    }
+
+    /// Reads mapped bytes without a fault of the caller's: errors are results instead of signals.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`], [`Error::Fault`].
+    pub fn read_at(&self, offset: usize, buf: &mut [u8]) -> Result<()> {
+        crate::pin::read_at(&self.inner, offset, buf)
+    }
+
+    /// Writes mapped bytes without a fault of the caller's.
+    ///
+    /// # Errors
+    /// [`Error::NotMapped`], [`Error::Denied`], [`Error::Fault`].
+    pub fn write_at(&self, offset: usize, buf: &[u8]) -> Result<()> {
+        crate::pin::write_at(&self.inner, offset, buf)
+    }
+
+    /// Drops the page-table entries of shared mappings in the range; the pages stay cached. Linux:
+    /// `madvise(MADV_DONTNEED)`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Pinned`], [`Error::Denied`] where a private mapping lies in the range: its
+    /// written pages would be lost.
+    pub fn zap(&self, range: Range<usize>) -> Result<()> {
+        self.inner.check_range("Arena::zap", &range)?;
+        self.inner.zap(&range)
+    }
+
+    /// Hands every fully cached extent of the range to the kernel; returns how many went.
+    ///
+    /// # Errors
+    /// [`Error::Argument`].
+    pub fn promote(&self, range: Range<usize>) -> Result<usize> {
+        self.inner.check_range("Arena::promote", &range)?;
+        Ok(self.inner.promote(&range))
+    }
+
+    /// Takes the native extents of the range back; returns how many came.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Exhausted`] when the process has no mapping left to split.
+    pub fn demote(&self, range: Range<usize>) -> Result<usize> {
+        self.inner.check_range("Arena::demote", &range)?;
+        self.inner.demote(&range)
+    }
+
+    /// Tells `delegate` of the first touch of each page of the range, before it is mapped; a worker thread calls it.
+    ///
+    /// Pages of the range that are mapped already are unmapped first, so that nothing escapes. The range stays trapped.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Denied`] over private mappings or without the feature
+    /// `userfaultfd`.
+    pub fn delegate_minor(
+        &self,
+        range: Range<usize>,
+        delegate: Box<dyn softfault_mm::delegation::MinorDelegate>,
+    ) -> Result<()> {
+        self.inner.check_range("Arena::delegate_minor", &range)?;
+        self.inner.delegate_minor(&range, delegate, false)
+    }
+
+    /// As [`Arena::delegate_minor`]; the delegate runs in the faulting thread, in a signal handler.
+    ///
+    /// # Errors
+    /// As [`Arena::delegate_minor`].
+    ///
+    /// # Safety
+    /// The delegate is async-signal-safe: no allocation, no lock, no libc function outside signal-safety(7), no panic,
+    /// no access to arenas.
+    #[expect(unsafe_code, reason = "the caller promises a handler-safe delegate")]
+    pub unsafe fn delegate_minor_in_handler(
+        &self,
+        range: Range<usize>,
+        delegate: Box<dyn softfault_mm::delegation::MinorDelegate>,
+    ) -> Result<()> {
+        self.inner.check_range("Arena::delegate_minor_in_handler", &range)?;
+        self.inner.delegate_minor(&range, delegate, true)
+    }
+
+    /// Returns how many of the range's extents are the kernel's now.
+    #[must_use]
+    pub fn native_extents(&self) -> usize {
+        let native = |e: &&Extent| matches!(e.state(), ExtentState::Native | ExtentState::Tracked);
+        self.inner.extents.lend().iter().filter(native).count()
+    }
+}
+
+impl ArenaInner {
+    /// Returns whether the arena has a shared mapping of `object` that permits, or may permit, stores.
+    pub(crate) fn maps_writable(&self, object: &Arc<ObjectInner>) -> bool {
+        self.vmas().iter().any(|v| Arc::ptr_eq(&v.object, object) && v.may_write_shared())
+    }
+}

@@ -1,0 +1,97 @@
+//! Threads that could not take our signals: a fault there kills the process, and nothing can be done at fault time.
+//!
+//! The kernel delivers a synchronous signal that is blocked or ignored by killing. So this is checked beforehand: for
+//! each thread `SigBlk` of `/proc/self/task/*/status` (proc_pid_status(5)), for the process the dispositions.
+
+use crate::error::{Error, Result};
+use softfault_platform::sys::signal::{SIGBUS, SIGSEGV, mask_bit};
+use softfault_platform::trap::{chain, entry};
+use std::fmt;
+use std::fs;
+
+/// What is wrong with a thread, or with the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offender {
+    /// The thread's id; 0 for the whole process.
+    pub tid: u32,
+    /// The thread's name.
+    pub name: String,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
+/// The result of [`audit_threads`]. Empty: every thread may touch arenas.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Audit {
+    /// Who may not touch an arena, and why.
+    pub offenders: Vec<Offender>,
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.offenders.is_empty() {
+            return f.write_str("every thread can take SIGBUS and SIGSEGV\n");
+        }
+        for o in &self.offenders {
+            writeln!(f, "{} ({}): {}", o.tid, o.name, o.why)?;
+        }
+        Ok(())
+    }
+}
+
+/// Looks at every thread of the process.
+pub(crate) fn audit_threads() -> Result<Audit> {
+    let io = |source| Error::Io { op: "audit_threads", source };
+    let mut offenders = Vec::new();
+    if !chain::is_installed(entry::on_signal) {
+        let why = "SIGBUS or SIGSEGV belongs to another handler; call Runtime::reinstall_handlers";
+        offenders.push(Offender { tid: 0, name: "process".into(), why: why.into() });
+    }
+    for task in fs::read_dir("/proc/self/task").map_err(io)? {
+        let path = task.map_err(io)?.path();
+        // A thread may end between the listing and the reading.
+        let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
+        offenders.extend(audit_status(&status));
+    }
+    Ok(Audit { offenders })
+}
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("").trim()
+}
+
+/// Judges one `status` file.
+fn audit_status(status: &str) -> Option<Offender> {
+    let mask = |name| u64::from_str_radix(field(status, name), 16).unwrap_or(0);
+    let named = |set: u64| {
+        let names = [(SIGBUS, "SIGBUS"), (SIGSEGV, "SIGSEGV")];
+        let hit: Vec<_> = names.iter().filter(|(s, _)| set & mask_bit(*s) != 0).map(|(_, n)| *n).collect();
+        hit.join(" and ")
+    };
+    let (blocked, ignored) = (named(mask("SigBlk:")), named(mask("SigIgn:")));
+    let why = match (blocked.is_empty(), ignored.is_empty()) {
+        (true, true) => return None,
+        (false, _) => format!("blocks {blocked}: a fault on an arena would kill the process; unblock it"),
+        (true, false) => format!("ignores {ignored}: a fault on an arena would kill the process"),
+    };
+    let tid = field(status, "Pid:").parse().unwrap_or(0);
+    Some(Offender { tid, name: field(status, "Name:").to_owned(), why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_with_sigbus_blocked_is_named() {
+        let text = "Name:\tworker\nPid:\t77\nSigBlk:\t0000000000000040\nSigIgn:\t0000000000000000\n";
+        let o = audit_status(text).expect("blocked");
+        assert_eq!((o.tid, o.name.as_str()), (77, "worker"));
+        assert!(o.why.contains("SIGBUS") && !o.why.contains("SIGSEGV"), "{}", o.why);
+    }
+
+    #[test]
+    fn a_clean_status_is_no_offender() {
+        assert_eq!(audit_status("Name:\tx\nPid:\t1\nSigBlk:\t0000000000000000\n"), None);
+    }
+}

@@ -1,0 +1,208 @@
+//! Reading and writing objects by calls: through the cache, without a fault, with errors as results.
+//!
+//! The caller's buffer may itself lie in an arena, and touching it may fault: so bytes go through a chunk on the stack
+//! then, and no pin is held while it is touched.
+
+#![expect(unsafe_code, reason = "copies between the caller's slices and pinned pages of the cache")]
+
+use crate::error::{Error, Result};
+use crate::object::ObjectInner;
+use crate::{Access, VmFaultReason};
+use softfault_mm::ctx::Ctx;
+use softfault_mm::fault::{self, Env};
+use softfault_mm::filemap::{self, Lookup};
+use softfault_mm::folio::{DIRTY, FolioWord};
+use softfault_mm::host::Woken;
+use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::types::FillError;
+use softfault_platform::host::Host;
+use softfault_platform::store::object::copy_in;
+use softfault_platform::vmatree;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Finds page `pgoff`, filling it if need be, and pins it with `set`.
+///
+/// # Errors
+/// Why the page cannot be had.
+pub(crate) fn get_pinned(
+    object: &ObjectInner,
+    pgoff: u64,
+    set: u64,
+) -> std::result::Result<&'static FolioWord, FillError> {
+    let mapping = object.mapping();
+    let host = Host::detached();
+    let (env, ctx) = (host.env(), Ctx::thread(0));
+    let mut tried = false;
+    loop {
+        match filemap::get_folio(mapping, pgoff, set) {
+            Lookup::Pinned(word) => return Ok(word),
+            Lookup::PastEnd => return Err(FillError::Short),
+            Lookup::Overdue => return Err(FillError::Deadline),
+            Lookup::NoPins => return Err(FillError::NoMemory),
+            Lookup::Poisoned(error) if tried => return Err(error),
+            Lookup::Absent | Lookup::Poisoned(_) => {
+                tried = true;
+                fill_missing(env, &ctx, object, pgoff)?;
+            }
+            Lookup::Busy(key) => {
+                tried = true;
+                if env.park.wait(&ctx, key, mapping.deadline_ns) == Woken::TimedOut {
+                    if let Some(word) = mapping.folio(pgoff) {
+                        word.mark_overdue();
+                    }
+                    return Err(FillError::Deadline);
+                }
+            }
+        }
+    }
+}
+
+/// Claims the window around `pgoff` and reads it: here, or on a filler where the object has a deadline.
+fn fill_missing(env: Env<'_>, ctx: &Ctx<'_>, object: &ObjectInner, pgoff: u64) -> std::result::Result<(), FillError> {
+    let mapping = object.mapping();
+    let window = u64::from(mapping.fill_window);
+    let start = pgoff & !(window - 1);
+    let end = start.saturating_add(window).min(mapping.nr_pages());
+    let Some(claim) = filemap::claim_run(mapping, pgoff, start, end)? else { return Ok(()) };
+    if mapping.deadline_ns == u64::MAX {
+        fault::fill_here(env, ctx, claim);
+    } else if let Err(claim) = env.park.submit(claim) {
+        fault::give_up(env, claim);
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+fn fault_error(op: &'static str, access: Access, offset: u64, error: FillError) -> Error {
+    Error::Fault { op, access, offset, reason: error.reason() }
+}
+
+/// Calls `f(address, length, done)` for each page of `offset..offset + len`, pinned.
+fn for_each_page(
+    object: &ObjectInner,
+    op: &'static str,
+    (offset, len): (u64, usize),
+    access: Access,
+    f: &mut dyn FnMut(*mut u8, usize, usize),
+) -> Result<usize> {
+    let end = offset.saturating_add(len as u64).min(object.mapping().i_size.load(Ordering::Acquire));
+    let set = if access == Access::Write { DIRTY } else { 0 };
+    let mut at = offset;
+    while at < end {
+        let in_page = at as usize & PAGE_MASK;
+        let here = (PAGE_SIZE - in_page).min((end - at) as usize);
+        let word = match get_pinned(object, at >> PAGE_SHIFT, set) {
+            Ok(word) => word,
+            // The end moved below us: a short answer, as read(2) gives.
+            Err(FillError::Short) if at >= object.mapping().i_size.load(Ordering::Acquire) => break,
+            Err(error) => return Err(fault_error(op, access, at, error)),
+        };
+        f((object.alias_at(at >> PAGE_SHIFT) + in_page) as *mut u8, here, (at - offset) as usize);
+        word.unpin();
+        at += here as u64;
+    }
+    Ok(at.saturating_sub(offset) as usize)
+}
+
+pub(crate) fn read_at(object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Result<usize> {
+    let op = "Object::read_at";
+    if !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {
+        let dst = buf.as_mut_ptr();
+        return for_each_page(object, op, (offset, buf.len()), Access::Read, &mut |page, len, done| {
+            // SAFETY: `page..page + len` is pinned; `done + len <= buf.len()`, and the buffer is no arena memory.
+            unsafe { copy_page(page, dst.wrapping_add(done), len) };
+        });
+    }
+    let mut chunk = [0u8; PAGE_SIZE];
+    let mut total = 0;
+    while total < buf.len() {
+        let at = offset + total as u64;
+        let here = (PAGE_SIZE - (at as usize & PAGE_MASK)).min(buf.len() - total);
+        let n = read_at(object, at, &mut chunk[..here])?;
+        // No pin is held: this store may fault.
+        buf[total..total + n].copy_from_slice(&chunk[..n]);
+        total += n;
+        if n < here {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+/// Copies out of a pinned page that others may be writing.
+///
+/// # Safety
+/// `src..src + len` is pinned, `dst..dst + len` is the caller's own.
+unsafe fn copy_page(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: the caller's contract. Concurrent stores give torn bytes, which are bytes.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
+}
+
+pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
+    let op = "Object::write_at";
+    if !object.writable {
+        return Err(Error::Denied { op, what: "the object was not made writable" });
+    }
+    if !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {
+        return for_each_page(object, op, (offset, buf.len()), Access::Write, &mut |page, len, done| {
+            if let Some(src) = buf.get(done..done + len) {
+                // SAFETY: `page` lies in a page that is pinned with DIRTY, with `len` bytes of it left.
+                unsafe { copy_in(page, src) };
+            }
+        });
+    }
+    let mut chunk = [0u8; PAGE_SIZE];
+    let mut total = 0;
+    while total < buf.len() {
+        let at = offset + total as u64;
+        let here = (PAGE_SIZE - (at as usize & PAGE_MASK)).min(buf.len() - total);
+        // No pin is held: this load may fault.
+        chunk[..here].copy_from_slice(&buf[total..total + here]);
+        let n = write_at(object, at, &chunk[..here])?;
+        total += n;
+        if n < here {
+            break;
+        }
+    }
+    Ok(total)
+}
+
+/// Makes the bytes of the last page behind the end zero, if the page is cached.
+pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> Result<()> {
+    let in_page = len_bytes as usize & PAGE_MASK;
+    let pgoff = len_bytes >> PAGE_SHIFT;
+    if in_page == 0 {
+        return Ok(());
+    }
+    if let Lookup::Pinned(word) = filemap::get_folio(object.mapping(), pgoff, DIRTY) {
+        let tail = (object.alias_at(pgoff) + in_page) as *mut u8;
+        // SAFETY: the rest of a page that is pinned with DIRTY.
+        unsafe { tail.write_bytes(0, PAGE_SIZE - in_page) };
+        word.unpin();
+    }
+    Ok(())
+}
+
+pub(crate) fn populate(object: &Arc<ObjectInner>, range: std::ops::Range<u64>, access: Access) -> Result<()> {
+    let pages = (range.start >> PAGE_SHIFT)..softfault_mm::page::pages_of(range.end).min(object.mapping().nr_pages());
+    for p in pages {
+        if object.mapping().folio(p).is_some_and(|w| w.load().is_mappable()) {
+            continue;
+        }
+        match get_pinned(object, p, 0) {
+            Ok(word) => word.unpin(),
+            Err(error) => return Err(fault_error("Object::populate", access, p << PAGE_SHIFT, error)),
+        }
+    }
+    Ok(())
+}
+
+/// Returns the reason bits as an error of `op`, if they fail the access.
+pub(crate) fn check(op: &'static str, access: Access, offset: u64, r: Option<VmFaultReason>) -> Result<()> {
+    match r {
+        None => Err(Error::Fault { op, access, offset, reason: VmFaultReason::SIGSEGV }),
+        Some(r) if r.intersects(VmFaultReason::ERROR) => Err(Error::Fault { op, access, offset, reason: r }),
+        Some(_) => Ok(()),
+    }
+}

@@ -1,0 +1,95 @@
+//! Heap objects that handlers borrow: lent as `'static`, taken back when nobody can look any more.
+
+#![expect(unsafe_code, reason = "the one place where a heap object's borrow is lengthened")]
+
+/// A boxed value whose borrows may be published to handlers.
+///
+/// # Invariants
+/// The owner drops the lease only after it has withdrawn every published borrow and waited for the sections and claims
+/// that may hold one.
+pub(crate) struct Lease<T: ?Sized>(*mut T);
+
+// SAFETY: a lease is a Box: it moves between threads if its value may, and is shared if its value may be.
+unsafe impl<T: ?Sized + Send> Send for Lease<T> {}
+// SAFETY: as above.
+unsafe impl<T: ?Sized + Sync> Sync for Lease<T> {}
+
+impl<T: ?Sized> Lease<T> {
+    pub(crate) fn new(value: Box<T>) -> Self {
+        Self(Box::into_raw(value))
+    }
+
+    /// Lends the value for as long as the lease's invariant holds.
+    ///
+    /// # Safety
+    /// The borrow, and everything it is published to, ends before the lease is dropped.
+    pub(crate) unsafe fn lend(&self) -> &'static T {
+        // SAFETY: the pointer comes from a Box that is freed only by our Drop; the caller vouches for the lifetime.
+        unsafe { &*self.0 }
+    }
+
+    /// Gives the value up for ever: somebody may still look at it.
+    pub(crate) fn leak(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl<T: ?Sized> std::ops::Deref for Lease<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        // SAFETY: as in `lend`, for the length of our own borrow.
+        unsafe { &*self.0 }
+    }
+}
+
+impl<T: ?Sized> Drop for Lease<T> {
+    fn drop(&mut self) {
+        // SAFETY: made by Box::into_raw, freed once; the invariant says that nobody borrows it.
+        drop(unsafe { Box::from_raw(self.0) });
+    }
+}
+
+impl<T: ?Sized> std::fmt::Debug for Lease<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lease")
+    }
+}
+
+/// Zeroed memory for tables of atomics, lent to handlers; unmapped on drop under the same invariant.
+#[derive(Debug)]
+pub(crate) struct Table<T: 'static> {
+    words: &'static [T],
+}
+
+/// Types for which zeroed memory is a value and which are only ever shared.
+///
+/// # Safety
+/// All-zero bytes are a valid `Self`, and `Self` consists of atomics.
+pub(crate) unsafe trait ZeroedAtomics {}
+// SAFETY: an atomic integer.
+unsafe impl ZeroedAtomics for std::sync::atomic::AtomicU64 {}
+// SAFETY: an atomic integer.
+unsafe impl ZeroedAtomics for std::sync::atomic::AtomicU32 {}
+// SAFETY: made of atomic integers; its documentation says that zero is trapped and unmapped.
+unsafe impl ZeroedAtomics for softfault_mm::extent::Extent {}
+
+impl<T: ZeroedAtomics> Table<T> {
+    pub(crate) fn new(len: usize) -> Result<Self, softfault_platform::sys::Errno> {
+        let bytes = (len.max(1) * size_of::<T>()).next_multiple_of(4096);
+        let at = softfault_platform::sys::mem::map_zeroed(bytes)?;
+        // SAFETY: freshly mapped, zeroed, page-aligned memory for `len` values; zero is valid for T.
+        Ok(Self { words: unsafe { std::slice::from_raw_parts(at as *const T, len) } })
+    }
+    /// Lends the words; they stay until the table is dropped.
+    pub(crate) fn lend(&self) -> &'static [T] {
+        self.words
+    }
+}
+
+impl<T> Drop for Table<T> {
+    fn drop(&mut self) {
+        let bytes = (self.words.len().max(1) * size_of::<T>()).next_multiple_of(4096);
+        // SAFETY: mapped by `new` with this length; the owner has withdrawn every borrow it published.
+        let _ = unsafe { softfault_platform::sys::mem::munmap(self.words.as_ptr() as usize, bytes) };
+    }
+}

@@ -1,0 +1,470 @@
+//! `Object`: a file, anonymous memory, a user's store or a user's vtable, as a range of the cache.
+
+use crate::arena::ArenaInner;
+use crate::error::{Error, Result};
+use crate::io;
+use crate::lease::Lease;
+use crate::registry;
+use crate::runtime::{Runtime, RuntimeInner, Space};
+use crate::{Access, FailurePolicy};
+use softfault_mm::mapping::Mapping;
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, pages_of};
+use softfault_mm::shmem::ShmemVmOps;
+use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
+use softfault_mm::vma::VmOps;
+use softfault_mm::{filemap, truncate};
+use softfault_platform::host::Host;
+use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
+use softfault_platform::store::zero::ZeroStore;
+use softfault_platform::store::{HandlerStore, Store};
+use softfault_platform::{section, vmatree};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// Options of an object; see [`Runtime::object`].
+#[derive(Debug)]
+pub struct ObjectBuilder {
+    runtime: Runtime,
+    len_bytes: u64,
+    max_len_bytes: u64,
+    writable: bool,
+    policy: FailurePolicy,
+    deadline: Option<Duration>,
+    retries: Retries,
+    mkwrite: bool,
+    dsync: bool,
+    fill_window_pages: u32,
+    private_past_cache: bool,
+}
+
+impl ObjectBuilder {
+    pub(crate) fn new(runtime: Runtime, len_bytes: u64) -> Self {
+        let fill_window_pages = runtime.inner.fill_window_pages;
+        Self {
+            runtime,
+            len_bytes,
+            max_len_bytes: len_bytes,
+            writable: false,
+            policy: FailurePolicy::Poison,
+            deadline: None,
+            retries: Retries::default(),
+            mkwrite: false,
+            dsync: false,
+            fill_window_pages,
+            private_past_cache: true,
+        }
+    }
+    /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
+    #[must_use]
+    pub fn max_len(mut self, bytes: u64) -> Self {
+        self.max_len_bytes = bytes;
+        self
+    }
+    /// Permits shared mappings with stores, and [`Object::write_at`]. What is written stays in the cache.
+    #[must_use]
+    pub fn writable(mut self, yes: bool) -> Self {
+        self.writable = yes;
+        self
+    }
+    /// Says what happens to accesses whose page the store cannot give; default [`FailurePolicy::Poison`].
+    #[must_use]
+    pub fn on_failure(mut self, policy: FailurePolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+    /// Bounds how long a touch waits for a fill. Needs a filler: not for handler-safe stores, which run in the
+    /// faulting thread itself.
+    #[must_use]
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+    /// Tries a failing read `times` more, sleeping `backoff`, then twice that, and so on (fillers only).
+    #[must_use]
+    pub fn retries(mut self, times: u32, backoff: Duration) -> Self {
+        self.retries = Retries { times, backoff_ns: u64::try_from(backoff.as_nanos()).unwrap_or(u64::MAX) };
+        self
+    }
+    /// Makes the first store to each page of a shared mapping fault (`page_mkwrite`) instead of being noted silently.
+    #[must_use]
+    pub fn synchronous_writes(mut self, yes: bool) -> Self {
+        self.mkwrite = yes;
+        self
+    }
+    /// Makes shared mappings synchronous as `MAP_SYNC`: before the first store to a page lands, the store has made its
+    /// block durable ([`Store::dsync`]). Implies synchronous writes.
+    #[must_use]
+    pub fn dsync(mut self, yes: bool) -> Self {
+        self.dsync = yes;
+        self.mkwrite |= yes;
+        self
+    }
+    /// Sets how many pages one miss reads at most (1 to 512); default the runtime's.
+    #[must_use]
+    pub fn fill_window_pages(mut self, nr: u32) -> Self {
+        self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self
+    }
+    /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
+    /// private page (default), or fills the cache first.
+    #[must_use]
+    pub fn private_past_cache(mut self, yes: bool) -> Self {
+        self.private_past_cache = yes;
+        self
+    }
+
+    /// Makes the object over a store that filler threads call.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`], [`Error::Argument`].
+    pub fn store(self, store: Box<dyn Store>) -> Result<Object> {
+        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        self.build(Backing { store, handler_safe: false, always_dirty: false, ops })
+    }
+
+    /// Makes the object over a store that is called in the faulting thread, in a signal handler.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] with a deadline (it needs a filler), [`Error::Exhausted`].
+    pub fn handler_store<S: HandlerStore + 'static>(self, store: Box<S>) -> Result<Object> {
+        if let Some(d) = self.deadline {
+            return Err(Error::Argument {
+                op: "ObjectBuilder::handler_store",
+                arg: "deadline (ms)",
+                value: u64::try_from(d.as_millis()).unwrap_or(u64::MAX),
+                why: "a store that runs in the faulting thread cannot be timed out; use `store`",
+            });
+        }
+        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        self.build(Backing { store, handler_safe: true, always_dirty: false, ops })
+    }
+
+    /// Makes the object of anonymous memory.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`].
+    pub fn anonymous(mut self) -> Result<Object> {
+        self.writable = true;
+        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        self.build(Backing { store: Box::new(ZeroStore), handler_safe: true, always_dirty: true, ops })
+    }
+
+    /// Makes the object with a vtable of the user's: its `fault` decides, and may compute pages
+    /// ([`filemap::fill_with`]). Pages it leaves to the default are zeros.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`].
+    ///
+    /// # Safety
+    /// The vtable's methods run in signal handlers: no allocation, no lock, no libc function outside
+    /// signal-safety(7), no panic, no access to arenas.
+    #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
+    pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
+        self.build(Backing { store: Box::new(ZeroStore), handler_safe: true, always_dirty: false, ops })
+    }
+
+    fn build(self, backing: Backing) -> Result<Object> {
+        let max = self.max_len_bytes.max(self.len_bytes);
+        let len = usize::try_from(max.max(1)).ok().and_then(|l| l.checked_next_multiple_of(EXTENT_SIZE)).ok_or(
+            Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
+        )?;
+        let rt = Arc::clone(&self.runtime.inner);
+        let (space, offset) = rt.allocate(len)?;
+        let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
+        Ok(Object { inner: Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id)) })
+    }
+}
+
+/// What an object is made over.
+struct Backing {
+    store: Box<dyn Store>,
+    handler_safe: bool,
+    always_dirty: bool,
+    ops: Box<dyn VmOps>,
+}
+
+/// Bytes that can be mapped into arenas and read and written by calls. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Object {
+    pub(crate) inner: Arc<ObjectInner>,
+}
+
+pub(crate) struct ObjectInner {
+    pub(crate) rt: Arc<RuntimeInner>,
+    pub(crate) space: Arc<Space>,
+    pub(crate) offset: u64,
+    pub(crate) len_max: usize,
+    pub(crate) writable: bool,
+    pub(crate) dsync: bool,
+    pub(crate) sync_wp: bool,
+    // Dropped in this order: what borrows before what is borrowed.
+    mapping: Option<Lease<Mapping<'static>>>,
+    a_ops: Option<Lease<ObjectOps<'static>>>,
+    store: Option<Lease<dyn Store>>,
+    vm_ops: Option<Lease<dyn VmOps>>,
+    id: u32,
+    /// Arenas that map the object. Linux: `i_mmap`.
+    pub(crate) i_mmap: Mutex<Vec<Weak<ArenaInner>>>,
+    pid: u32,
+}
+
+impl std::fmt::Debug for ObjectInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Object").field("id", &self.id).field("offset", &self.offset).finish_non_exhaustive()
+    }
+}
+
+impl ObjectInner {
+    #[expect(unsafe_code, reason = "the object's parts are lent to handlers until it is dropped")]
+    fn new(
+        b: &ObjectBuilder,
+        backing: Backing,
+        rt: Arc<RuntimeInner>,
+        space: Arc<Space>,
+        (offset, len): (u64, usize),
+        id: u32,
+    ) -> Self {
+        let store: Lease<dyn Store> = Lease::new(backing.store);
+        let vm_ops: Lease<dyn VmOps> = Lease::new(backing.ops);
+        // SAFETY: `Drop` withdraws the object and waits for its users before any lease goes.
+        let (store_ref, account) = unsafe { (store.lend(), rt.account.lend()) };
+        let memory = FolioMemory { fd: space.region.fd(), fd_offset: offset, alias: space.region.alias_at(offset) };
+        // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
+        let a_ops = unsafe {
+            ObjectOps::new(memory, store_ref, b.len_bytes, b.retries, backing.handler_safe, b.policy, u64::from(id))
+        };
+        let a_ops = Lease::new(Box::new(a_ops));
+        // SAFETY: the object holds the space, so the words outlive it.
+        let folios = unsafe { space.region.folios(offset, len) };
+        // SAFETY: as above.
+        let chunks = unsafe { space.region.chunks(offset, len) };
+        let mapping = Mapping {
+            id,
+            folios,
+            chunks,
+            i_size: AtomicU64::new(b.len_bytes),
+            // SAFETY: as for the store.
+            a_ops: unsafe { a_ops.lend() },
+            policy: b.policy,
+            handler_safe: backing.handler_safe,
+            always_dirty: backing.always_dirty,
+            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
+            fill_window: b.fill_window_pages,
+            deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
+            users: AtomicU32::new(0),
+            nr_vmas: AtomicU32::new(0),
+            account,
+            stat: rt.stat,
+        };
+        let mapping = Lease::new(Box::new(mapping));
+        // SAFETY: as for the store.
+        vmatree::publish_mapping(id, Some(unsafe { mapping.lend() }));
+        let has_mkwrite = vm_ops.has_page_mkwrite();
+        Self {
+            rt,
+            space,
+            offset,
+            len_max: len,
+            writable: b.writable,
+            dsync: b.dsync,
+            sync_wp: b.mkwrite || has_mkwrite,
+            mapping: Some(mapping),
+            a_ops: Some(a_ops),
+            store: Some(store),
+            vm_ops: Some(vm_ops),
+            id,
+            i_mmap: Mutex::new(Vec::new()),
+            pid: std::process::id(),
+        }
+    }
+
+    pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
+        lend(self.mapping.as_ref())
+    }
+    pub(crate) fn vm_ops(&self) -> &'static dyn VmOps {
+        lend(self.vm_ops.as_ref())
+    }
+    pub(crate) fn a_ops(&self) -> &'static ObjectOps<'static> {
+        lend(self.a_ops.as_ref())
+    }
+    /// Returns the address of the alias of page `pgoff`.
+    pub(crate) fn alias_at(&self, pgoff: u64) -> usize {
+        self.space.region.alias_at(self.offset + (pgoff << PAGE_SHIFT))
+    }
+
+    /// Returns the arenas that map the object now.
+    pub(crate) fn arenas(&self) -> Vec<Arc<ArenaInner>> {
+        let mut list = self.i_mmap.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|w| w.strong_count() > 0);
+        list.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Takes back every native extent over pages `from..to`, in every arena.
+    pub(crate) fn demote(self: &Arc<Self>, from: u64, to: u64) -> Result<usize> {
+        let mut nr = 0;
+        for arena in self.arenas() {
+            nr += arena.demote_object(self, from, to)?;
+        }
+        Ok(nr)
+    }
+}
+
+#[expect(unsafe_code, reason = "the object's parts are lent to handlers until it is dropped")]
+fn lend<T: ?Sized>(part: Option<&Lease<T>>) -> &'static T {
+    match part {
+        // SAFETY: every vma and claim that holds the borrow is gone before `ObjectInner::drop` takes the parts.
+        Some(lease) => unsafe { lease.lend() },
+        None => unreachable!("the parts are taken only by drop"),
+    }
+}
+
+impl Drop for ObjectInner {
+    #[expect(unsafe_code, reason = "gives the object's range of the cache back")]
+    fn drop(&mut self) {
+        let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
+        let (store, vm_ops) = (self.store.take(), self.vm_ops.take());
+        let mut patience = 2_000;
+        // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
+        while mapping.users.load(Ordering::Acquire) != 0 && patience > 0 && self.pid == std::process::id() {
+            std::thread::sleep(Duration::from_millis(1));
+            patience -= 1;
+        }
+        if mapping.users.load(Ordering::Acquire) != 0 || self.pid != std::process::id() {
+            // A store that never returns still owns its pages (or this is a forked child): the range is given up, not
+            // reused. `store` and `vm_ops` are what such a thread may be running in.
+            mapping.leak();
+            a_ops.leak();
+            store.into_iter().for_each(Lease::leak);
+            vm_ops.into_iter().for_each(Lease::leak);
+            std::mem::forget((Arc::clone(&self.space), Arc::clone(&self.rt)));
+            return;
+        }
+        vmatree::publish_mapping(self.id, None);
+        section::synchronize();
+        let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
+        mapping.account.uncharge(cached as u64);
+        drop((mapping, a_ops, vm_ops, store));
+        // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
+        unsafe { self.space.give(self.offset, self.len_max) };
+        registry::lock().mappings.put(self.id);
+    }
+}
+
+impl Object {
+    /// Returns the end of the object, in bytes.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.inner.mapping().i_size.load(Ordering::Acquire)
+    }
+    /// Returns whether the object has no bytes.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Reads bytes through the cache, without a fault: errors are results.
+    ///
+    /// Reads past the end are short; the result is the number of bytes read.
+    ///
+    /// # Errors
+    /// [`Error::Fault`] naming the first byte that could not be had; the bytes before it were read.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        io::read_at(&self.inner, offset, buf)
+    }
+
+    /// Writes bytes through the cache, without a fault. Does not grow the object: writes past the end are short.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] on an object that is not writable, [`Error::Fault`].
+    pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<usize> {
+        io::write_at(&self.inner, offset, buf)
+    }
+
+    /// Returns how many pages are in the cache.
+    #[must_use]
+    pub fn cached_pages(&self) -> u64 {
+        self.inner.mapping().folios.iter().filter(|w| w.load().is_mappable()).count() as u64
+    }
+
+    /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
+    ///
+    /// Returns how many pages went. Pages that were or may have been written stay: none of an object that has a
+    /// shared mapping with stores permitted, and none of anonymous memory.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when an extent cannot be taken back.
+    pub fn evict(&self, range: std::ops::Range<u64>) -> Result<u64> {
+        let m = self.inner.mapping();
+        if m.always_dirty || self.inner.arenas().iter().any(|a| a.maps_writable(&self.inner)) {
+            return Ok(0);
+        }
+        let from = pages_of(range.start);
+        let to = (range.end >> PAGE_SHIFT).max(from).min(m.folios.len() as u64);
+        let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
+        self.inner.demote(from, to)?;
+        let host = Host::detached();
+        Ok(filemap::drop_pages(m, host.env().park, 0, from, to, false))
+    }
+
+    /// Forgets that pages of the byte range were poisoned: the next touch asks the store anew.
+    ///
+    /// Touches heal pages by themselves; this is for system calls on `Monitor` arenas, whose poison is in the page
+    /// tables.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn heal(&self, range: std::ops::Range<u64>) -> Result<u64> {
+        let m = self.inner.mapping();
+        let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.nr_pages());
+        let healed = pages.clone().filter(|p| m.folio(*p).is_some_and(|w| w.forget_poison().is_ok())).count();
+        for arena in self.inner.arenas() {
+            arena.unpoison(&self.inner, pages.start, pages.end)?;
+        }
+        Ok(healed as u64)
+    }
+
+    /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] past the maximal length, [`Error::Pinned`] when a page past the end stays pinned for long,
+    /// [`Error::Exhausted`] when an extent cannot be taken back.
+    pub fn set_len(&self, len_bytes: u64) -> Result<()> {
+        let op = "Object::set_len";
+        let m = self.inner.mapping();
+        if len_bytes > self.inner.len_max as u64 {
+            let why = "past the maximal length the object was made with";
+            return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
+        }
+        self.inner.a_ops().set_len(len_bytes);
+        let old = truncate::i_size_write(m, len_bytes);
+        if old <= len_bytes {
+            return Ok(());
+        }
+        // A promotion that read the old end has counted its chunk by now, or will read the new one.
+        section::synchronize();
+        let (from, to) = (len_bytes >> PAGE_SHIFT, pages_of(old));
+        self.inner.demote(from, to)?;
+        let host = Host::detached();
+        for _ in 0..2_000 {
+            if truncate::truncate_pagecache(m, host.env().park, 0, to) == 0 {
+                return io::zero_tail(&self.inner, len_bytes);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(Error::Denied { op, what: "pages past the new end stay pinned or are being filled; drop the pins" })
+    }
+
+    /// Returns whether the store's pages are cached at `offset`, and readable without asking the store.
+    #[must_use]
+    pub fn is_cached(&self, offset: u64) -> bool {
+        self.inner.mapping().folio(offset >> PAGE_SHIFT).is_some_and(|w| w.load().is_mappable())
+    }
+
+    /// Reads the byte range into the cache.
+    ///
+    /// # Errors
+    /// [`Error::Fault`].
+    pub fn populate(&self, range: std::ops::Range<u64>) -> Result<()> {
+        io::populate(&self.inner, range, Access::Read)
+    }
+}

@@ -1,0 +1,190 @@
+//! Pins for users: ranges that stay resident, and reading and writing arenas by calls.
+
+#![expect(unsafe_code, reason = "copies between the caller's slices and pinned arena pages")]
+
+use crate::Access;
+use crate::arena::{ArenaInner, Prot, Sharing};
+use crate::error::{Error, Result};
+use crate::io;
+use crate::object::ObjectInner;
+use softfault_mm::folio::{DIRTY, FolioWord};
+use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Keeps a range of an arena resident, mapped and safe for system calls until it is dropped.
+#[derive(Debug)]
+pub struct Pin {
+    arena: Arc<ArenaInner>,
+    range: Range<usize>,
+    pages: Vec<PinnedPage>,
+}
+
+#[derive(Debug)]
+struct PinnedPage {
+    object: Arc<ObjectInner>,
+    pgoff: u64,
+}
+
+impl PinnedPage {
+    fn word(&self) -> Option<&'static FolioWord> {
+        self.object.mapping().folio(self.pgoff)
+    }
+}
+
+impl Pin {
+    pub(crate) fn new(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access) -> Result<Self> {
+        let op = "Arena::pin";
+        let mut pin = Self { arena: Arc::clone(arena), range: range.clone(), pages: Vec::new() };
+        let vmas = arena.vmas();
+        let covering = vmas.covering(op, &range)?;
+        drop(vmas);
+        let pages = range
+            .clone()
+            .step_by(PAGE_SIZE)
+            .filter_map(|at| covering.iter().find(|v| v.range.contains(&at)).map(|v| (at, v)));
+        for (at, v) in pages {
+            if access == Access::Write && v.prot != Prot::ReadWrite {
+                return Err(Error::Denied { op, what: "the mapping does not permit stores" });
+            }
+            let pgoff = v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
+            let set = if access == Access::Write && v.sharing == Sharing::Shared { DIRTY } else { 0 };
+            io::get_pinned(&v.object, pgoff, set).map_err(|e| Error::Fault {
+                op,
+                access,
+                offset: at as u64,
+                reason: e.reason(),
+            })?;
+            pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
+        }
+        // From here nothing unmaps or zaps the range. What was mapped in between is what `covering` said, or the
+        // range is no longer covered, which the walk below reports.
+        arena.vmas().pins.push(range.clone());
+        arena.fault_in(op, &range, access, true)?;
+        Ok(pin)
+    }
+
+    /// Returns the address of the pinned range's first byte.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        (self.arena.base + self.range.start) as *mut u8
+    }
+    /// Returns the length of the pinned range in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+    /// Returns `false`: a pin holds at least one page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut vmas = self.arena.vmas();
+        if let Some(i) = vmas.pins.iter().position(|p| *p == self.range) {
+            vmas.pins.swap_remove(i);
+        }
+        drop(vmas);
+        for page in self.pages.drain(..) {
+            if let Some(word) = page.word() {
+                word.unpin();
+            }
+        }
+    }
+}
+
+/// Calls `f` for each piece of `offset..offset + len` that lies in one mapping.
+fn for_each_piece(
+    arena: &Arc<ArenaInner>,
+    op: &'static str,
+    (offset, len): (usize, usize),
+    f: &mut dyn FnMut(&crate::vmas::VmaEntry, Range<usize>) -> Result<()>,
+) -> Result<()> {
+    let end = offset.checked_add(len).filter(|e| *e <= arena.len_bytes);
+    let end =
+        end.ok_or(Error::Argument { op, arg: "offset + length", value: offset as u64, why: "leaves the arena" })?;
+    if offset == end {
+        return Ok(());
+    }
+    let covering = arena.vmas().covering(op, &(offset..end))?;
+    for v in covering {
+        let piece = offset.max(v.range.start)..end.min(v.range.end);
+        f(&v, piece)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn read_at(arena: &Arc<ArenaInner>, offset: usize, buf: &mut [u8]) -> Result<()> {
+    let op = "Arena::read_at";
+    let len = buf.len();
+    for_each_piece(arena, op, (offset, len), &mut |v, piece| {
+        if v.prot == Prot::None {
+            return Err(Error::Denied { op, what: "the mapping does not permit loads" });
+        }
+        let dst = &mut buf[piece.start - offset..piece.end - offset];
+        if v.sharing == Sharing::Private {
+            return read_private(arena, &piece, dst);
+        }
+        let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
+        let n = io::read_at(&v.object, at, dst)?;
+        read_past_end(&v.object, at, n, dst)
+    })
+}
+
+/// Zeros behind the end in the last page; an error for whole pages past it.
+fn read_past_end(object: &ObjectInner, at: u64, n: usize, dst: &mut [u8]) -> Result<()> {
+    let rest = dst.len() - n;
+    let end = object.mapping().nr_pages() << PAGE_SHIFT;
+    if at + dst.len() as u64 > end {
+        let reason = crate::VmFaultReason::SIGBUS;
+        let offset = end.max(at);
+        return Err(Error::Fault { op: "Arena::read_at", access: Access::Read, offset, reason });
+    }
+    if rest > 0 {
+        dst[n..].fill(0);
+    }
+    Ok(())
+}
+
+/// Pins the pages around a piece of a private mapping, so that its own copies are read.
+fn pin_around(arena: &Arc<ArenaInner>, piece: &Range<usize>, access: Access) -> Result<Pin> {
+    let pages = piece.start & !PAGE_MASK..piece.end.next_multiple_of(PAGE_SIZE);
+    Pin::new(arena, pages, access)
+}
+
+fn read_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -> Result<()> {
+    let pin = pin_around(arena, piece, Access::Read)?;
+    let src = (arena.base + piece.start) as *const u8;
+    // SAFETY: the piece is pinned: mapped and resident. Concurrent stores give torn bytes, which are bytes.
+    unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
+    drop(pin);
+    Ok(())
+}
+
+pub(crate) fn write_at(arena: &Arc<ArenaInner>, offset: usize, buf: &[u8]) -> Result<()> {
+    let op = "Arena::write_at";
+    for_each_piece(arena, op, (offset, buf.len()), &mut |v, piece| {
+        if v.prot != Prot::ReadWrite {
+            return Err(Error::Denied { op, what: "the mapping does not permit stores" });
+        }
+        let src = &buf[piece.start - offset..piece.end - offset];
+        if v.sharing == Sharing::Shared {
+            let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
+            let n = io::write_at(&v.object, at, src)?;
+            if n == src.len() {
+                return Ok(());
+            }
+            let reason = crate::VmFaultReason::SIGBUS;
+            return Err(Error::Fault { op, access: Access::Write, offset: at + n as u64, reason });
+        }
+        let pin = pin_around(arena, &piece, Access::Write)?;
+        let dst = (arena.base + piece.start) as *mut u8;
+        // SAFETY: the piece is pinned for writing: mapped, and stores go to the mapping's own copies.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) };
+        drop(pin);
+        Ok(())
+    })
+}

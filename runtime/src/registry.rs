@@ -1,0 +1,188 @@
+//! What is one per process: numbers of the published tables, signal dispositions, userfaultfd contexts, helpers.
+//!
+//! Lock order: an arena's `vmas` < an object's `vmas` < [`lock`]. None of them is ever taken by a handler or a helper.
+
+use crate::error::{Error, Result, system};
+use crate::helper;
+use crate::lease::Lease;
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::mmu::uffd::{self, Kind, UffdMmu};
+use softfault_platform::mmu::{budget, segv};
+use softfault_platform::sys::Errno;
+use softfault_platform::trap::{chain, entry};
+use softfault_platform::{child, host, staging, vmatree};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Numbers of one table: the free ones, and the first never used.
+#[derive(Debug)]
+pub(crate) struct Ids {
+    free: Vec<u32>,
+    next: u32,
+    len: usize,
+}
+
+impl Ids {
+    const fn new(len: usize) -> Self {
+        Self { free: Vec::new(), next: 0, len }
+    }
+    pub(crate) fn get(&mut self) -> Option<u32> {
+        self.free.pop().or_else(|| {
+            let id = self.next;
+            ((id as usize) < self.len).then(|| {
+                self.next += 1;
+                id
+            })
+        })
+    }
+    pub(crate) fn put(&mut self, id: u32) {
+        self.free.push(id);
+    }
+}
+
+impl vmatree::SplitPool for Ids {
+    fn get(&mut self) -> Option<u32> {
+        Ids::get(self)
+    }
+}
+
+/// The process's tables and what hangs on the number of runtimes.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub(crate) arenas: Ids,
+    pub(crate) vmas: Ids,
+    pub(crate) splits: Ids,
+    pub(crate) mappings: Ids,
+    pub(crate) delegations: Ids,
+    stats: Vec<&'static softfault_mm::vmstat::VmStat>,
+    runtimes: usize,
+    helpers: Option<helper::Pool>,
+    #[cfg(feature = "userfaultfd")]
+    contexts: [Option<Lease<UffdMmu>>; 3],
+    #[cfg(feature = "userfaultfd")]
+    monitor: Option<helper::Monitor>,
+}
+
+static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
+    arenas: Ids::new(vmatree::NR_ARENAS),
+    vmas: Ids::new(vmatree::NR_VMAS),
+    splits: Ids::new(vmatree::NR_SPLITS),
+    mappings: Ids::new(vmatree::NR_MAPPINGS),
+    delegations: Ids::new(vmatree::NR_DELEGATIONS),
+    stats: Vec::new(),
+    runtimes: 0,
+    helpers: None,
+    #[cfg(feature = "userfaultfd")]
+    contexts: [None, None, None],
+    #[cfg(feature = "userfaultfd")]
+    monitor: None,
+});
+
+/// Locks the registry. A panic under the lock left at worst a leaked number behind.
+pub(crate) fn lock() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const OP: &str = "Runtime::build";
+
+impl Registry {
+    /// Counts a runtime in; the first one maps the tables and installs the handlers.
+    pub(crate) fn enter(&mut self, fillers: usize) -> Result<()> {
+        child::init().map_err(system(OP, "mmap"))?;
+        vmatree::init().map_err(system(OP, "mmap"))?;
+        staging::init().map_err(system(OP, "mmap"))?;
+        host::init();
+        budget::init(max_map_count());
+        chain::install(entry::on_signal).map_err(system(OP, "rt_sigaction"))?;
+        match &mut self.helpers {
+            Some(pool) => pool.grow(fillers)?,
+            None => self.helpers = Some(helper::Pool::start(fillers)?),
+        }
+        self.runtimes += 1;
+        Ok(())
+    }
+
+    /// Counts a runtime out; the last one restores the dispositions and closes what was open.
+    ///
+    /// Returns the threads to be joined after the lock is dropped.
+    pub(crate) fn leave(&mut self, stat: &'static softfault_mm::vmstat::VmStat) -> Leftover {
+        self.stats.push(stat);
+        self.runtimes -= 1;
+        let mut leftover = Leftover::default();
+        if self.runtimes > 0 {
+            return leftover;
+        }
+        chain::uninstall(entry::on_signal);
+        leftover.helpers = self.helpers.take();
+        #[cfg(feature = "userfaultfd")]
+        {
+            leftover.monitor = self.monitor.take();
+            for kind in [Kind::Async, Kind::Sync, Kind::Monitor] {
+                uffd::set_context(kind, None);
+            }
+            leftover.contexts = std::mem::take(&mut self.contexts).into_iter().flatten().collect();
+        }
+        leftover
+    }
+
+    /// Takes a block of counters: blocks are recycled and never freed, because a handler may still count in one.
+    pub(crate) fn take_stat(&mut self) -> &'static softfault_mm::vmstat::VmStat {
+        let stat = self.stats.pop().unwrap_or_else(|| Box::leak(Box::new(softfault_mm::vmstat::VmStat::new())));
+        stat.reset();
+        stat
+    }
+
+    /// Returns the process's context of this kind, opening it at first use.
+    #[cfg(feature = "userfaultfd")]
+    #[expect(unsafe_code, reason = "contexts are lent to every vma until the last runtime goes")]
+    pub(crate) fn context(&mut self, kind: Kind) -> std::result::Result<&'static UffdMmu, Errno> {
+        let at = &mut self.contexts[kind as usize];
+        if at.is_none() {
+            *at = Some(Lease::new(Box::new(UffdMmu::open(kind)?)));
+        }
+        let lease = at.as_ref().ok_or(Errno::EINVAL)?;
+        // SAFETY: the lease is dropped after the last runtime left: no vma, arena or monitor is left then.
+        let mmu = unsafe { lease.lend() };
+        uffd::set_context(kind, Some(mmu));
+        if kind == Kind::Monitor && self.monitor.is_none() {
+            self.monitor = Some(helper::Monitor::start(mmu)?);
+        }
+        Ok(mmu)
+    }
+}
+
+/// What the last runtime leaves to be ended outside the lock.
+#[derive(Debug, Default)]
+pub(crate) struct Leftover {
+    helpers: Option<helper::Pool>,
+    #[cfg(feature = "userfaultfd")]
+    monitor: Option<helper::Monitor>,
+    #[cfg(feature = "userfaultfd")]
+    contexts: Vec<Lease<UffdMmu>>,
+}
+
+impl Drop for Leftover {
+    fn drop(&mut self) {
+        #[cfg(feature = "userfaultfd")]
+        drop(self.monitor.take());
+        drop(self.helpers.take());
+        // Handlers that entered before the arenas went may still be on their way out of a section.
+        softfault_platform::section::synchronize();
+        #[cfg(feature = "userfaultfd")]
+        self.contexts.clear();
+    }
+}
+
+/// Reads `vm.max_map_count`; the kernel's default where it cannot be read.
+fn max_map_count() -> i64 {
+    std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|s| s.trim().parse().ok()).unwrap_or(65_530)
+}
+
+/// Returns the page tables of arenas served by SIGSEGV.
+pub(crate) fn segv_mmu() -> &'static segv::SegvMmu {
+    &segv::SEGV
+}
+
+/// Wraps "no number is left".
+pub(crate) fn exhausted(op: &'static str, what: &'static str) -> impl Fn() -> Error {
+    move || Error::Exhausted { op, what }
+}

@@ -1,0 +1,323 @@
+//! `Runtime`: the value that owns the cache and the counters, and makes objects and arenas.
+
+use crate::arena::ArenaBuilder;
+use crate::delivery::{self, DeliveryReport};
+use crate::error::{Error, Result, system};
+use crate::lease::Lease;
+use crate::object::{Object, ObjectBuilder};
+use crate::registry;
+use crate::stats::Stats;
+use softfault_mm::mapping::CacheAccount;
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
+use softfault_mm::sync::AtomicU64;
+use softfault_mm::vmstat::VmStat;
+use softfault_platform::cache::Region;
+use softfault_platform::sys::{Errno, file};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A page-fault runtime. Cheap to clone; the last clone, arena and object end it.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    pub(crate) inner: Arc<RuntimeInner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RuntimeInner {
+    pub(crate) stat: &'static VmStat,
+    pub(crate) account: Lease<CacheAccount>,
+    pub(crate) report: DeliveryReport,
+    pub(crate) fill_window_pages: u32,
+    regions: Mutex<Vec<Arc<Space>>>,
+    pid: u32,
+}
+
+/// A region of the cache and which of its chunks are free.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) region: Region,
+    free: Mutex<Free>,
+}
+
+/// Free runs of a region, in chunks: what was given back, and the never used tail.
+#[derive(Debug)]
+struct Free {
+    runs: Vec<(usize, usize)>,
+    tail: usize,
+    end: usize,
+}
+
+impl Free {
+    /// Takes the first run that is long enough.
+    fn take(&mut self, nr: usize) -> Option<usize> {
+        if let Some(i) = self.runs.iter().position(|(_, len)| *len >= nr) {
+            let (at, len) = self.runs[i];
+            if len == nr {
+                self.runs.swap_remove(i);
+            } else {
+                self.runs[i] = (at + nr, len - nr);
+            }
+            return Some(at);
+        }
+        let at = self.tail;
+        (at.checked_add(nr)? <= self.end).then(|| {
+            self.tail += nr;
+            at
+        })
+    }
+
+    /// Gives a run back, joining it with its neighbours.
+    fn give(&mut self, mut at: usize, mut nr: usize) {
+        while let Some(i) = self.runs.iter().position(|(a, n)| a + n == at || at + nr == *a) {
+            let (a, n) = self.runs.swap_remove(i);
+            at = at.min(a);
+            nr += n;
+        }
+        if at + nr == self.tail {
+            self.tail = at;
+        } else {
+            self.runs.push((at, nr));
+        }
+    }
+}
+
+impl Space {
+    fn take(&self, chunks: usize) -> Option<usize> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).take(chunks)
+    }
+
+    /// Gives a range back to the region; its words and bytes are new afterwards.
+    ///
+    /// # Safety
+    /// As [`Region::recycle`].
+    #[expect(unsafe_code, reason = "passes Region::recycle's contract on")]
+    pub(crate) unsafe fn give(&self, offset: u64, len_bytes: usize) {
+        // SAFETY: the caller's contract.
+        unsafe { self.region.recycle(offset, len_bytes) };
+        let (at, nr) = (offset as usize / EXTENT_SIZE, len_bytes / EXTENT_SIZE);
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).give(at, nr);
+    }
+}
+
+/// Options of a [`Runtime`].
+#[derive(Clone, Debug)]
+pub struct RuntimeBuilder {
+    cache_limit_bytes: u64,
+    fillers: usize,
+    fill_window_pages: u32,
+}
+
+impl RuntimeBuilder {
+    /// Bounds the bytes of cached pages over all objects; default: no bound. A fault that would pass it is
+    /// `VM_FAULT_OOM` (SIGBUS): nothing is reclaimed on its own yet, see [`Object::evict`].
+    #[must_use]
+    pub fn cache_limit(mut self, bytes: u64) -> Self {
+        self.cache_limit_bytes = bytes;
+        self
+    }
+    /// Sets how many threads call stores that are not handler-safe; default 4. A store that hangs occupies one.
+    #[must_use]
+    pub fn fillers(mut self, nr: usize) -> Self {
+        self.fillers = nr.clamp(1, 64);
+        self
+    }
+    /// Sets how many pages one miss reads at most (rounded to a power of two, 1 to 512); default 16.
+    #[must_use]
+    pub fn fill_window_pages(mut self, nr: u32) -> Self {
+        self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self
+    }
+
+    /// Makes the runtime: maps the tables, installs the signal handlers, starts the fillers.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] where address space is too limited, [`Error::System`], [`Error::Io`].
+    pub fn build(self) -> Result<Runtime> {
+        let mut registry = registry::lock();
+        registry.enter(self.fillers)?;
+        let stat = registry.take_stat();
+        drop(registry);
+        let account = CacheAccount {
+            nr_pages: AtomicU64::new(0),
+            limit_pages: AtomicU64::new(self.cache_limit_bytes >> PAGE_SHIFT),
+        };
+        let inner = RuntimeInner {
+            stat,
+            account: Lease::new(Box::new(account)),
+            report: delivery::probe(),
+            fill_window_pages: self.fill_window_pages,
+            regions: Mutex::new(Vec::new()),
+            pid: std::process::id(),
+        };
+        Ok(Runtime { inner: Arc::new(inner) })
+    }
+}
+
+impl Runtime {
+    /// Returns options at their defaults.
+    #[must_use]
+    pub fn builder() -> RuntimeBuilder {
+        RuntimeBuilder { cache_limit_bytes: u64::MAX, fillers: 4, fill_window_pages: 16 }
+    }
+
+    /// Makes a runtime with default options.
+    ///
+    /// # Errors
+    /// As [`RuntimeBuilder::build`].
+    pub fn new() -> Result<Self> {
+        Self::builder().build()
+    }
+
+    /// Opens a file as a read-only object; its length is what it is now.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Exhausted`].
+    pub fn open_file(&self, path: impl AsRef<Path>) -> Result<Object> {
+        let file = File::open(path).map_err(|source| Error::Io { op: "Runtime::open_file", source })?;
+        self.file(&file)
+    }
+
+    /// Makes a read-only object of an open file (the descriptor is duplicated).
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
+    pub fn file(&self, file: &File) -> Result<Object> {
+        let op = "Runtime::file";
+        let len = file.metadata().map_err(|source| Error::Io { op, source })?.len();
+        let fd = file::dup_cloexec(file.as_raw_fd()).map_err(system(op, "fcntl"))?;
+        let store = softfault_platform::store::file::FileStore::new(fd, 0);
+        self.object(len).handler_store(Box::new(store))
+    }
+
+    /// Makes `len_bytes` of anonymous memory, which begins as zeros.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`].
+    pub fn anonymous(&self, len_bytes: u64) -> Result<Object> {
+        self.object(len_bytes).anonymous()
+    }
+
+    /// Begins an object of `len_bytes` over a store or vtable of the user's.
+    #[must_use]
+    pub fn object(&self, len_bytes: u64) -> ObjectBuilder {
+        ObjectBuilder::new(self.clone(), len_bytes)
+    }
+
+    /// Begins an arena: `len_bytes` of address space, rounded up to 2 MiB.
+    #[must_use]
+    pub fn arena(&self, len_bytes: usize) -> ArenaBuilder {
+        ArenaBuilder::new(self.clone(), len_bytes)
+    }
+
+    /// Returns what can be had here, what was chosen and why.
+    #[must_use]
+    pub fn delivery(&self) -> &DeliveryReport {
+        &self.inner.report
+    }
+
+    /// Reads the counters, without stopping anyone.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats::read(&self.inner)
+    }
+
+    /// Changes the cache's limit; pages above a lower one stay until they are evicted.
+    pub fn set_cache_limit(&self, bytes: u64) {
+        self.inner.account.limit_pages.store(bytes >> PAGE_SHIFT, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Names the threads that could not take our signals, see [`crate::audit`].
+    ///
+    /// # Errors
+    /// [`Error::Io`] when `/proc` cannot be read.
+    pub fn audit_threads(&self) -> Result<crate::audit::Audit> {
+        crate::audit::audit_threads()
+    }
+
+    /// Puts our handlers back in front, when the program's language runtime has installed its own after us; they then
+    /// chain to the newcomer.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn reinstall_handlers(&self) -> Result<()> {
+        let _registry = registry::lock();
+        softfault_platform::trap::chain::install(softfault_platform::trap::entry::on_signal)
+            .map_err(system("Runtime::reinstall_handlers", "rt_sigaction"))
+    }
+}
+
+impl RuntimeInner {
+    /// Finds `len_bytes` (a multiple of 2 MiB) of cache, in a region that exists or a new one.
+    pub(crate) fn allocate(&self, len_bytes: usize) -> Result<(Arc<Space>, u64)> {
+        let chunks = len_bytes / EXTENT_SIZE;
+        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        for space in regions.iter() {
+            if let Some(at) = space.take(chunks) {
+                return Ok((Arc::clone(space), (at * EXTENT_SIZE) as u64));
+            }
+        }
+        let space = Arc::new(new_space(len_bytes)?);
+        regions.push(Arc::clone(&space));
+        let at = space.take(chunks).ok_or(Error::Exhausted { op: "object", what: "cache address space" })?;
+        Ok((space, (at * EXTENT_SIZE) as u64))
+    }
+
+    /// Returns the bytes of memory that the cache's memfds occupy.
+    pub(crate) fn allocated_bytes(&self) -> u64 {
+        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        regions.iter().map(|s| s.region.allocated_bytes()).sum()
+    }
+
+    /// Returns how many memfds the cache has.
+    pub(crate) fn nr_regions(&self) -> usize {
+        self.regions.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// Makes a region: as large as the process's limits allow (it is sparse), at least as large as the object.
+fn new_space(len_bytes: usize) -> Result<Space> {
+    let mut last = Errno::ENOMEM;
+    for shift in [40usize, 37, 34, 31, 0] {
+        let wanted = len_bytes.max((1usize << shift).next_multiple_of(EXTENT_SIZE));
+        match Region::new(wanted) {
+            Ok(region) => {
+                let free = Mutex::new(Free { runs: Vec::new(), tail: 0, end: region.len_bytes() / EXTENT_SIZE });
+                return Ok(Space { region, free });
+            }
+            Err(e) => last = e,
+        }
+    }
+    Err(system("object", "mmap")(last))
+}
+
+impl Drop for RuntimeInner {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            // A forked child: nothing of this is its own.
+            std::mem::forget(std::mem::take(&mut *self.regions.lock().unwrap_or_else(PoisonError::into_inner)));
+            return;
+        }
+        let leftover = registry::lock().leave(self.stat);
+        drop(leftover);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Free;
+
+    #[test]
+    fn free_runs_join_and_are_reused() {
+        let mut f = Free { runs: Vec::new(), tail: 0, end: 10 };
+        assert_eq!([f.take(3), f.take(3), f.take(3)], [Some(0), Some(3), Some(6)]);
+        assert_eq!(f.take(2), None, "one is left");
+        f.give(0, 3);
+        f.give(3, 3);
+        assert_eq!(f.take(6), Some(0), "two neighbours became one");
+        f.give(0, 6);
+        f.give(6, 3);
+        assert_eq!((f.tail, f.runs.len()), (0, 0), "everything is tail again");
+    }
+}

@@ -1,0 +1,157 @@
+//! A reading of the counters: `/proc/vmstat` names, one per reason bit, and the latency of the walk's stages.
+
+use crate::runtime::RuntimeInner;
+use softfault_mm::types::VmFaultReason;
+use softfault_mm::vmstat::{Event, NR_BUCKETS, Stage};
+use softfault_platform::mmu::budget;
+use softfault_platform::sys::thread;
+use softfault_platform::trap::entry;
+use std::fmt::{self, Write as _};
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// The latency of one stage of a fault, from a sample of the faults.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StageLatency {
+    /// The stage's name.
+    pub name: &'static str,
+    /// Observations.
+    pub count: u64,
+    /// Median in nanoseconds, within a factor of two (the upper bound of its bucket).
+    pub p50_ns: u64,
+    /// 99th percentile, likewise.
+    pub p99_ns: u64,
+}
+
+/// A reading of one runtime's counters. `Display` prints them as `/proc/vmstat` does; [`Stats::to_json`] as JSON.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stats {
+    /// Counters by name.
+    pub counters: Vec<(&'static str, u64)>,
+    /// How often each reason bit was returned by the walk.
+    pub reasons: Vec<(&'static str, u64)>,
+    /// Latency by stage.
+    pub stages: Vec<StageLatency>,
+}
+
+impl Stats {
+    pub(crate) fn read(rt: &RuntimeInner) -> Self {
+        let mut counters: Vec<_> = Event::ALL.iter().map(|(e, name)| (*name, rt.stat.event(*e))).collect();
+        let relaxed = std::sync::atomic::Ordering::Relaxed;
+        counters.push(("nr_cached_pages", rt.account.nr_pages.load(relaxed)));
+        counters.push(("cache_bytes_allocated", rt.allocated_bytes()));
+        counters.push(("cache_memfds", rt.nr_regions() as u64));
+        counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
+        counters.push(("process_handler_chained", entry::PROCESS_STAT.event(Event::HANDLER_CHAINED)));
+        counters.push(("process_handler_refused", entry::PROCESS_STAT.event(Event::HANDLER_REFUSED)));
+        counters.push(("process_refusal_reasons", entry::refusals()));
+        let single = |(_, bit): &&(&str, VmFaultReason)| bit.0.count_ones() == 1 && bit.0 < 1 << 16;
+        let reasons = VmFaultReason::NAMES.iter().filter(single).map(|(n, b)| (*n, rt.stat.reason_count(*b)));
+        let stages = Stage::ALL.iter().map(|(stage, name)| stage_latency(rt, *stage, name));
+        Self { counters, reasons: reasons.collect(), stages: stages.collect() }
+    }
+
+    /// Returns the counter named `name`, 0 if there is none.
+    #[must_use]
+    pub fn get(&self, name: &str) -> u64 {
+        self.counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v)
+    }
+
+    /// Returns how often the walk returned `bit`.
+    #[must_use]
+    pub fn reason(&self, bit: VmFaultReason) -> u64 {
+        let name = VmFaultReason::NAMES.iter().find(|(_, b)| *b == bit).map_or("", |(n, _)| n);
+        self.reasons.iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v)
+    }
+
+    /// Returns the latency of stage `name`.
+    #[must_use]
+    pub fn stage(&self, name: &str) -> Option<&StageLatency> {
+        self.stages.iter().find(|s| s.name == name)
+    }
+
+    /// Returns everything as one JSON object.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let mut s = String::from("{");
+        for (name, value) in &self.counters {
+            let _ = write!(s, "\"{name}\":{value},");
+        }
+        s.push_str("\"reasons\":{");
+        for (i, (name, value)) in self.reasons.iter().enumerate() {
+            let _ = write!(s, "{}\"{name}\":{value}", if i == 0 { "" } else { "," });
+        }
+        s.push_str("},\"stages\":{");
+        for (i, t) in self.stages.iter().enumerate() {
+            let comma = if i == 0 { "" } else { "," };
+            let _ = write!(
+                s,
+                "{comma}\"{}\":{{\"count\":{},\"p50_ns\":{},\"p99_ns\":{}}}",
+                t.name, t.count, t.p50_ns, t.p99_ns
+            );
+        }
+        s.push_str("}}");
+        s
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, value) in &self.counters {
+            writeln!(f, "{name} {value}")?;
+        }
+        for (name, value) in &self.reasons {
+            writeln!(f, "vm_fault_{} {value}", name.to_lowercase())?;
+        }
+        for t in &self.stages {
+            writeln!(f, "stage_{} count {} p50_ns {} p99_ns {}", t.name, t.count, t.p50_ns, t.p99_ns)?;
+        }
+        Ok(())
+    }
+}
+
+fn stage_latency(rt: &RuntimeInner, stage: Stage, name: &'static str) -> StageLatency {
+    let buckets: Vec<u64> = (0..NR_BUCKETS).map(|b| rt.stat.bucket(stage, b)).collect();
+    let count: u64 = buckets.iter().sum();
+    let at = |q: f64| -> u64 {
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a quantile of a count, between 0 and the count"
+        )]
+        let rank = (count as f64 * q).ceil() as u64;
+        let mut seen = 0;
+        for (b, n) in buckets.iter().enumerate() {
+            seen += n;
+            if *n > 0 && seen >= rank {
+                return ticks_to_ns(1u64 << b.min(62));
+            }
+        }
+        0
+    };
+    StageLatency { name, count, p50_ns: at(0.5), p99_ns: at(0.99) }
+}
+
+/// Converts clock ticks to nanoseconds, by a rate measured once.
+pub(crate) fn ticks_to_ns(ticks: u64) -> u64 {
+    static RATE: OnceLock<f64> = OnceLock::new();
+    let rate = RATE.get_or_init(|| {
+        let (t0, c0) = (Instant::now(), thread::rdtsc());
+        while t0.elapsed().as_micros() < 2_000 {
+            std::hint::spin_loop();
+        }
+        let ticks = thread::rdtsc().wrapping_sub(c0).max(1);
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let rate = t0.elapsed().as_nanos() as f64 / ticks as f64;
+        rate
+    });
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a duration for people"
+    )]
+    let ns = (ticks as f64 * rate) as u64;
+    ns
+}

@@ -1,0 +1,659 @@
+//! Map, unmap, protect: the control plane's side of the published vmas.
+//!
+//! The order of steps is the rule; each is there because a touch in between must never reach an unregistered hole:
+//! ```text
+//! map      mmap(PROT_NONE) - REGISTER - publish - mprotect
+//! unmap    publish what stays - drain sections - demote - mmap(PROT_NONE) over it
+//! protect  publish - drain - mprotect
+//! ```
+//! A record is never changed while published: a split or a change of flags is a new record.
+
+#![expect(unsafe_code, reason = "maps objects over the arena's own address range")]
+
+use crate::arena::{ArenaInner, Prot, Sharing};
+use crate::error::{Error, Result, system};
+use crate::lease::{Lease, Table};
+use crate::object::ObjectInner;
+use crate::registry;
+use softfault_mm::delegation::{Delegation, MinorDelegate};
+use softfault_mm::failpoint;
+use softfault_mm::huge_memory;
+use softfault_mm::ops::Mmu;
+use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, chunk_of};
+use softfault_mm::sync::{AtomicU32, Ordering};
+use softfault_mm::types::VmFlags;
+use softfault_mm::vma::Vma;
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::mmu::uffd::{self, Kind};
+use softfault_platform::section;
+use softfault_platform::sys::{Errno, mem};
+use softfault_platform::vmatree::{self, Trap};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// One mapping of an arena, as the control plane knows it. Addresses are arena offsets.
+#[derive(Clone, Debug)]
+pub(crate) struct VmaEntry {
+    pub(crate) range: Range<usize>,
+    pub(crate) pgoff: u64,
+    pub(crate) object: Arc<ObjectInner>,
+    pub(crate) prot: Prot,
+    pub(crate) sharing: Sharing,
+    index: u32,
+    delegation: Option<Arc<DelegationInner>>,
+}
+
+impl VmaEntry {
+    pub(crate) fn may_write_shared(&self) -> bool {
+        self.sharing == Sharing::Shared && self.object.writable
+    }
+    fn pgoff_at(&self, offset: usize) -> u64 {
+        self.pgoff + ((offset - self.range.start) >> PAGE_SHIFT) as u64
+    }
+    fn cut(&self, range: Range<usize>) -> Self {
+        Self { pgoff: self.pgoff_at(range.start), range, ..self.clone() }
+    }
+}
+
+/// A registered delegate with its bits.
+#[derive(Debug)]
+pub(crate) struct DelegationInner {
+    id: u32,
+    // Dropped in this order: what borrows before what is borrowed.
+    lent: Lease<Delegation<'static>>,
+    told: Table<AtomicU32>,
+    delegate: Option<Lease<dyn MinorDelegate>>,
+}
+
+impl Drop for DelegationInner {
+    fn drop(&mut self) {
+        // A page that is `telling` has a telling on its way through a worker, which borrows all of this.
+        let telling = |w: &AtomicU32| (0..16).any(|i| (w.load(Ordering::Acquire) >> (2 * i)) & 3 == 1);
+        let mut patience = 2_000;
+        while self.told.lend().iter().any(telling) && patience > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            patience -= 1;
+        }
+        vmatree::publish_delegation(self.id, None);
+        section::synchronize();
+        if patience > 0 {
+            registry::lock().delegations.put(self.id);
+        } else if let Some(delegate) = self.delegate.take() {
+            delegate.leak();
+        }
+    }
+}
+
+/// The mappings of an arena by first offset, and the ranges that pins hold.
+#[derive(Debug, Default)]
+pub(crate) struct VmaSet {
+    map: BTreeMap<usize, VmaEntry>,
+    pub(crate) pins: Vec<Range<usize>>,
+}
+
+impl VmaSet {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &VmaEntry> {
+        self.map.values()
+    }
+
+    /// Returns the mappings that overlap `range`, in order.
+    pub(crate) fn overlapping(&self, range: &Range<usize>) -> Vec<VmaEntry> {
+        let first = self.map.range(..=range.start).next_back().map_or(range.start, |(k, _)| *k);
+        let hit = |v: &&VmaEntry| v.range.start < range.end && range.start < v.range.end;
+        self.map.range(first..range.end).map(|(_, v)| v).filter(hit).cloned().collect()
+    }
+
+    /// Returns the overlapping mappings if they cover `range` without a gap.
+    pub(crate) fn covering(&self, op: &'static str, range: &Range<usize>) -> Result<Vec<VmaEntry>> {
+        let hit = self.overlapping(range);
+        let mut at = range.start;
+        for v in &hit {
+            if v.range.start > at {
+                break;
+            }
+            at = v.range.end;
+        }
+        if at < range.end { Err(Error::NotMapped { op, range: range.clone() }) } else { Ok(hit) }
+    }
+
+    fn check_pins(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
+        match self.pins.iter().find(|p| p.start < range.end && range.start < p.end) {
+            Some(p) => Err(Error::Pinned { op, range: p.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets everything without touching anything: this is a forked child.
+    pub(crate) fn forget(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.map));
+    }
+}
+
+fn prot_bits(prot: Prot) -> i32 {
+    match prot {
+        Prot::None => mem::PROT_NONE,
+        Prot::Read => mem::PROT_READ,
+        Prot::ReadWrite => mem::PROT_READ | mem::PROT_WRITE,
+    }
+}
+
+impl ArenaInner {
+    fn address(&self, offset: usize) -> usize {
+        self.base + offset
+    }
+
+    /// Returns the page tables and the tracking flags of a vma.
+    fn mmu_of(&self, v: &VmaEntry) -> (&'static dyn Mmu, VmFlags) {
+        #[cfg(feature = "userfaultfd")]
+        if let Some(kind) = self.kind_of(v)
+            && let Some(mmu) = uffd::context(kind)
+        {
+            let wp = match kind {
+                _ if !v.may_write_shared() => VmFlags::empty(),
+                Kind::Sync => VmFlags::WP_SYNC,
+                Kind::Async | Kind::Monitor => VmFlags::WP_ASYNC,
+            };
+            return (mmu, wp);
+        }
+        // By protection a first store to a granule that was exposed for reading is a fault again.
+        let wp = if v.may_write_shared() { VmFlags::WP_SYNC } else { VmFlags::empty() };
+        (registry::segv_mmu(), wp)
+    }
+
+    #[cfg(feature = "userfaultfd")]
+    fn kind_of(&self, v: &VmaEntry) -> Option<Kind> {
+        match self.trap {
+            Trap::Uffd if v.object.sync_wp && v.sharing == Sharing::Shared => Some(Kind::Sync),
+            Trap::Uffd => Some(Kind::Async),
+            Trap::Monitor => Some(Kind::Monitor),
+            Trap::Segv => None,
+        }
+    }
+
+    fn flags_of(&self, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
+        let mut flags = tracking;
+        flags |= match v.prot {
+            Prot::None => VmFlags::empty(),
+            Prot::Read => VmFlags::READ,
+            Prot::ReadWrite => VmFlags::READ | VmFlags::WRITE,
+        };
+        if v.sharing == Sharing::Shared {
+            flags |= VmFlags::SHARED;
+        }
+        if v.sharing == Sharing::Private || v.object.writable {
+            flags |= VmFlags::MAYWRITE;
+        }
+        if v.object.dsync && v.sharing == Sharing::Shared {
+            flags |= VmFlags::SYNC;
+        }
+        if self.native_extents && v.prot != Prot::None {
+            flags |= VmFlags::NATIVE_OK;
+        }
+        if !self.fault_around {
+            flags |= VmFlags::RAND_READ;
+        }
+        if v.delegation.is_some() {
+            flags |= VmFlags::UFFD_MINOR;
+            if self.lookup_first {
+                flags |= VmFlags::UFFD_LOOKUP_FIRST;
+            }
+        }
+        flags
+    }
+
+    /// Returns the vma that handlers see.
+    pub(crate) fn vma_of(&self, v: &VmaEntry) -> Vma<'static> {
+        let (mmu, tracking) = self.mmu_of(v);
+        Vma {
+            start: self.address(v.range.start),
+            end: self.address(v.range.end),
+            pgoff: v.pgoff,
+            flags: self.flags_of(v, tracking),
+            ops: v.object.vm_ops(),
+            mapping: v.object.mapping(),
+            mmu,
+            extents: self.extents.lend(),
+            arena_base: self.base,
+            granule_pages: if v.delegation.is_some() { self.granule_pages.min(1) } else { self.granule_pages },
+            // SAFETY: the entry holds the delegation, and outlives its publication.
+            delegation: v.delegation.as_ref().map(|d| unsafe { d.lent.lend() }),
+        }
+    }
+
+    pub(crate) fn map(
+        self: &Arc<Self>,
+        object: &Arc<ObjectInner>,
+        offset: usize,
+        object_offset: u64,
+        len_bytes: usize,
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<()> {
+        let op = "Arena::map";
+        let range = self.check_map(object, offset, object_offset, len_bytes, prot, sharing)?;
+        let mut vmas = self.vmas();
+        if let Some(v) = vmas.overlapping(&range).first() {
+            return Err(Error::Occupied { range: v.range.clone() });
+        }
+        let index = registry::lock().vmas.get().ok_or_else(registry::exhausted(op, "vmas (1048576)"))?;
+        let pgoff = object_offset >> PAGE_SHIFT;
+        let object = Arc::clone(object);
+        let entry = VmaEntry { range: range.clone(), pgoff, object, prot, sharing, index, delegation: None };
+        if let Err(error) = self.map_kernel(&entry).and_then(|()| self.publish(&range, Some(&entry))) {
+            self.unmap_kernel(&range);
+            registry::lock().vmas.put(index);
+            return Err(error);
+        }
+        if self.trap != Trap::Segv {
+            let len = range.len();
+            // SAFETY: the range is this arena's, mapped above.
+            let r = unsafe { mem::mprotect(self.address(range.start), len, prot_bits(prot)) };
+            if let Err(e) = r {
+                let _ = self.publish(&range, None);
+                section::synchronize();
+                self.unmap_kernel(&range);
+                registry::lock().vmas.put(index);
+                return Err(system(op, "mprotect")(e));
+            }
+        }
+        let m = entry.object.mapping();
+        m.nr_vmas.fetch_add(1, Ordering::AcqRel);
+        entry.object.vm_ops().open(m);
+        let mut i_mmap = entry.object.i_mmap.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !i_mmap.iter().any(|w| std::ptr::eq(w.as_ptr(), Arc::as_ptr(self))) {
+            i_mmap.push(Arc::downgrade(self));
+        }
+        drop(i_mmap);
+        vmas.map.insert(range.start, entry);
+        Ok(())
+    }
+
+    fn check_map(
+        &self,
+        object: &Arc<ObjectInner>,
+        offset: usize,
+        object_offset: u64,
+        len_bytes: usize,
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<Range<usize>> {
+        let op = "Arena::map";
+        let argument = |arg, value, why| Err(Error::Argument { op, arg, value, why });
+        if !object_offset.is_multiple_of(PAGE_SIZE as u64) {
+            return argument("object_offset", object_offset, "must be a multiple of the page size (4096)");
+        }
+        let len = len_bytes.checked_next_multiple_of(PAGE_SIZE).unwrap_or(usize::MAX);
+        let Some(end) = offset.checked_add(len) else {
+            return argument("len_bytes", len_bytes as u64, "the range wraps around");
+        };
+        self.check_range(op, &(offset..end))?;
+        if object_offset.checked_add(len as u64).is_none_or(|e| e > object.len_max as u64) {
+            let why = "the object's room ends before the range does (its maximal length, rounded up to 2 MiB)";
+            return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
+        }
+        if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
+            return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
+        }
+        Ok(offset..end)
+    }
+
+    /// mmap(PROT_NONE) and REGISTER.
+    fn map_kernel(&self, v: &VmaEntry) -> Result<()> {
+        let op = "Arena::map";
+        let (addr, len) = (self.address(v.range.start), v.range.len());
+        let share = if v.sharing == Sharing::Shared { mem::MAP_SHARED } else { mem::MAP_PRIVATE };
+        let flags = share | mem::MAP_FIXED | mem::MAP_NORESERVE;
+        let region = &v.object.space.region;
+        let at = v.object.offset + (v.pgoff << PAGE_SHIFT);
+        // SAFETY: the range is the arena's own reservation and holds no mapping (checked under the lock).
+        unsafe { mem::mmap(addr, len, mem::PROT_NONE, flags, region.fd(), at) }.map_err(system(op, "mmap"))?;
+        failpoint!(MAP_REGISTER);
+        #[cfg(feature = "userfaultfd")]
+        if let Some(kind) = self.kind_of(v) {
+            let mmu = uffd::context(kind).ok_or(Error::Exhausted { op, what: "userfaultfd contexts" })?;
+            mmu.register(addr, len, v.may_write_shared()).map_err(system(op, "UFFDIO_REGISTER"))?;
+        }
+        for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP] {
+            // SAFETY: the range mapped above; the advice concerns children and core dumps.
+            unsafe { mem::madvise(addr, len, advice) }.map_err(system(op, "madvise"))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the bare reservation back over a range that no vma covers any more.
+    fn unmap_kernel(&self, range: &Range<usize>) {
+        let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_NORESERVE | mem::MAP_FIXED;
+        // SAFETY: the arena's own range; its vmas are unpublished and drained. If the kernel is out of mappings the
+        // old one stays, registered and trapped: touching it finds no vma.
+        let _ = unsafe { mem::mmap(self.address(range.start), range.len(), mem::PROT_NONE, flags, -1, 0) };
+        self.forget_mapped(range);
+    }
+
+    /// Clears the maybe-mapped hints of a range.
+    fn forget_mapped(&self, range: &Range<usize>) {
+        let mut at = range.start;
+        while at < range.end {
+            let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
+            if let Some(extent) = self.extents.lend().get(at >> EXTENT_SHIFT) {
+                extent.note_zapped((at % EXTENT_SIZE) >> PAGE_SHIFT, (next - at) >> PAGE_SHIFT);
+            }
+            at = next;
+        }
+    }
+
+    /// Writes the entry's record and points the range at it, or at nothing.
+    fn publish(&self, range: &Range<usize>, v: Option<&VmaEntry>) -> Result<()> {
+        if let Some(v) = v {
+            // SAFETY: the index was free (its former users are drained); the entry keeps what the vma refers to.
+            unsafe { vmatree::write_vma(v.index, self.vma_of(v)) };
+        }
+        let (start, end) = (self.address(range.start), self.address(range.end));
+        let mut registry = registry::lock();
+        vmatree::publish_range(self.slot, start, end, v.map(|v| v.index), &mut registry.splits)
+            .map_err(|_| Error::Exhausted { op: "publish", what: "split tables (65536 granules shared by vmas)" })
+    }
+
+    /// Gives the split tables of the range's granules back, where no vma is left in them. Drained by the caller.
+    fn reclaim_splits(&self, range: &Range<usize>) {
+        let mut registry = registry::lock();
+        let mut at = range.start & !(EXTENT_SIZE - 1);
+        let mut empty = Vec::new();
+        while at < range.end {
+            if let Some(split) = vmatree::split_of(self.slot, self.address(at))
+                && vmatree::split_is_empty(split)
+            {
+                vmatree::detach_split(self.slot, self.address(at));
+                empty.push(split);
+            }
+            at += EXTENT_SIZE;
+        }
+        if !empty.is_empty() {
+            section::synchronize();
+            empty.into_iter().for_each(|s| registry.splits.put(s));
+        }
+    }
+
+    pub(crate) fn unmap_locked(&self, vmas: &mut VmaSet, range: &Range<usize>) -> Result<()> {
+        let op = "Arena::unmap";
+        vmas.check_pins(op, range)?;
+        let hit = vmas.overlapping(range);
+        if hit.is_empty() {
+            return Ok(());
+        }
+        let stay = self.cut_around(op, &hit, range)?;
+        self.replace(vmas, &hit, &stay, range)?;
+        // Nobody can promote or install in the range any more: its own vmas are gone, the neighbours are narrower.
+        for v in &hit {
+            self.demote_entry(v, range)?;
+        }
+        for v in &hit {
+            self.unmap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)));
+        }
+        self.retire(&hit);
+        self.reclaim_splits(range);
+        Ok(())
+    }
+
+    /// Makes the entries for what stays on both sides of `range`.
+    fn cut_around(&self, op: &'static str, hit: &[VmaEntry], range: &Range<usize>) -> Result<Vec<VmaEntry>> {
+        let mut stay = Vec::new();
+        for v in hit {
+            for piece in [v.range.start..range.start, range.end..v.range.end] {
+                if piece.start < piece.end {
+                    let mut cut = v.cut(piece);
+                    cut.index = self.fresh_index(op, &stay)?;
+                    stay.push(cut);
+                }
+            }
+        }
+        Ok(stay)
+    }
+
+    fn fresh_index(&self, op: &'static str, taken: &[VmaEntry]) -> Result<u32> {
+        let mut registry = registry::lock();
+        registry.vmas.get().ok_or_else(|| {
+            taken.iter().for_each(|v| registry.vmas.put(v.index));
+            Error::Exhausted { op, what: "vmas (1048576)" }
+        })
+    }
+
+    /// Publishes `new` in place of `old`, with nothing in `hole`, and waits until nobody walks the old ones.
+    fn replace(&self, vmas: &mut VmaSet, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
+        for v in new {
+            self.publish(&v.range, Some(v))?;
+            v.object.mapping().nr_vmas.fetch_add(1, Ordering::AcqRel);
+            v.object.vm_ops().open(v.object.mapping());
+        }
+        for v in old {
+            let gone = v.range.start.max(hole.start)..v.range.end.min(hole.end);
+            if gone.start < gone.end && !new.iter().any(|n| n.range.start <= gone.start && gone.end <= n.range.end) {
+                self.publish(&gone, None)?;
+            }
+            vmas.map.remove(&v.range.start);
+        }
+        failpoint!(UNMAP_DRAIN);
+        section::synchronize();
+        for v in new {
+            vmas.map.insert(v.range.start, v.clone());
+        }
+        Ok(())
+    }
+
+    /// Ends entries whose records nobody can see any more.
+    fn retire(&self, old: &[VmaEntry]) {
+        for v in old {
+            registry::lock().vmas.put(v.index);
+            v.object.mapping().nr_vmas.fetch_sub(1, Ordering::AcqRel);
+            v.object.vm_ops().close(v.object.mapping());
+        }
+    }
+
+    pub(crate) fn protect(&self, range: &Range<usize>, prot: Prot) -> Result<()> {
+        let op = "Arena::protect";
+        let mut vmas = self.vmas();
+        vmas.check_pins(op, range)?;
+        let hit = vmas.covering(op, range)?;
+        if prot == Prot::ReadWrite && hit.iter().any(|v| v.sharing == Sharing::Shared && !v.object.writable) {
+            return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
+        }
+        let mut new = self.cut_around(op, &hit, range)?;
+        for v in &hit {
+            let mut cut = v.cut(v.range.start.max(range.start)..v.range.end.min(range.end));
+            cut.index = self.fresh_index(op, &new)?;
+            cut.prot = prot;
+            new.push(cut);
+        }
+        self.replace(&mut vmas, &hit, &new, range)?;
+        // An extent that two vmas share now cannot stay native.
+        for v in &hit {
+            self.demote_borders(v, range)?;
+        }
+        self.retire(&hit);
+        // By protection, what is exposed is hidden again and comes back with the next touch, as the vma says.
+        let bits = if self.trap == Trap::Segv { mem::PROT_NONE } else { prot_bits(prot) };
+        // SAFETY: the arena's own range, wholly mapped (checked above).
+        let r = unsafe { mem::mprotect(self.address(range.start), range.len(), bits) };
+        if self.trap == Trap::Segv {
+            self.forget_mapped(range);
+        }
+        r.map_err(system(op, "mprotect"))
+    }
+
+    pub(crate) fn zap(&self, range: &Range<usize>) -> Result<()> {
+        let op = "Arena::zap";
+        let vmas = self.vmas();
+        vmas.check_pins(op, range)?;
+        let hit = vmas.overlapping(range);
+        if hit.iter().any(|v| v.sharing == Sharing::Private) {
+            return Err(Error::Denied { op, what: "a private mapping's written pages would be lost" });
+        }
+        for v in &hit {
+            self.zap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)))
+                .map_err(system(op, "madvise"))?;
+        }
+        Ok(())
+    }
+
+    /// Drops the page-table entries of a shared range.
+    fn zap_kernel(&self, range: &Range<usize>) -> std::result::Result<(), Errno> {
+        let (addr, len) = (self.address(range.start), range.len());
+        if self.trap == Trap::Segv {
+            // SAFETY: the arena's own range; touching it faults again.
+            unsafe { mem::mprotect(addr, len, mem::PROT_NONE) }?;
+        } else {
+            #[cfg(feature = "userfaultfd")]
+            // SAFETY: shared mappings only (the callers check): pages stay in the cache.
+            unsafe { uffd::zap(addr, len) }?;
+        }
+        self.forget_mapped(range);
+        Ok(())
+    }
+
+    /// Removes poison markers that system calls would meet (Monitor).
+    pub(crate) fn unpoison(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<()> {
+        let vmas = self.vmas();
+        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object) && v.sharing == Sharing::Shared) {
+            if let Some(range) = range_of(v, from, to) {
+                vmas.check_pins("Object::heal", &range)?;
+                self.zap_kernel(&range).map_err(system("Object::heal", "madvise"))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn promote(&self, range: &Range<usize>) -> usize {
+        let vmas = self.vmas();
+        let mut nr = 0;
+        for v in vmas.overlapping(range) {
+            let mut vma = self.vma_of(&v);
+            if self.trap == Trap::Segv {
+                continue;
+            }
+            // Asked for by the user: also where it is not done automatically.
+            vma.flags |= VmFlags::NATIVE_OK;
+            let end = self.address(range.end.min(v.range.end));
+            let mut at = self.address(range.start.max(v.range.start)).next_multiple_of(EXTENT_SIZE);
+            while at + EXTENT_SIZE <= end {
+                let run = huge_memory::may_promote(&vma, at)
+                    .then(|| huge_memory::promote_run(&vma, 0, at, (end - at) / EXTENT_SIZE))
+                    .unwrap_or(0);
+                nr += run;
+                at += run.max(1) * EXTENT_SIZE;
+            }
+        }
+        nr
+    }
+
+    pub(crate) fn demote(&self, range: &Range<usize>) -> Result<usize> {
+        let vmas = self.vmas();
+        let mut nr = 0;
+        for v in vmas.overlapping(range) {
+            nr += self.demote_entry(&v, range)?;
+        }
+        Ok(nr)
+    }
+
+    /// Takes back the extents of `object`'s pages `from..to` in this arena.
+    pub(crate) fn demote_object(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<usize> {
+        let vmas = self.vmas();
+        let (from, to) = (chunk_of(from) * EXTENT_PAGES as u64, to.next_multiple_of(EXTENT_PAGES as u64));
+        let mut nr = 0;
+        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object)) {
+            if let Some(range) = range_of(v, from, to) {
+                nr += self.demote_entry(v, &range)?;
+            }
+        }
+        Ok(nr)
+    }
+
+    /// Takes back every extent that `range` touches within the entry.
+    fn demote_entry(&self, v: &VmaEntry, range: &Range<usize>) -> Result<usize> {
+        let start = range.start.max(v.range.start) & !(EXTENT_SIZE - 1);
+        let end = range.end.min(v.range.end).next_multiple_of(EXTENT_SIZE);
+        if start >= end || self.trap == Trap::Segv {
+            return Ok(0);
+        }
+        let vma = self.vma_of(v);
+        huge_memory::demote_run(&vma, 0, self.address(start), (end - start) / EXTENT_SIZE)
+            .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })
+    }
+
+    /// Takes back the extents at both ends of `range`, where a vma begins or ends inside one now.
+    fn demote_borders(&self, v: &VmaEntry, range: &Range<usize>) -> Result<()> {
+        for edge in [range.start, range.end] {
+            if !edge.is_multiple_of(EXTENT_SIZE) && v.range.start < edge && edge < v.range.end {
+                self.demote_entry(v, &(edge..edge + 1))?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn delegate_minor(
+        self: &Arc<Self>,
+        range: &Range<usize>,
+        delegate: Box<dyn MinorDelegate>,
+        handler_safe: bool,
+    ) -> Result<()> {
+        let op = "Arena::delegate_minor";
+        if !cfg!(feature = "userfaultfd") {
+            return Err(Error::Denied { op, what: "built without the feature `userfaultfd`" });
+        }
+        let mut vmas = self.vmas();
+        vmas.check_pins(op, range)?;
+        let hit = vmas.covering(op, range)?;
+        if hit.iter().any(|v| v.sharing == Sharing::Private) {
+            return Err(Error::Denied { op, what: "private mappings cannot be unmapped to catch first touches" });
+        }
+        let delegation = Arc::new(self.new_delegation(range, delegate, handler_safe)?);
+        let mut new = self.cut_around(op, &hit, range)?;
+        for v in &hit {
+            let mut cut = v.cut(v.range.start.max(range.start)..v.range.end.min(range.end));
+            cut.index = self.fresh_index(op, &new)?;
+            cut.delegation = Some(Arc::clone(&delegation));
+            new.push(cut);
+        }
+        self.replace(&mut vmas, &hit, &new, range)?;
+        for v in &hit {
+            self.demote_entry(v, range)?;
+        }
+        self.retire(&hit);
+        self.zap_kernel(range).map_err(system(op, "madvise"))
+    }
+
+    fn new_delegation(
+        &self,
+        range: &Range<usize>,
+        delegate: Box<dyn MinorDelegate>,
+        handler_safe: bool,
+    ) -> Result<DelegationInner> {
+        let op = "Arena::delegate_minor";
+        let words = Delegation::words_for(range.len() >> PAGE_SHIFT);
+        let told: Table<AtomicU32> = Table::new(words).map_err(system(op, "mmap"))?;
+        let id = registry::lock().delegations.get().ok_or_else(registry::exhausted(op, "delegations (4096)"))?;
+        let delegate: Lease<dyn MinorDelegate> = Lease::new(delegate);
+        // SAFETY: `DelegationInner::drop` withdraws the delegation and waits for tellings before the lease goes.
+        let lent_delegate = unsafe { delegate.lend() };
+        let lent = Lease::new(Box::new(Delegation {
+            id,
+            base: self.address(range.start),
+            told: told.lend(),
+            delegate: lent_delegate,
+            handler_safe,
+        }));
+        // SAFETY: as above.
+        vmatree::publish_delegation(id, Some(unsafe { lent.lend() }));
+        Ok(DelegationInner { id, lent, told, delegate: Some(delegate) })
+    }
+}
+
+/// Returns the arena range of the object's pages `from..to`, as far as the entry maps them.
+fn range_of(v: &VmaEntry, from: u64, to: u64) -> Option<Range<usize>> {
+    let nr = (v.range.len() >> PAGE_SHIFT) as u64;
+    let lo = from.max(v.pgoff);
+    let hi = to.min(v.pgoff + nr);
+    (lo < hi).then(|| {
+        let start = v.range.start + (((lo - v.pgoff) as usize) << PAGE_SHIFT);
+        start..start + (((hi - lo) as usize) << PAGE_SHIFT)
+    })
+}
