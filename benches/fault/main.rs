@@ -3,6 +3,7 @@
 //! `cargo bench -p softfault-benches --bench fault -- [--json FILE] [--quick] [--only ROW,..]`
 
 mod floors;
+mod peers;
 mod subject;
 
 use softfault_benches::args::Options;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 /// A group of rows whose sides are measured in turn.
 type Group = (&'static str, fn(&mut Session) -> Result<()>);
 
-const GROUPS: &[Group] = &[("floors", floors::run)];
+const GROUPS: &[Group] = &[("floors", floors::run), ("peers", peers::run)];
 
 fn main() -> ExitCode {
     match run() {
