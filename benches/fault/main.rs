@@ -3,8 +3,12 @@
 //! `cargo bench -p softfault-benches --bench fault -- [--json FILE] [--quick] [--only ROW,..]`
 
 mod floors;
+mod major;
+mod native;
 mod peers;
+mod segv;
 mod subject;
+mod threads;
 
 use softfault_benches::args::Options;
 use softfault_benches::session::Session;
@@ -14,7 +18,14 @@ use std::process::ExitCode;
 /// A group of rows whose sides are measured in turn.
 type Group = (&'static str, fn(&mut Session) -> Result<()>);
 
-const GROUPS: &[Group] = &[("floors", floors::run), ("peers", peers::run)];
+const GROUPS: &[Group] = &[
+    ("floors", floors::run),
+    ("peers", peers::run),
+    ("native", native::run),
+    ("major", major::run),
+    ("segv", segv::run),
+    ("threads", threads::run),
+];
 
 fn main() -> ExitCode {
     match run() {
