@@ -1,7 +1,34 @@
 //! Who and when: thread identity, clocks, yielding.
 
-use super::syscall::syscall6;
+use super::syscall::{Errno, syscall6};
 use core::arch::asm;
+
+/// A set of processors, bit `n % 64` of word `n / 64` for processor `n`: the kernel's `cpumask`, 1024 processors.
+pub type CpuMask = [u64; 16];
+
+/// Returns the processors that the calling thread may run on; see sched_getaffinity(2). Control plane.
+///
+/// # Errors
+/// `EINVAL` on a machine with more processors than the mask has bits.
+pub fn affinity() -> Result<CpuMask, Errno> {
+    let mut mask: CpuMask = [0; 16];
+    let args = [0, size_of::<CpuMask>(), core::ptr::from_mut(&mut mask) as usize, 0, 0, 0];
+    // SAFETY: writes at most `size_of::<CpuMask>()` bytes of a mask that is exclusively borrowed.
+    unsafe { syscall6(libc::SYS_sched_getaffinity, args) }?;
+    Ok(mask)
+}
+
+/// Moves the calling thread to the processors of `mask`; see sched_setaffinity(2). Control plane.
+///
+/// Threads created later inherit the mask.
+///
+/// # Errors
+/// `EINVAL` when no processor of the mask may be used.
+pub fn set_affinity(mask: &CpuMask) -> Result<(), Errno> {
+    let args = [0, size_of::<CpuMask>(), core::ptr::from_ref(mask) as usize, 0, 0, 0];
+    // SAFETY: reads one mask, borrowed for the length of the call.
+    unsafe { syscall6(libc::SYS_sched_setaffinity, args) }.map(drop)
+}
 
 /// Returns the thread pointer: a number that names the calling thread for as long as it lives.
 ///

@@ -1,0 +1,75 @@
+//! What the benchmarks share: arguments, interleaved measuring, rows, mappings, and the bare handlers they are judged by.
+//!
+//! Every figure is a ratio of two sides that were measured in the same process and the same loop, in turn: on a shared
+//! virtual machine the absolute cost of a fault drifts by half within minutes, the ratio hardly.
+//!
+//! A *series* is something measured once per run. A *row* is a series set against the sum of zero or more others.
+
+pub mod area;
+pub mod args;
+pub mod machine;
+pub mod report;
+pub mod session;
+pub mod trap;
+
+use softfault_platform::sys::Errno;
+
+/// Bytes in a page.
+pub const PAGE: usize = 4096;
+/// Bytes in an extent: what one page-table page, or one huge entry, maps.
+pub const EXTENT: usize = 2 << 20;
+/// Pages in the windows that are filled or mapped at once.
+pub const WINDOW_PAGES: usize = 64;
+/// Bytes in a mebibyte.
+pub const MIB: usize = 1 << 20;
+
+/// Why a benchmark could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A system call failed.
+    #[error("{what}: {errno}")]
+    Sys {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The standard library's input or output failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The library's answer.
+        source: std::io::Error,
+    },
+    /// The command line cannot be understood.
+    #[error("{0}")]
+    Usage(String),
+    /// A side did something else than it was timed for; its figure would be worthless.
+    #[error("{0}")]
+    Wrong(String),
+}
+
+/// A result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Names what was tried when a system call fails.
+pub trait Context<T> {
+    /// Turns the error into an [`Error`] that says `what` was tried.
+    ///
+    /// # Errors
+    /// The error it was given.
+    fn context(self, what: &'static str) -> Result<T>;
+}
+
+impl<T> Context<T> for std::result::Result<T, Errno> {
+    fn context(self, what: &'static str) -> Result<T> {
+        self.map_err(|errno| Error::Sys { what, errno })
+    }
+}
+
+impl<T> Context<T> for std::io::Result<T> {
+    fn context(self, what: &'static str) -> Result<T> {
+        self.map_err(|source| Error::Io { what, source })
+    }
+}

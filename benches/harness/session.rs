@@ -1,0 +1,171 @@
+//! Measuring: every series of a group once per run, in turn, so that drift hits all sides alike.
+
+use crate::args::Options;
+use crate::machine::{Cpus, Pinned};
+use crate::report::{Row, RowSpec, write_json};
+use crate::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// Something that is measured once per run.
+pub struct Series<'a> {
+    name: &'static str,
+    measure: Box<dyn FnMut() -> Result<f64> + 'a>,
+}
+
+impl<'a> Series<'a> {
+    /// Names a measurement. It prepares what it needs, untimed, and returns one figure.
+    pub fn new(name: &'static str, measure: impl FnMut() -> Result<f64> + 'a) -> Self {
+        Self { name, measure: Box::new(measure) }
+    }
+}
+
+impl fmt::Debug for Series<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Series").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// One run of a benchmark program: its options, and the rows so far.
+#[derive(Debug)]
+pub struct Session {
+    /// The command line.
+    pub options: Options,
+    /// The processors to use.
+    pub cpus: Cpus,
+    rows: Vec<Row>,
+    known: BTreeSet<&'static str>,
+    absent: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Session {
+    /// Starts a run.
+    ///
+    /// # Errors
+    /// As [`Cpus::find`].
+    pub fn new(options: Options) -> Result<Self> {
+        let cpus = Cpus::find()?;
+        Ok(Self { options, cpus, rows: Vec::new(), known: BTreeSet::new(), absent: Vec::new(), failed: Vec::new() })
+    }
+
+    /// Returns those of `specs` that were asked for; a group without any need not be set up.
+    pub fn select(&mut self, specs: &[RowSpec]) -> Vec<RowSpec> {
+        self.known.extend(specs.iter().map(|s| s.name));
+        if self.options.list {
+            specs.iter().for_each(|s| println!("{}", s.name));
+            return Vec::new();
+        }
+        specs.iter().filter(|s| self.options.wants(s.name)).copied().collect()
+    }
+
+    /// Measures the series that `specs` need and adds the rows.
+    ///
+    /// A row whose series is not among `series` is reported as absent, not as an error: a side may be missing on this
+    /// machine.
+    ///
+    /// # Errors
+    /// Whatever a series failed with.
+    pub fn measure(&mut self, specs: &[RowSpec], series: Vec<Series<'_>>) -> Result<()> {
+        let wanted: BTreeSet<&str> = specs.iter().flat_map(needs).collect();
+        let mut series: Vec<_> = series.into_iter().filter(|s| wanted.contains(s.name)).collect();
+        let samples = {
+            let _pinned = Pinned::to(self.cpus.measuring)?;
+            sample(&mut series, self.options.runs)?
+        };
+        for spec in specs {
+            if let Some(missing) = needs(spec).find(|n| !samples.contains_key(n)) {
+                self.absent.push(format!("{} ({missing} is not measured here)", spec.name));
+                continue;
+            }
+            let row = Row::new(*spec, samples[spec.series].clone(), sum(spec.reference.iter().map(|r| &samples[r])));
+            println!("{}", row.to_line());
+            self.rows.push(row);
+        }
+        Ok(())
+    }
+
+    /// Adds a remark to a row that was measured; nothing happens when it was not.
+    pub fn note(&mut self, name: &str, text: &str) {
+        if let Some(row) = self.rows.iter_mut().find(|r| r.name() == name) {
+            row.note(text);
+            println!("  {name}: {text}");
+        }
+    }
+
+    /// Reports a group that could not be measured; the others go on.
+    pub fn failed(&mut self, group: &str, why: &Error) {
+        self.failed.push(format!("{group}: {why}"));
+    }
+
+    /// Writes the JSON file and names what is absent; returns whether no group failed.
+    ///
+    /// # Errors
+    /// The file system's, or [`Error::Usage`] when a row that `--only` names does not exist.
+    pub fn finish(self) -> Result<bool> {
+        if let Some(unknown) = self.options.only.iter().find(|o| !self.known.contains(o.as_str())) {
+            return Err(Error::Usage(format!("--only {unknown}: no such row; --list names them")));
+        }
+        if let Some(path) = &self.options.json {
+            write_json(path, &self.rows)?;
+        }
+        self.absent.iter().for_each(|a| println!("absent: {a}"));
+        self.failed.iter().for_each(|f| println!("FAILED: {f}"));
+        Ok(self.failed.is_empty())
+    }
+}
+
+fn needs(spec: &RowSpec) -> impl Iterator<Item = &'static str> {
+    std::iter::once(spec.series).chain(spec.reference.iter().copied())
+}
+
+/// Runs every series once for warmth, then `runs` times in turn, forwards and backwards.
+fn sample(series: &mut [Series<'_>], runs: usize) -> Result<BTreeMap<&'static str, Vec<f64>>> {
+    let mut samples: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    for s in series.iter_mut() {
+        (s.measure)()?;
+    }
+    let n = series.len();
+    for run in 0..runs {
+        // Who comes first changes, and who follows whom, because a side also gains by what its predecessor left in the
+        // caches: two mappings of one object share the kernel's page structures.
+        for at in 0..n {
+            let at = if run % 2 == 0 { at } else { n - 1 - at };
+            let s = &mut series[(run / 2 + at) % n];
+            let figure = (s.measure)()?;
+            samples.entry(s.name).or_default().push(figure);
+        }
+    }
+    Ok(samples)
+}
+
+fn sum<'a>(mut all: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
+    let first = all.next().cloned().unwrap_or_default();
+    all.fold(first, |acc, next| acc.iter().zip(next).map(|(a, b)| a + b).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn series_alternate_after_one_warm_up() {
+        let order = RefCell::new(String::new());
+        let take = |name: char| {
+            order.borrow_mut().push(name);
+            Ok(1.0)
+        };
+        let mut series = vec![Series::new("a", || take('a')), Series::new("b", || take('b'))];
+        let samples = sample(&mut series, 3).expect("nothing fails");
+        drop(series);
+        assert_eq!(order.into_inner(), "ab".to_owned() + "ab" + "ba" + "ba");
+        assert_eq!(samples["a"].len(), 3);
+    }
+
+    #[test]
+    fn references_add_up_run_by_run() {
+        assert_eq!(sum([vec![1.0, 2.0], vec![10.0, 20.0]].iter()), [11.0, 22.0]);
+        assert!(sum([].iter()).is_empty());
+    }
+}
