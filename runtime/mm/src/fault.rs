@@ -48,62 +48,61 @@ enum Next {
     Fail(FillError),
 }
 
+/// What one attempt knows of the ones before it.
+struct Attempt {
+    flags: FaultFlags,
+    cow: Option<(Staged, u32)>,
+    timed_out: bool,
+    before: VmFaultReason,
+}
+
 /// Resolves the fault at `address`; `None`: no vma of ours is there.
 ///
 /// Returns the bits of all attempts together; `RETRY` in the result means that the instruction should simply run
 /// again (it will trap again).
-pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, mut flags: FaultFlags) -> Option<VmFaultReason> {
-    let mut seen = VmFaultReason::empty();
-    let mut cow: Option<(Staged, u32)> = None;
-    let mut timed_out = false;
+pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, flags: FaultFlags) -> Option<VmFaultReason> {
+    let mut attempt = Attempt { flags, cow: None, timed_out: false, before: VmFaultReason::empty() };
     for _ in 0..MAX_ATTEMPTS {
         let mut work = Work::None;
-        let found = walk_once(env, ctx, address, flags, cow.as_ref(), timed_out, &mut work);
-        if let Some((staged, _)) = cow.take() {
+        let found = walk_once(env, ctx, address, &attempt, &mut work);
+        if let Some((staged, _)) = attempt.cow.take() {
             env.mm.put_staged(staged);
         }
         let r = found?;
-        seen = seen.without(VmFaultReason::RETRY) | r;
+        let seen = attempt.before.without(VmFaultReason::RETRY) | r;
         if !r.intersects(VmFaultReason::RETRY) || flags.intersects(FaultFlags::RETRY_NOWAIT) {
             return Some(seen);
         }
         match do_work(env, ctx, work) {
             Next::Again => {}
-            Next::WithCow(staged, version) => cow = Some((staged, version)),
-            Next::TimedOut => timed_out = true,
+            Next::WithCow(staged, version) => attempt.cow = Some((staged, version)),
+            Next::TimedOut => attempt.timed_out = true,
             Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
         }
-        flags |= FaultFlags::TRIED;
+        attempt.before = seen;
+        attempt.flags |= FaultFlags::TRIED;
     }
-    if let Some((staged, _)) = cow.take() {
+    if let Some((staged, _)) = attempt.cow.take() {
         env.mm.put_staged(staged);
     }
-    Some(seen)
+    Some(attempt.before)
 }
 
 /// One attempt, inside one section.
-fn walk_once(
-    env: Env<'_>,
-    ctx: &Ctx<'_>,
-    address: usize,
-    flags: FaultFlags,
-    cow: Option<&(Staged, u32)>,
-    timed_out: bool,
-    work: &mut Work,
-) -> Option<VmFaultReason> {
+fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, work: &mut Work) -> Option<VmFaultReason> {
     let entered = ctx.now();
     env.mm.with_vma(address, &mut |vma| {
         failpoint!(SECTION_ENTERED);
         let found = ctx.now();
-        let copy = cow.map(|(staged, version)| CowPage { staged, version: *version });
-        let mut vmf = VmFault::new(ctx, vma, address, flags);
+        let copy = attempt.cow.as_ref().map(|(staged, version)| CowPage { staged, version: *version });
+        let mut vmf = VmFault::new(ctx, vma, address, attempt.flags);
         vmf.cow = copy.as_ref();
-        vmf.timed_out = timed_out;
+        vmf.timed_out = attempt.timed_out;
         let r = memory::handle_mm_fault(&mut vmf);
         debug_assert!(vmf.folio.is_none(), "no pin leaves the section");
         *work = core::mem::take(&mut vmf.work);
         let stat = vma.mapping.stat;
-        memory::account_fault(ctx, stat, r);
+        memory::account_fault(ctx, stat, r, attempt.before);
         if ctx.clock.is_some() {
             stat.stage(ctx.stripe, Stage::Lookup, found.wrapping_sub(entered));
             stat.stage(ctx.stripe, Stage::Map, ctx.now().wrapping_sub(found));
