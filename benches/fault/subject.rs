@@ -1,8 +1,9 @@
 //! The side that is measured: the only file here that names softfault.
 
-use softfault_benches::Result;
+use softfault::{Access, HandlerStore, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use softfault_benches::area::{HotFile, View};
-use std::marker::PhantomData;
+use softfault_benches::{Error, Result, WINDOW_PAGES};
+use softfault_platform::sys::file;
 use std::path::Path;
 
 /// How faults reach the runtime.
@@ -15,7 +16,6 @@ pub(crate) enum Delivery {
 }
 
 /// What kind of arena is measured.
-#[expect(dead_code, reason = "read once the runtime can be opened here")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     /// Its size, and the object's.
@@ -46,23 +46,75 @@ pub(crate) struct Counters {
 
 /// A runtime.
 #[derive(Debug)]
-pub(crate) struct Subject {}
+pub(crate) struct Subject {
+    runtime: Runtime,
+    delivery: Delivery,
+}
 
 /// An arena that maps one whole object.
 #[derive(Debug)]
 pub(crate) struct Arena<'a> {
-    runtime: PhantomData<&'a Subject>,
+    subject: &'a Subject,
+    arena: softfault::Arena,
+    object: Object,
+    len_bytes: usize,
+}
+
+/// A file as a user's own store: the runtime sees a trait object that reads into the page it is given.
+#[derive(Debug)]
+struct OpaqueStore {
+    fd: i32,
+}
+
+impl Store for OpaqueStore {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> std::result::Result<(), StoreError> {
+        let (dst, len) = (page.as_mut_ptr() as usize, page.len_bytes());
+        // SAFETY: `page` lends `len` exclusive writable bytes at `dst`.
+        match unsafe { file::pread(self.fd, dst, len, pos_bytes) } {
+            Ok(n) if n == len => Ok(()),
+            Ok(_) => Err(StoreError::Short),
+            Err(e) => Err(StoreError::Io(e)),
+        }
+    }
+}
+
+// SAFETY: one raw pread(2).
+unsafe impl HandlerStore for OpaqueStore {}
+
+impl Drop for OpaqueStore {
+    fn drop(&mut self) {
+        file::close(self.fd);
+    }
+}
+
+fn wrong(error: softfault::Error) -> Error {
+    Error::Wrong(error.to_string())
 }
 
 impl Subject {
     /// Starts a runtime, unpinned and with its handlers installed; `None` where there is none to measure.
-    pub(crate) fn start(_delivery: Delivery) -> Result<Option<Self>> {
-        Ok(None)
+    pub(crate) fn start(delivery: Delivery) -> Result<Option<Self>> {
+        let runtime = Runtime::builder().fill_window_pages(WINDOW_PAGES as u32).build().map_err(wrong)?;
+        Ok(Some(Self { runtime, delivery }))
     }
 
     /// Maps `file`, nothing of which is cached yet.
-    pub(crate) fn arena_of(&self, _file: &HotFile, _shape: Shape) -> Result<Arena<'_>> {
-        unimplemented!()
+    pub(crate) fn arena_of(&self, file: &HotFile, shape: Shape) -> Result<Arena<'_>> {
+        let object = if shape.opaque_store {
+            let fd = file::dup_cloexec(file.fd()).map_err(|e| Error::Wrong(format!("dup: {e}")))?;
+            self.runtime.object(shape.len_bytes as u64).handler_store(Box::new(OpaqueStore { fd }))
+        } else {
+            self.runtime.open_file(file.path())
+        };
+        let object = object.map_err(wrong)?;
+        let mode = match self.delivery {
+            Delivery::InThread => softfault::Delivery::InThread,
+            Delivery::Segv => softfault::Delivery::Segv,
+        };
+        let arena = self.runtime.arena(shape.len_bytes).delivery(mode).fault_around(shape.fault_around);
+        let arena = arena.native_extents(shape.native).build().map_err(wrong)?;
+        arena.map(0, &object, 0, shape.len_bytes, Prot::Read, Sharing::Shared).map_err(wrong)?;
+        Ok(Arena { subject: self, arena, object, len_bytes: shape.len_bytes })
     }
 
     /// Maps a file made in `dir` for it, and caches all of it.
@@ -83,36 +135,48 @@ impl Arena<'_> {
 
     /// Returns the arena's memory.
     pub(crate) fn view(&self) -> View<'_> {
-        unimplemented!()
+        // SAFETY: the whole arena is mapped readable until `self` is dropped, and nobody writes to it.
+        unsafe { View::new(self.arena.as_ptr() as usize, self.len_bytes) }
     }
 
     /// Caches and maps every page.
     pub(crate) fn fault_in(&self) -> Result<()> {
-        unimplemented!()
+        self.arena.fault_in(0..self.len_bytes, Access::Read).map_err(wrong)
     }
 
     /// Drops every page-table entry; the pages stay cached.
     pub(crate) fn zap(&self) -> Result<()> {
-        unimplemented!()
+        self.arena.zap(0..self.len_bytes).map_err(wrong)
     }
 
     /// Drops every page from the cache.
     pub(crate) fn evict(&self) -> Result<()> {
-        unimplemented!()
+        self.object.evict(0..u64::MAX).map_err(wrong)?;
+        match self.object.cached_pages() {
+            0 => Ok(()),
+            n => Err(Error::Wrong(format!("{n} pages stayed in the cache"))),
+        }
     }
 
     /// Hands every extent to the kernel; an error when some stay trapped.
     pub(crate) fn promote(&self) -> Result<()> {
-        unimplemented!()
+        self.arena.promote(0..self.arena.len()).map_err(wrong)?;
+        let (native, all) = (self.arena.native_extents(), self.len_bytes / (2 << 20));
+        if native == all { Ok(()) } else { Err(Error::Wrong(format!("{native} of {all} extents are native"))) }
     }
 
     /// Takes every extent back.
     pub(crate) fn demote(&self) -> Result<()> {
-        unimplemented!()
+        self.arena.demote(0..self.arena.len()).map_err(wrong).map(drop)
     }
 
     /// Returns what was counted so far.
     pub(crate) fn counters(&self) -> Counters {
-        unimplemented!()
+        let s = self.subject.runtime.stats();
+        Counters {
+            entries: s.get("handler_entry"),
+            promotions: s.get("extent_promote"),
+            demotions: s.get("extent_demote"),
+        }
     }
 }

@@ -337,6 +337,7 @@ impl ArenaInner {
             let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
             if let Some(extent) = self.extents.lend().get(at >> EXTENT_SHIFT) {
                 extent.note_zapped((at % EXTENT_SIZE) >> PAGE_SHIFT, (next - at) >> PAGE_SHIFT);
+                extent.reset_window();
             }
             at = next;
         }

@@ -222,6 +222,12 @@ impl Extent {
         1 << log
     }
 
+    /// Makes the next fault-around window the first one again: what was mapped is gone.
+    pub fn reset_window(&self) {
+        // Relaxed, and a lost race with next_window() costs one fault more or less.
+        self.word.fetch_and(!WINDOW_MASK, Ordering::Relaxed);
+    }
+
     /// Returns whether page `index` (0..512) of the extent may be mapped.
     #[inline]
     #[must_use]
