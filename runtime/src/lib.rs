@@ -42,3 +42,12 @@ pub enum Access {
     /// A store.
     Write,
 }
+
+/// Handles go where the program's threads go.
+const _: fn() = || {
+    fn is_shared<T: Send + Sync>() {}
+    is_shared::<Runtime>();
+    is_shared::<Object>();
+    is_shared::<Arena>();
+    is_shared::<Pin>();
+};

@@ -14,7 +14,7 @@ use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
 use softfault_mm::{filemap, truncate};
 use softfault_platform::host::Host;
-use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
+use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries, Rmap};
 use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{HandlerStore, Store};
 use softfault_platform::{section, vmatree};
@@ -203,9 +203,40 @@ pub(crate) struct ObjectInner {
     store: Option<Lease<dyn Store>>,
     vm_ops: Option<Lease<dyn VmOps>>,
     id: u32,
-    /// Arenas that map the object. Linux: `i_mmap`.
-    pub(crate) i_mmap: Mutex<Vec<Weak<ArenaInner>>>,
+    i_mmap: Option<Lease<IMmap>>,
     pid: u32,
+}
+
+/// The arenas that map an object. Linux: `i_mmap`.
+#[derive(Debug)]
+pub(crate) struct IMmap {
+    id: u32,
+    arenas: Mutex<Vec<Weak<ArenaInner>>>,
+}
+
+impl IMmap {
+    /// Adds an arena, once.
+    pub(crate) fn add(&self, arena: &Arc<ArenaInner>) {
+        let mut list = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        list.retain(|w| w.strong_count() > 0);
+        if !list.iter().any(|w| std::ptr::eq(w.as_ptr(), Arc::as_ptr(arena))) {
+            list.push(Arc::downgrade(arena));
+        }
+    }
+
+    /// Returns the arenas that are alive. The lock is not held while the caller works on them.
+    fn alive(&self) -> Vec<Arc<ArenaInner>> {
+        let list = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        list.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl Rmap for IMmap {
+    fn unmap(&self, pgoff: u64, nr: u32) {
+        for arena in self.alive() {
+            arena.unmap_object(self.id, pgoff, pgoff + u64::from(nr));
+        }
+    }
 }
 
 impl std::fmt::Debug for ObjectInner {
@@ -226,12 +257,26 @@ impl ObjectInner {
     ) -> Self {
         let store: Lease<dyn Store> = Lease::new(backing.store);
         let vm_ops: Lease<dyn VmOps> = Lease::new(backing.ops);
+        let i_mmap = Lease::new(Box::new(IMmap { id, arenas: Mutex::new(Vec::new()) }));
         // SAFETY: `Drop` withdraws the object and waits for its users before any lease goes.
-        let (store_ref, account) = unsafe { (store.lend(), rt.account.lend()) };
+        let store_ref = unsafe { store.lend() };
+        // SAFETY: the object holds the runtime, which holds the account.
+        let account = unsafe { rt.account.lend() };
+        // SAFETY: as for the store.
+        let rmap = unsafe { i_mmap.lend() };
         let memory = FolioMemory { fd: space.region.fd(), fd_offset: offset, alias: space.region.alias_at(offset) };
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
         let a_ops = unsafe {
-            ObjectOps::new(memory, store_ref, b.len_bytes, b.retries, backing.handler_safe, b.policy, u64::from(id))
+            ObjectOps::new(
+                memory,
+                store_ref,
+                rmap,
+                b.len_bytes,
+                b.retries,
+                backing.handler_safe,
+                b.policy,
+                u64::from(id),
+            )
         };
         let a_ops = Lease::new(Box::new(a_ops));
         // SAFETY: the object holds the space, so the words outlive it.
@@ -273,7 +318,7 @@ impl ObjectInner {
             store: Some(store),
             vm_ops: Some(vm_ops),
             id,
-            i_mmap: Mutex::new(Vec::new()),
+            i_mmap: Some(i_mmap),
             pid: std::process::id(),
         }
     }
@@ -294,9 +339,11 @@ impl ObjectInner {
 
     /// Returns the arenas that map the object now.
     pub(crate) fn arenas(&self) -> Vec<Arc<ArenaInner>> {
-        let mut list = self.i_mmap.lock().unwrap_or_else(PoisonError::into_inner);
-        list.retain(|w| w.strong_count() > 0);
-        list.iter().filter_map(Weak::upgrade).collect()
+        self.i_mmap().alive()
+    }
+    /// Returns who maps the object.
+    pub(crate) fn i_mmap(&self) -> &'static IMmap {
+        lend(self.i_mmap.as_ref())
     }
 
     /// Takes back every native extent over pages `from..to`, in every arena.
@@ -322,7 +369,7 @@ impl Drop for ObjectInner {
     #[expect(unsafe_code, reason = "gives the object's range of the cache back")]
     fn drop(&mut self) {
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
-        let (store, vm_ops) = (self.store.take(), self.vm_ops.take());
+        let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
         let mut patience = 2_000;
         // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
         while mapping.users.load(Ordering::Acquire) != 0 && patience > 0 && self.pid == std::process::id() {
@@ -336,6 +383,7 @@ impl Drop for ObjectInner {
             a_ops.leak();
             store.into_iter().for_each(Lease::leak);
             vm_ops.into_iter().for_each(Lease::leak);
+            i_mmap.into_iter().for_each(Lease::leak);
             std::mem::forget((Arc::clone(&self.space), Arc::clone(&self.rt)));
             return;
         }
@@ -343,7 +391,7 @@ impl Drop for ObjectInner {
         section::synchronize();
         let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
         mapping.account.uncharge(cached as u64);
-        drop((mapping, a_ops, vm_ops, store));
+        drop((mapping, a_ops, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
         registry::lock().mappings.put(self.id);

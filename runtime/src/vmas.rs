@@ -260,11 +260,7 @@ impl ArenaInner {
         let m = entry.object.mapping();
         m.nr_vmas.fetch_add(1, Ordering::AcqRel);
         entry.object.vm_ops().open(m);
-        let mut i_mmap = entry.object.i_mmap.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !i_mmap.iter().any(|w| std::ptr::eq(w.as_ptr(), Arc::as_ptr(self))) {
-            i_mmap.push(Arc::downgrade(self));
-        }
-        drop(i_mmap);
+        entry.object.i_mmap().add(self);
         vmas.map.insert(range.start, entry);
         Ok(())
     }
@@ -566,6 +562,33 @@ impl ArenaInner {
             }
         }
         Ok(nr)
+    }
+
+    /// Hides the object's pages `from..to`, which are being evicted, and forgets the hints about them.
+    ///
+    /// Under userfaultfd the punch unmaps them and the next touch traps. By protection it would be filled with zeros,
+    /// so the granules that hold them are hidden first.
+    pub(crate) fn unmap_object(&self, id: u32, from: u64, to: u64) {
+        let vmas = self.vmas();
+        for v in vmas.iter().filter(|v| v.object.mapping().id == id) {
+            let Some(range) = range_of(v, from, to) else { continue };
+            if self.trap != Trap::Segv {
+                self.forget_mapped(&range);
+                continue;
+            }
+            let granule = self.granule_pages.max(1) * PAGE_SIZE;
+            let hidden =
+                (range.start & !(granule - 1)).max(v.range.start)..range.end.next_multiple_of(granule).min(v.range.end);
+            let (addr, len) = (self.address(hidden.start), hidden.len());
+            // SAFETY: the arena's own range; a touch faults again.
+            if unsafe { mem::mprotect(addr, len, mem::PROT_NONE) }.is_err() {
+                // The kernel is out of vmas for the split: hiding the whole mapping splits nothing.
+                let (addr, len) = (self.address(v.range.start), v.range.len());
+                // SAFETY: as above.
+                let _ = unsafe { mem::mprotect(addr, len, mem::PROT_NONE) };
+            }
+            self.forget_mapped(&hidden);
+        }
     }
 
     /// Takes back every extent that `range` touches within the entry.

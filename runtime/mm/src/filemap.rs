@@ -430,8 +430,10 @@ fn drop_in_chunk(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, dis
             continue;
         }
         if run < p {
-            failpoint!(EVICT_PUNCH);
             let nr = u32::try_from(p - run).unwrap_or(0);
+            // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
+            mapping.a_ops.unmap(run, nr);
+            failpoint!(EVICT_PUNCH);
             let punched = mapping.a_ops.punch(run, nr).is_ok();
             failpoint!(EVICT_DONE);
             if punched {

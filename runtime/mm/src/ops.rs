@@ -119,6 +119,13 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// Why not.
     fn dsync(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
 
+    /// Makes the pages, which are `evicting`, unreachable in every arena where a punch alone would not: a range that
+    /// was exposed by protection would be filled with zeros by the kernel. Linux: `try_to_unmap`.
+    ///
+    /// Control plane: may lock and sleep. Called before [`AddressSpaceOps::punch`]; no page can be installed any more,
+    /// because no pin can be had.
+    fn unmap(&self, _pgoff: u64, _nr: u32) {}
+
     /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller.
     ///
     /// # Errors

@@ -179,7 +179,7 @@ impl<'a> VmFault<'a> {
 ///
 /// Every method runs inside a fault section, perhaps in a signal handler: it must not sleep, allocate, lock, print or
 /// panic, and must not touch arena memory. What takes longer is returned as `RETRY` with [`VmFault::work`].
-pub trait VmOps: Sync + core::fmt::Debug {
+pub trait VmOps: Send + Sync + core::fmt::Debug {
     /// A vma with this vtable came to be. Control plane.
     fn open(&self, _mapping: &Mapping<'_>) {}
 

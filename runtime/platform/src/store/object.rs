@@ -29,10 +29,18 @@ pub struct FolioMemory {
     pub alias: usize,
 }
 
+/// Who knows which arenas map an object. Linux: `i_mmap`.
+pub trait Rmap: Send + Sync {
+    /// Hides pages `pgoff..pgoff + nr` of the object in every arena that would reach them past a punch, and forgets
+    /// the hints about them. Control plane.
+    fn unmap(&self, pgoff: u64, nr: u32);
+}
+
 /// An object's range of a region, and its store.
 pub struct ObjectOps<'s> {
     memory: FolioMemory,
     store: &'s dyn Store,
+    rmap: &'s dyn Rmap,
     /// The end of the object: the store is never asked for bytes past it.
     i_size: AtomicU64,
     retries: Retries,
@@ -54,16 +62,18 @@ impl<'s> ObjectOps<'s> {
     /// The memory is the object's alone: mapped writable at `memory.alias`, over its whole maximal size, for as long
     /// as the value lives.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "one constructor, one caller; each is a fact of the object")]
     pub unsafe fn new(
         memory: FolioMemory,
         store: &'s dyn Store,
+        rmap: &'s dyn Rmap,
         len_bytes: u64,
         retries: Retries,
         handler_safe: bool,
         policy: FailurePolicy,
         name: u64,
     ) -> Self {
-        Self { memory, store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
+        Self { memory, store, rmap, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
     }
 
     /// Sets the end past which the store is not asked.
@@ -185,6 +195,10 @@ impl AddressSpaceOps for ObjectOps<'_> {
     fn dsync(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
         let len = u64::from(nr) << PAGE_SHIFT;
         self.store.dsync(pgoff << PAGE_SHIFT, len).map_err(StoreError::fill_error)
+    }
+
+    fn unmap(&self, pgoff: u64, nr: u32) {
+        self.rmap.unmap(pgoff, nr);
     }
 
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
