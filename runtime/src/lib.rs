@@ -7,6 +7,7 @@
 
 pub mod arena;
 pub mod audit;
+mod calibrate;
 pub mod delivery;
 pub mod error;
 mod helper;

@@ -1,7 +1,7 @@
 //! `Runtime`: the value that owns the cache and the counters, and makes objects and arenas.
 
 use crate::arena::ArenaBuilder;
-use crate::delivery::{self, DeliveryReport};
+use crate::delivery::{self, Delivery, DeliveryReport};
 use crate::error::{Error, Result, system};
 use crate::lease::Lease;
 use crate::object::{Object, ObjectBuilder};
@@ -221,6 +221,16 @@ impl Runtime {
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::read(&self.inner)
+    }
+
+    /// Measures how long a touch takes to reach the handler (64 touches of pages made for it), into the `delivery`
+    /// stage of the histogram: the one stage that a fault cannot time itself. Returns how many were measured; none
+    /// where the calling thread blocks the signals, or for `Monitor`.
+    ///
+    /// # Errors
+    /// As [`ArenaBuilder::build`].
+    pub fn measure_delivery(&self, mode: Delivery) -> Result<u64> {
+        crate::calibrate::measure_delivery(self, mode)
     }
 
     /// Changes the cache's limit; pages above a lower one stay until they are evicted.

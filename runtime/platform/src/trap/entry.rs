@@ -20,7 +20,7 @@ use crate::sys::thread;
 use crate::vmatree::{self, Trap};
 use crate::{child, section};
 use core::ffi::c_void;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
 use softfault_mm::types::{FaultFlags, VmFaultReason, VmFlags};
@@ -37,6 +37,31 @@ static REFUSALS: AtomicU64 = AtomicU64::new(0);
 #[must_use]
 pub fn refusals() -> u64 {
     REFUSALS.load(Ordering::Relaxed)
+}
+
+/// The thread (by pointer) whose next entry is to be stamped, and the stamp.
+static STAMP_FOR: AtomicUsize = AtomicUsize::new(0);
+static STAMP: AtomicU64 = AtomicU64::new(0);
+
+/// Asks that the calling thread's next fault on an arena notes when its handler was entered.
+pub fn stamp_next() {
+    STAMP.store(0, Ordering::Relaxed);
+    STAMP_FOR.store(thread::thread_pointer(), Ordering::Relaxed);
+}
+
+/// Returns the stamp that [`stamp_next`] asked for, in clock ticks; 0 if there was no fault.
+#[must_use]
+pub fn take_stamp() -> u64 {
+    STAMP_FOR.store(0, Ordering::Relaxed);
+    STAMP.load(Ordering::Relaxed)
+}
+
+#[cold]
+fn stamp() {
+    if STAMP_FOR.load(Ordering::Relaxed) == thread::thread_pointer() {
+        STAMP.store(thread::rdtsc(), Ordering::Relaxed);
+        STAMP_FOR.store(0, Ordering::Relaxed);
+    }
 }
 
 /// What the handler decided.
@@ -71,6 +96,9 @@ fn judge(signo: i32, si: &SigInfo, frame: &Frame) -> Verdict {
     }
     if section::is_helper() {
         return refuse(signo, 4);
+    }
+    if STAMP_FOR.load(Ordering::Relaxed) != 0 {
+        stamp();
     }
     match Slot::enter() {
         Ok(slot) => resolve(signo, si, frame, slot),
