@@ -3,7 +3,7 @@
 use crate::delivery::Delivery;
 use crate::error::{Error, Result, system};
 use crate::lease::Table;
-use crate::object::{Object, ObjectInner};
+use crate::object::Object;
 use crate::pin::Pin;
 use crate::registry;
 use crate::runtime::{Runtime, RuntimeInner};
@@ -310,8 +310,8 @@ impl Drop for ArenaInner {
     fn drop(&mut self) {
         if self.pid != std::process::id() {
             // A forked child has no arena: its address space may hold something else by now.
-            let mut vmas = std::mem::take(&mut *self.vmas());
-            vmas.forget();
+            // The lock may have been held by a thread that does not exist here: it is not taken.
+            self.vmas.get_mut().unwrap_or_else(PoisonError::into_inner).forget();
             return;
         }
         let everything = 0..self.len_bytes;
@@ -511,12 +511,5 @@ impl Arena {
     pub fn native_extents(&self) -> usize {
         let native = |e: &&Extent| matches!(e.state(), ExtentState::Native | ExtentState::Tracked);
         self.inner.extents.lend().iter().filter(native).count()
-    }
-}
-
-impl ArenaInner {
-    /// Returns whether the arena has a shared mapping of `object` that permits, or may permit, stores.
-    pub(crate) fn maps_writable(&self, object: &Arc<ObjectInner>) -> bool {
-        self.vmas().iter().any(|v| Arc::ptr_eq(&v.object, object) && v.may_write_shared())
     }
 }

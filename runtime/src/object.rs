@@ -212,9 +212,17 @@ pub(crate) struct ObjectInner {
 pub(crate) struct IMmap {
     id: u32,
     arenas: Mutex<Vec<Weak<ArenaInner>>>,
+    /// Whether the object was ever mapped shared with stores permitted: then the words do not know what is dirty.
+    /// Held while pages are evicted. Taken before an arena's `vmas`, never inside.
+    written_unseen: Mutex<bool>,
 }
 
 impl IMmap {
+    /// Notes that stores may go unseen from now on; waits for an eviction that is under way.
+    pub(crate) fn note_writable(&self) {
+        *self.written_unseen.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
     /// Adds an arena, once.
     pub(crate) fn add(&self, arena: &Arc<ArenaInner>) {
         let mut list = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
@@ -257,7 +265,8 @@ impl ObjectInner {
     ) -> Self {
         let store: Lease<dyn Store> = Lease::new(backing.store);
         let vm_ops: Lease<dyn VmOps> = Lease::new(backing.ops);
-        let i_mmap = Lease::new(Box::new(IMmap { id, arenas: Mutex::new(Vec::new()) }));
+        let i_mmap =
+            Lease::new(Box::new(IMmap { id, arenas: Mutex::new(Vec::new()), written_unseen: Mutex::new(false) }));
         // SAFETY: `Drop` withdraws the object and waits for its users before any lease goes.
         let store_ref = unsafe { store.lend() };
         // SAFETY: the object holds the runtime, which holds the account.
@@ -436,14 +445,22 @@ impl Object {
 
     /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
     ///
-    /// Returns how many pages went. Pages that were or may have been written stay: none of an object that has a
-    /// shared mapping with stores permitted, and none of anonymous memory.
+    /// Returns how many pages went. Pages that were or may have been written stay: none of an object that ever had
+    /// a shared mapping with stores permitted, and none of anonymous memory.
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
     pub fn evict(&self, range: std::ops::Range<u64>) -> Result<u64> {
         let m = self.inner.mapping();
-        if m.always_dirty || self.inner.arenas().iter().any(|a| a.maps_writable(&self.inner)) {
+        // ```text
+        // evict                              map(shared, stores permitted)
+        // no writable mapping? none
+        //                                    publish; a neighbour is mapped, written: nobody is told
+        // clean -> evicting -> punch: the write is lost
+        // ```
+        // so a new writable mapping waits here until we are done, and afterwards nothing is evicted any more.
+        let gate = self.inner.i_mmap().written_unseen.lock().unwrap_or_else(PoisonError::into_inner);
+        if m.always_dirty || *gate {
             return Ok(0);
         }
         let from = pages_of(range.start);
@@ -488,12 +505,12 @@ impl Object {
         if old <= len_bytes {
             return Ok(());
         }
-        // A promotion that read the old end has counted its chunk by now, or will read the new one.
+        // A promotion that read the old end has finished by now, or will read the new one.
         section::synchronize();
         let (from, to) = (len_bytes >> PAGE_SHIFT, pages_of(old));
-        self.inner.demote(from, to)?;
         let host = Host::detached();
         for _ in 0..2_000 {
+            self.inner.demote(from, to)?;
             if truncate::truncate_pagecache(m, host.env().park, 0, to) == 0 {
                 return io::zero_tail(&self.inner, len_bytes);
             }

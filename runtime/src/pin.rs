@@ -35,10 +35,12 @@ impl PinnedPage {
 impl Pin {
     pub(crate) fn new(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access) -> Result<Self> {
         let op = "Arena::pin";
-        let mut pin = Self { arena: Arc::clone(arena), range: range.clone(), pages: Vec::new() };
-        let vmas = arena.vmas();
+        let mut vmas = arena.vmas();
         let covering = vmas.covering(op, &range)?;
+        // From here nothing unmaps, protects or zaps the range.
+        vmas.pins.push(range.clone());
         drop(vmas);
+        let mut pin = Self { arena: Arc::clone(arena), range: range.clone(), pages: Vec::new() };
         let pages = range
             .clone()
             .step_by(PAGE_SIZE)
@@ -57,9 +59,6 @@ impl Pin {
             })?;
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
-        // From here nothing unmaps or zaps the range. What was mapped in between is what `covering` said, or the
-        // range is no longer covered, which the walk below reports.
-        arena.vmas().pins.push(range.clone());
         arena.fault_in(op, &range, access, true)?;
         Ok(pin)
     }

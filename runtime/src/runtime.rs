@@ -95,7 +95,10 @@ impl Space {
     #[expect(unsafe_code, reason = "passes Region::recycle's contract on")]
     pub(crate) unsafe fn give(&self, offset: u64, len_bytes: usize) {
         // SAFETY: the caller's contract.
-        unsafe { self.region.recycle(offset, len_bytes) };
+        if unsafe { self.region.recycle(offset, len_bytes) }.is_err() {
+            // The old bytes are still there: the range is lost to the region rather than shown to another object.
+            return;
+        }
         let (at, nr) = (offset as usize / EXTENT_SIZE, len_bytes / EXTENT_SIZE);
         self.free.lock().unwrap_or_else(PoisonError::into_inner).give(at, nr);
     }
@@ -135,6 +138,10 @@ impl RuntimeBuilder {
     /// # Errors
     /// [`Error::Exhausted`] where address space is too limited, [`Error::System`], [`Error::Io`].
     pub fn build(self) -> Result<Runtime> {
+        if softfault_platform::child::in_child() {
+            let what = "a forked child of a process with a runtime cannot make its own: exec first";
+            return Err(Error::Denied { op: "RuntimeBuilder::build", what });
+        }
         let mut registry = registry::lock();
         registry.enter(self.fillers)?;
         let stat = registry.take_stat();
@@ -306,7 +313,8 @@ impl Drop for RuntimeInner {
     fn drop(&mut self) {
         if self.pid != std::process::id() {
             // A forked child: nothing of this is its own.
-            std::mem::forget(std::mem::take(&mut *self.regions.lock().unwrap_or_else(PoisonError::into_inner)));
+            // The lock may have been held by a thread that does not exist here: it is not taken.
+            std::mem::forget(std::mem::take(self.regions.get_mut().unwrap_or_else(PoisonError::into_inner)));
             return;
         }
         let leftover = registry::lock().leave(self.stat);

@@ -232,30 +232,22 @@ impl ArenaInner {
     ) -> Result<()> {
         let op = "Arena::map";
         let range = self.check_map(object, offset, object_offset, len_bytes, prot, sharing)?;
-        let mut vmas = self.vmas();
-        if let Some(v) = vmas.overlapping(&range).first() {
-            return Err(Error::Occupied { range: v.range.clone() });
-        }
         let index = registry::lock().vmas.get().ok_or_else(registry::exhausted(op, "vmas (1048576)"))?;
         let pgoff = object_offset >> PAGE_SHIFT;
         let object = Arc::clone(object);
         let entry = VmaEntry { range: range.clone(), pgoff, object, prot, sharing, index, delegation: None };
-        if let Err(error) = self.map_kernel(&entry).and_then(|()| self.publish(&range, Some(&entry))) {
-            self.unmap_kernel(&range);
+        if entry.may_write_shared() {
+            entry.object.i_mmap().note_writable();
+        }
+        let mut vmas = self.vmas();
+        let occupied = vmas.overlapping(&range).first().map(|v| v.range.clone());
+        let mapped = match occupied {
+            Some(range) => Err(Error::Occupied { range }),
+            None => self.map_and_publish(&entry),
+        };
+        if let Err(error) = mapped {
             registry::lock().vmas.put(index);
             return Err(error);
-        }
-        if self.trap != Trap::Segv {
-            let len = range.len();
-            // SAFETY: the range is this arena's, mapped above.
-            let r = unsafe { mem::mprotect(self.address(range.start), len, prot_bits(prot)) };
-            if let Err(e) = r {
-                let _ = self.publish(&range, None);
-                section::synchronize();
-                self.unmap_kernel(&range);
-                registry::lock().vmas.put(index);
-                return Err(system(op, "mprotect")(e));
-            }
         }
         let m = entry.object.mapping();
         m.nr_vmas.fetch_add(1, Ordering::AcqRel);
@@ -294,6 +286,27 @@ impl ArenaInner {
         Ok(offset..end)
     }
 
+    /// Maps, publishes and opens a new entry, or leaves the reservation as it was.
+    fn map_and_publish(&self, v: &VmaEntry) -> Result<()> {
+        let r = self.map_kernel(v).and_then(|()| {
+            self.write_record(v);
+            self.point(&v.range, Some(v.index))?;
+            if self.trap == Trap::Segv {
+                return Ok(());
+            }
+            // SAFETY: the range is this arena's, mapped and registered above.
+            unsafe { mem::mprotect(self.address(v.range.start), v.range.len(), prot_bits(v.prot)) }
+                .map_err(system("Arena::map", "mprotect"))
+        });
+        if r.is_err() {
+            // Pointing at nothing needs no new table where the range was pointed at something.
+            let _ = self.point(&v.range, None);
+            section::synchronize();
+            self.unmap_kernel(&v.range, &v.range);
+        }
+        r
+    }
+
     /// mmap(PROT_NONE) and REGISTER.
     fn map_kernel(&self, v: &VmaEntry) -> Result<()> {
         let op = "Arena::map";
@@ -317,12 +330,20 @@ impl ArenaInner {
         Ok(())
     }
 
-    /// Puts the bare reservation back over a range that no vma covers any more.
-    fn unmap_kernel(&self, range: &Range<usize>) {
+    /// Puts the bare reservation back over a range that no vma covers any more; it was part of the mapping `whole`.
+    fn unmap_kernel(&self, range: &Range<usize>, whole: &Range<usize>) {
         let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_NORESERVE | mem::MAP_FIXED;
-        // SAFETY: the arena's own range; its vmas are unpublished and drained. If the kernel is out of mappings the
-        // old one stays, registered and trapped: touching it finds no vma.
-        let _ = unsafe { mem::mmap(self.address(range.start), range.len(), mem::PROT_NONE, flags, -1, 0) };
+        // SAFETY: the arena's own range; its vmas are unpublished and drained.
+        let r = unsafe { mem::mmap(self.address(range.start), range.len(), mem::PROT_NONE, flags, -1, 0) };
+        if r.is_err() {
+            // The kernel is out of vmas. Under userfaultfd the old mapping stays, trapped, and a touch finds no vma;
+            // by protection it must be hidden: all of it, which splits nothing and comes back by touch.
+            if self.trap == Trap::Segv {
+                let (addr, len) = (self.address(whole.start), whole.len());
+                // SAFETY: as above, and the rest of the mapping is the arena's too.
+                let _ = unsafe { mem::mprotect(addr, len, mem::PROT_NONE) };
+            }
+        }
         self.forget_mapped(range);
     }
 
@@ -339,15 +360,17 @@ impl ArenaInner {
         }
     }
 
-    /// Writes the entry's record and points the range at it, or at nothing.
-    fn publish(&self, range: &Range<usize>, v: Option<&VmaEntry>) -> Result<()> {
-        if let Some(v) = v {
-            // SAFETY: the index was free (its former users are drained); the entry keeps what the vma refers to.
-            unsafe { vmatree::write_vma(v.index, self.vma_of(v)) };
-        }
+    /// Writes the entry's record, which nobody points at yet.
+    fn write_record(&self, v: &VmaEntry) {
+        // SAFETY: the index was free (its former users are drained); the entry keeps what the vma refers to.
+        unsafe { vmatree::write_vma(v.index, self.vma_of(v)) };
+    }
+
+    /// Points the range at a record, or at nothing.
+    fn point(&self, range: &Range<usize>, index: Option<u32>) -> Result<()> {
         let (start, end) = (self.address(range.start), self.address(range.end));
         let mut registry = registry::lock();
-        vmatree::publish_range(self.slot, start, end, v.map(|v| v.index), &mut registry.splits)
+        vmatree::publish_range(self.slot, start, end, index, &mut registry.splits)
             .map_err(|_| Error::Exhausted { op: "publish", what: "split tables (65536 granules shared by vmas)" })
     }
 
@@ -381,15 +404,19 @@ impl ArenaInner {
         let stay = self.cut_around(op, &hit, range)?;
         self.replace(vmas, &hit, &stay, range)?;
         // Nobody can promote or install in the range any more: its own vmas are gone, the neighbours are narrower.
+        let mut result = Ok(());
         for v in &hit {
-            self.demote_entry(v, range)?;
+            if let Err(error) = self.demote_entry(v, range) {
+                // The extents that could not be registered again go with the mapping, if the kernel lets it go.
+                result = Err(error);
+            }
         }
         for v in &hit {
-            self.unmap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)));
+            self.unmap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)), &v.range);
         }
         self.retire(&hit);
         self.reclaim_splits(range);
-        Ok(())
+        result
     }
 
     /// Makes the entries for what stays on both sides of `range`.
@@ -417,22 +444,40 @@ impl ArenaInner {
 
     /// Publishes `new` in place of `old`, with nothing in `hole`, and waits until nobody walks the old ones.
     fn replace(&self, vmas: &mut VmaSet, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
-        for v in new {
-            self.publish(&v.range, Some(v))?;
-            v.object.mapping().nr_vmas.fetch_add(1, Ordering::AcqRel);
-            v.object.vm_ops().open(v.object.mapping());
-        }
-        for v in old {
-            let gone = v.range.start.max(hole.start)..v.range.end.min(hole.end);
-            if gone.start < gone.end && !new.iter().any(|n| n.range.start <= gone.start && gone.end <= n.range.end) {
-                self.publish(&gone, None)?;
+        if let Err(error) = self.point_all(old, new, hole) {
+            // Every granule that was to be split either is, or still points at the old record: this cannot fail.
+            for v in old {
+                let _ = self.point(&v.range, Some(v.index));
             }
-            vmas.map.remove(&v.range.start);
+            section::synchronize();
+            new.iter().for_each(|v| registry::lock().vmas.put(v.index));
+            return Err(error);
         }
         failpoint!(UNMAP_DRAIN);
         section::synchronize();
+        for v in old {
+            vmas.map.remove(&v.range.start);
+        }
         for v in new {
+            v.object.mapping().nr_vmas.fetch_add(1, Ordering::AcqRel);
+            v.object.vm_ops().open(v.object.mapping());
             vmas.map.insert(v.range.start, v.clone());
+        }
+        Ok(())
+    }
+
+    /// Points the pages of `new` at their records, and what is left of `old` in `hole` at nothing.
+    fn point_all(&self, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
+        for v in new {
+            self.write_record(v);
+            self.point(&v.range, Some(v.index))?;
+        }
+        for v in old {
+            let gone = v.range.start.max(hole.start)..v.range.end.min(hole.end);
+            let covered = new.iter().any(|n| n.range.start <= gone.start && gone.end <= n.range.end);
+            if gone.start < gone.end && !covered {
+                self.point(&gone, None)?;
+            }
         }
         Ok(())
     }
@@ -576,7 +621,11 @@ impl ArenaInner {
                 self.forget_mapped(&range);
                 continue;
             }
-            let granule = self.granule_pages.max(1) * PAGE_SIZE;
+            // A pinned neighbour in the same granule must stay: then only the pages themselves are hidden.
+            let wide = self.granule_pages.max(1) * PAGE_SIZE;
+            let around = (range.start & !(wide - 1))..range.end.next_multiple_of(wide);
+            let pinned = vmas.check_pins("Object::evict", &around).is_err();
+            let granule = if pinned { PAGE_SIZE } else { wide };
             let hidden =
                 (range.start & !(granule - 1)).max(v.range.start)..range.end.next_multiple_of(granule).min(v.range.end);
             let (addr, len) = (self.address(hidden.start), hidden.len());

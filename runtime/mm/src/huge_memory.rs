@@ -14,6 +14,7 @@
 use crate::extent::{Extent, ExtentState};
 use crate::failpoint;
 use crate::folio::DIRTY;
+use crate::ops::Installed;
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma};
@@ -143,36 +144,82 @@ fn run_cost(vma: &Vma<'_>, base: usize, nr: usize) -> i64 {
 
 /// Takes back the native extents of `vma` from `base` on, `nr` of them; returns how many were demoted.
 ///
-/// Control plane. At the vma limit the whole native run is taken instead, which needs no new vma.
+/// Control plane. At the vma limit the whole native run around an extent is taken instead, which needs no new vma.
+/// Extents that somebody is promoting right now are skipped: who must not miss one keeps promoters out first.
 ///
 /// # Errors
 /// What the host said when even that failed; such extents stay native.
-pub fn demote_run(vma: &Vma<'_>, stripe: usize, base: usize, nr: usize) -> Result<usize, crate::ops::Installed> {
+pub fn demote_run(vma: &Vma<'_>, stripe: usize, base: usize, nr: usize) -> Result<usize, Installed> {
     let mut demoted = 0;
     for i in 0..nr {
         let addr = base + i * EXTENT_SIZE;
-        let Some(extent) = vma.extent(addr) else { break };
+        demoted += match demote_extents(vma, addr, 1) {
+            Err(Installed::NoMemory) => {
+                let (first, len) = native_run(vma, addr);
+                demote_extents(vma, first, len)?
+            }
+            r => r?,
+        };
+    }
+    vma.mapping.stat.add(stripe, Event::EXTENT_DEMOTE, demoted as u64);
+    Ok(demoted)
+}
+
+/// Returns the run of native extents around `addr`, as far as it lies in the vma: first address and length.
+fn native_run(vma: &Vma<'_>, addr: usize) -> (usize, usize) {
+    let native = |a: usize| a >= vma.start && a < vma.end && vma.extent(a).is_some_and(is_native);
+    let mut first = addr;
+    while first >= EXTENT_SIZE && native(first - EXTENT_SIZE) {
+        first -= EXTENT_SIZE;
+    }
+    let mut end = addr.saturating_add(EXTENT_SIZE);
+    while native(end) {
+        end = end.saturating_add(EXTENT_SIZE);
+    }
+    (first, (end - first) / EXTENT_SIZE)
+}
+
+fn is_native(extent: &Extent) -> bool {
+    matches!(extent.state(), ExtentState::Native | ExtentState::Tracked)
+}
+
+/// Takes `nr` extents from `base` on back with one call; those at the front and the end that are not native are left.
+fn demote_extents(vma: &Vma<'_>, base: usize, nr: usize) -> Result<usize, Installed> {
+    let mut owned = 0;
+    let mut tracked = false;
+    while owned < nr {
+        let Some(extent) = vma.extent(base + owned * EXTENT_SIZE) else { break };
         let from = extent.state();
         if !matches!(from, ExtentState::Native | ExtentState::Tracked) || !extent.begin(from) {
+            break;
+        }
+        tracked |= from == ExtentState::Tracked;
+        owned += 1;
+    }
+    if owned == 0 {
+        return Ok(0);
+    }
+    // A tracked extent's protection bits are the kernel's record of who wrote: protecting again would erase it.
+    let wp = vma.is_wp() && vma.flags.contains(VmFlags::SHARED) && !tracked;
+    let taken = vma.mmu.take_extents(base, owned * EXTENT_SIZE, wp);
+    failpoint!(DEMOTE_REGISTERED);
+    let back = if tracked { ExtentState::Tracked } else { ExtentState::Native };
+    let cost = if taken.is_ok() { run_cost(vma, base, owned) } else { 0 };
+    let _ = vma.mmu.charge_vmas(-cost);
+    for i in 0..owned {
+        let addr = base + i * EXTENT_SIZE;
+        let Some(extent) = vma.extent(addr) else { continue };
+        if taken.is_err() {
+            extent.finish(back);
             continue;
         }
-        let wp = vma.is_wp() && vma.flags.contains(VmFlags::SHARED);
-        if let Err(error) = vma.mmu.take_extents(addr, EXTENT_SIZE, wp) {
-            extent.finish(from);
-            return Err(error);
-        }
-        failpoint!(DEMOTE_REGISTERED);
-        let cost = run_cost(vma, addr, 1);
-        let _ = vma.mmu.charge_vmas(-cost);
         forget_hints(extent);
         extent.finish(ExtentState::Trapped);
         if let Some(chunk) = vma.mapping.chunk(vma.pgoff_at(addr)) {
             chunk.put_native();
         }
-        demoted += 1;
     }
-    vma.mapping.stat.add(stripe, Event::EXTENT_DEMOTE, demoted as u64);
-    Ok(demoted)
+    taken.map(|()| owned)
 }
 
 /// Nobody knows what the kernel mapped meanwhile: windows try everything and skip what they meet.

@@ -96,20 +96,23 @@ impl Region {
 
     /// Gives the range's memory back and makes its words new. Control plane.
     ///
+    /// # Errors
+    /// The kernel's; the range must then not be used again: its bytes are still the old object's.
+    ///
     /// # Safety
     /// No object uses the range any more: nobody reads its words or bytes.
-    pub unsafe fn recycle(&self, offset: u64, len_bytes: usize) {
-        // SAFETY: nobody relies on the bytes (contract). An error leaves memory allocated, which the next fill of
-        // those pages overwrites: `absent` never implies a hole.
-        let _ = unsafe { mem::punch_hole(self.fd, offset, len_bytes as u64) };
+    pub unsafe fn recycle(&self, offset: u64, len_bytes: usize) -> Result<(), Errno> {
+        // SAFETY: nobody relies on the bytes (contract).
+        unsafe { mem::punch_hole(self.fd, offset, len_bytes as u64) }?;
         let table = self.folios + offset as usize / PAGE_SIZE * size_of::<FolioWord>();
         // 512 words of 8 bytes fill one page of the table exactly, so chunks are whole table pages.
         // SAFETY: nobody reads the words (contract); afterwards they are zero, `absent`.
-        let _ = unsafe { mem::madvise(table, len_bytes / PAGE_SIZE * size_of::<FolioWord>(), mem::MADV_DONTNEED) };
+        unsafe { mem::madvise(table, len_bytes / PAGE_SIZE * size_of::<FolioWord>(), mem::MADV_DONTNEED) }?;
         // SAFETY: the caller's contract covers the chunks' words too.
         for chunk in unsafe { self.chunks(offset, len_bytes) } {
             chunk.sub_uptodate(u64::MAX);
         }
+        Ok(())
     }
 }
 

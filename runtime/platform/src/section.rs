@@ -45,7 +45,7 @@ struct Bucket([AtomicU64; WAYS]);
 static WORDS: [Bucket; BUCKETS] = [const { Bucket([const { AtomicU64::new(0) }; WAYS]) }; BUCKETS];
 
 /// Threads that must never fault on an arena (fillers, monitor), by thread pointer.
-static HELPERS: [AtomicUsize; 64] = [const { AtomicUsize::new(0) }; 64];
+static HELPERS: [AtomicUsize; 128] = [const { AtomicUsize::new(0) }; 128];
 
 /// The calling thread's word while it resolves a fault.
 #[derive(Debug)]

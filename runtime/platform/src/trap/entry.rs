@@ -141,11 +141,32 @@ fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
     }
     let host = Host::new(slot, true);
     let r = fault::do_user_addr_fault(host.env(), &ctx, si.addr, flags);
+    #[cfg(feature = "userfaultfd")]
+    if trap == Trap::Monitor && r.is_some_and(|r| r.intersects(VmFaultReason::NOPAGE)) {
+        forget_poison(&host, si.addr);
+    }
     drop(host);
     if let Some(c) = clock {
         stat.stage(ctx.stripe, Stage::Total, c().wrapping_sub(began));
     }
     r.map_or(Verdict::Pass(SIGSEGV), verdict_of)
+}
+
+/// Removes the poison marker of a page that has healed, where the kernel would not install over it (7.2 and later).
+///
+/// A signal on a monitored arena means that the page holds a marker: nothing of a private mapping's own is lost, but
+/// another thread may have mapped it meanwhile, so only shared mappings are touched.
+#[cfg(feature = "userfaultfd")]
+#[cold]
+fn forget_poison(host: &Host, address: usize) {
+    let _ = host.env().mm.with_vma(address, &mut |vma| {
+        if vma.flags.intersects(VmFlags::SHARED) {
+            let page = softfault_mm::page::page_align_down(address);
+            // SAFETY: one page of a shared mapping of an arena, inside a section.
+            let _ = unsafe { crate::mmu::uffd::zap(page, softfault_mm::page::PAGE_SIZE) };
+        }
+        VmFaultReason::empty()
+    });
 }
 
 /// Linux: the end of `do_user_addr_fault`.
