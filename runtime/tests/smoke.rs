@@ -3,7 +3,7 @@ use softfault::*;
 use std::io::Write;
 
 fn file(len: usize) -> (std::path::PathBuf, Vec<u8>) {
-    let p = std::env::temp_dir().join(format!("sf-smoke-{}-{len}", std::process::id()));
+    let p = std::env::temp_dir().join(format!("sf-smoke-{}-{:?}", std::process::id(), std::thread::current().id()));
     let data: Vec<u8> = (0..len).map(|i| (i / 4096 * 7 + i % 251) as u8).collect();
     std::fs::File::create(&p).unwrap().write_all(&data).unwrap();
     (p, data)
