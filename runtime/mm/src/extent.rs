@@ -171,7 +171,7 @@ impl ExtentState {
 pub struct Extent {
     word: AtomicU64,
     pad: [AtomicU64; 7],
-    mapped: [AtomicU64; EXTENT_PAGES / 64],
+    mapped: [AtomicU64; EXTENT_PAGES.div_ceil(64)],
 }
 
 impl Extent {
