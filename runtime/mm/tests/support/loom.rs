@@ -66,9 +66,9 @@ enum Owner {
 struct Pte {
     present: bool,
     write: bool,
+    /// Protected (a marker where nothing is mapped). Under asynchronous protection what is mapped without it counts as
+    /// written.
     wp: bool,
-    /// What the kernel noted under asynchronous write protection.
-    written: bool,
     owner: Owner,
 }
 
@@ -127,7 +127,6 @@ impl Machine {
             assert!(page.content == Content::Whole, "the kernel served an absent or partial page of a native extent");
             page.ptes[a].present = true;
             page.ptes[a].write = true;
-            page.ptes[a].wp = false;
         }
         assert!(page.content == Content::Whole, "an access through a page table met a partial or absent page");
         let Some(value) = store else { return Access::Done(page.data) };
@@ -135,10 +134,7 @@ impl Machine {
         if !pte.write || (pte.wp && !self.wp_async) {
             return Access::Fault;
         }
-        if pte.wp {
-            page.ptes[a].wp = false;
-            page.ptes[a].written = true;
-        }
+        page.ptes[a].wp = false;
         page.data = value;
         Access::Done(value)
     }
@@ -174,7 +170,7 @@ impl Mmu for Arena {
             } else if missing {
                 Installed::Broken
             } else {
-                *pte = Pte { present: true, write: prot.write, wp: prot.wp, written: false, owner: Owner::Us };
+                *pte = Pte { present: true, write: prot.write, wp: prot.wp, owner: Owner::Us };
                 continue;
             };
             return if i > 0 { Installed::Partial(i) } else { stop };
@@ -194,7 +190,7 @@ impl Mmu for Arena {
         // UNREGISTER drops the protection; only a second and a third call register and protect anew.
         for p in pages.clone() {
             let pte = &mut self.m.page(p).ptes[self.a];
-            *pte = Pte { wp: false, written: false, owner: Owner::Kernel, ..*pte };
+            *pte = Pte { wp: false, owner: Owner::Kernel, ..*pte };
         }
         if tracked {
             for p in pages {
@@ -317,7 +313,7 @@ fn leak<T>(value: T) -> &'static T {
 impl World {
     pub(crate) fn new(setup: Setup) -> &'static Self {
         static STAT: VmStat = VmStat::new();
-        let pte = Pte { present: false, write: false, wp: false, written: false, owner: Owner::Us };
+        let pte = Pte { present: false, write: false, wp: false, owner: Owner::Us };
         let page = |p: usize| Page {
             content: if p < setup.cached { Content::Whole } else { Content::Absent },
             data: 5,
@@ -439,8 +435,8 @@ impl World {
             let mut noted = false;
             for a in 0..2 {
                 let pte = &mut self.m.page(p).ptes[a];
-                noted |= pte.written;
-                *pte = Pte { written: false, wp: pte.wp || pte.written, ..*pte };
+                noted |= pte.present && pte.write && !pte.wp;
+                pte.wp |= pte.present;
             }
             if noted && word.try_pin(DIRTY).is_ok() {
                 word.unpin();
@@ -450,8 +446,7 @@ impl World {
             return false;
         }
         for a in 0..2 {
-            let pte = &mut self.m.page(p).ptes[a];
-            *pte = Pte { wp: true, written: false, ..*pte };
+            self.m.page(p).ptes[a].wp = true;
         }
         let copy = self.m.page(p).data;
         self.m.page(p).stored = copy;
