@@ -16,7 +16,7 @@ use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
-use softfault_mm::delegation::Delegation;
+use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdict};
 use softfault_mm::extent::{ChunkWord, Extent};
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap;
@@ -29,6 +29,7 @@ use softfault_mm::shmem::{self, ShmemVmOps};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps, Vma};
 use softfault_mm::vmstat::VmStat;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex as Plain, MutexGuard as PlainGuard, PoisonError};
 
 /// Runs a model with at most `preemptions` (or `LOOM_MAX_PREEMPTIONS`) in each execution.
@@ -281,6 +282,50 @@ impl VmOps for Ops {
     }
 }
 
+/// A futex: comparing and going to sleep are one step against every wake. A wake that never comes is a deadlock, which
+/// loom reports.
+#[derive(Debug)]
+pub(crate) struct Futex {
+    bucket: Mutex<()>,
+    bell: Condvar,
+}
+
+impl Futex {
+    pub(crate) fn new() -> Self {
+        Self { bucket: Mutex::new(()), bell: Condvar::new() }
+    }
+    /// Sleeps once if `same` holds.
+    pub(crate) fn wait(&self, same: impl FnOnce() -> bool) {
+        let bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        if same() {
+            drop(self.bell.wait(bucket));
+        }
+    }
+    pub(crate) fn wake(&self) {
+        let bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        self.bell.notify_all();
+        drop(bucket);
+    }
+}
+
+/// Counts what it is told, and lets it pass.
+#[derive(Debug)]
+pub(crate) struct Counting(pub(crate) AtomicUsize);
+
+impl MinorDelegate for Counting {
+    fn minor_fault(&self, _fault: &MinorFault<'_>) -> MinorVerdict {
+        self.0.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        MinorVerdict::Continue
+    }
+}
+
+/// A delegation over a few pages, and its delegate.
+pub(crate) fn delegation(base: usize) -> (&'static Delegation<'static>, &'static Counting) {
+    let told = leak(Counting(AtomicUsize::new(0)));
+    let words: &'static [AtomicU32] = leak([AtomicU32::new(0)]);
+    (leak(Delegation { id: 0, base, told: words, delegate: told, handler_safe: true }), told)
+}
+
 /// What a model starts from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
@@ -302,8 +347,9 @@ pub(crate) struct World {
     /// What the reclaimer calls the object: the same words, but for [`Broken::NoChunk`].
     pub(crate) reclaimed: &'static Mapping<'static>,
     pub(crate) vmas: [Vma<'static>; 2],
-    sleepers: Mutex<()>,
-    bell: Condvar,
+    /// How often arena 0's delegate was told.
+    pub(crate) told: &'static Counting,
+    futex: Futex,
 }
 
 fn leak<T>(value: T) -> &'static T {
@@ -356,6 +402,8 @@ impl World {
         };
         let one = mapping(chunks);
         let two = if setup.broken == Broken::NoChunk { mapping(leak([ChunkWord::new()])) } else { one };
+        let (delegation, told) = delegation(BASE[0]);
+        let delegated = setup.flags.intersects(VmFlags::UFFD_MINOR);
         let vma = |a: usize| Vma {
             start: BASE[a],
             end: BASE[a] + (setup.nr_pages << PAGE_SHIFT),
@@ -367,16 +415,9 @@ impl World {
             extents: leak([Extent::new()]),
             arena_base: BASE[a],
             granule_pages: 0,
-            delegation: None,
+            delegation: (delegated && a == 0).then_some(delegation),
         };
-        leak(Self {
-            m,
-            mapping: one,
-            reclaimed: two,
-            vmas: [vma(0), vma(1)],
-            sleepers: Mutex::new(()),
-            bell: Condvar::new(),
-        })
+        leak(Self { m, mapping: one, reclaimed: two, vmas: [vma(0), vma(1)], told, futex: Futex::new() })
     }
 
     pub(crate) fn word(&self, p: usize) -> &'static FolioWord {
@@ -459,11 +500,6 @@ impl World {
         filemap::drop_pages(self.reclaimed, self, 0, from as u64, to as u64, false)
     }
 
-    /// Pages present, by address; for models that ask whether anything happened.
-    pub(crate) fn is_mapped(&self, a: usize, p: usize) -> bool {
-        self.m.page(p).ptes[a].present
-    }
-
     /// Writes everything back and drops it; returns what the store then holds of page `p`.
     pub(crate) fn settle(&self, p: usize) -> u64 {
         let word = self.word(p);
@@ -486,8 +522,11 @@ impl World {
     }
 
     fn low(&self, addr: usize) -> u32 {
-        let word = self.mapping.folios.iter().find(|w| w.futex_addr() == addr);
-        word.expect("sleepers sleep on folio words").load().low()
+        if let Some(word) = self.mapping.folios.iter().find(|w| w.futex_addr() == addr) {
+            return word.load().low();
+        }
+        let told = self.vmas[0].delegation.and_then(|d| d.word(0)).expect("sleepers sleep on words of the crate");
+        told.load(Ordering::Relaxed)
     }
 }
 
@@ -502,7 +541,9 @@ impl AddressSpace for World {
     fn with_claim<'f>(&self, _claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
         f(self.mapping);
     }
-    fn with_telling<'f>(&self, _telling: &Telling, _f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {}
+    fn with_telling<'f>(&self, _telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {
+        f(self.vmas[0].delegation.expect("arena 0 alone is delegated"), self.mapping);
+    }
     fn get_staged(&self) -> Option<Staged> {
         None
     }
@@ -511,18 +552,11 @@ impl AddressSpace for World {
 
 impl Park for World {
     fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, _timeout_ns: u64) -> Woken {
-        // A futex: the comparison and going to sleep are one step against every wake. A wake that never comes is a
-        // deadlock, which loom reports.
-        let bucket = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.low(key.addr) == key.seen {
-            drop(self.bell.wait(bucket));
-        }
+        self.futex.wait(|| self.low(key.addr) == key.seen);
         Woken::LookAgain
     }
     fn wake(&self, _addr: usize) {
-        let bucket = self.sleepers.lock().unwrap_or_else(PoisonError::into_inner);
-        self.bell.notify_all();
-        drop(bucket);
+        self.futex.wake();
     }
     fn submit(&self, claim: Claim) -> Result<(), Claim> {
         Err(claim)
