@@ -48,6 +48,14 @@ enum Next {
     Fail(FillError),
 }
 
+/// What one attempt inherits from those before it.
+struct Attempt<'a> {
+    flags: FaultFlags,
+    seen: VmFaultReason,
+    cow: Option<&'a (Staged, u32)>,
+    timed_out: bool,
+}
+
 /// Resolves the fault at `address`; `None`: no vma of ours is there.
 ///
 /// Returns the bits of all attempts together; `RETRY` in the result means that the instruction should simply run
@@ -58,13 +66,15 @@ pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, mut flags
     let mut timed_out = false;
     for _ in 0..MAX_ATTEMPTS {
         let mut work = Work::None;
-        let found = walk_once(env, ctx, address, flags, cow.as_ref(), timed_out, &mut work);
+        let attempt = Attempt { flags, seen, cow: cow.as_ref(), timed_out };
+        let found = walk_once(env, ctx, address, &attempt, &mut work);
         if let Some((staged, _)) = cow.take() {
             env.mm.put_staged(staged);
         }
         let r = found?;
         seen = seen.without(VmFaultReason::RETRY) | r;
         if !r.intersects(VmFaultReason::RETRY) || flags.intersects(FaultFlags::RETRY_NOWAIT) {
+            drop_work(env, work);
             return Some(seen);
         }
         match do_work(env, ctx, work) {
@@ -86,24 +96,22 @@ fn walk_once(
     env: Env<'_>,
     ctx: &Ctx<'_>,
     address: usize,
-    flags: FaultFlags,
-    cow: Option<&(Staged, u32)>,
-    timed_out: bool,
+    attempt: &Attempt<'_>,
     work: &mut Work,
 ) -> Option<VmFaultReason> {
     let entered = ctx.now();
     env.mm.with_vma(address, &mut |vma| {
         failpoint!(SECTION_ENTERED);
         let found = ctx.now();
-        let copy = cow.map(|(staged, version)| CowPage { staged, version: *version });
-        let mut vmf = VmFault::new(ctx, vma, address, flags);
+        let copy = attempt.cow.map(|(staged, version)| CowPage { staged, version: *version });
+        let mut vmf = VmFault::new(ctx, vma, address, attempt.flags);
         vmf.cow = copy.as_ref();
-        vmf.timed_out = timed_out;
+        vmf.timed_out = attempt.timed_out;
         let r = memory::handle_mm_fault(&mut vmf);
         debug_assert!(vmf.folio.is_none(), "no pin leaves the section");
         *work = core::mem::take(&mut vmf.work);
         let stat = vma.mapping.stat;
-        memory::account_fault(ctx, stat, r);
+        memory::account_fault(ctx, stat, r, attempt.seen);
         if ctx.clock.is_some() {
             stat.stage(ctx.stripe, Stage::Lookup, found.wrapping_sub(entered));
             stat.stage(ctx.stripe, Stage::Map, ctx.now().wrapping_sub(found));
@@ -127,6 +135,17 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             Next::Again
         }
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
+    }
+}
+
+/// Undoes what the walk prepared for work that nobody will do: a token that is not spent keeps its object for ever, and
+/// a page that is `telling` its range.
+fn drop_work(env: Env<'_>, work: Work) {
+    match work {
+        Work::None | Work::Wait(..) => {}
+        Work::Fill(claim) => give_up(env, claim),
+        Work::Cow(claim) | Work::Dsync(claim) => release(env, claim),
+        Work::Tell(telling) => untell(env, telling),
     }
 }
 

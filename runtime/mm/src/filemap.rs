@@ -247,10 +247,13 @@ fn settle_bad_page(
 
 /// filling -> uptodate for `from..to`, with the chunks' counts.
 fn publish(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64) {
+    // Where stores are not tracked every page must count as written from the start: its mappings are open to stores, and
+    // what the word calls clean is dropped.
+    let set = if mapping.always_dirty { DIRTY } else { 0 };
     let mut p = from;
     while p < to {
         let chunk_end = (p | (u64::from(CLAIM_MAX) - 1)).saturating_add(1).min(to);
-        each(mapping, park, p, chunk_end, |w| w.publish(0));
+        each(mapping, park, p, chunk_end, |w| w.publish(set));
         if let Some(chunk) = mapping.chunk(p) {
             chunk.add_uptodate(chunk_end - p);
         }

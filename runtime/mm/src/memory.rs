@@ -295,15 +295,18 @@ fn do_fault_around(vmf: &mut VmFault<'_>) -> VmFaultReason {
     vma.ops.map_pages(vmf, start, end)
 }
 
-/// Counts a finished fault. Linux: `mm_account_fault`.
-pub fn account_fault(ctx: &Ctx<'_>, stat: &crate::vmstat::VmStat, r: VmFaultReason) {
+/// Counts one attempt, and the fault if the attempt finished it. Linux: `mm_account_fault`.
+///
+/// `earlier`: the bits of the fault's attempts before this one. What makes a fault major is said by the attempt that
+/// asked for the read, and never by the one that finds the page afterwards.
+pub fn account_fault(ctx: &Ctx<'_>, stat: &crate::vmstat::VmStat, r: VmFaultReason, earlier: VmFaultReason) {
     stat.reason(ctx.stripe, r);
     if r.intersects(VmFaultReason::RETRY) {
         return;
     }
     stat.add(ctx.stripe, Event::PGFAULT, 1);
-    let kind = if r.intersects(VmFaultReason::MAJOR) { Event::PGMAJFAULT } else { Event::PGMINFAULT };
+    let major = (r | earlier).intersects(VmFaultReason::MAJOR);
     if !r.intersects(VmFaultReason::ERROR) {
-        stat.add(ctx.stripe, kind, 1);
+        stat.add(ctx.stripe, if major { Event::PGMAJFAULT } else { Event::PGMINFAULT }, 1);
     }
 }
