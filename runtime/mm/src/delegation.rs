@@ -214,14 +214,17 @@ impl Delegation<'_> {
         word.fetch_xor(flip << shift, Ordering::Release);
     }
 
-    /// Makes page `index` untold again (only while nobody tells).
+    /// Makes page `index` untold again, unless somebody is telling: that answer stands.
     pub fn reset(&self, index: usize) {
         let Some(word) = self.word(index) else { return };
         let shift = (index % PER_WORD) * 2;
-        let seen = word.load(Ordering::Relaxed);
-        if (seen >> shift) & 3 != TELLING {
-            // A teller that begins in between makes the CAS fail: its answer stands.
-            let _ = word.compare_exchange(seen, seen & !(3 << shift), Ordering::Release, Ordering::Relaxed);
+        let mut seen = word.load(Ordering::Relaxed);
+        while (seen >> shift) & 3 != TELLING {
+            // Fifteen other pages share the word: when one of them moved on, this one is still to be reset.
+            match word.compare_exchange_weak(seen, seen & !(3 << shift), Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
         }
     }
 }

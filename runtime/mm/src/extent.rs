@@ -171,7 +171,7 @@ impl ExtentState {
 pub struct Extent {
     word: AtomicU64,
     pad: [AtomicU64; 7],
-    mapped: [AtomicU64; EXTENT_PAGES / 64],
+    mapped: [AtomicU64; EXTENT_PAGES.div_ceil(64)],
 }
 
 impl Extent {
@@ -196,10 +196,16 @@ impl Extent {
     /// `from` -> changing; one caller wins and must call [`Extent::finish`].
     #[must_use]
     pub fn begin(&self, from: ExtentState) -> bool {
-        let seen = self.word.load(Ordering::Relaxed);
-        let next = (seen & !STATE_MASK) | ExtentState::Changing.code();
-        ExtentState::of(seen) == from
-            && self.word.compare_exchange(seen, next, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        let mut seen = self.word.load(Ordering::Relaxed);
+        while ExtentState::of(seen) == from {
+            let next = (seen & !STATE_MASK) | ExtentState::Changing.code();
+            match self.word.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return true,
+                // A fault may have doubled its window, in the same word: that is nobody's turn.
+                Err(now) => seen = now,
+            }
+        }
+        false
     }
 
     /// changing -> `to`, by who called [`Extent::begin`]. The fault-around window starts anew.

@@ -71,6 +71,7 @@ pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, flags: Fa
         let r = found?;
         let seen = attempt.before.without(VmFaultReason::RETRY) | r;
         if !r.intersects(VmFaultReason::RETRY) || flags.intersects(FaultFlags::RETRY_NOWAIT) {
+            drop_work(env, work);
             return Some(seen);
         }
         match do_work(env, ctx, work) {
@@ -126,6 +127,17 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             Next::Again
         }
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
+    }
+}
+
+/// Undoes what the walk prepared for work that nobody will do: a token that is not spent keeps its object for ever, and
+/// a page that is `telling` its range.
+fn drop_work(env: Env<'_>, work: Work) {
+    match work {
+        Work::None | Work::Wait(..) => {}
+        Work::Fill(claim) => give_up(env, claim),
+        Work::Cow(claim) | Work::Dsync(claim) => release(env, claim),
+        Work::Tell(telling) => untell(env, telling),
     }
 }
 

@@ -21,13 +21,14 @@ use crate::folio::{DIRTY, FolioWord, OVERDUE, State, Wake};
 use crate::host::Park;
 use crate::mapping::{FailurePolicy, Mapping};
 use crate::ops::{Installed, Prot, WaitKey};
+use crate::page::{EXTENT_SHIFT, PAGE_SHIFT};
 use crate::sync::Ordering;
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma, Work};
 use crate::vmstat::Event;
 
 /// The longest run that one claim covers: an extent.
-pub const CLAIM_MAX: u32 = 512;
+pub const CLAIM_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
 
 /// What [`get_folio`] found.
 #[derive(Debug)]
@@ -246,10 +247,13 @@ fn settle_bad_page(
 
 /// filling -> uptodate for `from..to`, with the chunks' counts.
 fn publish(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64) {
+    // Where stores are not tracked every page must count as written from the start: its mappings are open to stores, and
+    // what the word calls clean is dropped.
+    let set = if mapping.always_dirty { DIRTY } else { 0 };
     let mut p = from;
     while p < to {
         let chunk_end = (p | (u64::from(CLAIM_MAX) - 1)).saturating_add(1).min(to);
-        each(mapping, park, p, chunk_end, |w| w.publish(0));
+        each(mapping, park, p, chunk_end, |w| w.publish(set));
         if let Some(chunk) = mapping.chunk(p) {
             chunk.add_uptodate(chunk_end - p);
         }
@@ -326,7 +330,7 @@ fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
     let hint = vma.granule_pages == 0
         && p != vmf.pgoff()
         && vma.extent(addr).is_some_and(|e| e.maybe_mapped(crate::extent::Extent::page_index(addr)));
-    let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> crate::page::PAGE_SHIFT));
+    let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> PAGE_SHIFT));
     !hint && told && vma.mapping.folio(p).is_some_and(|w| w.try_pin(set).is_ok())
 }
 
@@ -392,7 +396,7 @@ pub fn note_mapped(vma: &Vma<'_>, addr: usize, nr: usize) {
             extent.note_mapped(index, here);
         }
         left -= here;
-        at = at.saturating_add(here << crate::page::PAGE_SHIFT);
+        at = at.saturating_add(here << PAGE_SHIFT);
     }
 }
 

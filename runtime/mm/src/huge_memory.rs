@@ -3,17 +3,29 @@
 //! A 2 MiB extent whose pages are all in the cache is unregistered, and the kernel then faults at its own speed. The
 //! order of steps is the rule (see [`crate::extent`] for the race it answers):
 //! ```text
-//! promote: extent trapped->changing; chunk native+1 (evicting = 0); read 512 words; [all dirty]; UNREGISTER; ->native
+//! promote: extent trapped->changing; chunk native+1 (evicting = 0); read 512 words [, pin, all dirty]; UNREGISTER;
+//!          [unpin]; ->native
 //! demote:  extent native->changing;  REGISTER [, WRITEPROTECT]; ->trapped; chunk native-1
 //! ```
 //! A shared writable extent is `tracked` rather than native: the kernel goes on noting first stores. All its pages are
-//! marked dirty before it is unregistered, because in between nobody notes anything.
+//! marked dirty before it is unregistered, because in between nobody notes anything; and they stay pinned until it is
+//! handed over, as under every change of a mapping:
+//! ```text
+//! promoter                         flusher
+//! marks all pages dirty
+//!                                  dirty -> writeback, protects, copies out, -> uptodate and clean
+//! UNREGISTER (drops the protection)
+//! a native store, unseen
+//!                                  clean: later dropped, the store is lost
+//! ```
+//! A tracked extent is taken back without WRITEPROTECT: protecting anew would wipe out what the kernel has noted.
+//! (tests/loom_extent.rs)
 //!
 //! # Context: handler (promotion); demotion is the control plane's
 
 use crate::extent::{Extent, ExtentState};
 use crate::failpoint;
-use crate::folio::DIRTY;
+use crate::folio::{DIRTY, FolioWord};
 use crate::ops::Installed;
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{VmFaultReason, VmFlags};
@@ -68,6 +80,11 @@ pub fn promote_run(vma: &Vma<'_>, stripe: usize, base: usize, max: usize) -> usi
     if charged && !released {
         let _ = vma.mmu.charge_vmas(-cost);
     }
+    if takes_pins(vma) {
+        for i in 0..nr {
+            unpin(extent_words(vma, vma.pgoff_at(base + i * EXTENT_SIZE)));
+        }
+    }
     let to = if !released {
         ExtentState::Trapped
     } else if tracked {
@@ -100,25 +117,45 @@ fn claim_extent(vma: &Vma<'_>, base: usize) -> bool {
     false
 }
 
-/// Reads the 512 words, marking them dirty where stores will go unseen.
+/// Returns whether stores through the vma reach the object: its pages are pinned while the extent changes sides.
+fn takes_pins(vma: &Vma<'_>) -> bool {
+    vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE)
+}
+
+/// Returns the words of the extent whose first page is `pgoff`, or none if the object has not so many.
+fn extent_words<'a>(vma: &'a Vma<'_>, pgoff: u64) -> &'a [FolioWord] {
+    let first = crate::page::pgoff_index(pgoff);
+    vma.mapping.folios.get(first..first.saturating_add(EXTENT_PAGES)).unwrap_or(&[])
+}
+
+/// Reads the 512 words; where stores will go unseen, pins them and marks them dirty.
 fn all_uptodate(vma: &Vma<'_>, pgoff: u64) -> bool {
     // The end of the object is read after native was counted: truncate lowers it first and demotes then.
     let end = pgoff.saturating_add(EXTENT_PAGES as u64);
     if end << PAGE_SHIFT > vma.mapping.i_size.load(crate::sync::Ordering::Acquire) {
         return false;
     }
-    let first = crate::page::pgoff_index(pgoff);
-    let Some(words) = vma.mapping.folios.get(first..first.saturating_add(EXTENT_PAGES)) else { return false };
-    if !words.iter().all(|w| w.load().is_mappable()) {
+    let words = extent_words(vma, pgoff);
+    if words.is_empty() {
         return false;
     }
-    if vma.flags.contains(VmFlags::SHARED | VmFlags::MAYWRITE) {
-        for w in words {
-            // Counting native keeps every page from being evicted; a page in write-back becomes dirty again.
-            w.set(DIRTY);
+    if !takes_pins(vma) {
+        return words.iter().all(|w| w.load().is_mappable());
+    }
+    for (i, word) in words.iter().enumerate() {
+        // A page in write-back becomes dirty again.
+        if word.try_pin(DIRTY).is_err() {
+            unpin(words.get(..i).unwrap_or(&[]));
+            return false;
         }
     }
     true
+}
+
+fn unpin(words: &[FolioWord]) {
+    for word in words {
+        word.unpin();
+    }
 }
 
 /// Leaves `changing`, taking the chunk's count back where the extent stays trapped.

@@ -38,32 +38,48 @@ impl VmOps for ShmemVmOps {
 pub fn fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let mapping = vma.mapping;
-    let cached = mapping.folio(vmf.pgoff()).map(crate::folio::FolioWord::load).filter(|w| w.is_mappable());
-    let Some(seen) = cached else {
+    let cached = mapping.folio(vmf.pgoff()).is_some_and(|w| w.load().is_mappable());
+    if cached {
+        if vmf.pgoff() >= mapping.nr_pages() {
+            return VmFaultReason::SIGBUS;
+        }
+        let first = what_comes_first(vmf);
+        if !first.is_empty() {
+            return first;
+        }
+    } else {
         if vma.flags.intersects(VmFlags::UFFD_MINOR) && !vmf.flags().intersects(FaultFlags::TRIED) {
             mapping.stat.add(vmf.ctx().stripe, Event::UFFD_MISSING, 1);
         }
         if let Some(reason) = private_copy(vmf) {
             return reason;
         }
-        return filemap::fault(vmf, 0);
-    };
-    if vmf.pgoff() >= mapping.nr_pages() {
-        return VmFaultReason::SIGBUS;
     }
-    if is_untold(vmf) {
-        return VmFaultReason::UFFD_MINOR;
+    let r = filemap::fault(vmf, if vmf.is_shared_write() { DIRTY } else { 0 });
+    // The page may be another than the one looked at: a filler published it meanwhile, or it was dropped and filled
+    // again. What holds under the pin counts.
+    let Some(word) = vmf.folio else { return r };
+    let first = what_comes_first(vmf);
+    if first.is_empty() {
+        return r;
     }
-    if vma.flags.intersects(VmFlags::SYNC) && vmf.is_shared_write() && !seen.has(DSYNCED) {
-        return VmFaultReason::NEEDDSYNC;
-    }
-    filemap::fault(vmf, if vmf.is_shared_write() { DIRTY } else { 0 })
+    vmf.folio = None;
+    word.unpin();
+    first
 }
 
-fn is_untold(vmf: &VmFault<'_>) -> bool {
+/// Returns what must happen before a cached page may be mapped: `UFFD_MINOR`, `NEEDDSYNC`, or nothing.
+fn what_comes_first(vmf: &VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
-    vma.flags.intersects(VmFlags::UFFD_MINOR)
-        && vma.delegation.is_some_and(|d| !d.is_told(vmf.address().wrapping_sub(d.base) >> PAGE_SHIFT))
+    let untold = || vma.delegation.is_some_and(|d| !d.is_told(vmf.address().wrapping_sub(d.base) >> PAGE_SHIFT));
+    if vma.flags.intersects(VmFlags::UFFD_MINOR) && untold() {
+        return VmFaultReason::UFFD_MINOR;
+    }
+    let durable = || vma.mapping.folio(vmf.pgoff()).is_some_and(|w| w.load().has(DSYNCED));
+    if vma.flags.intersects(VmFlags::SYNC) && vmf.is_shared_write() && !durable() {
+        return VmFaultReason::NEEDDSYNC;
+    }
+    VmFaultReason::empty()
 }
 
 /// Answers a first private store to an uncached page without filling the cache: `DONE_COW`, or the read it needs.

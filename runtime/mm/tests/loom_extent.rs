@@ -1,0 +1,146 @@
+//! Promotion against eviction and write-back, under loom. An extent has two pages here.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p softfault-mm --release --test 'loom_*'`
+#![cfg(loom)]
+#![forbid(unsafe_code)]
+
+#[path = "support/loom.rs"]
+mod support;
+
+use softfault_mm::extent::{Extent, ExtentState};
+use softfault_mm::huge_memory::{demote_run, promote_run};
+use softfault_mm::page::EXTENT_PAGES;
+use softfault_mm::types::VmFlags;
+use std::sync::Arc;
+use support::{Broken, Setup, World, check, spawn};
+
+fn setup(flags: VmFlags, broken: Broken) -> Setup {
+    Setup { flags: flags | VmFlags::READ | VmFlags::NATIVE_OK, nr_pages: EXTENT_PAGES, cached: EXTENT_PAGES, broken }
+}
+
+/// ```text
+/// promoter                         evictor
+/// reads the words: all uptodate
+///                                  page -> evicting; extent native? no
+/// UNREGISTER; native
+///                                  punch
+/// a thread reads the hole: the kernel fills it with zeros, unasked
+/// ```
+fn promote_against_evict(broken: Broken) {
+    let w = World::new(setup(VmFlags::SHARED, broken));
+    let t = spawn(move || w.evict(0, 1));
+    let native = promote_run(&w.vmas[0], 0, w.vmas[0].start, 1) == 1;
+    // Native or not, a load of the page the evictor wants must find all of it, or fault.
+    let _ = w.try_load(0, 0);
+    let dropped = t.join().expect("the evictor");
+    assert!(!(native && dropped > 0), "a page of a native extent left the cache");
+    let _ = w.try_load(0, 0);
+}
+
+#[test]
+fn promotion_and_eviction_exclude_each_other() {
+    check(3, || promote_against_evict(Broken::No));
+}
+
+#[test]
+#[should_panic(expected = "of a native extent")]
+fn without_the_chunk_word_a_native_extent_loses_a_page() {
+    check(3, || promote_against_evict(Broken::NoChunk));
+}
+
+/// The chunk's other arena: demoted by the evictor first, while this one tries to promote.
+#[test]
+fn demotion_comes_before_eviction() {
+    check(2, || {
+        let w = World::new(setup(VmFlags::SHARED, Broken::No));
+        assert_eq!(promote_run(&w.vmas[1], 0, w.vmas[1].start, 1), 1, "nobody is in the way");
+        let t = spawn(move || {
+            let demoted = demote_run(&w.vmas[1], 0, w.vmas[1].start, 1).expect("the fake never runs out of vmas");
+            assert_eq!(demoted, 1);
+            w.evict(0, EXTENT_PAGES)
+        });
+        let native = promote_run(&w.vmas[0], 0, w.vmas[0].start, 1) == 1;
+        let _ = w.try_load(1, 0);
+        let dropped = t.join().expect("the evictor");
+        assert!(!(native && dropped > 0), "a page of a native extent left the cache");
+        let _ = (w.try_load(0, 0), w.try_load(1, 0));
+    });
+}
+
+/// ```text
+/// promoter (shared writable)       flusher
+/// marks all pages dirty
+///                                  dirty -> writeback, protects, copies out, -> uptodate and clean
+/// UNREGISTER (drops the protection)
+/// a native store, unseen
+/// REGISTER(WP), protects
+///                                  clean: later dropped, the store is lost
+/// ```
+/// The pages stay pinned until the extent is handed over, so that no write-back begins meanwhile.
+#[test]
+fn a_native_store_survives_write_back() {
+    check(3, || {
+        let flags = VmFlags::SHARED | VmFlags::WRITE | VmFlags::MAYWRITE | VmFlags::WP_ASYNC;
+        let w = World::new(setup(flags, Broken::No));
+        let f = spawn(move || w.write_back(0));
+        let s = spawn(move || w.try_store(0, 0, 7));
+        let promoted = promote_run(&w.vmas[0], 0, w.vmas[0].start, 1);
+        f.join().expect("the flusher");
+        let stored = s.join().expect("the writer");
+        if promoted == 1 {
+            assert_eq!(demote_run(&w.vmas[0], 0, w.vmas[0].start, 1), Ok(1));
+        }
+        let want = if stored { 7 } else { 5 };
+        assert_eq!(w.settle(0), want, "a store is missing from the store");
+    });
+}
+
+/// A store that the kernel noted in a tracked extent is still noted after the extent was taken back.
+#[test]
+fn a_tracked_store_survives_demotion() {
+    check(2, || {
+        let flags = VmFlags::SHARED | VmFlags::WRITE | VmFlags::MAYWRITE | VmFlags::WP_ASYNC;
+        let w = World::new(setup(flags, Broken::No));
+        assert_eq!(promote_run(&w.vmas[0], 0, w.vmas[0].start, 1), 1, "nobody is in the way");
+        let t = spawn(move || {
+            w.write_back(0);
+            assert_eq!(demote_run(&w.vmas[0], 0, w.vmas[0].start, 1), Ok(1));
+        });
+        let stored = w.try_store(0, 0, 7);
+        t.join().expect("the control plane");
+        let want = if stored { 7 } else { 5 };
+        assert_eq!(w.settle(0), want, "a store is missing from the store");
+    });
+}
+
+/// A fault that still looks at its window must not cost the demoter its turn: who skips an extent leaves it native.
+#[test]
+fn a_window_never_makes_begin_fail() {
+    check(3, || {
+        let e = Arc::new(Extent::new());
+        assert!(e.begin(ExtentState::Trapped));
+        e.finish(ExtentState::Native);
+        let other = Arc::clone(&e);
+        let t = spawn(move || {
+            let _ = other.next_window();
+        });
+        assert!(e.begin(ExtentState::Native), "nobody else wants the extent");
+        e.finish(ExtentState::Trapped);
+        t.join().expect("the fault");
+        // The state is not read here: loom may put the window's CAS behind the store in finish(), which C++ forbids
+        // (an exchange follows at once the value that it read).
+    });
+}
+
+/// Two promoters: one begins.
+#[test]
+fn one_promoter_wins() {
+    check(3, || {
+        let w = World::new(setup(VmFlags::SHARED, Broken::No));
+        let t = spawn(move || promote_run(&w.vmas[0], 0, w.vmas[0].start, 1));
+        let here = promote_run(&w.vmas[0], 0, w.vmas[0].start, 1);
+        let there = t.join().expect("the other promoter");
+        assert_eq!(here + there, 1, "promoted {here} and {there} times");
+        assert_eq!(w.mapping.chunks[0].nr_native(), 1);
+    });
+}

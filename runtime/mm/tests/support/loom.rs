@@ -1,0 +1,570 @@
+//! A machine small enough for loom: one object of one chunk (two pages), two arenas over it, a store, a futex.
+//!
+//! What the kernel does in one step under its own locks (an install, a protection, a punch, one load or store through
+//! the page table) is one loom operation here. It is a relaxed one on a word of its own: the kernel's locks would
+//! order more, so whatever must be ordered between threads has to come from the crate's words.
+//!
+//! Two properties are checked by every step, not by the models: no load or store through a page table meets an absent
+//! or a partly written page. The third, that no store is missing from the store in the end, is [`World::settle`].
+//!
+//! What loom does not do: it treats `SeqCst` loads and stores as acquire and release (only fences are stronger), and it
+//! does not reorder a load behind a later store of the same thread. A model that needs either says so.
+//!
+//! Everything is leaked: loom runs a model some ten thousand times, and a thread needs `'static`.
+
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use loom::sync::{Condvar, Mutex};
+use softfault_mm::claim::{Claim, Telling};
+use softfault_mm::ctx::Ctx;
+use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdict};
+use softfault_mm::extent::{ChunkWord, Extent};
+use softfault_mm::fault::{self, Env};
+use softfault_mm::filemap;
+use softfault_mm::folio::{DIRTY, FolioWord, State};
+use softfault_mm::host::{AddressSpace, Park, Woken};
+use softfault_mm::mapping::{CacheAccount, FailurePolicy, Mapping};
+use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Staged, WaitKey};
+use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::shmem::{self, ShmemVmOps};
+use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
+use softfault_mm::vma::{VmFault, VmOps, Vma};
+use softfault_mm::vmstat::VmStat;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex as Plain, MutexGuard as PlainGuard, PoisonError};
+
+/// Runs a model with at most `preemptions` (or `LOOM_MAX_PREEMPTIONS`) in each execution.
+pub(crate) fn check(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+    let mut b = loom::model::Builder::new();
+    b.preemption_bound = Some(b.preemption_bound.unwrap_or(preemptions));
+    b.max_branches = 20_000;
+    b.check(f);
+}
+
+/// Starts a thread whose stack carries a walk and a panic's message.
+pub(crate) fn spawn<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> loom::thread::JoinHandle<T> {
+    loom::thread::Builder::new().stack_size(0x10000).spawn(f).expect("loom has room for a thread")
+}
+
+const NR: usize = EXTENT_PAGES;
+/// Addresses of the two arenas.
+const BASE: [usize; 2] = [1 << 30, 2 << 30];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    Absent,
+    Partial,
+    Whole,
+}
+
+/// Who resolves what the page table does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    Us,
+    Kernel,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pte {
+    present: bool,
+    write: bool,
+    /// Protected (a marker where nothing is mapped). Under asynchronous protection what is mapped without it counts as
+    /// written.
+    wp: bool,
+    owner: Owner,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    content: Content,
+    data: u64,
+    stored: u64,
+    ptes: [Pte; 2],
+}
+
+/// How a model differs from the real protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// Not at all.
+    #[default]
+    No,
+    /// `fault` returns its page unpinned.
+    NoPin,
+    /// The reclaimer's chunk words are not the promoter's.
+    NoChunk,
+}
+
+/// The memfd, the page tables and the store.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    step: [AtomicU64; NR],
+    pages: [Plain<Page>; NR],
+    broken: Broken,
+    /// The kernel notes first stores (else they fault).
+    wp_async: bool,
+}
+
+/// What one instruction met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Done(u64),
+    Fault,
+}
+
+impl Machine {
+    fn page(&self, p: usize) -> PlainGuard<'_, Page> {
+        // The scheduling point; what follows is one step.
+        self.step[p].fetch_add(1, Ordering::Relaxed);
+        self.pages[p].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One load (`store: None`) or store instruction of arena `a`.
+    fn access(&self, a: usize, p: usize, store: Option<u64>) -> Access {
+        let mut page = self.page(p);
+        let pte = page.ptes[a];
+        if !pte.present {
+            if pte.owner == Owner::Us {
+                return Access::Fault;
+            }
+            assert!(page.content == Content::Whole, "the kernel served an absent or partial page of a native extent");
+            page.ptes[a].present = true;
+            page.ptes[a].write = true;
+        }
+        assert!(page.content == Content::Whole, "an access through a page table met a partial or absent page");
+        let Some(value) = store else { return Access::Done(page.data) };
+        let pte = page.ptes[a];
+        if !pte.write || (pte.wp && !self.wp_async) {
+            return Access::Fault;
+        }
+        page.ptes[a].wp = false;
+        page.data = value;
+        Access::Done(value)
+    }
+}
+
+/// One arena's page tables.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    m: &'static Machine,
+    a: usize,
+}
+
+impl Arena {
+    fn index(&self, addr: usize) -> usize {
+        (addr - BASE[self.a]) >> PAGE_SHIFT
+    }
+}
+
+impl Mmu for Arena {
+    fn set_ptes(&self, addr: usize, nr: usize, prot: Prot) -> Installed {
+        let first = self.index(addr);
+        for i in 0..nr {
+            let mut page = self.m.page(first + i);
+            let missing = page.content == Content::Absent;
+            let pte = &mut page.ptes[self.a];
+            let stop = if pte.owner == Owner::Kernel {
+                Installed::Gone
+            } else if pte.present {
+                Installed::Exists
+            } else if missing && self.m.broken == Broken::NoPin {
+                // Without pins EFAULT is ordinary: the page went away, look again.
+                Installed::Gone
+            } else if missing {
+                Installed::Broken
+            } else {
+                *pte = Pte { present: true, write: prot.write, wp: prot.wp, owner: Owner::Us };
+                continue;
+            };
+            return if i > 0 { Installed::Partial(i) } else { stop };
+        }
+        Installed::All
+    }
+    fn set_private(&self, _addr: usize, _staged: &Staged) -> Installed {
+        Installed::Gone
+    }
+    fn unprotect(&self, addr: usize) -> Installed {
+        self.m.page(self.index(addr)).ptes[self.a].wp = false;
+        Installed::All
+    }
+    fn wake(&self, _addr: usize, _nr: usize) {}
+    fn release_extents(&self, addr: usize, len_bytes: usize, tracked: bool) -> Result<(), Installed> {
+        let pages = self.index(addr)..self.index(addr + len_bytes);
+        // UNREGISTER drops the protection; only a second and a third call register and protect anew.
+        for p in pages.clone() {
+            let pte = &mut self.m.page(p).ptes[self.a];
+            *pte = Pte { wp: false, owner: Owner::Kernel, ..*pte };
+        }
+        if tracked {
+            for p in pages {
+                self.m.page(p).ptes[self.a].wp = true;
+            }
+        }
+        Ok(())
+    }
+    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Installed> {
+        for p in self.index(addr)..self.index(addr + len_bytes) {
+            let pte = &mut self.m.page(p).ptes[self.a];
+            *pte = Pte { wp: pte.wp || wp, owner: Owner::Us, ..*pte };
+        }
+        Ok(())
+    }
+    fn charge_vmas(&self, _delta: i64) -> bool {
+        true
+    }
+}
+
+/// The store, and the memfd from the filler's side.
+#[derive(Debug)]
+pub(crate) struct Store(&'static Machine);
+
+impl AddressSpaceOps for Store {
+    fn read_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        for p in pages(pgoff, nr) {
+            // In place, so the first byte makes the page exist.
+            self.0.page(p).content = Content::Partial;
+            let mut page = self.0.page(p);
+            page.data = page.stored;
+            page.content = Content::Whole;
+        }
+        Ok(())
+    }
+    fn zero_folio(&self, _pgoff: u64, _nr: u32) -> Result<(), FillError> {
+        Err(FillError::NoMemory)
+    }
+    fn read_staged(&self, _pgoff: u64, _staged: &Staged) -> Result<(), FillError> {
+        Err(FillError::Io)
+    }
+    fn dsync(&self, _pgoff: u64, _nr: u32) -> Result<(), FillError> {
+        Ok(())
+    }
+    fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
+        for p in pages(pgoff, nr) {
+            let mut page = self.0.page(p);
+            page.content = Content::Absent;
+            for pte in &mut page.ptes {
+                pte.present = false;
+            }
+        }
+        Ok(())
+    }
+    fn with_page_mut(&self, _pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {
+        f(&mut [0; PAGE_SIZE]);
+    }
+    fn copy_from_page(&self, _pgoff: u64, _offset: usize, dst: &mut [u8]) {
+        dst.fill(0);
+    }
+}
+
+fn pages(pgoff: u64, nr: u32) -> std::ops::Range<usize> {
+    let from = usize::try_from(pgoff).expect("small");
+    from..from + nr as usize
+}
+
+/// `ShmemVmOps`, whose `fault` forgets the pin if the model asks for it.
+#[derive(Debug)]
+struct Ops(Broken);
+
+impl VmOps for Ops {
+    fn fault(&self, vmf: &mut VmFault<'_>) -> VmFaultReason {
+        let r = shmem::fault(vmf);
+        if self.0 != Broken::NoPin {
+            return r;
+        }
+        if let Some(word) = vmf.folio.take() {
+            word.unpin();
+        }
+        r.without(VmFaultReason::LOCKED)
+    }
+    fn map_pages(&self, vmf: &mut VmFault<'_>, start: u64, end: u64) -> VmFaultReason {
+        ShmemVmOps::default().map_pages(vmf, start, end)
+    }
+    fn huge_fault(&self, vmf: &mut VmFault<'_>) -> VmFaultReason {
+        ShmemVmOps::default().huge_fault(vmf)
+    }
+}
+
+/// A futex: comparing and going to sleep are one step against every wake. A wake that never comes is a deadlock, which
+/// loom reports.
+#[derive(Debug)]
+pub(crate) struct Futex {
+    bucket: Mutex<()>,
+    bell: Condvar,
+}
+
+impl Futex {
+    pub(crate) fn new() -> Self {
+        Self { bucket: Mutex::new(()), bell: Condvar::new() }
+    }
+    /// Sleeps once if `same` holds.
+    pub(crate) fn wait(&self, same: impl FnOnce() -> bool) {
+        let bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        if same() {
+            drop(self.bell.wait(bucket));
+        }
+    }
+    pub(crate) fn wake(&self) {
+        let bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        self.bell.notify_all();
+        drop(bucket);
+    }
+}
+
+/// Counts what it is told, and lets it pass.
+#[derive(Debug)]
+pub(crate) struct Counting(pub(crate) AtomicUsize);
+
+impl MinorDelegate for Counting {
+    fn minor_fault(&self, _fault: &MinorFault<'_>) -> MinorVerdict {
+        self.0.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        MinorVerdict::Continue
+    }
+}
+
+/// A delegation over a few pages, and its delegate.
+pub(crate) fn delegation(base: usize) -> (&'static Delegation<'static>, &'static Counting) {
+    let told = leak(Counting(AtomicUsize::new(0)));
+    let words: &'static [AtomicU32] = leak([AtomicU32::new(0)]);
+    (leak(Delegation { id: 0, base, told: words, delegate: told, handler_safe: true }), told)
+}
+
+/// What a model starts from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setup {
+    /// Flags of both arenas.
+    pub(crate) flags: VmFlags,
+    /// Pages of the object (at most two).
+    pub(crate) nr_pages: usize,
+    /// Pages that are cached at the start.
+    pub(crate) cached: usize,
+    /// What is left out.
+    pub(crate) broken: Broken,
+}
+
+/// Everything a model's threads share.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) m: &'static Machine,
+    pub(crate) mapping: &'static Mapping<'static>,
+    /// What the reclaimer calls the object: the same words, but for [`Broken::NoChunk`].
+    pub(crate) reclaimed: &'static Mapping<'static>,
+    pub(crate) vmas: [Vma<'static>; 2],
+    /// How often arena 0's delegate was told.
+    pub(crate) told: &'static Counting,
+    futex: Futex,
+}
+
+fn leak<T>(value: T) -> &'static T {
+    Box::leak(Box::new(value))
+}
+
+impl World {
+    pub(crate) fn new(setup: Setup) -> &'static Self {
+        static STAT: VmStat = VmStat::new();
+        let pte = Pte { present: false, write: false, wp: false, owner: Owner::Us };
+        let page = |p: usize| Page {
+            content: if p < setup.cached { Content::Whole } else { Content::Absent },
+            data: 5,
+            stored: 5,
+            ptes: [pte; 2],
+        };
+        let m = leak(Machine {
+            step: std::array::from_fn(|_| AtomicU64::new(0)),
+            pages: std::array::from_fn(|p| Plain::new(page(p))),
+            broken: setup.broken,
+            wp_async: setup.flags.intersects(VmFlags::WP_ASYNC),
+        });
+        let folios: &'static [FolioWord] = Box::leak((0..setup.nr_pages).map(|_| FolioWord::new()).collect());
+        let chunks = leak([ChunkWord::new()]);
+        for word in &folios[..setup.cached] {
+            word.try_claim().expect("a new word is absent");
+            let _ = word.publish(0);
+        }
+        chunks[0].add_uptodate(setup.cached as u64);
+        let account =
+            leak(CacheAccount { nr_pages: AtomicU64::new(setup.cached as u64), limit_pages: AtomicU64::new(u64::MAX) });
+        let mapping = |chunks: &'static [ChunkWord]| {
+            leak(Mapping {
+                id: 1,
+                folios,
+                chunks,
+                i_size: AtomicU64::new((setup.nr_pages << PAGE_SHIFT) as u64),
+                a_ops: leak(Store(m)),
+                policy: FailurePolicy::Poison,
+                handler_safe: true,
+                always_dirty: false,
+                staging: false,
+                fill_window: 1,
+                deadline_ns: u64::MAX,
+                users: AtomicU32::new(0),
+                nr_vmas: AtomicU32::new(2),
+                account,
+                stat: &STAT,
+            })
+        };
+        let one = mapping(chunks);
+        let two = if setup.broken == Broken::NoChunk { mapping(leak([ChunkWord::new()])) } else { one };
+        let (delegation, told) = delegation(BASE[0]);
+        let delegated = setup.flags.intersects(VmFlags::UFFD_MINOR);
+        let vma = |a: usize| Vma {
+            start: BASE[a],
+            end: BASE[a] + (setup.nr_pages << PAGE_SHIFT),
+            pgoff: 0,
+            flags: setup.flags,
+            ops: leak(Ops(setup.broken)),
+            mapping: one,
+            mmu: leak(Arena { m, a }),
+            extents: leak([Extent::new()]),
+            arena_base: BASE[a],
+            granule_pages: 0,
+            delegation: (delegated && a == 0).then_some(delegation),
+        };
+        leak(Self { m, mapping: one, reclaimed: two, vmas: [vma(0), vma(1)], told, futex: Futex::new() })
+    }
+
+    pub(crate) fn word(&self, p: usize) -> &'static FolioWord {
+        &self.mapping.folios[p]
+    }
+
+    fn env(&self) -> Env<'_> {
+        Env { mm: self, park: self }
+    }
+
+    /// Runs one load or store of arena `a` until it succeeds, resolving its faults by the real walk.
+    fn run(&self, a: usize, p: usize, store: Option<u64>) -> u64 {
+        let flags = if store.is_some() { FaultFlags::WRITE } else { FaultFlags::default() };
+        loop {
+            if let Access::Done(value) = self.m.access(a, p, store) {
+                return value;
+            }
+            let addr = BASE[a] + (p << PAGE_SHIFT);
+            let r = fault::do_user_addr_fault(self.env(), &Ctx::handler(0, false, 0, None), addr, flags);
+            let r = r.expect("the vma is there");
+            assert!(!r.intersects(VmFaultReason::ERROR), "a healthy access failed: {r:?}");
+        }
+    }
+
+    pub(crate) fn load(&self, a: usize, p: usize) -> u64 {
+        self.run(a, p, None)
+    }
+
+    pub(crate) fn store(&self, a: usize, p: usize, value: u64) {
+        self.run(a, p, Some(value));
+    }
+
+    /// Installs page `p` in arena `a`, as a handler does under its pin.
+    pub(crate) fn install(&self, a: usize, p: usize, prot: Prot) -> Installed {
+        self.vmas[a].mmu.set_ptes(BASE[a] + (p << PAGE_SHIFT), 1, prot)
+    }
+
+    /// One store instruction, whose fault nobody resolves: did it succeed?
+    pub(crate) fn try_store(&self, a: usize, p: usize, value: u64) -> bool {
+        self.m.access(a, p, Some(value)) != Access::Fault
+    }
+
+    /// One load instruction, whose fault nobody resolves.
+    pub(crate) fn try_load(&self, a: usize, p: usize) -> Option<u64> {
+        match self.m.access(a, p, None) {
+            Access::Done(value) => Some(value),
+            Access::Fault => None,
+        }
+    }
+
+    /// The flusher's turn: what is dirty (in the word, or noted by the kernel) is protected and written out.
+    pub(crate) fn write_back(&self, p: usize) -> bool {
+        let word = self.word(p);
+        if self.m.wp_async {
+            // PAGEMAP_SCAN with WP_MATCHING: test and protect in one step, in every arena.
+            let mut noted = false;
+            for a in 0..2 {
+                let pte = &mut self.m.page(p).ptes[a];
+                noted |= pte.present && pte.write && !pte.wp;
+                pte.wp |= pte.present;
+            }
+            if noted && word.try_pin(DIRTY).is_ok() {
+                word.unpin();
+            }
+        }
+        if word.try_writeback().is_err() {
+            return false;
+        }
+        for a in 0..2 {
+            self.m.page(p).ptes[a].wp = true;
+        }
+        let copy = self.m.page(p).data;
+        self.m.page(p).stored = copy;
+        let _ = word.end_writeback(true);
+        true
+    }
+
+    /// The reclaimer's turn; under asynchronous write protection it looks for notes first.
+    pub(crate) fn evict(&self, from: usize, to: usize) -> u64 {
+        filemap::drop_pages(self.reclaimed, self, 0, from as u64, to as u64, false)
+    }
+
+    /// Writes everything back and drops it; returns what the store then holds of page `p`.
+    pub(crate) fn settle(&self, p: usize) -> u64 {
+        let word = self.word(p);
+        assert_eq!(word.load().pins(), 0, "a pin was left behind");
+        assert_eq!(self.mapping.users.load(Ordering::Relaxed), 0, "a claim was left behind");
+        self.write_back(p);
+        if word.load().state() == State::Uptodate {
+            assert_eq!(self.evict(p, p + 1), 1, "a clean page that nobody uses leaves the cache");
+        }
+        assert_eq!(word.load().state(), State::Absent, "the page is in no lasting state");
+        self.m.page(p).stored
+    }
+
+    /// Fills page `p` as a filler thread does, if it is missing.
+    pub(crate) fn fill(&self, p: usize) {
+        let p = p as u64;
+        if let Ok(Some(claim)) = filemap::claim_run(self.mapping, p, p, p + 1) {
+            filemap::read_claimed(self.mapping, self, 0, claim).expect("the store is well");
+        }
+    }
+
+    fn low(&self, addr: usize) -> u32 {
+        if let Some(word) = self.mapping.folios.iter().find(|w| w.futex_addr() == addr) {
+            return word.load().low();
+        }
+        let told = self.vmas[0].delegation.and_then(|d| d.word(0)).expect("sleepers sleep on words of the crate");
+        told.load(Ordering::Relaxed)
+    }
+}
+
+impl AddressSpace for World {
+    fn with_vma<'f>(
+        &self,
+        address: usize,
+        f: &mut (dyn FnMut(&Vma<'_>) -> VmFaultReason + 'f),
+    ) -> Option<VmFaultReason> {
+        self.vmas.iter().find(|v| (v.start..v.end).contains(&address)).map(f)
+    }
+    fn with_claim<'f>(&self, _claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
+        f(self.mapping);
+    }
+    fn with_telling<'f>(&self, _telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {
+        f(self.vmas[0].delegation.expect("arena 0 alone is delegated"), self.mapping);
+    }
+    fn get_staged(&self) -> Option<Staged> {
+        None
+    }
+    fn put_staged(&self, _staged: Staged) {}
+}
+
+impl Park for World {
+    fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, _timeout_ns: u64) -> Woken {
+        self.futex.wait(|| self.low(key.addr) == key.seen);
+        Woken::LookAgain
+    }
+    fn wake(&self, _addr: usize) {
+        self.futex.wake();
+    }
+    fn submit(&self, claim: Claim) -> Result<(), Claim> {
+        Err(claim)
+    }
+    fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
+        Err(telling)
+    }
+    fn relax(&self) {
+        loom::thread::yield_now();
+    }
+}
