@@ -1,4 +1,4 @@
-//! softfault: a page-fault runtime inside the process that faults.
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 #![allow(
     clippy::cast_possible_truncation,

@@ -150,7 +150,7 @@ impl ArenaInner {
             && let Some(mmu) = uffd::context(kind)
         {
             let wp = match kind {
-                _ if !v.may_write_shared() => VmFlags::empty(),
+                _ if !v.may_write_shared() || !mmu.has_wp() => VmFlags::empty(),
                 Kind::Sync => VmFlags::WP_SYNC,
                 Kind::Async | Kind::Monitor => VmFlags::WP_ASYNC,
             };

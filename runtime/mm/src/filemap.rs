@@ -80,6 +80,7 @@ pub fn get_folio<'a>(mapping: &'a Mapping<'_>, pgoff: u64, set: u64) -> Lookup<'
 /// - `Poisoned`: the first attempt tries the store again (so a page heals when its store does), the next reports.
 pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
+    let set = if vmf.vma().is_unseen() { set | DIRTY } else { set };
     match get_folio(mapping, vmf.pgoff(), set) {
         Lookup::Pinned(word) => {
             vmf.folio = Some(word);
@@ -309,6 +310,7 @@ pub fn prot_of(vma: &Vma<'_>, noted: bool) -> Prot {
 pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFaultReason {
     let vma = vmf.vma();
     let prot = prot_of(vma, set & DIRTY != 0);
+    let set = if vma.is_unseen() { set | DIRTY } else { set };
     let mut result = VmFaultReason::empty();
     let mut run = start;
     for p in start..=end {

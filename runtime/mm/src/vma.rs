@@ -74,6 +74,12 @@ impl Vma<'_> {
         (self.start >> PAGE_SHIFT) as u64 % extent_pages == self.pgoff % extent_pages
     }
 
+    /// Returns whether a store through the vma may reach the object without anybody noting it.
+    #[must_use]
+    pub fn is_unseen(&self) -> bool {
+        self.flags.may_write_shared() && !self.is_wp()
+    }
+
     /// Returns whether stores are noted or faulted on when pages are installed.
     #[must_use]
     pub fn is_wp(&self) -> bool {

@@ -17,6 +17,7 @@ use softfault_mm::page::PAGE_SIZE;
 pub struct UffdMmu {
     uffd: Uffd,
     kind: Kind,
+    wp: bool,
 }
 
 /// What a context is for.
@@ -66,7 +67,15 @@ impl UffdMmu {
         }
         // Write protection comes whole or not at all: WP_ASYNC without the shmem feature would protect nothing.
         let like = if have & like & !bits::FEATURE_POISON == like & !bits::FEATURE_POISON { like & have } else { 0 };
-        Ok(Self { uffd: Uffd::open(kind.open_flags(), need | like)?, kind })
+        let wp = like & WP_FEATURES == WP_FEATURES;
+        Ok(Self { uffd: Uffd::open(kind.open_flags(), need | like)?, kind, wp })
+    }
+
+    /// Returns whether first stores can be noted or faulted on here (since Linux 5.19, asynchronously since 6.7).
+    /// Where they cannot, every page that may be stored to counts as dirty.
+    #[must_use]
+    pub fn has_wp(&self) -> bool {
+        self.wp
     }
 
     /// Returns the context.
@@ -80,7 +89,7 @@ impl UffdMmu {
     /// # Errors
     /// The kernel's.
     pub fn register(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Errno> {
-        let wp = if wp { bits::REGISTER_WP } else { 0 };
+        let wp = if wp && self.wp { bits::REGISTER_WP } else { 0 };
         self.uffd.register(addr, len_bytes, bits::REGISTER_MISSING | bits::REGISTER_MINOR | wp)
     }
 
