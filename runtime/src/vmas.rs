@@ -271,8 +271,8 @@ impl ArenaInner {
         if !object_offset.is_multiple_of(PAGE_SIZE as u64) {
             return argument("object_offset", object_offset, "must be a multiple of the page size (4096)");
         }
-        let len = len_bytes.checked_next_multiple_of(PAGE_SIZE).unwrap_or(usize::MAX);
-        let Some(end) = offset.checked_add(len) else {
+        let rounded = len_bytes.checked_next_multiple_of(PAGE_SIZE);
+        let Some((len, end)) = rounded.and_then(|len| Some((len, offset.checked_add(len)?))) else {
             return argument("len_bytes", len_bytes as u64, "the range wraps around");
         };
         self.check_range(op, &(offset..end))?;
