@@ -182,7 +182,6 @@ impl<'a> VmFault<'a> {
         self.real_address
     }
     /// Returns how the access was made.
-    #[must_use]
     pub fn flags(&self) -> FaultFlags {
         self.flags
     }

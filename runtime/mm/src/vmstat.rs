@@ -12,7 +12,7 @@ macro_rules! events {
     ($($(#[$doc:meta])* $id:ident = $name:literal;)*) => {
         /// What is counted. The names that Linux has are Linux's.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "vmstat item names, as the kernel spells them")]
+        #[expect(non_camel_case_types, reason = "vmstat item names, as the kernel spells them")]
         #[repr(usize)]
         pub enum Event { $($(#[$doc])* $id,)* }
 
@@ -126,6 +126,7 @@ impl Stage {
 pub const NR_STAGES: usize = Stage::ALL.len();
 
 #[cfg(not(loom))]
+#[expect(clippy::declare_interior_mutable_const, reason = "a template, copied, never shared")]
 const ZERO: AtomicU64 = AtomicU64::new(0);
 
 /// One stripe of counters.
