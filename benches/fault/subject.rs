@@ -94,7 +94,8 @@ fn wrong(error: softfault::Error) -> Error {
 impl Subject {
     /// Starts a runtime, unpinned and with its handlers installed; `None` where there is none to measure.
     pub(crate) fn start(delivery: Delivery) -> Result<Option<Self>> {
-        let runtime = Runtime::builder().fill_window_pages(WINDOW_PAGES as u32).build().map_err(wrong)?;
+        let window = u32::try_from(WINDOW_PAGES).unwrap_or(u32::MAX);
+        let runtime = Runtime::builder().fill_window_pages(window).build().map_err(wrong)?;
         Ok(Some(Self { runtime, delivery }))
     }
 

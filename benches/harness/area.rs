@@ -291,7 +291,7 @@ impl View<'_> {
     }
 }
 
-/// The length in bytes of the instruction in [`load`], which a handler adds to the instruction pointer to skip it.
+/// The length in bytes of the instruction in `load`, which a handler adds to the instruction pointer to skip it.
 pub const LOAD_LEN: usize = 3;
 
 /// Loads a byte by an instruction of known length (`0f b6 08`).

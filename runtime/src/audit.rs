@@ -20,7 +20,7 @@ pub struct Offender {
     pub why: String,
 }
 
-/// The result of [`audit_threads`]. Empty: every thread may touch arenas.
+/// The result of [`Runtime::audit_threads`](crate::Runtime::audit_threads). Empty: every thread may touch arenas.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Audit {
     /// Who may not touch an arena, and why.

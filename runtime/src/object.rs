@@ -196,6 +196,7 @@ pub(crate) struct ObjectInner {
     pub(crate) len_max: usize,
     pub(crate) writable: bool,
     pub(crate) dsync: bool,
+    #[cfg(feature = "userfaultfd")]
     pub(crate) sync_wp: bool,
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
@@ -313,6 +314,7 @@ impl ObjectInner {
         let mapping = Lease::new(Box::new(mapping));
         // SAFETY: as for the store.
         vmatree::publish_mapping(id, Some(unsafe { mapping.lend() }));
+        #[cfg(feature = "userfaultfd")]
         let has_mkwrite = vm_ops.has_page_mkwrite();
         Self {
             rt,
@@ -321,6 +323,7 @@ impl ObjectInner {
             len_max: len,
             writable: b.writable,
             dsync: b.dsync,
+            #[cfg(feature = "userfaultfd")]
             sync_wp: b.mkwrite || has_mkwrite,
             mapping: Some(mapping),
             a_ops: Some(a_ops),

@@ -4,10 +4,12 @@
 
 use crate::error::{Error, Result, system};
 use crate::helper;
+#[cfg(feature = "userfaultfd")]
 use crate::lease::Lease;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd::{self, Kind, UffdMmu};
 use softfault_platform::mmu::{budget, segv};
+#[cfg(feature = "userfaultfd")]
 use softfault_platform::sys::Errno;
 use softfault_platform::trap::{chain, entry};
 use softfault_platform::{child, host, staging, vmatree};

@@ -577,9 +577,11 @@ impl ArenaInner {
             let end = self.address(range.end.min(v.range.end));
             let mut at = self.address(range.start.max(v.range.start)).next_multiple_of(EXTENT_SIZE);
             while at + EXTENT_SIZE <= end {
-                let run = huge_memory::may_promote(&vma, at)
-                    .then(|| huge_memory::promote_run(&vma, 0, at, (end - at) / EXTENT_SIZE))
-                    .unwrap_or(0);
+                let run = if huge_memory::may_promote(&vma, at) {
+                    huge_memory::promote_run(&vma, 0, at, (end - at) / EXTENT_SIZE)
+                } else {
+                    0
+                };
                 nr += run;
                 at += run.max(1) * EXTENT_SIZE;
             }

@@ -13,7 +13,7 @@ use crate::host::{AddressSpace, Park, Woken};
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
-use crate::vma::{CowPage, VmFault, Work};
+use crate::vma::{CowPage, VmFault, Waker, Work};
 use crate::vmstat::{Event, Stage};
 
 /// How often one trap tries again before it returns to the instruction, which then traps anew.
@@ -92,11 +92,13 @@ pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, flags: Fa
 /// One attempt, inside one section.
 fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, work: &mut Work) -> Option<VmFaultReason> {
     let entered = ctx.now();
+    let wake = |addr: usize| env.park.wake(addr);
     env.mm.with_vma(address, &mut |vma| {
         failpoint!(SECTION_ENTERED);
         let found = ctx.now();
         let copy = attempt.cow.as_ref().map(|(staged, version)| CowPage { staged, version: *version });
         let mut vmf = VmFault::new(ctx, vma, address, attempt.flags);
+        vmf.waker = Some(Waker(&wake));
         vmf.cow = copy.as_ref();
         vmf.timed_out = attempt.timed_out;
         let r = memory::handle_mm_fault(&mut vmf);

@@ -182,11 +182,15 @@ pub fn release(mapping: &Mapping<'_>, claim: Claim) {
 }
 
 fn each(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, leave: impl Fn(&FolioWord) -> Wake) {
+    each_waking(mapping, &|addr| park.wake(addr), from, to, leave);
+}
+
+fn each_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), from: u64, to: u64, leave: impl Fn(&FolioWord) -> Wake) {
     for p in from..to {
         if let Some(word) = mapping.folio(p)
             && leave(word) == Wake::Needed
         {
-            park.wake(word.futex_addr());
+            wake(word.futex_addr());
         }
     }
 }
@@ -248,13 +252,17 @@ fn settle_bad_page(
 
 /// filling -> uptodate for `from..to`, with the chunks' counts.
 fn publish(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64) {
+    publish_waking(mapping, &|addr| park.wake(addr), stripe, from, to);
+}
+
+fn publish_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), stripe: usize, from: u64, to: u64) {
     // Where stores are not tracked every page must count as written from the start: its mappings are open to stores, and
     // what the word calls clean is dropped.
     let set = if mapping.always_dirty { DIRTY } else { 0 };
     let mut p = from;
     while p < to {
         let chunk_end = (p | (u64::from(CLAIM_MAX) - 1)).saturating_add(1).min(to);
-        each(mapping, park, p, chunk_end, |w| w.publish(set));
+        each_waking(mapping, wake, p, chunk_end, |w| w.publish(set));
         if let Some(chunk) = mapping.chunk(p) {
             chunk.add_uptodate(chunk_end - p);
         }
@@ -273,8 +281,9 @@ pub fn abandon(mapping: &Mapping<'_>, park: &dyn Park, claim: Claim) {
 
 /// Fills one page by a closure that gets its bytes, as a custom `VmOps::fault` does: `LOCKED` with the page pinned.
 ///
-/// `f` runs inside the section: it computes, it does not wait. Several threads on one page: one computes it.
-pub fn fill_with(vmf: &mut VmFault<'_>, park: &dyn Park, f: &mut dyn FnMut(&mut [u8])) -> VmFaultReason {
+/// `f` runs inside the section: it computes, it does not wait. Several threads on one page: one computes it, the others
+/// sleep until the fault's waker wakes them.
+pub fn fill_with(vmf: &mut VmFault<'_>, f: &mut dyn FnMut(&mut [u8])) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
     let set = if vmf.is_shared_write() { DIRTY } else { 0 };
     let pgoff = vmf.pgoff();
@@ -286,7 +295,13 @@ pub fn fill_with(vmf: &mut VmFault<'_>, park: &dyn Park, f: &mut dyn FnMut(&mut 
         Err(error) => return error.reason(),
         Ok(Some(claim)) => {
             mapping.a_ops.with_page_mut(pgoff, f);
-            publish(mapping, park, vmf.ctx().stripe, pgoff, pgoff.saturating_add(1));
+            let waker = vmf.waker;
+            let wake = |addr: usize| {
+                if let Some(waker) = waker {
+                    (waker.0)(addr);
+                }
+            };
+            publish_waking(mapping, &wake, vmf.ctx().stripe, pgoff, pgoff.saturating_add(1));
             release(mapping, claim);
         }
     }

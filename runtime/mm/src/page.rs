@@ -33,6 +33,7 @@ pub const fn page_align_down(addr: usize) -> usize {
 ///
 /// Saturation is safe: every user of the result looks it up with `get`, and no table has `usize::MAX` entries.
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "a usize has 64 bits on the one machine there is")]
 pub const fn pgoff_index(pgoff: u64) -> usize {
     pgoff as usize
 }

@@ -1,7 +1,7 @@
 //! The vtable of cached objects. Linux: `shmem_vm_ops`.
 
 use crate::filemap;
-use crate::folio::{DIRTY, DSYNCED};
+use crate::folio::{DIRTY, DSYNCED, Folio, State};
 use crate::huge_memory;
 use crate::page::PAGE_SHIFT;
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
@@ -38,8 +38,8 @@ impl VmOps for ShmemVmOps {
 pub fn fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let mapping = vma.mapping;
-    let cached = mapping.folio(vmf.pgoff()).is_some_and(|w| w.load().is_mappable());
-    if cached {
+    let seen = mapping.folio(vmf.pgoff()).map(crate::folio::FolioWord::load);
+    if seen.is_some_and(Folio::is_mappable) {
         if vmf.pgoff() >= mapping.nr_pages() {
             return VmFaultReason::SIGBUS;
         }
@@ -48,7 +48,9 @@ pub fn fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
             return first;
         }
     } else {
-        if vma.flags.intersects(VmFlags::UFFD_MINOR) && !vmf.flags().intersects(FaultFlags::TRIED) {
+        // A page that a delegate is rewriting is `filling`, and yet not missing.
+        let missing = seen.is_some_and(|w| matches!(w.state(), State::Absent | State::Poisoned));
+        if missing && vma.flags.intersects(VmFlags::UFFD_MINOR) && !vmf.flags().intersects(FaultFlags::TRIED) {
             mapping.stat.add(vmf.ctx().stripe, Event::UFFD_MISSING, 1);
         }
         if let Some(reason) = private_copy(vmf) {
@@ -101,7 +103,7 @@ fn private_copy(vmf: &mut VmFault<'_>) -> Option<VmFaultReason> {
     }
     let word = mapping.folio(vmf.pgoff())?;
     let seen = word.load();
-    if seen.state() != crate::folio::State::Absent || vmf.pgoff() >= mapping.nr_pages() {
+    if seen.state() != State::Absent || vmf.pgoff() >= mapping.nr_pages() {
         return None;
     }
     let Some(cow) = vmf.cow else {

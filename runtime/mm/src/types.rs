@@ -20,7 +20,6 @@ macro_rules! bits {
             pub const NAMES: &[(&'static str, $name)] = &[$((stringify!($bit), $name($value)),)*];
 
             /// No bit set.
-            #[must_use]
             pub const fn empty() -> Self { $name(0) }
             /// Returns whether no bit is set.
             #[must_use]
@@ -34,10 +33,8 @@ macro_rules! bits {
             #[must_use]
             pub const fn contains(self, other: Self) -> bool { self.0 & other.0 == other.0 }
             /// Returns the bits of both.
-            #[must_use]
             pub const fn union(self, other: Self) -> Self { $name(self.0 | other.0) }
             /// Returns `self` without the bits of `other`.
-            #[must_use]
             pub const fn without(self, other: Self) -> Self { $name(self.0 & !other.0) }
         }
         impl BitOr for $name { type Output = Self; fn bitor(self, o: Self) -> Self { $name(self.0 | o.0) } }
@@ -124,6 +121,7 @@ impl VmFaultReason {
 
 bits! {
     /// How the access was made: Linux's `enum fault_flag`.
+    #[must_use]
     FaultFlags: u32 {
         /// A store.
         WRITE = 1 << 0;
@@ -144,6 +142,7 @@ bits! {
 
 bits! {
     /// What a vma is and permits. The low bits are Linux's `VM_*`; those from bit 16 up are ours.
+    #[must_use]
     VmFlags: u32 {
         /// Loads are permitted.
         READ = 0x1;

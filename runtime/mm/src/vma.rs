@@ -114,6 +114,16 @@ pub struct CowPage<'a> {
     pub version: u32,
 }
 
+/// How a vtable that fills pages itself wakes whoever waits for them: by the address of the folio word.
+#[derive(Clone, Copy)]
+pub struct Waker<'a>(pub &'a dyn Fn(usize));
+
+impl core::fmt::Debug for Waker<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
 /// One fault. Linux: `struct vm_fault`; the upper part is constant, the lower is what `fault` answers.
 #[derive(Debug)]
 pub struct VmFault<'a> {
@@ -122,6 +132,8 @@ pub struct VmFault<'a> {
     pgoff: u64,
     real_address: usize,
     flags: FaultFlags,
+    /// Wakes sleepers of a folio word; the walk sets it, a fault made by hand may have nobody to wake.
+    pub waker: Option<Waker<'a>>,
     /// A private copy that was read for this fault.
     pub cow: Option<&'a CowPage<'a>>,
     /// The deadline passed while this fault waited.
@@ -137,7 +149,18 @@ impl<'a> VmFault<'a> {
     #[must_use]
     pub fn new(ctx: &'a Ctx<'a>, vma: &'a Vma<'a>, real_address: usize, flags: FaultFlags) -> Self {
         let pgoff = vma.pgoff_at(page_align_down(real_address));
-        Self { ctx, vma, pgoff, real_address, flags, cow: None, timed_out: false, folio: None, work: Work::None }
+        Self {
+            ctx,
+            vma,
+            pgoff,
+            real_address,
+            flags,
+            waker: None,
+            cow: None,
+            timed_out: false,
+            folio: None,
+            work: Work::None,
+        }
     }
     /// Returns the context.
     #[must_use]
@@ -165,7 +188,6 @@ impl<'a> VmFault<'a> {
         self.real_address
     }
     /// Returns how the access was made.
-    #[must_use]
     pub fn flags(&self) -> FaultFlags {
         self.flags
     }

@@ -166,7 +166,7 @@ pub fn overlaps_arena(address: usize, len_bytes: usize) -> bool {
 ///
 /// # Context: handler
 #[must_use]
-pub fn arena_info<'s>(_inside: &'s Slot, slot: u32) -> Option<(Trap, &'s VmStat)> {
+pub fn arena_info(_inside: &Slot, slot: u32) -> Option<(Trap, &VmStat)> {
     let a = arena(slot)?;
     let trap = match a.trap.load(Ordering::Acquire) {
         1 => Trap::Uffd,

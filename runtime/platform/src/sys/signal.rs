@@ -5,6 +5,7 @@
 
 use super::syscall::{Errno, syscall6};
 use core::arch::naked_asm;
+use core::mem::offset_of;
 
 /// Bus error.
 pub const SIGBUS: i32 = libc::SIGBUS;
@@ -166,10 +167,21 @@ impl Frame {
         Self { uc: uc.cast() }
     }
 
+    /// Returns the address of the field at `offset_bytes` of the context.
+    fn field<T>(&self, offset_bytes: usize) -> *mut T {
+        self.uc.cast::<u8>().wrapping_add(offset_bytes).cast()
+    }
+
+    /// Returns the address of a general register; `index` is one of libc's `REG_*`.
+    fn greg_at(&self, index: i32) -> *mut i64 {
+        let gregs: *mut i64 = self.field(offset_of!(libc::ucontext_t, uc_mcontext.gregs));
+        gregs.wrapping_add(index.cast_unsigned() as usize)
+    }
+
     fn greg(&self, index: i32) -> i64 {
-        // SAFETY: `new`'s contract: the kernel's context of a handler that is running; the index is a constant of
-        // libc's for this architecture.
-        unsafe { (*self.uc).uc_mcontext.gregs[index.cast_unsigned() as usize] }
+        // SAFETY: `new`'s contract: the kernel's context of a handler that is running; the callers pass constants of
+        // libc's for this architecture, which lie inside `gregs`.
+        unsafe { self.greg_at(index).read() }
     }
 
     /// Returns whether the access was a store (page-fault error code, bit 1).
@@ -202,7 +214,7 @@ impl Frame {
     /// Execution at `ip` with the interrupted registers is sound.
     pub unsafe fn set_ip(&self, ip: usize) {
         // SAFETY: as in `greg`; the caller vouches for the new address.
-        unsafe { (*self.uc).uc_mcontext.gregs[libc::REG_RIP.cast_unsigned() as usize] = (ip as u64).cast_signed() };
+        unsafe { self.greg_at(libc::REG_RIP).write((ip as u64).cast_signed()) };
     }
 
     /// Sets the interrupted context's `rax` (tests return an error from a probing load with it).
@@ -211,21 +223,21 @@ impl Frame {
     /// The interrupted code expects `rax` to change.
     pub unsafe fn set_rax(&self, value: u64) {
         // SAFETY: as in `greg`; the caller vouches for the register.
-        unsafe { (*self.uc).uc_mcontext.gregs[libc::REG_RAX.cast_unsigned() as usize] = value.cast_signed() };
+        unsafe { self.greg_at(libc::REG_RAX).write(value.cast_signed()) };
     }
 
     /// Returns the signal mask of the interrupted code.
     #[must_use]
     pub fn mask(&self) -> u64 {
         // SAFETY: as in `greg`; the kernel's mask is the first 8 bytes of `uc_sigmask`.
-        unsafe { core::ptr::addr_of!((*self.uc).uc_sigmask).cast::<u64>().read() }
+        unsafe { self.field::<u64>(offset_of!(libc::ucontext_t, uc_sigmask)).read() }
     }
 
     /// Returns the alternate stack that was set when the signal came: base and length, or `None`.
     #[must_use]
     pub fn altstack(&self) -> Option<(usize, usize)> {
         // SAFETY: as in `greg`; `uc_stack` is a plain C structure.
-        let st = unsafe { core::ptr::addr_of!((*self.uc).uc_stack).read() };
+        let st = unsafe { self.field::<libc::stack_t>(offset_of!(libc::ucontext_t, uc_stack)).read() };
         (st.ss_flags & libc::SS_DISABLE == 0 && st.ss_size != 0).then_some((st.ss_sp as usize, st.ss_size))
     }
 }

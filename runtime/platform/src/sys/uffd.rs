@@ -8,7 +8,7 @@ use super::file;
 use super::syscall::{Errno, syscall6};
 
 /// Features and bits of the interface; values are the kernel's.
-#[allow(missing_docs, reason = "the names are the kernel's; userfaultfd(2) documents each")]
+#[expect(missing_docs, reason = "the names are the kernel's; userfaultfd(2) documents each")]
 pub mod bits {
     pub const UFFD_API: u64 = 0xAA;
     pub const USER_MODE_ONLY: usize = 1;

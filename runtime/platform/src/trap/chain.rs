@@ -50,7 +50,7 @@ fn previous(signo: i32) -> &'static Previous {
     if signo == SIGBUS { &PREVIOUS[0] } else { &PREVIOUS[1] }
 }
 
-type Handler = extern "C" fn(i32, *mut SigInfo, *mut c_void);
+type Handler = unsafe extern "C" fn(i32, *mut SigInfo, *mut c_void);
 
 fn ours(handler: Handler) -> KernelSigaction {
     KernelSigaction { handler: handler as usize, flags: SA_SIGINFO | SA_ONSTACK, restorer: 0, mask: HANDLER_MASK }

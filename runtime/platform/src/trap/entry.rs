@@ -73,7 +73,10 @@ enum Verdict {
 }
 
 /// The handler of SIGBUS and SIGSEGV.
-pub extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
+///
+/// # Safety
+/// Called by the kernel, as a handler installed with `SA_SIGINFO`.
+pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
     // SAFETY: the kernel's second argument, for an SA_SIGINFO handler.
     let si = unsafe { info.read() };
     // SAFETY: the kernel's third argument.
