@@ -8,8 +8,12 @@ use softfault_benches::trap::{self, Action, Target, Trapped, with_sigbus};
 use softfault_benches::{PAGE, Result, WINDOW_PAGES};
 use softfault_platform::sys::mem::{PROT_READ, PROT_WRITE};
 
-const ROWS: &[RowSpec] =
-    &[RowSpec::floor("bare_major"), RowSpec::against("major_hot", "major_hot", &["bare_major"], Some(1.2))];
+const ROWS: &[RowSpec] = &[
+    RowSpec::floor("bare_major"),
+    RowSpec::against("major_hot", "major_hot", &["bare_major"], Some(1.2)),
+    // The runtime's own file store moves pages between descriptors instead of mapping them to read into them.
+    RowSpec::against("major_file", "major_file", &["bare_major"], None),
+];
 
 /// Measures the group.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
@@ -27,6 +31,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let subject = Subject::start(Delivery::InThread)?;
     let shape = Shape { len_bytes, fault_around: true, opaque_store: true, ..Shape::TRAPPED };
     let arena = subject.as_ref().map(|s| s.arena_of(&file, shape)).transpose()?;
+    let own = Shape { opaque_store: false, ..shape };
+    let own = subject.as_ref().map(|s| s.arena_of(&file, own)).transpose()?;
 
     let mut series = vec![Series::new("bare_major", || {
         // Both sides fill memory that they gave back a moment ago: fresh memory of a virtual machine costs what the
@@ -38,6 +44,12 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     })];
     if let Some(a) = &arena {
         series.push(Series::new("major_hot", || {
+            a.evict()?;
+            a.view().time_touches(&order)
+        }));
+    }
+    if let Some(a) = &own {
+        series.push(Series::new("major_file", || {
             a.evict()?;
             a.view().time_touches(&order)
         }));

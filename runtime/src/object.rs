@@ -274,7 +274,10 @@ impl ObjectInner {
         let account = unsafe { rt.account.lend() };
         // SAFETY: as for the store.
         let rmap = unsafe { i_mmap.lend() };
-        let memory = FolioMemory { fd: space.region.fd(), fd_offset: offset, alias: space.region.alias_at(offset) };
+        // SAFETY: the object holds the space, and with it the ports.
+        let ports = unsafe { &*std::ptr::from_ref(space.region.ports()) };
+        let region = &space.region;
+        let memory = FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset) };
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
         let a_ops = unsafe {
             ObjectOps::new(

@@ -5,6 +5,7 @@
 //! one descriptor. Fills write through the alias, which is registered nowhere.
 
 use crate::sys::{Errno, file, mem};
+use core::sync::atomic::{AtomicU32, Ordering};
 use softfault_mm::extent::ChunkWord;
 use softfault_mm::folio::FolioWord;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
@@ -17,6 +18,95 @@ pub struct Region {
     len_bytes: usize,
     folios: usize,
     chunks: usize,
+    ports: Ports,
+}
+
+/// How many fills of a region may move data between descriptors at once; more go through the alias.
+const NR_PORTS: usize = 4;
+
+/// Descriptors of the same memfd with positions of their own, each lent to one fill at a time.
+#[derive(Debug, Default)]
+pub struct Ports {
+    fds: [i32; NR_PORTS],
+    nr: usize,
+    /// One bit a port: lent.
+    lent: AtomicU32,
+}
+
+impl Ports {
+    /// Opens the memfd anew through `/proc`; where that is not there, no port is. Control plane.
+    fn open(memfd: i32) -> Self {
+        let mut ports = Self::default();
+        let mut path = *b"/proc/self/fd/          \0";
+        let mut digits = [0u8; 10];
+        let mut n = memfd.unsigned_abs();
+        let mut len = 0;
+        for d in &mut digits {
+            *d = b'0' + u8::try_from(n % 10).unwrap_or(0);
+            n /= 10;
+            len += 1;
+            if n == 0 {
+                break;
+            }
+        }
+        for (to, from) in path.iter_mut().skip(14).zip(digits.iter().take(len).rev().chain(core::iter::once(&0))) {
+            *to = *from;
+        }
+        let Ok(path) = core::ffi::CStr::from_bytes_until_nul(&path) else { return ports };
+        for fd in &mut ports.fds {
+            match file::open_rdwr(path) {
+                Ok(opened) => *fd = opened,
+                Err(_) => break,
+            }
+            ports.nr += 1;
+        }
+        ports
+    }
+
+    /// Lends a port; `None`: all are lent.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn get(&self) -> Option<Port<'_>> {
+        let mut seen = self.lent.load(Ordering::Relaxed);
+        loop {
+            let index = seen.trailing_ones() as usize;
+            let fd = *self.fds.get(index).filter(|_| index < self.nr)?;
+            // Acquire pairs with the Release of Port's drop: the last fill is done with the position.
+            match self.lent.compare_exchange_weak(seen, seen | (1 << index), Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return Some(Port { ports: self, index, fd }),
+                Err(now) => seen = now,
+            }
+        }
+    }
+}
+
+impl Drop for Ports {
+    fn drop(&mut self) {
+        self.fds.iter().take(self.nr).for_each(|fd| file::close(*fd));
+    }
+}
+
+/// A lent port; goes back on drop.
+#[derive(Debug)]
+pub struct Port<'a> {
+    ports: &'a Ports,
+    index: usize,
+    fd: i32,
+}
+
+impl Port<'_> {
+    /// Returns the descriptor.
+    #[must_use]
+    pub fn fd(&self) -> i32 {
+        self.fd
+    }
+}
+
+impl Drop for Port<'_> {
+    fn drop(&mut self) {
+        self.ports.lent.fetch_and(!(1 << self.index), Ordering::Release);
+    }
 }
 
 impl Region {
@@ -29,7 +119,8 @@ impl Region {
             return Err(Errno::EFBIG);
         }
         let fd = mem::memfd_create(c"softfault-cache")?;
-        let mut region = Self { fd, alias: 0, len_bytes, folios: 0, chunks: 0 };
+        let ports = Ports::default();
+        let mut region = Self { fd, alias: 0, len_bytes, folios: 0, chunks: 0, ports };
         file::ftruncate(fd, len_bytes as u64)?;
         mem::seal_size(fd)?;
         let prot = mem::PROT_READ | mem::PROT_WRITE;
@@ -41,6 +132,7 @@ impl Region {
         }
         region.folios = mem::map_zeroed(region.folios_len())?;
         region.chunks = mem::map_zeroed(region.chunks_len())?;
+        region.ports = Ports::open(fd);
         Ok(region)
     }
 
@@ -54,6 +146,11 @@ impl Region {
     #[must_use]
     pub fn fd(&self) -> i32 {
         self.fd
+    }
+    /// Returns the descriptors that fills may borrow.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.ports
     }
     /// Returns the region's length.
     #[must_use]

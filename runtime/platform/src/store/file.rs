@@ -1,4 +1,4 @@
-//! A file as a store: pread(2) straight into the cache page.
+//! A file as a store: straight into the cache page, by sendfile(2) or pread(2).
 
 use super::{HandlerStore, PageMut, Store, StoreError};
 use crate::sys::file;
@@ -20,23 +20,11 @@ impl FileStore {
 
 impl Store for FileStore {
     fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
-        let len = page.len_bytes();
-        let dst = page.as_mut_ptr() as usize;
-        let mut done = 0;
-        while done < len {
-            let pos = self.base_bytes + pos_bytes + done as u64;
-            // SAFETY: `page` lends `len` exclusive writable bytes at `dst`; `done < len`.
-            match unsafe { file::pread(self.fd, dst + done, len - done, pos) } {
-                Ok(0) => return Err(StoreError::Short),
-                Ok(n) => done += n,
-                Err(e) => return Err(StoreError::Io(e)),
-            }
-        }
-        Ok(())
+        page.fill_from(self.fd, self.base_bytes + pos_bytes)
     }
 }
 
-// SAFETY: raw pread(2) alone; it may sleep for the disk, as a kernel fault on a file does.
+// SAFETY: raw sendfile(2), lseek(2) and pread(2) alone; they may sleep for the disk, as a kernel fault on a file does.
 unsafe impl HandlerStore for FileStore {}
 
 impl Drop for FileStore {

@@ -1,6 +1,7 @@
 //! An object's `AddressSpaceOps`: its range of the cache's memory, and its store.
 
 use super::{PageMut, Store, StoreError};
+use crate::cache::Ports;
 use crate::staging;
 use crate::sys::{file, mem, thread};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,9 @@ pub struct Retries {
 
 /// The bytes behind an object's words.
 #[derive(Debug)]
-pub struct FolioMemory {
+pub struct FolioMemory<'s> {
+    /// Descriptors that fills may borrow.
+    pub ports: &'s Ports,
     /// The memfd.
     pub fd: i32,
     /// The object's offset in it.
@@ -38,7 +41,7 @@ pub trait Rmap: Send + Sync {
 
 /// An object's range of a region, and its store.
 pub struct ObjectOps<'s> {
-    memory: FolioMemory,
+    memory: FolioMemory<'s>,
     store: &'s dyn Store,
     rmap: &'s dyn Rmap,
     /// The end of the object: the store is never asked for bytes past it.
@@ -64,7 +67,7 @@ impl<'s> ObjectOps<'s> {
     #[must_use]
     #[expect(clippy::too_many_arguments, reason = "one constructor, one caller; each is a fact of the object")]
     pub unsafe fn new(
-        memory: FolioMemory,
+        memory: FolioMemory<'s>,
         store: &'s dyn Store,
         rmap: &'s dyn Rmap,
         len_bytes: u64,
@@ -98,6 +101,7 @@ impl<'s> ObjectOps<'s> {
         // SAFETY: the caller owns the pages' claims (`AddressSpaceOps`' contract), and `new` promised the memory.
         let mut page = unsafe { PageMut::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
         if len > 0 {
+            page = page.with_ports(Some(self.memory.ports));
             self.store.read(pos, &mut page)?;
         }
         let tail = (nr as usize * PAGE_SIZE) - len;

@@ -62,6 +62,50 @@ pub fn write(fd: i32, src: &[u8]) -> Result<usize, Errno> {
     unsafe { syscall6(libc::SYS_write, [fd as usize, src.as_ptr() as usize, src.len(), 0, 0, 0]) }
 }
 
+/// Opens a file for reading and writing, close-on-exec; see open(2). Control plane.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_rdwr(path: &core::ffi::CStr) -> Result<i32, Errno> {
+    let args = [path.as_ptr() as usize, (libc::O_RDWR | libc::O_CLOEXEC) as usize, 0, 0, 0, 0];
+    // SAFETY: the path is a valid C string for the length of the call.
+    let fd = unsafe { syscall6(libc::SYS_open, args) }?;
+    Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}
+
+/// Moves up to `len_bytes` bytes from `from` at `offset` to `to` at its own position, inside the kernel; see
+/// sendfile(2). Retries `EINTR`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's; `EINVAL` where the file system of `from` cannot.
+///
+/// # Safety
+/// The bytes of `to` that are overwritten belong to the caller: nobody relies on them.
+pub unsafe fn sendfile(to: i32, from: i32, offset: u64, len_bytes: usize) -> Result<usize, Errno> {
+    let mut at = offset.cast_signed();
+    loop {
+        let args = [to as usize, from as usize, core::ptr::from_mut(&mut at) as usize, len_bytes, 0, 0];
+        // SAFETY: `at` is exclusively borrowed; the caller owns what is overwritten.
+        let r = unsafe { syscall6(libc::SYS_sendfile, args) };
+        if r != Err(Errno::EINTR) {
+            return r;
+        }
+    }
+}
+
+/// Sets a descriptor's position from the beginning; see lseek(2).
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EBADF`, `EINVAL`.
+pub fn seek(fd: i32, offset: u64) -> Result<(), Errno> {
+    // SAFETY: touches no memory.
+    unsafe { syscall6(libc::SYS_lseek, [fd as usize, offset as usize, libc::SEEK_SET as usize, 0, 0, 0]) }.map(drop)
+}
+
 /// Sets a file's length; see ftruncate(2). Control plane.
 ///
 /// # Errors
