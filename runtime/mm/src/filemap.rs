@@ -92,14 +92,16 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
         Lookup::Overdue => VmFaultReason::SIGBUS,
         Lookup::NoPins => VmFaultReason::OOM,
         Lookup::Busy(key) => {
-            if vmf.timed_out {
+            // The deadline is the store's. Who waits for an eviction waits for this process, and the page is well.
+            let filling = mapping.folio(vmf.pgoff()).filter(|w| w.load().state() == State::Filling);
+            if let Some(word) = filling
+                && vmf.timed_out
+            {
                 mapping.stat.add(vmf.ctx().stripe, Event::FILL_OVERDUE, 1);
-                if let Some(word) = mapping.folio(vmf.pgoff()) {
-                    word.mark_overdue();
-                }
+                word.mark_overdue();
                 return VmFaultReason::SIGBUS;
             }
-            vmf.work = Work::Wait(key, mapping.deadline_ns);
+            vmf.work = Work::Wait(key, if filling.is_some() { mapping.deadline_ns } else { u64::MAX });
             VmFaultReason::RETRY
         }
     }

@@ -306,19 +306,20 @@ impl FolioWord {
         })
     }
 
-    /// uptodate, unpinned -> evicting, dirty or not: the page's bytes are void (truncate, punch).
+    /// uptodate, unpinned -> evicting, dirty or not: the page's bytes are void (truncate, punch) once they are gone. It
+    /// stays dirty until then, in case the punch fails.
     ///
     /// # Errors
     /// What was seen instead.
     pub fn try_discard(&self) -> Result<Folio, Folio> {
-        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.0 & !(STATE | DIRTY)) | EVICTING))
+        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.0 & !STATE) | EVICTING))
     }
 
     /// evicting -> absent. Evictor only, after the punch.
     pub fn evicted(&self) -> Wake {
         let r = self.update(|w| {
             debug_assert!(w.state() == State::Evicting, "only the evictor leaves evicting: {w:?}");
-            Some(w.0 & !(STATE | WAITERS | REFERENCED | DSYNCED))
+            Some(w.0 & !(STATE | WAITERS | REFERENCED | DSYNCED | DIRTY))
         });
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
