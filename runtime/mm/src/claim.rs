@@ -59,7 +59,10 @@ pub struct Telling {
 }
 
 impl Telling {
-    #[cfg_attr(not(feature = "userfaultfd"), expect(dead_code, reason = "nobody is told without userfaultfd"))]
+    #[cfg_attr(
+        not(any(feature = "userfaultfd", test)),
+        expect(dead_code, reason = "nobody is told without userfaultfd")
+    )]
     pub(crate) fn new(delegation: u32, index: u32, address: usize, write: bool, claim: Claim) -> Self {
         Self { delegation, index, address, write, claim }
     }
@@ -84,7 +87,7 @@ impl Telling {
         self.write
     }
     /// Returns the claim that keeps the object alive.
-    #[must_use]
+    #[must_use = "it stays in the telling"]
     pub fn claim(&self) -> &Claim {
         &self.claim
     }

@@ -16,7 +16,7 @@ macro_rules! failpoint {
 /// The steps that can be stopped at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-#[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "names of places, as tests spell them")]
+#[expect(non_camel_case_types, reason = "names of places, as tests spell them")]
 pub enum Point {
     /// A page was found uptodate, not pinned yet.
     LOOKUP_PIN,

@@ -15,7 +15,7 @@ macro_rules! events {
     ($($(#[$doc:meta])* $id:ident = $name:literal;)*) => {
         /// What is counted. The names that Linux has are Linux's.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms, reason = "vmstat item names, as the kernel spells them")]
+        #[expect(non_camel_case_types, reason = "vmstat item names, as the kernel spells them")]
         #[repr(usize)]
         pub enum Event { $($(#[$doc])* $id,)* }
 

@@ -619,8 +619,11 @@ fn a_vtable_may_compute_its_pages() {
 
 mod delegated {
     use super::*;
-    use softfault_mm::delegation::{Delegation, MinorDelegate, MinorError, MinorFault, MinorVerdict};
+    #[cfg(feature = "userfaultfd")]
+    use softfault_mm::delegation::MinorError;
+    use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdict};
     use softfault_mm::sync::AtomicU32;
+    #[cfg(feature = "userfaultfd")]
     use std::collections::VecDeque;
     use std::sync::Mutex;
 
@@ -655,6 +658,7 @@ mod delegated {
         assert!(w.map(MapSpec { delegation: Some(d), ..spec(flags | VmFlags::UFFD_MINOR, 4) }));
     }
 
+    #[cfg(feature = "userfaultfd")]
     const FIRST: VmFlags = VmFlags::UFFD_LOOKUP_FIRST;
 
     #[cfg(not(feature = "userfaultfd"))]

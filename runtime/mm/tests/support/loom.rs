@@ -11,6 +11,7 @@
 //! does not reorder a load behind a later store of the same thread. A model that needs either says so.
 //!
 //! Everything is leaked: loom runs a model some ten thousand times, and a thread needs `'static`.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
@@ -314,7 +315,7 @@ pub(crate) struct Counting(pub(crate) AtomicUsize);
 
 impl MinorDelegate for Counting {
     fn minor_fault(&self, _fault: &MinorFault<'_>) -> MinorVerdict {
-        self.0.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::Relaxed);
         MinorVerdict::Continue
     }
 }
