@@ -451,6 +451,13 @@ impl World {
         self.run(a, p, Some(value));
     }
 
+    /// One trap, no more.
+    pub(crate) fn fault(&self, a: usize, p: usize) -> VmFaultReason {
+        let ctx = Ctx::handler(0, false, 0, None);
+        let r = fault::do_user_addr_fault(self.env(), &ctx, BASE[a] + (p << PAGE_SHIFT), FaultFlags::default());
+        r.expect("the vma is there")
+    }
+
     /// Installs page `p` in arena `a`, as a handler does under its pin.
     pub(crate) fn install(&self, a: usize, p: usize, prot: Prot) -> Installed {
         self.vmas[a].mmu.set_ptes(BASE[a] + (p << PAGE_SHIFT), 1, prot)
@@ -511,6 +518,9 @@ impl World {
             assert_eq!(self.evict(p, p + 1), 1, "a clean page that nobody uses leaves the cache");
         }
         assert_eq!(word.load().state(), State::Absent, "the page is in no lasting state");
+        let cached = self.mapping.folios.iter().filter(|w| w.load().is_mappable()).count() as u64;
+        assert_eq!(self.mapping.account.nr_pages.load(Ordering::Relaxed), cached, "pages charged to the cache");
+        assert_eq!(self.reclaimed.chunks[0].nr_uptodate(), cached, "the chunk's count");
         self.m.page(p).stored
     }
 
