@@ -87,6 +87,7 @@ impl Telling {
         self.write
     }
     /// Returns the claim that keeps the object alive.
+    #[must_use = "it stays in the telling"]
     pub fn claim(&self) -> &Claim {
         &self.claim
     }

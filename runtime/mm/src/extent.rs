@@ -164,8 +164,8 @@ impl ExtentState {
 
 /// The state of one extent and 512 *maybe-mapped* bits. All-zero: trapped, nothing mapped.
 ///
-/// A bit is set after an install and cleared by zaps. It is a hint and proves nothing: it lets windows skip mapped
-/// runs, because CONTINUE stops at each mapped page (a 64-page window over 16 mapped pages takes 33 calls without).
+/// A bit is set after an install and cleared by zaps. Nothing relies on it: it lets windows skip mapped runs,
+/// because CONTINUE stops at each mapped page (a 64-page window over 16 mapped pages takes 33 calls without).
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Extent {

@@ -8,7 +8,7 @@ use crate::claim::Claim;
 use crate::ctx::Ctx;
 use crate::failpoint;
 use crate::filemap;
-use crate::folio::DSYNCED;
+use crate::folio::{DSYNCED, FolioWord, State};
 use crate::host::{AddressSpace, Park, Woken};
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
@@ -221,11 +221,13 @@ fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     };
     let mut version = None;
     env.mm.with_claim(&claim, &mut |m| {
-        let word = m.folio(claim.pgoff());
-        // The version before the read: whatever moves it afterwards makes the copy void.
-        let before = word.map(|w| w.load().version());
-        if m.a_ops.read_staged(claim.pgoff(), &staged).is_ok() {
-            version = before;
+        // The version before the read, of an absent page: whatever moves it afterwards makes the copy void. A page that
+        // was cached since the walk looked may be written back and dropped while we read, at the same version.
+        let seen = m.folio(claim.pgoff()).map(FolioWord::load).filter(|w| w.state() == State::Absent);
+        if let Some(before) = seen
+            && m.a_ops.read_staged(claim.pgoff(), &staged).is_ok()
+        {
+            version = Some(before.version());
         }
     });
     release(env, claim);

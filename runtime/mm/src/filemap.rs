@@ -22,7 +22,7 @@ use crate::host::Park;
 use crate::mapping::{FailurePolicy, Mapping};
 use crate::ops::{Installed, Prot, WaitKey};
 use crate::page::{EXTENT_SHIFT, PAGE_SHIFT};
-use crate::sync::Ordering;
+use crate::sync::{Ordering, fence};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma, Work};
 use crate::vmstat::Event;
@@ -93,14 +93,16 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
         Lookup::Overdue => VmFaultReason::SIGBUS,
         Lookup::NoPins => VmFaultReason::OOM,
         Lookup::Busy(key) => {
-            if vmf.timed_out {
+            // The deadline is the store's. Who waits for an eviction waits for this process, and the page is well.
+            let filling = mapping.folio(vmf.pgoff()).filter(|w| w.load().state() == State::Filling);
+            if let Some(word) = filling
+                && vmf.timed_out
+            {
                 mapping.stat.add(vmf.ctx().stripe, Event::FILL_OVERDUE, 1);
-                if let Some(word) = mapping.folio(vmf.pgoff()) {
-                    word.mark_overdue();
-                }
+                word.mark_overdue();
                 return VmFaultReason::SIGBUS;
             }
-            vmf.work = Work::Wait(key, mapping.deadline_ns);
+            vmf.work = Work::Wait(key, if filling.is_some() { mapping.deadline_ns } else { u64::MAX });
             VmFaultReason::RETRY
         }
     }
@@ -250,22 +252,32 @@ fn settle_bad_page(
     Err(error)
 }
 
-/// filling -> uptodate for `from..to`, with the chunks' counts.
+/// filling -> uptodate for `from..to`, with the chunks' counts; what lies past the end by now becomes absent instead.
 fn publish(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64) {
     publish_waking(mapping, &|addr| park.wake(addr), stripe, from, to);
 }
 
 fn publish_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), stripe: usize, from: u64, to: u64) {
+    // Pairs with the fence of i_size_write(): either we see the new end here, or truncate sees our claim and waits.
+    fence(Ordering::SeqCst);
+    let all = to;
+    let to = all.min(mapping.nr_pages().max(from));
+    if to < all {
+        let _ = mapping.a_ops.punch(to, u32::try_from(all - to).unwrap_or(0));
+        each_waking(mapping, wake, to, all, FolioWord::abandon);
+        mapping.account.uncharge(all - to);
+    }
     // Where stores are not tracked every page must count as written from the start: its mappings are open to stores, and
     // what the word calls clean is dropped.
     let set = if mapping.always_dirty { DIRTY } else { 0 };
     let mut p = from;
     while p < to {
         let chunk_end = (p | (u64::from(CLAIM_MAX) - 1)).saturating_add(1).min(to);
-        each_waking(mapping, wake, p, chunk_end, |w| w.publish(set));
+        // Counted first: a page may be dropped, and uncounted, as soon as it is published.
         if let Some(chunk) = mapping.chunk(p) {
             chunk.add_uptodate(chunk_end - p);
         }
+        each_waking(mapping, wake, p, chunk_end, |w| w.publish(set));
         p = chunk_end;
     }
     mapping.stat.add(stripe, Event::PGPGIN, to.saturating_sub(from));

@@ -306,19 +306,20 @@ impl FolioWord {
         })
     }
 
-    /// uptodate, unpinned -> evicting, dirty or not: the page's bytes are void (truncate, punch).
+    /// uptodate, unpinned -> evicting, dirty or not: the page's bytes are void (truncate, punch) once they are gone. It
+    /// stays dirty until then, in case the punch fails.
     ///
     /// # Errors
     /// What was seen instead.
     pub fn try_discard(&self) -> Result<Folio, Folio> {
-        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.0 & !(STATE | DIRTY)) | EVICTING))
+        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.0 & !STATE) | EVICTING))
     }
 
     /// evicting -> absent. Evictor only, after the punch.
     pub fn evicted(&self) -> Wake {
         let r = self.update(|w| {
             debug_assert!(w.state() == State::Evicting, "only the evictor leaves evicting: {w:?}");
-            Some(w.0 & !(STATE | WAITERS | REFERENCED | DSYNCED))
+            Some(w.0 & !(STATE | WAITERS | REFERENCED | DSYNCED | DIRTY))
         });
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
@@ -376,7 +377,7 @@ mod tests {
 
     fn uptodate() -> FolioWord {
         let w = FolioWord::new();
-        assert!(w.try_claim().is_ok());
+        w.try_claim().unwrap();
         let _ = w.publish(0);
         w
     }
@@ -391,7 +392,7 @@ mod tests {
     #[test]
     fn only_one_claims() {
         let w = FolioWord::new();
-        assert!(w.try_claim().is_ok());
+        w.try_claim().unwrap();
         assert!(w.try_claim().is_err(), "filling is owned");
         assert!(w.try_pin(0).is_err(), "a page that is being filled is not mapped");
         let _ = w.publish(0);
@@ -401,16 +402,16 @@ mod tests {
     #[test]
     fn a_pin_holds_off_every_transition_that_moves_bytes() {
         let w = uptodate();
-        assert!(w.try_pin(DIRTY).is_ok());
-        assert!(w.try_evict().is_err());
-        assert!(w.try_discard().is_err());
-        assert!(w.try_writeback().is_err());
-        assert!(w.try_rewrite().is_err());
+        w.try_pin(DIRTY).unwrap();
+        w.try_evict().unwrap_err();
+        w.try_discard().unwrap_err();
+        w.try_writeback().unwrap_err();
+        w.try_rewrite().unwrap_err();
         w.unpin();
         assert!(w.try_evict().is_err(), "dirty pages are not dropped");
-        assert!(w.try_writeback().is_ok());
+        w.try_writeback().unwrap();
         let _ = w.end_writeback(true);
-        assert!(w.try_evict().is_ok());
+        w.try_evict().unwrap();
         let _ = w.evicted();
         assert_eq!(w.load().state(), State::Absent);
     }
@@ -419,7 +420,7 @@ mod tests {
     fn a_write_during_writeback_leaves_the_page_dirty() {
         let w = uptodate();
         w.set(DIRTY);
-        assert!(w.try_writeback().is_ok());
+        w.try_writeback().unwrap();
         assert!(w.try_pin(DIRTY).is_ok(), "writeback may be pinned");
         w.unpin();
         let _ = w.end_writeback(true);
@@ -431,7 +432,7 @@ mod tests {
         let w = FolioWord::new();
         let v0 = w.load().version();
         for i in 1..=70_000u32 {
-            assert!(w.try_claim().is_ok());
+            w.try_claim().unwrap();
             let _ = w.abandon();
             assert_eq!(w.load().version(), v0.wrapping_add(i), "the carry into the high half");
             assert_eq!(w.load().pins(), 0, "the version does not leak into the pins");
@@ -441,12 +442,12 @@ mod tests {
     #[test]
     fn a_poisoned_page_names_its_error_and_can_be_claimed_again() {
         let w = FolioWord::new();
-        assert!(w.try_claim().is_ok());
+        w.try_claim().unwrap();
         let _ = w.fail(FillError::Corrupt);
         assert_eq!(w.load().state(), State::Poisoned);
         assert_eq!(w.load().error(), FillError::Corrupt);
-        assert!(w.try_pin(0).is_err());
-        assert!(w.try_claim().is_ok());
+        w.try_pin(0).unwrap_err();
+        w.try_claim().unwrap();
         let _ = w.publish(0);
         assert_eq!(w.load().0 & ERROR, 0, "healed");
     }
@@ -454,13 +455,13 @@ mod tests {
     #[test]
     fn leaving_a_state_reports_its_waiters_once() {
         let w = FolioWord::new();
-        assert!(w.try_claim().is_ok());
+        w.try_claim().unwrap();
         assert!(w.mark_waiter(State::Uptodate).is_none(), "not the state the waiter saw");
         let low = w.mark_waiter(State::Filling).expect("filling");
         assert_eq!(low, w.load().low());
         assert_eq!(w.publish(0), Wake::Needed);
         assert_ne!(low, w.load().low(), "the futex word moved");
-        assert!(w.try_evict().is_ok());
+        w.try_evict().unwrap();
         assert_eq!(w.evicted(), Wake::No);
     }
 

@@ -33,9 +33,9 @@ pub const fn page_align_down(addr: usize) -> usize {
 ///
 /// Saturation is safe: every user of the result looks it up with `get`, and no table has `usize::MAX` entries.
 #[must_use]
-#[expect(clippy::cast_possible_truncation, reason = "a usize has 64 bits on the one machine there is")]
+#[expect(clippy::cast_possible_truncation, reason = "compared first")]
 pub const fn pgoff_index(pgoff: u64) -> usize {
-    pgoff as usize
+    if pgoff > usize::MAX as u64 { usize::MAX } else { pgoff as usize }
 }
 
 /// Returns the chunk (2 MiB of an object) that holds page `pgoff`.

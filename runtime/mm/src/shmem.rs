@@ -88,7 +88,7 @@ fn what_comes_first(vmf: &VmFault<'_>) -> VmFaultReason {
 ///
 /// ```text
 /// this fault                              others
-/// note the version of the absent page
+/// note the version, if it is absent
 /// read the store into a staging page
 ///                                         fill, write, write back, evict: absent again
 /// same version? no: start over            (else: a stale or torn copy)

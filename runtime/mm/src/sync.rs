@@ -1,9 +1,9 @@
 //! The atomics of this crate (loom's under `--cfg loom`) and the bounded queue that carries fills to their fillers.
 
 #[cfg(not(loom))]
-pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(loom)]
-pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// One cell of a [`Ring`]: a turn number and `N` words of payload.
 #[derive(Debug)]

@@ -8,7 +8,8 @@
 //! demote native extents past the new end   (control plane)
 //! wait for fills, drop pages, zero the tail
 //! ```
-//! A fault that read the old end has pinned or claimed its page already: dropping waits for both.
+//! A fault that read the old end has pinned or claimed its page, and dropping waits for both; or it is about to claim it,
+//! and finds the new end when it wants to publish (tests/loom_fault.rs).
 
 use crate::claim::Claim;
 use crate::failpoint;
@@ -16,12 +17,15 @@ use crate::filemap;
 use crate::host::Park;
 use crate::mapping::Mapping;
 use crate::page::pages_of;
-use crate::sync::Ordering;
+use crate::sync::{Ordering, fence};
 
 /// Sets the end of the object; returns the old one. Growing needs nothing more.
 pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
     // Release pairs with the Acquire of nr_pages(); the swap orders two truncates.
-    mapping.i_size.swap(len_bytes, Ordering::AcqRel)
+    let old = mapping.i_size.swap(len_bytes, Ordering::AcqRel);
+    // Pairs with the fence of publish(): whatever was claimed before is seen by the looks at the words that follow.
+    fence(Ordering::SeqCst);
+    old
 }
 
 /// Drops the pages past the end, up to page `old_pages`; returns how many are still pinned, being filled or counted

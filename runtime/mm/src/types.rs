@@ -20,6 +20,7 @@ macro_rules! bits {
             pub const NAMES: &[(&'static str, $name)] = &[$((stringify!($bit), $name($value)),)*];
 
             /// No bit set.
+            #[must_use = "nothing is changed in place"]
             pub const fn empty() -> Self { $name(0) }
             /// Returns whether no bit is set.
             #[must_use]
@@ -33,8 +34,10 @@ macro_rules! bits {
             #[must_use]
             pub const fn contains(self, other: Self) -> bool { self.0 & other.0 == other.0 }
             /// Returns the bits of both.
+            #[must_use = "nothing is changed in place"]
             pub const fn union(self, other: Self) -> Self { $name(self.0 | other.0) }
             /// Returns `self` without the bits of `other`.
+            #[must_use = "nothing is changed in place"]
             pub const fn without(self, other: Self) -> Self { $name(self.0 & !other.0) }
         }
         impl BitOr for $name { type Output = Self; fn bitor(self, o: Self) -> Self { $name(self.0 | o.0) } }

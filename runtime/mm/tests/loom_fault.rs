@@ -8,7 +8,9 @@
 mod support;
 
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
-use softfault_mm::types::VmFlags;
+use softfault_mm::folio::State;
+use softfault_mm::truncate::{i_size_write, truncate_pagecache};
+use softfault_mm::types::{VmFaultReason, VmFlags};
 use std::sync::Arc;
 use support::{Broken, Setup, World, check, spawn};
 
@@ -143,6 +145,52 @@ fn a_store_survives_write_back_and_evict_when_the_kernel_notes_it() {
         t.join().expect("the flusher");
         assert_eq!(w.settle(0), 7, "a store is missing from the store");
     });
+}
+
+/// A page that is dropped as soon as it is published is counted once and uncounted once.
+#[test]
+fn counts_are_exact_in_the_end() {
+    check(3, || {
+        let w = World::new(one_page(0, Broken::No));
+        let t = spawn(move || w.evict(0, 1));
+        w.fill(0);
+        t.join().expect("the reclaimer");
+        assert_eq!(w.settle(0), 5);
+    });
+}
+
+/// ```text
+/// fault                               truncate
+/// looks at the end: within
+///                                     lowers it, drops the pages past it, finds none left
+/// claims, fills, publishes
+///                                     (grown again: the page shows what was cut off)
+/// ```
+/// Who publishes looks at the end once more; who truncates sees every claim made before.
+fn truncate_against_fault(cached: usize) {
+    let w = World::new(one_page(cached, Broken::No));
+    let t = spawn(move || {
+        i_size_write(w.mapping, 0);
+        while truncate_pagecache(w.mapping, w, 0, 1) > 0 {
+            loom::thread::yield_now();
+        }
+    });
+    let r = w.fault(0, 0);
+    assert_eq!(r & VmFaultReason::ERROR & !VmFaultReason::SIGBUS, VmFaultReason::empty(), "{r:?}");
+    t.join().expect("truncate");
+    assert_eq!(w.word(0).load().state(), State::Absent, "a page past the end is cached");
+    assert_eq!(w.try_load(0, 0), None, "a page past the end is mapped");
+    assert_eq!(w.settle(0), 5);
+}
+
+#[test]
+fn nothing_past_the_end_stays_cached() {
+    check(2, || truncate_against_fault(1));
+}
+
+#[test]
+fn nothing_past_the_end_becomes_cached() {
+    check(2, || truncate_against_fault(0));
 }
 
 /// A window: two neighbours are mapped by one fault while one of them is dropped and filled again.

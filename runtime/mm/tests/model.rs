@@ -56,11 +56,11 @@ enum Op {
 
 /// Pages where things happen: mostly the first few of an arena, sometimes the second extent.
 fn place() -> impl Strategy<Value = usize> {
-    prop_oneof![6 => 0..SMALL + 8, 2 => EXTENT_PAGES - 4..EXTENT_PAGES + 12, 1 => 0..ARENA_EXTENTS * EXTENT_PAGES]
+    prop_oneof![12 => 0..10usize, 6 => 0..SMALL + 8, 3 => EXTENT_PAGES - 4..EXTENT_PAGES + 12, 1 => 0..ARENA_EXTENTS * EXTENT_PAGES]
 }
 
 fn length() -> impl Strategy<Value = usize> {
-    prop_oneof![5 => 1..SMALL, 2 => Just(LARGE), 1 => 1..LARGE]
+    prop_oneof![5 => 1..SMALL, 4 => Just(LARGE), 1 => 1..LARGE]
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -70,7 +70,7 @@ fn op() -> impl Strategy<Value = Op> {
     // Congruent maps, or no extent would ever be promoted.
     let map = prop_oneof![
         2 => (place(), 0..8usize),
-        2 => Just((0, 0)),
+        4 => Just((0, 0)),
         1 => Just((EXTENT_PAGES, 0)),
     ];
     prop_oneof![
@@ -91,7 +91,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (object.clone(), place(), any::<bool>())
             .prop_map(|(object, at, store_ok)| Op::WriteBack { object, at, store_ok }),
         1 => (object.clone(), 0..(LARGE << PAGE_SHIFT)).prop_map(|(object, len_bytes)| Op::Truncate { object, len_bytes }),
-        1 => (object.clone(), place(), any::<bool>()).prop_map(|(object, at, corrupt)| Op::Fail { object, at, corrupt }),
+        2 => (object.clone(), place(), any::<bool>()).prop_map(|(object, at, corrupt)| Op::Fail { object, at, corrupt }),
         1 => object.prop_map(|object| Op::Heal { object }),
         1 => (1..4u32).prop_map(Op::Hiccup),
     ]

@@ -11,6 +11,7 @@
 //! does not reorder a load behind a later store of the same thread. A model that needs either says so.
 //!
 //! Everything is leaked: loom runs a model some ten thousand times, and a thread needs `'static`.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
@@ -314,7 +315,7 @@ pub(crate) struct Counting(pub(crate) AtomicUsize);
 
 impl MinorDelegate for Counting {
     fn minor_fault(&self, _fault: &MinorFault<'_>) -> MinorVerdict {
-        self.0.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        self.0.fetch_add(1, Ordering::Relaxed);
         MinorVerdict::Continue
     }
 }
@@ -450,6 +451,13 @@ impl World {
         self.run(a, p, Some(value));
     }
 
+    /// One trap, no more.
+    pub(crate) fn fault(&self, a: usize, p: usize) -> VmFaultReason {
+        let ctx = Ctx::handler(0, false, 0, None);
+        let r = fault::do_user_addr_fault(self.env(), &ctx, BASE[a] + (p << PAGE_SHIFT), FaultFlags::default());
+        r.expect("the vma is there")
+    }
+
     /// Installs page `p` in arena `a`, as a handler does under its pin.
     pub(crate) fn install(&self, a: usize, p: usize, prot: Prot) -> Installed {
         self.vmas[a].mmu.set_ptes(BASE[a] + (p << PAGE_SHIFT), 1, prot)
@@ -510,6 +518,9 @@ impl World {
             assert_eq!(self.evict(p, p + 1), 1, "a clean page that nobody uses leaves the cache");
         }
         assert_eq!(word.load().state(), State::Absent, "the page is in no lasting state");
+        let cached = self.mapping.folios.iter().filter(|w| w.load().is_mappable()).count() as u64;
+        assert_eq!(self.mapping.account.nr_pages.load(Ordering::Relaxed), cached, "pages charged to the cache");
+        assert_eq!(self.reclaimed.chunks[0].nr_uptodate(), cached, "the chunk's count");
         self.m.page(p).stored
     }
 

@@ -417,11 +417,13 @@ impl AddressSpaceOps for Store {
         Ok(())
     }
     fn read_staged(&self, pgoff: u64, staged: &Staged) -> Result<(), FillError> {
+        // What happens meanwhile comes between the two halves of the read.
+        let mut bytes = lock(&self.content).page(pgoff);
         self.called(Call::Staged(pgoff));
         if let Some(error) = lock(&self.bad).get(&pgoff) {
             return Err(*error);
         }
-        let bytes = lock(&self.content).page(pgoff);
+        bytes.splice(PAGE_SIZE / 2.., lock(&self.content).page(pgoff).drain(PAGE_SIZE / 2..));
         lock(&self.kernel.state).staged.insert(staged.0, bytes);
         Ok(())
     }
@@ -517,6 +519,8 @@ pub(crate) struct MapSpec {
 
 /// What sleeping does in a test with one thread.
 type Sleep = Box<dyn FnMut(WaitKey) -> Woken + Send>;
+/// What happens when a thread goes on outside the section.
+type Outside = Box<dyn FnOnce() + Send>;
 
 /// The host.
 pub(crate) struct World {
@@ -531,6 +535,7 @@ pub(crate) struct World {
     pub(crate) tellings: Mutex<Option<VecDeque<Telling>>>,
     staging: Mutex<BTreeSet<u32>>,
     sleep: Mutex<Option<Sleep>>,
+    outside: Mutex<Option<Outside>>,
     pub(crate) relaxed: AtomicU64,
 }
 
@@ -619,6 +624,7 @@ impl World {
             tellings: Mutex::new(Some(VecDeque::new())),
             staging: Mutex::new(BTreeSet::from([0])),
             sleep: Mutex::new(None),
+            outside: Mutex::new(None),
             relaxed: AtomicU64::new(0),
         }
     }
@@ -629,6 +635,11 @@ impl World {
 
     pub(crate) fn word(&self, object: usize, p: u64) -> &'static FolioWord {
         &self.objects[object].mapping.folios[index(p)]
+    }
+
+    /// Extent `i` of arena `a`.
+    pub(crate) fn extent(&self, a: usize, i: usize) -> &'static Extent {
+        &self.arenas[a][i]
     }
 
     /// Maps, if nothing is there yet.
@@ -924,6 +935,11 @@ impl World {
         *lock(&self.sleep) = Some(Box::new(sleep));
     }
 
+    /// Has `f` run once, when a thread has left its section to do the work of its fault.
+    pub(crate) fn set_outside(&self, f: impl FnOnce() + Send + 'static) {
+        *lock(&self.outside) = Some(Box::new(f));
+    }
+
     /// Checks what must hold whenever nothing is under way.
     pub(crate) fn check_quiescent(&self) {
         let mut cached = 0;
@@ -976,6 +992,10 @@ impl AddressSpace for World {
         lock(&self.vmas).iter().find(|v| (v.start..v.end).contains(&address)).map(f)
     }
     fn with_claim<'f>(&self, claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
+        let outside = lock(&self.outside).take();
+        if let Some(outside) = outside {
+            outside();
+        }
         f(self.objects[claim.mapping_id() as usize].mapping);
     }
     fn with_telling<'f>(&self, telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {
@@ -994,13 +1014,14 @@ impl AddressSpace for World {
 }
 
 impl Park for World {
-    fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, _timeout_ns: u64) -> Woken {
+    fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
         assert!(self.vmas.try_lock().is_ok(), "slept inside a section");
         let sleep = lock(&self.sleep).take();
         if let Some(mut sleep) = sleep {
             let woken = sleep(key);
             lock(&self.sleep).get_or_insert(sleep);
-            return woken;
+            // Who waits for ever does not time out.
+            return if timeout_ns == u64::MAX { Woken::LookAgain } else { woken };
         }
         self.run_fillers();
         Woken::LookAgain
