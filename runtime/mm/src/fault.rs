@@ -115,6 +115,8 @@ fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, wor
 }
 
 /// Does what the walk asked for. No section, pin or signal-mask change of ours is in force.
+// Not inlined: a fault that nests in a store's read has 8 KiB with the outer one, and needs none of this.
+#[inline(never)]
 fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
     match work {
         Work::None => {

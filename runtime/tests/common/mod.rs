@@ -56,6 +56,10 @@ unsafe extern "C" {
     static sf_probe_store_next: u8;
 }
 
+/// Indices into the interrupted registers.
+const RIP: usize = libc::REG_RIP.cast_unsigned() as usize;
+const RAX: usize = libc::REG_RAX.cast_unsigned() as usize;
+
 /// How many signals the foreign handler got, and the address of the last.
 pub(crate) static FOREIGN: AtomicUsize = AtomicUsize::new(0);
 pub(crate) static FOREIGN_ADDR: AtomicUsize = AtomicUsize::new(0);
@@ -63,13 +67,15 @@ pub(crate) static FOREIGN_ADDR: AtomicUsize = AtomicUsize::new(0);
 /// The handler that was there before the runtime: it skips a probe's instruction and returns the signal's number.
 extern "C" fn foreign(signo: i32, info: *mut libc::siginfo_t, uc: *mut c_void) {
     FOREIGN.fetch_add(1, Ordering::SeqCst);
-    // SAFETY: the kernel's second argument, of a fault: it carries an address.
-    let address = unsafe { (*info).si_addr() };
+    // SAFETY: the kernel's second argument.
+    let info = unsafe { &*info };
+    // SAFETY: a fault's siginfo carries an address; of another signal's the number is garbage, and unused.
+    let address = unsafe { info.si_addr() };
     FOREIGN_ADDR.store(address as usize, Ordering::SeqCst);
     let context = uc.cast::<libc::ucontext_t>();
     // SAFETY: the kernel's third argument, of the handler that is running.
     let gregs = unsafe { &mut (*context).uc_mcontext.gregs };
-    let rip = gregs[libc::REG_RIP as usize] as usize;
+    let rip = gregs[RIP].cast_unsigned() as usize;
     let at = |p: *const u8| p as usize;
     let skips = [
         (at(&raw const sf_probe_load_at), at(&raw const sf_probe_load_next)),
@@ -77,8 +83,8 @@ extern "C" fn foreign(signo: i32, info: *mut libc::siginfo_t, uc: *mut c_void) {
     ];
     for (from, to) in skips {
         if rip == from {
-            gregs[libc::REG_RIP as usize] = to as i64;
-            gregs[libc::REG_RAX as usize] = i64::from(signo);
+            gregs[RIP] = (to as u64).cast_signed();
+            gregs[RAX] = i64::from(signo);
             return;
         }
     }
@@ -403,7 +409,7 @@ pub(crate) fn said(out: &Output) -> String {
 #[track_caller]
 pub(crate) fn ended(out: Option<Output>, want: Result<i32, i32>) -> String {
     let Some(out) = out else { return String::new() };
-    let got = out.status.signal().map_or(Ok(out.status.code().unwrap_or(-1)), Err);
+    let got = out.status.signal().map_or_else(|| Ok(out.status.code().unwrap_or(-1)), Err);
     assert_eq!(got, want, "the child said:\n{}", said(&out));
     said(&out)
 }

@@ -6,7 +6,8 @@
 //! - `SA_ONSTACK`: the stack may be what overflowed (Rust's own handler needs this too).
 //! - mask: everything asynchronous waits, because a handler that jumps out of ours would leak what we hold; the
 //!   signals an instruction of ours can raise stay open, so that faults may nest.
-//! - no `SA_RESTART`, no `SA_NODEFER`: synchronous signals restart nothing, and the mask already leaves them open.
+//! - `SA_NODEFER`: the kernel adds the signal itself to the mask otherwise, and kills a handler whose store faults.
+//! - no `SA_RESTART`: synchronous signals restart nothing.
 
 use crate::sys::Errno;
 use crate::sys::signal::{
@@ -53,7 +54,8 @@ fn previous(signo: i32) -> &'static Previous {
 type Handler = unsafe extern "C" fn(i32, *mut SigInfo, *mut c_void);
 
 fn ours(handler: Handler) -> KernelSigaction {
-    KernelSigaction { handler: handler as usize, flags: SA_SIGINFO | SA_ONSTACK, restorer: 0, mask: HANDLER_MASK }
+    let flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    KernelSigaction { handler: handler as usize, flags, restorer: 0, mask: HANDLER_MASK }
 }
 
 /// Installs `handler` for SIGBUS and SIGSEGV, remembering what was there. Control plane, under the caller's lock.
@@ -127,6 +129,11 @@ pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
             }
             call(handler, prev.flags, signo, &mut told, uc);
             signal::set_mask(ours);
+            if arrived.signo != signo && signal::current(signo).is_ok_and(|c| c.handler == SIG_DFL) {
+                // It chose the default action (Rust's own does, for all but stack overflows) and counts on the
+                // instruction to raise its signal again; ours raises the one that arrived, for ever.
+                die(signo, &arrived);
+            }
         }
     }
 }

@@ -1,0 +1,495 @@
+//! Signals: whose they are, what the program had before us, and what a fault may find the thread in the middle of.
+#![allow(unsafe_code, reason = "signal dispositions, alternate stacks and a global allocator")]
+
+mod common;
+
+use common::{
+    EXTENT, FOREIGN, FOREIGN_ADDR, Knobs, PAGE, arena, byte_of, child, each_mode, each_of, ended, install, knob_object,
+    load, load_at, map, runtime, said, serial, until,
+};
+use softfault::{Arena, Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+const BUS: i32 = libc::SIGBUS;
+const SEGV: i32 = libc::SIGSEGV;
+const IN_HANDLER: [Delivery; 2] = [Delivery::InThread, Delivery::Segv];
+
+// ---- an allocator whose lock is held while it touches an arena -----------------------------------------------------
+
+struct Locked;
+
+static HEAP_LOCK: AtomicBool = AtomicBool::new(false);
+/// The address to load from under the lock, and the thread (by errno's address) that does; 0: none.
+static TOUCH: AtomicUsize = AtomicUsize::new(0);
+static TOUCHER: AtomicUsize = AtomicUsize::new(0);
+static TOUCHED: AtomicUsize = AtomicUsize::new(0);
+
+fn me() -> usize {
+    // SAFETY: always valid; the address names the thread.
+    unsafe { libc::__errno_location() as usize }
+}
+
+fn locked<R>(f: impl FnOnce() -> R) -> R {
+    while HEAP_LOCK.swap(true, Ordering::Acquire) {
+        std::thread::yield_now();
+    }
+    if TOUCHER.load(Ordering::SeqCst) == me() {
+        let address = TOUCH.swap(0, Ordering::SeqCst);
+        if address != 0 {
+            let byte = load_at(address).map_or(0, usize::from);
+            TOUCHED.store(byte, Ordering::SeqCst);
+        }
+    }
+    let r = f();
+    HEAP_LOCK.store(false, Ordering::Release);
+    r
+}
+
+// SAFETY: the system's allocator, one call at a time.
+unsafe impl GlobalAlloc for Locked {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's contract.
+        locked(|| unsafe { System.alloc(layout) })
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract.
+        locked(|| unsafe { System.dealloc(ptr, layout) });
+    }
+}
+
+#[global_allocator]
+static HEAP: Locked = Locked;
+
+#[test]
+fn a_fault_while_the_thread_holds_the_allocators_lock() {
+    let _serial = serial();
+    each_mode("allocator", |rt, mode| {
+        for in_handler in [true, false] {
+            let (object, _) = knob_object(rt, EXTENT as u64, in_handler);
+            let a = arena(rt, mode, EXTENT);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            for p in [0, 100, 300] {
+                TOUCHED.store(0, Ordering::SeqCst);
+                TOUCHER.store(me(), Ordering::SeqCst);
+                TOUCH.store(a.as_ptr() as usize + p * PAGE, Ordering::SeqCst);
+                drop(std::hint::black_box(vec![1u8; 100]));
+                TOUCHER.store(0, Ordering::SeqCst);
+                let want = usize::from(byte_of(0, (p * PAGE) as u64));
+                assert_eq!(TOUCHED.load(Ordering::SeqCst), want, "filled while nobody could allocate");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_fault_while_the_thread_holds_a_lock() {
+    let _serial = serial();
+    each_mode("locks", |rt, mode| {
+        let (object, _) = knob_object(rt, 16 * PAGE as u64, false);
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        let touch = |p: usize| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)));
+        let (mutex, shard) = (Mutex::new(()), RwLock::new(()));
+        let held = mutex.lock().unwrap();
+        touch(0);
+        drop(held);
+        let held = shard.write().unwrap();
+        object.evict(0..object.len()).unwrap();
+        touch(1);
+        drop(held);
+        let mut held = std::io::stdout().lock();
+        object.evict(0..object.len()).unwrap();
+        touch(2);
+        let _ = writeln!(held, "stdout was ours");
+    });
+}
+
+// ---- what is not ours ----------------------------------------------------------------------------------------------
+
+/// A page of a kernel mapping outside all arenas: without access, or past the end of a file.
+fn not_ours(past_end: bool) -> usize {
+    let (flags, prot, fd) = if past_end {
+        // SAFETY: a fresh descriptor.
+        let fd = unsafe { libc::memfd_create(c"empty".as_ptr(), libc::MFD_CLOEXEC) };
+        (libc::MAP_SHARED, libc::PROT_READ, fd)
+    } else {
+        (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, libc::PROT_NONE, -1)
+    };
+    // SAFETY: a fresh mapping where the kernel likes.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, prot, flags, fd, 0) };
+    assert_ne!(at, libc::MAP_FAILED);
+    at as usize
+}
+
+#[test]
+fn a_foreign_handler_gets_the_faults_that_are_not_ours() {
+    let _serial = serial();
+    each_mode("foreign", |rt, mode| {
+        let (object, _) = knob_object(rt, 4 * PAGE as u64, true);
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        let before = FOREIGN.load(Ordering::SeqCst);
+        assert_eq!(load(&a, 0), Ok(byte_of(0, 0)));
+        assert_eq!(FOREIGN.load(Ordering::SeqCst), before, "ours is ours");
+        let chained = rt.stats().get("process_handler_chained");
+        for (past_end, signo) in [(false, SEGV), (true, BUS)] {
+            let address = not_ours(past_end);
+            assert_eq!(load_at(address + 77), Err(signo));
+            assert_eq!(FOREIGN_ADDR.load(Ordering::SeqCst), address + 77, "with its address");
+        }
+        assert_eq!(FOREIGN.load(Ordering::SeqCst), before + 2);
+        assert_eq!(rt.stats().get("process_handler_chained"), chained + 2);
+        assert_eq!(load(&a, PAGE), Ok(byte_of(0, PAGE as u64)), "and ours goes on");
+    });
+}
+
+#[test]
+fn handlers_are_restored_on_drop() {
+    let _serial = serial();
+    common::setup();
+    let now = |signo| {
+        let old = install(signo, libc::SIG_DFL, 0);
+        install(signo, old.sa_sigaction, old.sa_flags);
+        (old.sa_sigaction, old.sa_flags & !0x0400_0000)
+    };
+    let before = [now(BUS), now(SEGV)];
+    let rt = runtime();
+    let (object, _) = knob_object(&rt, PAGE as u64, true);
+    let a = arena(&rt, Delivery::Segv, EXTENT);
+    assert_ne!([now(BUS).0, now(SEGV).0], [before[0].0, before[1].0], "ours are in place");
+    drop((rt, object));
+    assert_ne!(now(BUS).0, before[0].0, "an arena keeps them");
+    drop(a);
+    assert_eq!([now(BUS), now(SEGV)], before);
+}
+
+#[test]
+fn a_handler_that_comes_later_can_be_put_behind_us() {
+    let out = child("a_handler_that_comes_later_can_be_put_behind_us", "", || {
+        let rt = runtime();
+        let (object, _) = knob_object(&rt, 4 * PAGE as u64, true);
+        let a = rt.arena(EXTENT).build().unwrap();
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        extern "C" fn late(_: i32) {
+            // SAFETY: leaves at once, from a handler.
+            unsafe { libc::_exit(9) };
+        }
+        install(BUS, late as *const () as usize, 0);
+        let audit = rt.audit_threads().unwrap();
+        assert!(audit.to_string().contains("reinstall_handlers"), "{audit}");
+        rt.reinstall_handlers().unwrap();
+        // A thread that is just creating another has everything blocked for a moment: not for long.
+        until("nobody offends", || rt.audit_threads().unwrap().offenders.is_empty());
+        assert_eq!(load(&a, 0), Ok(byte_of(0, 0)));
+        // What is not ours goes to the newcomer.
+        let _ = load_at(not_ours(true));
+    });
+    ended(out, Ok(9));
+}
+
+/// A runtime with one mapping that ends at `PAGE`, in `mode`; `None` after saying why not.
+fn small(mode: Delivery) -> Option<(Runtime, Arena)> {
+    let rt = Runtime::new().unwrap();
+    if !rt.delivery().is_available(mode) {
+        println!("skipped: {}", rt.delivery());
+        return None;
+    }
+    let knobs = Arc::new(Knobs::default());
+    let object = rt.object(PAGE as u64).handler_store(Box::new(common::KnobStore(knobs))).unwrap();
+    let a = arena(&rt, mode, EXTENT);
+    a.map(0, &object, 0, 2 * PAGE, Prot::Read, Sharing::Shared).unwrap();
+    assert_eq!(load(&a, 0), Ok(byte_of(0, 0)));
+    Some((rt, a))
+}
+
+#[test]
+fn the_default_action_kills_with_the_right_signal() {
+    for mode in common::MODES {
+        // As the standard library leaves it (its handler looks for stack overflows), and the bare default.
+        for bare in [false, true] {
+            for (what, at, signo) in [("eof", PAGE, BUS), ("unmapped", 8 * PAGE, SEGV)] {
+                let key = format!("{mode:?}-{bare}-{what}");
+                let out = child("the_default_action_kills_with_the_right_signal", &key, || {
+                    if bare {
+                        install(BUS, libc::SIG_DFL, 0);
+                        install(SEGV, libc::SIG_DFL, 0);
+                    }
+                    if let Some((_rt, a)) = small(mode) {
+                        let _ = load(&a, at);
+                    }
+                });
+                let skipped = out.as_ref().is_some_and(|o| said(o).contains("skipped"));
+                ended(out, if skipped { Ok(0) } else { Err(signo) });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_signal_from_outside() {
+    for mode in common::MODES {
+        for (what, want) in [("default", Err(BUS)), ("ignored", Ok(0)), ("handled", Ok(7))] {
+            let out = child("a_signal_from_outside", &format!("{mode:?}-{what}"), || {
+                extern "C" fn handled(_: i32) {
+                    // SAFETY: leaves at once, from a handler.
+                    unsafe { libc::_exit(7) };
+                }
+                let handler = match what {
+                    "default" => libc::SIG_DFL,
+                    "ignored" => libc::SIG_IGN,
+                    _ => handled as *const () as usize,
+                };
+                install(BUS, handler, 0);
+                let _runtime = small(mode);
+                // SAFETY: a signal to this process, as kill(1) sends it.
+                unsafe { libc::kill(libc::getpid(), BUS) };
+                // Delivered before kill returns or a little later, but not after this.
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            });
+            ended(out, want);
+        }
+    }
+}
+
+#[test]
+fn the_stack_overflow_handler_of_the_standard_library_still_works() {
+    #[inline(never)]
+    fn deep(n: u64) -> u64 {
+        let frame = std::hint::black_box([n; 512]);
+        if n == u64::MAX { 0 } else { deep(n + 1) + frame[7] }
+    }
+    for mode in common::MODES {
+        let out = child("the_stack_overflow_handler_of_the_standard_library_still_works", &format!("{mode:?}"), || {
+            let _runtime = small(mode);
+            let thread = std::thread::Builder::new().name("diver".into()).stack_size(256 << 10);
+            let _ = thread.spawn(|| deep(std::hint::black_box(1))).unwrap().join();
+        });
+        let Some(out) = out else { continue };
+        let text = said(&out);
+        ended(Some(out), Err(libc::SIGABRT));
+        assert!(text.contains("has overflowed its stack") && text.contains("diver"), "{text}");
+    }
+}
+
+// ---- the interrupted thread ----------------------------------------------------------------------------------------
+
+#[test]
+fn errno_is_untouched() {
+    let _serial = serial();
+    let file = common::TempFile::new(64 * PAGE);
+    each_mode("errno", |rt, mode| {
+        let object = rt.open_file(&file.path).unwrap();
+        let (failing, knobs) = knob_object(rt, 4 * PAGE as u64, true);
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        map(&a, 128 * PAGE, &failing, Prot::Read, Sharing::Shared);
+        knobs.fail(0, 1);
+        for (p, want) in [(0, Ok(file.data[0])), (63, Ok(file.data[63 * PAGE])), (128, Err(BUS)), (200, Err(SEGV))] {
+            // SAFETY: this thread's errno.
+            let errno = unsafe { &mut *libc::__errno_location() };
+            *errno = 4242;
+            let got = load(&a, p * PAGE);
+            assert_eq!((got, *errno), (want, 4242), "page {p}");
+        }
+    });
+}
+
+unsafe extern "C" {
+    fn pthread_setcancelstate(state: i32, old: *mut i32) -> i32;
+}
+
+#[test]
+fn a_pending_cancellation_is_not_acted_on_in_a_fault() {
+    let _serial = serial();
+    let file = common::TempFile::new(64 * PAGE);
+    each_mode("cancel", |rt, mode| {
+        let object = rt.open_file(&file.path).unwrap();
+        let (slow, _) = knob_object(rt, 64 * PAGE as u64, false);
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        map(&a, 64 * PAGE, &slow, Prot::Read, Sharing::Shared);
+        let base = a.as_ptr() as usize;
+        let thread = std::thread::spawn(move || {
+            // SAFETY: this thread; cancellation is deferred, so it is only noted.
+            unsafe { libc::pthread_cancel(libc::pthread_self()) };
+            let got = [0, 40, 64, 100].map(|p| load_at(base + p * PAGE));
+            // SAFETY: 1 is PTHREAD_CANCEL_DISABLE; from here nothing acts on it.
+            unsafe { pthread_setcancelstate(1, std::ptr::null_mut()) };
+            got
+        });
+        let got = thread.join().expect("the thread was not cancelled");
+        let want = [Ok(file.data[0]), Ok(file.data[40 * PAGE]), Ok(byte_of(0, 0)), Ok(byte_of(0, 36 * PAGE as u64))];
+        assert_eq!(got, want);
+    });
+}
+
+#[test]
+fn the_audit_names_threads_that_cannot_take_our_signals() {
+    let _serial = serial();
+    let rt = runtime();
+    until("nobody offends", || rt.audit_threads().unwrap().offenders.is_empty());
+    let (ready, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|s| {
+        let blocked = std::thread::Builder::new().name("deaf".into());
+        blocked
+            .spawn_scoped(s, || {
+                mask(libc::SIG_BLOCK, BUS);
+                ready.store(true, Ordering::SeqCst);
+                until("the audit is done", || done.load(Ordering::SeqCst));
+            })
+            .unwrap();
+        until("the thread is deaf", || ready.load(Ordering::SeqCst));
+        let audit = rt.audit_threads();
+        done.store(true, Ordering::SeqCst);
+        let audit = audit.unwrap();
+        let o = audit.offenders.iter().find(|o| o.name == "deaf").expect("named");
+        assert!(o.tid != 0 && o.why.contains("SIGBUS") && !o.why.contains("SIGSEGV"), "{audit}");
+    });
+    let out = child("the_audit_names_threads_that_cannot_take_our_signals", "ignored", || {
+        let rt = Runtime::new().unwrap();
+        install(BUS, libc::SIG_IGN, 0);
+        let audit = rt.audit_threads().unwrap();
+        assert!(audit.offenders.iter().any(|o| o.why.contains("ignores SIGBUS")), "{audit}");
+        assert!(audit.offenders.iter().any(|o| o.tid == 0), "{audit}");
+    });
+    ended(out, Ok(0));
+}
+
+fn mask(how: i32, signo: i32) {
+    // SAFETY: a plain C structure; all-zero is a set.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: a set of ours and a signal that exists.
+    unsafe { libc::sigaddset(&raw mut set, signo) };
+    // SAFETY: a set of ours.
+    unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
+}
+
+#[test]
+fn a_thread_with_the_signal_blocked_dies_of_it_and_says_nothing_wrong() {
+    // Not a wish: the kernel kills, and nothing can be done at fault time. That is why there is an audit.
+    for (mode, signo) in [(Delivery::InThread, BUS), (Delivery::Segv, SEGV)] {
+        let key = format!("{mode:?}");
+        let out = child("a_thread_with_the_signal_blocked_dies_of_it_and_says_nothing_wrong", &key, || {
+            let Some((rt, a)) = small(mode) else { return };
+            let (object, _) = knob_object(&rt, PAGE as u64, true);
+            map(&a, 64 * PAGE, &object, Prot::Read, Sharing::Shared);
+            mask(libc::SIG_BLOCK, signo);
+            let _ = load(&a, 64 * PAGE);
+        });
+        let skipped = out.as_ref().is_some_and(|o| said(o).contains("skipped"));
+        ended(out, if skipped { Ok(0) } else { Err(signo) });
+    }
+}
+
+// ---- nesting -------------------------------------------------------------------------------------------------------
+
+/// A store that copies from memory, perhaps an arena's; a signal on the way is an I/O error.
+struct MemoryStore(usize);
+
+impl Store for MemoryStore {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        let from = self.0 + usize::try_from(pos_bytes).map_err(|_| StoreError::Short)?;
+        for (i, b) in page.as_mut_slice().iter_mut().enumerate() {
+            *b = load_at(from + i).map_err(|_| StoreError::Corrupt)?;
+        }
+        Ok(())
+    }
+}
+
+// SAFETY: one load after the other.
+unsafe impl HandlerStore for MemoryStore {}
+
+/// Runs `f` on an alternate stack of 8 KiB (twice that without optimisation) with inaccessible pages on both sides.
+fn on_small_stack<R>(f: impl FnOnce() -> R) -> R {
+    const SIZE: usize = if cfg!(debug_assertions) { 4 * PAGE } else { 2 * PAGE };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    // SAFETY: a fresh mapping.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), SIZE + 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };
+    let stack = at.wrapping_byte_add(PAGE);
+    // SAFETY: the middle of the mapping above.
+    unsafe { libc::mprotect(stack, SIZE, libc::PROT_READ | libc::PROT_WRITE) };
+    let ours = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: SIZE };
+    let mut before = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+    // SAFETY: the stack lives until the former one is back.
+    assert_eq!(unsafe { libc::sigaltstack(&raw const ours, &raw mut before) }, 0, "sigaltstack");
+    let r = f();
+    // SAFETY: what was there before.
+    assert_eq!(unsafe { libc::sigaltstack(&raw const before, std::ptr::null_mut()) }, 0);
+    // SAFETY: nobody is on it any more.
+    unsafe { libc::munmap(at, SIZE + 2 * PAGE) };
+    r
+}
+
+#[test]
+fn a_store_in_the_handler_may_fault_on_another_arena() {
+    let _serial = serial();
+    each_of("nested", &IN_HANDLER, |rt, outer| {
+        for inner in IN_HANDLER.into_iter().filter(|m| rt.delivery().is_available(*m)) {
+            let (source, _) = knob_object(rt, 16 * PAGE as u64, true);
+            let b = arena(rt, inner, EXTENT);
+            map(&b, 0, &source, Prot::Read, Sharing::Shared);
+            let store = Box::new(MemoryStore(b.as_ptr() as usize));
+            let object = rt.object(16 * PAGE as u64).fill_window_pages(1).handler_store(store).unwrap();
+            let a = arena(rt, outer, EXTENT);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            let nested = rt.stats().get("handler_nested");
+            on_small_stack(|| {
+                for p in 0..16 {
+                    assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "{outer:?} over {inner:?}");
+                }
+            });
+            assert!(rt.stats().get("handler_nested") > nested, "it did nest");
+        }
+    });
+}
+
+#[test]
+fn deeper_is_refused_with_a_reason_and_not_a_crash() {
+    let _serial = serial();
+    each_of("too_deep", &IN_HANDLER, |rt, mode| {
+        let (source, _) = knob_object(rt, PAGE as u64, true);
+        let mut arenas = Vec::new();
+        let mut object = source;
+        // d over c over b over a: the fault on d needs three more.
+        for _ in 0..4 {
+            let next = arena(rt, mode, EXTENT);
+            map(&next, 0, &object, Prot::Read, Sharing::Shared);
+            let store = Box::new(MemoryStore(next.as_ptr() as usize));
+            arenas.push(next);
+            object = rt.object(PAGE as u64).handler_store(store).unwrap();
+        }
+        let refused = rt.stats().get("process_handler_refused");
+        on_small_stack(|| assert_eq!(load(&arenas[3], 0), Err(BUS)));
+        assert!(rt.stats().get("process_handler_refused") > refused);
+        assert_ne!(rt.stats().get("process_refusal_reasons"), 0);
+        // From below it works, one level at a time.
+        for a in &arenas {
+            assert_eq!(load(a, 0), Ok(byte_of(0, 0)));
+        }
+    });
+}
+
+#[test]
+fn a_fault_on_a_helper_thread_is_refused() {
+    let _serial = serial();
+    each_of("helper", &IN_HANDLER, |rt, mode| {
+        let (source, _) = knob_object(rt, 4 * PAGE as u64, true);
+        let b = arena(rt, mode, EXTENT);
+        map(&b, 0, &source, Prot::Read, Sharing::Shared);
+        // Not handler-safe: a filler reads it, and a filler never touches an arena.
+        let store = Box::new(MemoryStore(b.as_ptr() as usize));
+        let object = rt.object(4 * PAGE as u64).store(store).unwrap();
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        let refused = rt.stats().get("process_handler_refused");
+        assert_eq!(load(&a, 0), Err(BUS));
+        assert!(rt.stats().get("process_handler_refused") > refused);
+        assert_ne!(rt.stats().get("process_refusal_reasons") & 4, 0, "raised on a helper");
+        assert_eq!(source.cached_pages(), 0);
+        assert_eq!(load(&b, 0), Ok(byte_of(0, 0)), "from here it works");
+        assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "and then there too");
+    });
+}
