@@ -189,7 +189,7 @@ impl ArenaInner {
             arena_base: self.base,
             granule_pages: if v.delegation.is_some() { self.granule_pages.min(1) } else { self.granule_pages },
             // SAFETY: the entry holds the delegation, and outlives its publication.
-            delegation: v.delegation.as_ref().map(|d| unsafe { d.lent.lend() }),
+            delegation: v.delegation.as_ref().and_then(|d| unsafe { d.lend() }),
         }
     }
 

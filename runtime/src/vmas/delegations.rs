@@ -18,9 +18,20 @@ use std::sync::Arc;
 pub(crate) struct DelegationInner {
     id: u32,
     // Dropped in this order: what borrows before what is borrowed.
-    pub(super) lent: Lease<Delegation<'static>>,
-    told: Table<AtomicU32>,
+    lent: Option<Lease<Delegation<'static>>>,
+    told: Option<Table<AtomicU32>>,
     delegate: Option<Lease<dyn MinorDelegate>>,
+}
+
+impl DelegationInner {
+    /// Lends the delegation.
+    ///
+    /// # Safety
+    /// As [`Lease::lend`]: the borrow ends before the entry that holds the delegation does.
+    pub(super) unsafe fn lend(&self) -> Option<&'static Delegation<'static>> {
+        // SAFETY: the caller's contract.
+        self.lent.as_ref().map(|lent| unsafe { lent.lend() })
+    }
 }
 
 impl Drop for DelegationInner {
@@ -28,17 +39,22 @@ impl Drop for DelegationInner {
         // A page that is `telling` has a telling on its way through a worker, which borrows all of this.
         let telling = |w: &AtomicU32| (0..16).any(|i| (w.load(Ordering::Acquire) >> (2 * i)) & 3 == 1);
         let mut patience = 2_000;
-        while self.told.lend().iter().any(telling) && patience > 0 {
+        let words = self.told.as_ref().map_or(&[][..], Table::lend);
+        while words.iter().any(telling) && patience > 0 {
             std::thread::sleep(std::time::Duration::from_millis(1));
             patience -= 1;
         }
+        if patience == 0 {
+            // A delegate that does not return still has the page's bits and its own state to look at: all of it stays,
+            // under its number.
+            self.lent.take().into_iter().for_each(Lease::leak);
+            self.delegate.take().into_iter().for_each(Lease::leak);
+            std::mem::forget(self.told.take());
+            return;
+        }
         vmatree::publish_delegation(self.id, None);
         section::synchronize();
-        if patience > 0 {
-            registry::lock().delegations.put(self.id);
-        } else if let Some(delegate) = self.delegate.take() {
-            delegate.leak();
-        }
+        registry::lock().delegations.put(self.id);
     }
 }
 
@@ -97,6 +113,6 @@ impl ArenaInner {
         }));
         // SAFETY: as above.
         vmatree::publish_delegation(id, Some(unsafe { lent.lend() }));
-        Ok(DelegationInner { id, lent, told, delegate: Some(delegate) })
+        Ok(DelegationInner { id, lent: Some(lent), told: Some(told), delegate: Some(delegate) })
     }
 }
