@@ -10,17 +10,18 @@
 
 #![expect(unsafe_code, reason = "maps objects over the arena's own address range")]
 
+mod delegations;
+mod extents;
+
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
-use crate::lease::{Lease, Table};
 use crate::object::ObjectInner;
 use crate::registry;
-use softfault_mm::delegation::{Delegation, MinorDelegate};
+use delegations::DelegationInner;
 use softfault_mm::failpoint;
-use softfault_mm::huge_memory;
 use softfault_mm::ops::Mmu;
-use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, chunk_of};
-use softfault_mm::sync::{AtomicU32, Ordering};
+use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::sync::Ordering;
 use softfault_mm::types::VmFlags;
 use softfault_mm::vma::Vma;
 #[cfg(feature = "userfaultfd")]
@@ -53,35 +54,6 @@ impl VmaEntry {
     }
     fn cut(&self, range: Range<usize>) -> Self {
         Self { pgoff: self.pgoff_at(range.start), range, ..self.clone() }
-    }
-}
-
-/// A registered delegate with its bits.
-#[derive(Debug)]
-pub(crate) struct DelegationInner {
-    id: u32,
-    // Dropped in this order: what borrows before what is borrowed.
-    lent: Lease<Delegation<'static>>,
-    told: Table<AtomicU32>,
-    delegate: Option<Lease<dyn MinorDelegate>>,
-}
-
-impl Drop for DelegationInner {
-    fn drop(&mut self) {
-        // A page that is `telling` has a telling on its way through a worker, which borrows all of this.
-        let telling = |w: &AtomicU32| (0..16).any(|i| (w.load(Ordering::Acquire) >> (2 * i)) & 3 == 1);
-        let mut patience = 2_000;
-        while self.told.lend().iter().any(telling) && patience > 0 {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            patience -= 1;
-        }
-        vmatree::publish_delegation(self.id, None);
-        section::synchronize();
-        if patience > 0 {
-            registry::lock().delegations.put(self.id);
-        } else if let Some(delegate) = self.delegate.take() {
-            delegate.leak();
-        }
     }
 }
 
@@ -217,7 +189,7 @@ impl ArenaInner {
             arena_base: self.base,
             granule_pages: if v.delegation.is_some() { self.granule_pages.min(1) } else { self.granule_pages },
             // SAFETY: the entry holds the delegation, and outlives its publication.
-            delegation: v.delegation.as_ref().map(|d| unsafe { d.lent.lend() }),
+            delegation: v.delegation.as_ref().and_then(|d| unsafe { d.lend() }),
         }
     }
 
@@ -564,53 +536,6 @@ impl ArenaInner {
         Ok(())
     }
 
-    pub(crate) fn promote(&self, range: &Range<usize>) -> usize {
-        let vmas = self.vmas();
-        let mut nr = 0;
-        for v in vmas.overlapping(range) {
-            let mut vma = self.vma_of(&v);
-            if self.trap == Trap::Segv {
-                continue;
-            }
-            // Asked for by the user: also where it is not done automatically.
-            vma.flags |= VmFlags::NATIVE_OK;
-            let end = self.address(range.end.min(v.range.end));
-            let mut at = self.address(range.start.max(v.range.start)).next_multiple_of(EXTENT_SIZE);
-            while at + EXTENT_SIZE <= end {
-                let run = if huge_memory::may_promote(&vma, at) {
-                    huge_memory::promote_run(&vma, 0, at, (end - at) / EXTENT_SIZE)
-                } else {
-                    0
-                };
-                nr += run;
-                at += run.max(1) * EXTENT_SIZE;
-            }
-        }
-        nr
-    }
-
-    pub(crate) fn demote(&self, range: &Range<usize>) -> Result<usize> {
-        let vmas = self.vmas();
-        let mut nr = 0;
-        for v in vmas.overlapping(range) {
-            nr += self.demote_entry(&v, range)?;
-        }
-        Ok(nr)
-    }
-
-    /// Takes back the extents of `object`'s pages `from..to` in this arena.
-    pub(crate) fn demote_object(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<usize> {
-        let vmas = self.vmas();
-        let (from, to) = (chunk_of(from) * EXTENT_PAGES as u64, to.next_multiple_of(EXTENT_PAGES as u64));
-        let mut nr = 0;
-        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object)) {
-            if let Some(range) = range_of(v, from, to) {
-                nr += self.demote_entry(v, &range)?;
-            }
-        }
-        Ok(nr)
-    }
-
     /// Hides the object's pages `from..to`, which are being evicted, and forgets the hints about them.
     ///
     /// Under userfaultfd the punch unmaps them and the next touch traps. By protection it would be filled with zeros,
@@ -640,85 +565,6 @@ impl ArenaInner {
             }
             self.forget_mapped(&hidden);
         }
-    }
-
-    /// Takes back every extent that `range` touches within the entry.
-    fn demote_entry(&self, v: &VmaEntry, range: &Range<usize>) -> Result<usize> {
-        let start = range.start.max(v.range.start) & !(EXTENT_SIZE - 1);
-        let end = range.end.min(v.range.end).next_multiple_of(EXTENT_SIZE);
-        if start >= end || self.trap == Trap::Segv {
-            return Ok(0);
-        }
-        let vma = self.vma_of(v);
-        huge_memory::demote_run(&vma, 0, self.address(start), (end - start) / EXTENT_SIZE)
-            .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })
-    }
-
-    /// Takes back the extents at both ends of `range`, where a vma begins or ends inside one now.
-    fn demote_borders(&self, v: &VmaEntry, range: &Range<usize>) -> Result<()> {
-        for edge in [range.start, range.end] {
-            if !edge.is_multiple_of(EXTENT_SIZE) && v.range.start < edge && edge < v.range.end {
-                self.demote_entry(v, &(edge..edge + 1))?;
-            }
-        }
-        Ok(())
-    }
-
-    pub(crate) fn delegate_minor(
-        self: &Arc<Self>,
-        range: &Range<usize>,
-        delegate: Box<dyn MinorDelegate>,
-        handler_safe: bool,
-    ) -> Result<()> {
-        let op = "Arena::delegate_minor";
-        if !cfg!(feature = "userfaultfd") {
-            return Err(Error::Denied { op, what: "built without the feature `userfaultfd`" });
-        }
-        let mut vmas = self.vmas();
-        vmas.check_pins(op, range)?;
-        let hit = vmas.covering(op, range)?;
-        if hit.iter().any(|v| v.sharing == Sharing::Private) {
-            return Err(Error::Denied { op, what: "private mappings cannot be unmapped to catch first touches" });
-        }
-        let delegation = Arc::new(self.new_delegation(range, delegate, handler_safe)?);
-        let mut new = self.cut_around(op, &hit, range)?;
-        for v in &hit {
-            let mut cut = v.cut(v.range.start.max(range.start)..v.range.end.min(range.end));
-            cut.index = self.fresh_index(op, &new)?;
-            cut.delegation = Some(Arc::clone(&delegation));
-            new.push(cut);
-        }
-        self.replace(&mut vmas, &hit, &new, range)?;
-        for v in &hit {
-            self.demote_entry(v, range)?;
-        }
-        self.retire(&hit);
-        self.zap_kernel(range).map_err(system(op, "madvise"))
-    }
-
-    fn new_delegation(
-        &self,
-        range: &Range<usize>,
-        delegate: Box<dyn MinorDelegate>,
-        handler_safe: bool,
-    ) -> Result<DelegationInner> {
-        let op = "Arena::delegate_minor";
-        let words = Delegation::words_for(range.len() >> PAGE_SHIFT);
-        let told: Table<AtomicU32> = Table::new(words).map_err(system(op, "mmap"))?;
-        let id = registry::lock().delegations.get().ok_or_else(registry::exhausted(op, "delegations (4096)"))?;
-        let delegate: Lease<dyn MinorDelegate> = Lease::new(delegate);
-        // SAFETY: `DelegationInner::drop` withdraws the delegation and waits for tellings before the lease goes.
-        let lent_delegate = unsafe { delegate.lend() };
-        let lent = Lease::new(Box::new(Delegation {
-            id,
-            base: self.address(range.start),
-            told: told.lend(),
-            delegate: lent_delegate,
-            handler_safe,
-        }));
-        // SAFETY: as above.
-        vmatree::publish_delegation(id, Some(unsafe { lent.lend() }));
-        Ok(DelegationInner { id, lent, told, delegate: Some(delegate) })
     }
 }
 

@@ -2,14 +2,15 @@
 //!
 //! This crate owns no memory, makes no system call and contains no `unsafe`: it borrows the words it works on from
 //! `softfault-platform` for the length of one *fault section* and reaches the machine through four traits
-//! ([`ops::Mmu`], [`ops::AddressSpaceOps`], [`ops::AddressSpace`], [`ops::Park`]). So everything here can be run
+//! ([`ops::Mmu`], [`ops::AddressSpaceOps`], [`host::AddressSpace`], [`host::Park`]). So everything here can be run
 //! under loom and against fakes, and nothing here can allocate, lock or panic in a signal handler.
 //!
 //! The layers, lowest first; a module imports only from lines above its own (a test reads the imports):
 //!
 //! ```text
 //! page types
-//! sync trace vmstat ctx
+//! sync
+//! trace vmstat ctx
 //! folio extent claim ops
 //! mapping
 //! delegation

@@ -1,8 +1,16 @@
 //! The Linux floor of softfault: where system calls, signal handlers and `unsafe` live.
 //!
-//! Lowest first: `sys` (raw system calls; alone names libc) < `mmu`, `store` < `trap`. Beside them the process-wide
-//! tables that handlers read: `vmatree` (address to vma), `section` (who is inside a walk), `host` (sleeping and the
-//! queues to helper threads), `staging`, `child`, and `cache` (the memfds).
+//! The layers, lowest first; a module imports only from lines above its own (a test reads the imports):
+//!
+//! ```text
+//! sys                       raw system calls; alone names libc
+//! child section staging     forked? who is inside a walk, pages for private copies
+//! cache                     the memfds and the words of their pages
+//! mmu store                 installing pages, filling them
+//! vmatree                   from an address to its vma
+//! host                      sleeping, and the queues to helper threads
+//! trap                      signals and messages
+//! ```
 //!
 //! No `std` and no `alloc`: code that allocates or takes a std lock does not compile here, which is the point of the
 //! crate. A link test proves that no panic is reachable from the handler.

@@ -1,0 +1,118 @@
+//! Minor delegates: registering one over a range, and ending it when nobody is being told any more.
+
+#![expect(unsafe_code, reason = "a delegate is lent to whoever tells it")]
+
+use super::{ArenaInner, Sharing};
+use crate::error::{Error, Result, system};
+use crate::lease::{Lease, Table};
+use crate::registry;
+use softfault_mm::delegation::{Delegation, MinorDelegate};
+use softfault_mm::page::PAGE_SHIFT;
+use softfault_mm::sync::{AtomicU32, Ordering};
+use softfault_platform::{section, vmatree};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A registered delegate with its bits.
+#[derive(Debug)]
+pub(crate) struct DelegationInner {
+    id: u32,
+    // Dropped in this order: what borrows before what is borrowed.
+    lent: Option<Lease<Delegation<'static>>>,
+    told: Option<Table<AtomicU32>>,
+    delegate: Option<Lease<dyn MinorDelegate>>,
+}
+
+impl DelegationInner {
+    /// Lends the delegation.
+    ///
+    /// # Safety
+    /// As [`Lease::lend`]: the borrow ends before the entry that holds the delegation does.
+    pub(super) unsafe fn lend(&self) -> Option<&'static Delegation<'static>> {
+        // SAFETY: the caller's contract.
+        self.lent.as_ref().map(|lent| unsafe { lent.lend() })
+    }
+}
+
+impl Drop for DelegationInner {
+    fn drop(&mut self) {
+        // A page that is `telling` has a telling on its way through a worker, which borrows all of this.
+        let telling = |w: &AtomicU32| (0..16).any(|i| (w.load(Ordering::Acquire) >> (2 * i)) & 3 == 1);
+        let mut patience = 2_000;
+        let words = self.told.as_ref().map_or(&[][..], Table::lend);
+        while words.iter().any(telling) && patience > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            patience -= 1;
+        }
+        if patience == 0 {
+            // A delegate that does not return still has the page's bits and its own state to look at: all of it stays,
+            // under its number.
+            self.lent.take().into_iter().for_each(Lease::leak);
+            self.delegate.take().into_iter().for_each(Lease::leak);
+            std::mem::forget(self.told.take());
+            return;
+        }
+        vmatree::publish_delegation(self.id, None);
+        section::synchronize();
+        registry::lock().delegations.put(self.id);
+    }
+}
+
+impl ArenaInner {
+    pub(crate) fn delegate_minor(
+        self: &Arc<Self>,
+        range: &Range<usize>,
+        delegate: Box<dyn MinorDelegate>,
+        handler_safe: bool,
+    ) -> Result<()> {
+        let op = "Arena::delegate_minor";
+        if !cfg!(feature = "userfaultfd") {
+            return Err(Error::Denied { op, what: "built without the feature `userfaultfd`" });
+        }
+        let mut vmas = self.vmas();
+        vmas.check_pins(op, range)?;
+        let hit = vmas.covering(op, range)?;
+        if hit.iter().any(|v| v.sharing == Sharing::Private) {
+            return Err(Error::Denied { op, what: "private mappings cannot be unmapped to catch first touches" });
+        }
+        let delegation = Arc::new(self.new_delegation(range, delegate, handler_safe)?);
+        let mut new = self.cut_around(op, &hit, range)?;
+        for v in &hit {
+            let mut cut = v.cut(v.range.start.max(range.start)..v.range.end.min(range.end));
+            cut.index = self.fresh_index(op, &new)?;
+            cut.delegation = Some(Arc::clone(&delegation));
+            new.push(cut);
+        }
+        self.replace(&mut vmas, &hit, &new, range)?;
+        for v in &hit {
+            self.demote_entry(v, range)?;
+        }
+        self.retire(&hit);
+        self.zap_kernel(range).map_err(system(op, "madvise"))
+    }
+
+    fn new_delegation(
+        &self,
+        range: &Range<usize>,
+        delegate: Box<dyn MinorDelegate>,
+        handler_safe: bool,
+    ) -> Result<DelegationInner> {
+        let op = "Arena::delegate_minor";
+        let words = Delegation::words_for(range.len() >> PAGE_SHIFT);
+        let told: Table<AtomicU32> = Table::new(words).map_err(system(op, "mmap"))?;
+        let id = registry::lock().delegations.get().ok_or_else(registry::exhausted(op, "delegations (4096)"))?;
+        let delegate: Lease<dyn MinorDelegate> = Lease::new(delegate);
+        // SAFETY: `DelegationInner::drop` withdraws the delegation and waits for tellings before the lease goes.
+        let lent_delegate = unsafe { delegate.lend() };
+        let lent = Lease::new(Box::new(Delegation {
+            id,
+            base: self.address(range.start),
+            told: told.lend(),
+            delegate: lent_delegate,
+            handler_safe,
+        }));
+        // SAFETY: as above.
+        vmatree::publish_delegation(id, Some(unsafe { lent.lend() }));
+        Ok(DelegationInner { id, lent: Some(lent), told: Some(told), delegate: Some(delegate) })
+    }
+}

@@ -1,0 +1,82 @@
+//! Extents: handing them to the kernel and taking them back, for the control plane.
+
+use super::{ArenaInner, VmaEntry, range_of};
+use crate::error::{Error, Result};
+use crate::object::ObjectInner;
+use softfault_mm::huge_memory;
+use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE, chunk_of};
+use softfault_mm::types::VmFlags;
+use softfault_platform::vmatree::Trap;
+use std::ops::Range;
+use std::sync::Arc;
+
+impl ArenaInner {
+    pub(crate) fn promote(&self, range: &Range<usize>) -> usize {
+        let vmas = self.vmas();
+        let mut nr = 0;
+        for v in vmas.overlapping(range) {
+            let mut vma = self.vma_of(&v);
+            if self.trap == Trap::Segv {
+                continue;
+            }
+            // Asked for by the user: also where it is not done automatically.
+            vma.flags |= VmFlags::NATIVE_OK;
+            let end = self.address(range.end.min(v.range.end));
+            let mut at = self.address(range.start.max(v.range.start)).next_multiple_of(EXTENT_SIZE);
+            while at + EXTENT_SIZE <= end {
+                let run = if huge_memory::may_promote(&vma, at) {
+                    huge_memory::promote_run(&vma, 0, at, (end - at) / EXTENT_SIZE)
+                } else {
+                    0
+                };
+                nr += run;
+                at += run.max(1) * EXTENT_SIZE;
+            }
+        }
+        nr
+    }
+
+    pub(crate) fn demote(&self, range: &Range<usize>) -> Result<usize> {
+        let vmas = self.vmas();
+        let mut nr = 0;
+        for v in vmas.overlapping(range) {
+            nr += self.demote_entry(&v, range)?;
+        }
+        Ok(nr)
+    }
+
+    /// Takes back the extents of `object`'s pages `from..to` in this arena.
+    pub(crate) fn demote_object(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<usize> {
+        let vmas = self.vmas();
+        let (from, to) = (chunk_of(from) * EXTENT_PAGES as u64, to.next_multiple_of(EXTENT_PAGES as u64));
+        let mut nr = 0;
+        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object)) {
+            if let Some(range) = range_of(v, from, to) {
+                nr += self.demote_entry(v, &range)?;
+            }
+        }
+        Ok(nr)
+    }
+
+    /// Takes back every extent that `range` touches within the entry.
+    pub(super) fn demote_entry(&self, v: &VmaEntry, range: &Range<usize>) -> Result<usize> {
+        let start = range.start.max(v.range.start) & !(EXTENT_SIZE - 1);
+        let end = range.end.min(v.range.end).next_multiple_of(EXTENT_SIZE);
+        if start >= end || self.trap == Trap::Segv {
+            return Ok(0);
+        }
+        let vma = self.vma_of(v);
+        huge_memory::demote_run(&vma, 0, self.address(start), (end - start) / EXTENT_SIZE)
+            .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })
+    }
+
+    /// Takes back the extents at both ends of `range`, where a vma begins or ends inside one now.
+    pub(super) fn demote_borders(&self, v: &VmaEntry, range: &Range<usize>) -> Result<()> {
+        for edge in [range.start, range.end] {
+            if !edge.is_multiple_of(EXTENT_SIZE) && v.range.start < edge && edge < v.range.end {
+                self.demote_entry(v, &(edge..edge + 1))?;
+            }
+        }
+        Ok(())
+    }
+}
