@@ -30,14 +30,19 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Raises the number of fillers to `nr`.
+    /// Raises the number of fillers to `nr`, and waits until they run.
+    ///
+    /// The standard library allocates while a thread starts. A program that faults while it holds the allocator's lock
+    /// waits for a filler, so no filler may be on its way to that lock by then.
     pub(crate) fn grow(&mut self, nr: usize) -> Result<()> {
         while self.threads.len() < nr {
             let stop = Arc::clone(&self.stop);
+            let (running, is_running) = started();
             let thread = std::thread::Builder::new()
                 .name("softfault-fill".into())
-                .spawn(move || run_filler(&stop))
+                .spawn(move || run_filler(&stop, &running))
                 .map_err(|source| Error::Io { op: "Runtime::build: start a filler", source })?;
+            wait_until_running(&is_running);
             self.threads.push(thread);
         }
         Ok(())
@@ -66,9 +71,22 @@ impl Drop for Pool {
     }
 }
 
-fn run_filler(stop: &AtomicU32) {
+/// Makes the two ends of "this thread runs".
+fn started() -> (Arc<AtomicU32>, Arc<AtomicU32>) {
+    let running = Arc::new(AtomicU32::new(0));
+    (Arc::clone(&running), running)
+}
+
+fn wait_until_running(running: &AtomicU32) {
+    while running.load(Ordering::Acquire) == 0 {
+        std::thread::yield_now();
+    }
+}
+
+fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
     section::register_helper();
     host::count_helper(true);
+    running.store(1, Ordering::Release);
     let host = Host::detached();
     let ctx = Ctx::thread(0);
     while let Some(job) = host::next_job(stop) {
@@ -93,15 +111,18 @@ pub(crate) struct Monitor {
 impl Monitor {
     pub(crate) fn start(mmu: &'static UffdMmu) -> std::result::Result<Self, Errno> {
         let stop_fd = file::eventfd()?;
+        let (running, is_running) = started();
         let thread = std::thread::Builder::new()
             .name("softfault-monitor".into())
             .spawn(move || {
                 section::register_helper();
+                running.store(1, Ordering::Release);
                 // An error here means that the descriptor is gone: the process is ending.
                 let _ = softfault_platform::trap::monitor::serve(mmu, stop_fd);
                 section::unregister_helper();
             })
             .map_err(|_| Errno::EAGAIN)?;
+        wait_until_running(&is_running);
         Ok(Self { stop_fd, thread: Some(thread) })
     }
 }

@@ -594,7 +594,7 @@ struct Computed(AtomicU64);
 impl VmOps for Computed {
     fn fault(&self, vmf: &mut VmFault<'_>) -> VmFaultReason {
         let p = u8::try_from(vmf.pgoff()).expect("small");
-        filemap::fill_with(vmf, &Nobody, &mut |bytes| {
+        filemap::fill_with(vmf, &mut |bytes| {
             self.0.fetch_add(1, Ordering::Relaxed);
             bytes.fill(100 + p);
         })
