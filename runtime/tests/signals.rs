@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     EXTENT, FOREIGN, FOREIGN_ADDR, Knobs, PAGE, arena, byte_of, child, each_mode, each_of, ended, install, knob_object,
-    load, load_at, map, runtime, said, serial, until,
+    load, load_at, map, on_small_stack, runtime, said, serial, until,
 };
 use softfault::{Arena, Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -401,27 +401,6 @@ impl Store for MemoryStore {
 
 // SAFETY: one load after the other.
 unsafe impl HandlerStore for MemoryStore {}
-
-/// Runs `f` on an alternate stack of 8 KiB (twice that without optimisation) with inaccessible pages on both sides.
-fn on_small_stack<R>(f: impl FnOnce() -> R) -> R {
-    const SIZE: usize = if cfg!(debug_assertions) { 4 * PAGE } else { 2 * PAGE };
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a fresh mapping.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), SIZE + 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };
-    let stack = at.wrapping_byte_add(PAGE);
-    // SAFETY: the middle of the mapping above.
-    unsafe { libc::mprotect(stack, SIZE, libc::PROT_READ | libc::PROT_WRITE) };
-    let ours = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: SIZE };
-    let mut before = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
-    // SAFETY: the stack lives until the former one is back.
-    assert_eq!(unsafe { libc::sigaltstack(&raw const ours, &raw mut before) }, 0, "sigaltstack");
-    let r = f();
-    // SAFETY: what was there before.
-    assert_eq!(unsafe { libc::sigaltstack(&raw const before, std::ptr::null_mut()) }, 0);
-    // SAFETY: nobody is on it any more.
-    unsafe { libc::munmap(at, SIZE + 2 * PAGE) };
-    r
-}
 
 #[test]
 fn a_store_in_the_handler_may_fault_on_another_arena() {
