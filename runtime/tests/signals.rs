@@ -244,8 +244,9 @@ fn a_signal_from_outside() {
                 };
                 install(BUS, handler, 0);
                 let _runtime = small(mode);
+                let pid = std::process::id().cast_signed();
                 // SAFETY: a signal to this process, as kill(1) sends it.
-                unsafe { libc::kill(libc::getpid(), BUS) };
+                unsafe { libc::kill(pid, BUS) };
                 // Delivered before kill returns or a little later, but not after this.
                 std::thread::sleep(std::time::Duration::from_millis(50));
             });
@@ -288,8 +289,10 @@ fn errno_is_untouched() {
         map(&a, 128 * PAGE, &failing, Prot::Read, Sharing::Shared);
         knobs.fail(0, 1);
         for (p, want) in [(0, Ok(file.data[0])), (63, Ok(file.data[63 * PAGE])), (128, Err(BUS)), (200, Err(SEGV))] {
-            // SAFETY: this thread's errno.
-            let errno = unsafe { &mut *libc::__errno_location() };
+            // SAFETY: returns this thread's errno.
+            let errno = unsafe { libc::__errno_location() };
+            // SAFETY: an int, and this thread's alone.
+            let errno = unsafe { &mut *errno };
             *errno = 4242;
             let got = load(&a, p * PAGE);
             assert_eq!((got, *errno), (want, 4242), "page {p}");
@@ -313,8 +316,10 @@ fn a_pending_cancellation_is_not_acted_on_in_a_fault() {
         map(&a, 64 * PAGE, &slow, Prot::Read, Sharing::Shared);
         let base = a.as_ptr() as usize;
         let thread = std::thread::spawn(move || {
+            // SAFETY: touches nothing.
+            let this = unsafe { libc::pthread_self() };
             // SAFETY: this thread; cancellation is deferred, so it is only noted.
-            unsafe { libc::pthread_cancel(libc::pthread_self()) };
+            unsafe { libc::pthread_cancel(this) };
             let got = [0, 40, 64, 100].map(|p| load_at(base + p * PAGE));
             // SAFETY: 1 is PTHREAD_CANCEL_DISABLE; from here nothing acts on it.
             unsafe { pthread_setcancelstate(1, std::ptr::null_mut()) };
