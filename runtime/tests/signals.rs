@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     EXTENT, FOREIGN, FOREIGN_ADDR, Knobs, PAGE, arena, byte_of, child, each_mode, each_of, ended, install, knob_object,
-    load, load_at, map, runtime, said, serial, until,
+    load, load_at, map, on_small_stack, runtime, said, serial, until,
 };
 use softfault::{Arena, Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -244,8 +244,9 @@ fn a_signal_from_outside() {
                 };
                 install(BUS, handler, 0);
                 let _runtime = small(mode);
+                let pid = std::process::id().cast_signed();
                 // SAFETY: a signal to this process, as kill(1) sends it.
-                unsafe { libc::kill(libc::getpid(), BUS) };
+                unsafe { libc::kill(pid, BUS) };
                 // Delivered before kill returns or a little later, but not after this.
                 std::thread::sleep(std::time::Duration::from_millis(50));
             });
@@ -288,8 +289,10 @@ fn errno_is_untouched() {
         map(&a, 128 * PAGE, &failing, Prot::Read, Sharing::Shared);
         knobs.fail(0, 1);
         for (p, want) in [(0, Ok(file.data[0])), (63, Ok(file.data[63 * PAGE])), (128, Err(BUS)), (200, Err(SEGV))] {
-            // SAFETY: this thread's errno.
-            let errno = unsafe { &mut *libc::__errno_location() };
+            // SAFETY: returns this thread's errno.
+            let errno = unsafe { libc::__errno_location() };
+            // SAFETY: an int, and this thread's alone.
+            let errno = unsafe { &mut *errno };
             *errno = 4242;
             let got = load(&a, p * PAGE);
             assert_eq!((got, *errno), (want, 4242), "page {p}");
@@ -313,8 +316,10 @@ fn a_pending_cancellation_is_not_acted_on_in_a_fault() {
         map(&a, 64 * PAGE, &slow, Prot::Read, Sharing::Shared);
         let base = a.as_ptr() as usize;
         let thread = std::thread::spawn(move || {
+            // SAFETY: touches nothing.
+            let this = unsafe { libc::pthread_self() };
             // SAFETY: this thread; cancellation is deferred, so it is only noted.
-            unsafe { libc::pthread_cancel(libc::pthread_self()) };
+            unsafe { libc::pthread_cancel(this) };
             let got = [0, 40, 64, 100].map(|p| load_at(base + p * PAGE));
             // SAFETY: 1 is PTHREAD_CANCEL_DISABLE; from here nothing acts on it.
             unsafe { pthread_setcancelstate(1, std::ptr::null_mut()) };
@@ -401,27 +406,6 @@ impl Store for MemoryStore {
 
 // SAFETY: one load after the other.
 unsafe impl HandlerStore for MemoryStore {}
-
-/// Runs `f` on an alternate stack of 8 KiB (twice that without optimisation) with inaccessible pages on both sides.
-fn on_small_stack<R>(f: impl FnOnce() -> R) -> R {
-    const SIZE: usize = if cfg!(debug_assertions) { 4 * PAGE } else { 2 * PAGE };
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: a fresh mapping.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), SIZE + 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };
-    let stack = at.wrapping_byte_add(PAGE);
-    // SAFETY: the middle of the mapping above.
-    unsafe { libc::mprotect(stack, SIZE, libc::PROT_READ | libc::PROT_WRITE) };
-    let ours = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: SIZE };
-    let mut before = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
-    // SAFETY: the stack lives until the former one is back.
-    assert_eq!(unsafe { libc::sigaltstack(&raw const ours, &raw mut before) }, 0, "sigaltstack");
-    let r = f();
-    // SAFETY: what was there before.
-    assert_eq!(unsafe { libc::sigaltstack(&raw const before, std::ptr::null_mut()) }, 0);
-    // SAFETY: nobody is on it any more.
-    unsafe { libc::munmap(at, SIZE + 2 * PAGE) };
-    r
-}
 
 #[test]
 fn a_store_in_the_handler_may_fault_on_another_arena() {

@@ -4,14 +4,13 @@
 
 mod support;
 
-use softfault_mm::claim::Claim;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::extent::ExtentState;
 use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State};
-use softfault_mm::host::{Park, Woken};
+use softfault_mm::host::Woken;
 use softfault_mm::mapping::FailurePolicy;
-use softfault_mm::ops::{Installed, WaitKey};
+use softfault_mm::ops::Installed;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::{self, ShmemVmOps};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
@@ -570,23 +569,6 @@ fn a_nested_handler_leaves_the_store_to_a_filler() {
 }
 
 // --- Custom vtables --------------------------------------------------------------------------------------------------
-
-#[derive(Debug)]
-struct Nobody;
-
-impl Park for Nobody {
-    fn wait(&self, _ctx: &Ctx<'_>, _key: WaitKey, _timeout_ns: u64) -> Woken {
-        Woken::LookAgain
-    }
-    fn wake(&self, _addr: usize) {}
-    fn submit(&self, claim: Claim) -> Result<(), Claim> {
-        Err(claim)
-    }
-    fn submit_telling(&self, telling: softfault_mm::claim::Telling) -> Result<(), softfault_mm::claim::Telling> {
-        Err(telling)
-    }
-    fn relax(&self) {}
-}
 
 #[derive(Debug)]
 struct Computed(AtomicU64);

@@ -1,0 +1,227 @@
+//! No allocation in a handler: the process's allocator aborts when a thread that is resolving a fault calls it.
+//!
+//! A fault may come while the thread holds the allocator's own lock; a handler that allocates then waits for itself.
+
+mod common;
+
+use common::{
+    EXTENT, PAGE, TempFile, arena, child, each_mode, each_of, each_userfaultfd, ended, knob_object, map, said,
+};
+use common::{load, on_small_stack, runtime, same, store};
+use softfault::{
+    Access, Delivery, HandlerStore, MinorDelegate, MinorFault, MinorVerdict, PageMut, Prot, Sharing, Store, StoreError,
+};
+use softfault_platform::section;
+use std::alloc::{GlobalAlloc, Layout, System};
+
+struct NotInFaults;
+
+#[global_allocator]
+static ALLOCATOR: NotInFaults = NotInFaults;
+
+const LINE: &[u8] = b"the allocator was called by a thread that is resolving a fault\n";
+
+fn check() {
+    if section::in_fault() {
+        // SAFETY: a constant line to standard error; an error cannot be helped.
+        unsafe { libc::write(2, LINE.as_ptr().cast(), LINE.len()) };
+        // SAFETY: ends the process.
+        unsafe { libc::abort() };
+    }
+}
+
+// SAFETY: the system's allocator, unless the process ends.
+unsafe impl GlobalAlloc for NotInFaults {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        check();
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        check();
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+const LEN: usize = 2 * EXTENT + 5 * PAGE + 77;
+
+#[test]
+fn files_read_and_copied() {
+    each_mode("files", |rt, mode| {
+        let file = TempFile::new(LEN);
+        let object = rt.open_file(&file.path).expect("object");
+        let span = LEN.next_multiple_of(EXTENT);
+        let a = arena(rt, mode, 2 * span);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        map(&a, span, &object, Prot::ReadWrite, Sharing::Private);
+        for at in (0..LEN).step_by(PAGE).rev() {
+            // A first store to an uncached page, then a load of what the cache has by now, then a cached copy.
+            store(&a, span + at, 1).expect("a private copy");
+            assert_eq!(load(&a, at), Ok(file.data[at]));
+        }
+        a.unmap(0..span).expect("unmap");
+        assert!(load(&a, 0).is_err(), "refused, and passed on");
+        let major = rt.stats().get("pgmajfault");
+        assert!(major > 0, "{}", rt.stats());
+    });
+}
+
+#[test]
+fn stores_in_the_handler_and_on_fillers() {
+    each_mode("stores", |rt, mode| {
+        for in_handler in [true, false] {
+            let (object, knobs) = knob_object(rt, LEN as u64, in_handler);
+            let a = arena(rt, mode, LEN);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            knobs.fail(3, 1);
+            assert_eq!(load(&a, 3 * PAGE), Err(libc::SIGBUS), "poisoned");
+            knobs.recover();
+            assert!(load(&a, 3 * PAGE).is_ok(), "healed");
+            for at in (0..LEN).step_by(PAGE) {
+                assert!(load(&a, at).is_ok());
+            }
+            a.fault_in(0..2 * PAGE, Access::Read).expect("fault_in");
+        }
+    });
+}
+
+#[test]
+fn shared_stores_noted_and_synchronous() {
+    each_mode("shared stores", |rt, mode| {
+        for synchronous in [false, true] {
+            let object = rt.object(LEN as u64).writable(true).synchronous_writes(synchronous).anonymous();
+            let object = object.expect("object");
+            let a = arena(rt, mode, LEN);
+            map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            for at in (0..LEN).step_by(PAGE) {
+                assert_eq!(load(&a, at), Ok(0));
+                store(&a, at, 7).expect("a shared store");
+            }
+            let mut back = vec![0; LEN];
+            object.read_at(0, &mut back).expect("read_at");
+            assert!((0..LEN).all(|i| back[i] == if i % PAGE == 0 { 7 } else { 0 }));
+        }
+    });
+}
+
+#[test]
+fn whole_extents_handed_over() {
+    each_userfaultfd("extents", |rt, mode| {
+        let (object, _) = knob_object(rt, 4 * EXTENT as u64, true);
+        object.populate(0..4 * EXTENT as u64).expect("populate");
+        let a = arena(rt, mode, 4 * EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        for at in (0..4 * EXTENT).step_by(PAGE) {
+            assert!(load(&a, at).is_ok());
+        }
+        // The monitor counts after it has answered.
+        common::until("extents are promoted", || rt.stats().get("extent_promote") > 0);
+    });
+}
+
+/// Continues with every page, having read it.
+struct Look;
+
+impl MinorDelegate for Look {
+    fn minor_fault(&self, fault: &MinorFault<'_>) -> MinorVerdict {
+        let mut head = [0; 16];
+        if fault.read(0, &mut head).is_ok() { MinorVerdict::Continue } else { MinorVerdict::Delay }
+    }
+}
+
+#[test]
+fn delegates_told_in_the_handler_and_by_workers() {
+    each_userfaultfd("delegates", |rt, mode| {
+        for in_handler in [true, false] {
+            let (object, _) = knob_object(rt, LEN as u64, true);
+            object.populate(0..LEN as u64).expect("populate");
+            let a = arena(rt, mode, LEN);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            let range = 0..LEN.next_multiple_of(PAGE);
+            if in_handler {
+                // SAFETY: `Look` copies 16 bytes to its stack, and nothing else.
+                unsafe { a.delegate_minor_in_handler(range, Box::new(Look)) }.expect("delegate");
+            } else {
+                a.delegate_minor(range, Box::new(Look)).expect("delegate");
+            }
+            for at in (0..LEN).step_by(PAGE) {
+                assert!(load(&a, at).is_ok());
+            }
+        }
+    });
+}
+
+/// A store whose bytes lie in another arena: reading them faults inside the handler.
+struct Through(usize);
+
+impl Store for Through {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        let len = page.len_bytes();
+        let from = usize::try_from(pos_bytes).map_err(|_| StoreError::Short)? + self.0;
+        // SAFETY: the test keeps the lower arena mapped, as long as this object; the page is ours to write.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, page.as_mut_ptr(), len) };
+        Ok(())
+    }
+}
+
+// SAFETY: one copy, from an arena whose own store is handler-safe.
+unsafe impl HandlerStore for Through {}
+
+#[test]
+fn faults_inside_faults() {
+    each_of("nested", &[Delivery::InThread, Delivery::Segv], |rt, mode| {
+        let (below, _) = knob_object(rt, LEN as u64, true);
+        let lower = arena(rt, mode, LEN);
+        map(&lower, 0, &below, Prot::Read, Sharing::Shared);
+        let through = rt.object(LEN as u64).handler_store(Box::new(Through(lower.as_ptr() as usize)));
+        let through = through.expect("object");
+        let upper = arena(rt, mode, LEN);
+        map(&upper, 0, &through, Prot::Read, Sharing::Shared);
+        // Without optimisation two faults need more than the 8 KiB that std gives a thread.
+        on_small_stack(|| {
+            for at in (0..LEN).step_by(PAGE) {
+                assert!(load(&upper, at).is_ok());
+            }
+        });
+        assert!(rt.stats().get("handler_nested") > 0, "{}", rt.stats());
+        same("nested", &common::bytes(&upper, 0..LEN), &common::bytes(&lower, 0..LEN));
+    });
+}
+
+/// A store that breaks its promise.
+struct Allocates;
+
+impl Store for Allocates {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        let bytes = std::hint::black_box(vec![5; page.len_bytes()]);
+        page.as_mut_slice().copy_from_slice(&bytes);
+        Ok(())
+    }
+}
+
+// SAFETY: none: this is the lie that the test is about.
+unsafe impl HandlerStore for Allocates {}
+
+/// The proof that the tests above can fail.
+#[test]
+fn a_handler_that_allocates_aborts() {
+    for mode in [Delivery::InThread, Delivery::Segv] {
+        if !runtime().delivery().is_available(mode) {
+            println!("{mode:?} skipped: {}", runtime().delivery());
+            continue;
+        }
+        let out = child("a_handler_that_allocates_aborts", &format!("{mode:?}"), || {
+            common::no_core();
+            let rt = runtime();
+            let object = rt.object(PAGE as u64).handler_store(Box::new(Allocates)).expect("object");
+            let a = arena(&rt, mode, PAGE);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            let _ = load(&a, 0);
+        });
+        if let Some(out) = &out {
+            assert!(said(out).contains("the allocator was called"), "it said:\n{}", said(out));
+        }
+        ended(out, Err(libc::SIGABRT));
+    }
+}
