@@ -160,8 +160,9 @@ fn a_child_has_no_copy_of_arena_or_alias() {
             let mut byte = 0u8;
             let to = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
             let from = libc::iovec { iov_base: at as *mut libc::c_void, iov_len: 1 };
+            let me = std::process::id().cast_signed();
             // SAFETY: reads a byte of this very process, by the kernel, which checks the address.
-            unsafe { libc::process_vm_readv(libc::getpid(), &raw const to, 1, &raw const from, 1, 0) }
+            unsafe { libc::process_vm_readv(me, &raw const to, 1, &raw const from, 1, 0) }
         };
         let status = fork(|| i32::from(reach(base) != -1));
         assert_eq!(status, 0, "page 0 is resident in the parent and absent in the child");
