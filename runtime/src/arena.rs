@@ -1,7 +1,7 @@
 //! `Arena`: a range of address space over which objects are mapped.
 
 use crate::delivery::Delivery;
-use crate::error::{Error, Result, system};
+use crate::error::{Error, Result, parent_only, system};
 use crate::lease::Table;
 use crate::object::Object;
 use crate::pin::Pin;
@@ -17,7 +17,7 @@ use softfault_mm::sync::AtomicU64;
 use softfault_mm::types::{FaultFlags, VmFaultReason};
 use softfault_platform::host::Host;
 use softfault_platform::section::Slot;
-use softfault_platform::sys::mem;
+use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::{self, ArenaFacts, Trap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -113,6 +113,7 @@ impl ArenaBuilder {
     /// [`Error::Delivery`] when the mode cannot be had, [`Error::Argument`] for no bytes, [`Error::Exhausted`].
     pub fn build(self) -> Result<Arena> {
         let op = "ArenaBuilder::build";
+        parent_only(op)?;
         let trap = self.choose()?;
         let len = self.len_bytes.checked_next_multiple_of(EXTENT_SIZE).filter(|l| *l > 0 && *l < 1 << 46);
         let len_bytes = len.ok_or(Error::Argument {
@@ -247,6 +248,7 @@ impl ArenaInner {
 
     /// Checks a byte range of the arena: page-aligned, not empty, inside.
     pub(crate) fn check_range(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
+        parent_only(op)?;
         let bad = |arg, value: usize, why| Err(Error::Argument { op, arg, value: value as u64, why });
         if !range.start.is_multiple_of(PAGE_SIZE) {
             return bad("range.start", range.start, "must be a multiple of the page size (4096)");
@@ -273,6 +275,40 @@ impl ArenaInner {
         }
         let host = Host::new(slot, false);
         fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags)
+    }
+
+    /// Makes each page of the range resident for real, whoever resolves its faults now or a moment later.
+    ///
+    /// A native extent's pages are mapped by the kernel, and stay so when the extent is taken back; one that changes
+    /// sides meanwhile is looked at again.
+    pub(crate) fn make_resident(&self, op: &'static str, range: &Range<usize>, access: Access) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
+            let state = || self.extents.lend().get(at >> EXTENT_SHIFT).map_or(ExtentState::Trapped, Extent::state);
+            let before = state();
+            match before {
+                ExtentState::Changing => std::thread::yield_now(),
+                ExtentState::Native | ExtentState::Tracked => self.populate_native(op, &(at..next), access)?,
+                ExtentState::Trapped => self.fault_in(op, &(at..next), access, true)?,
+            }
+            if before != ExtentState::Changing && state() == before {
+                at = next;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the kernel map pages of a native extent.
+    #[expect(unsafe_code, reason = "madvise on the arena's own range")]
+    fn populate_native(&self, op: &'static str, range: &Range<usize>, access: Access) -> Result<()> {
+        let advice = if access == Access::Write { mem::MADV_POPULATE_WRITE } else { mem::MADV_POPULATE_READ };
+        // SAFETY: the arena's own range; mapping pages changes no byte.
+        match unsafe { mem::madvise(self.base + range.start, range.len(), advice) } {
+            // Taken back in between: its state has changed, and the caller looks again.
+            Ok(()) | Err(Errno::EFAULT | Errno::EINTR | Errno::EAGAIN) => Ok(()),
+            Err(e) => Err(system(op, "madvise")(e)),
+        }
     }
 
     /// Faults each page of the range in; `exact`: also those that a hint says are mapped.
@@ -432,6 +468,7 @@ impl Arena {
     /// # Errors
     /// [`Error::NotMapped`], [`Error::Fault`].
     pub fn read_at(&self, offset: usize, buf: &mut [u8]) -> Result<()> {
+        parent_only("Arena::read_at")?;
         crate::pin::read_at(&self.inner, offset, buf)
     }
 
@@ -440,6 +477,7 @@ impl Arena {
     /// # Errors
     /// [`Error::NotMapped`], [`Error::Denied`], [`Error::Fault`].
     pub fn write_at(&self, offset: usize, buf: &[u8]) -> Result<()> {
+        parent_only("Arena::write_at")?;
         crate::pin::write_at(&self.inner, offset, buf)
     }
 

@@ -104,6 +104,15 @@ pub enum Error {
     },
 }
 
+/// Refuses in a forked child: the words are the child's own copies, but the memory and the descriptors behind them
+/// are the parent's, and an ioctl or a fill made here would change what the parent maps.
+pub(crate) fn parent_only(op: &'static str) -> Result<()> {
+    if softfault_platform::child::in_child() {
+        return Err(Error::Denied { op, what: "objects and arenas belong to the parent of this forked process" });
+    }
+    Ok(())
+}
+
 /// Makes a function that wraps the error of a system call.
 pub(crate) fn system(op: &'static str, call: &'static str) -> impl Fn(Errno) -> Error {
     move |errno| match errno {

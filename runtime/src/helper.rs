@@ -12,21 +12,32 @@ use softfault_platform::mmu::uffd::UffdMmu;
 use softfault_platform::section;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::sys::{Errno, file};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-/// The filler threads of the process.
+/// The most fillers there will ever be.
+const NR_FILLERS_MAX: usize = 64;
+
+/// The filler threads of the process, and the one that starts more of them.
 #[derive(Debug)]
 pub(crate) struct Pool {
     stop: Arc<AtomicU32>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    starter: Option<JoinHandle<()>>,
 }
 
 impl Pool {
     pub(crate) fn start(nr: usize) -> Result<Self> {
-        let mut pool = Self { stop: Arc::new(AtomicU32::new(0)), threads: Vec::new() };
+        let mut pool = Self { stop: Arc::default(), threads: Arc::default(), starter: None };
         pool.grow(nr)?;
+        let (stop, threads) = (Arc::clone(&pool.stop), Arc::clone(&pool.threads));
+        let (running, is_running) = started();
+        let starter = std::thread::Builder::new().name("softfault-start".into());
+        let starter = starter.spawn(move || run_starter(&stop, &threads, &running));
+        pool.starter = Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", source })?);
+        wait_until_running(&is_running);
         Ok(pool)
     }
 
@@ -35,33 +46,66 @@ impl Pool {
     /// The standard library allocates while a thread starts. A program that faults while it holds the allocator's lock
     /// waits for a filler, so no filler may be on its way to that lock by then.
     pub(crate) fn grow(&mut self, nr: usize) -> Result<()> {
-        while self.threads.len() < nr {
-            let stop = Arc::clone(&self.stop);
-            let (running, is_running) = started();
-            let thread = std::thread::Builder::new()
-                .name("softfault-fill".into())
-                .spawn(move || run_filler(&stop, &running))
-                .map_err(|source| Error::Io { op: "Runtime::build: start a filler", source })?;
-            wait_until_running(&is_running);
-            self.threads.push(thread);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        while threads.len() < nr {
+            threads.push(start_filler(&self.stop)?);
         }
         Ok(())
     }
 }
 
+fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
+    let stop = Arc::clone(stop);
+    let (running, is_running) = started();
+    let thread = std::thread::Builder::new()
+        .name("softfault-fill".into())
+        .spawn(move || run_filler(&stop, &running))
+        .map_err(|source| Error::Io { op: "Runtime::build: start a filler", source })?;
+    wait_until_running(&is_running);
+    Ok(thread)
+}
+
+/// Starts a filler whenever work waits although every one there is has been busy for a moment: a store that hangs
+/// keeps its own pages waiting, and nobody else's.
+///
+/// This thread allocates, so it is not one that a fault waits for.
+fn run_starter(stop: &Arc<AtomicU32>, threads: &Mutex<Vec<JoinHandle<()>>>, running: &AtomicU32) {
+    host::mask_signals();
+    running.store(1, Ordering::Release);
+    while stop.load(Ordering::Acquire) == 0 {
+        host::wait_for_starvation(stop);
+        let taken = host::jobs_taken();
+        std::thread::sleep(Duration::from_millis(5));
+        // Busy is not stuck: helpers that take jobs meanwhile will get to the rest.
+        if !host::is_starved() || host::jobs_taken() != taken || stop.load(Ordering::Acquire) != 0 {
+            continue;
+        }
+        let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
+        match threads.len() < NR_FILLERS_MAX {
+            true => threads.extend(start_filler(stop)),
+            false => {
+                drop(threads);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
+        let starter = self.starter.take();
         if softfault_platform::child::in_child() {
-            self.threads.drain(..).for_each(std::mem::forget);
+            std::mem::forget((starter, Arc::clone(&self.threads)));
             return;
         }
         self.stop.store(1, Ordering::Release);
-        for thread in self.threads.drain(..) {
+        let fillers = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in starter.into_iter().chain(fillers) {
             // Each turn wakes whoever sleeps; a filler that is inside a store which never returns is left behind.
             let mut patience = 200;
             while !thread.is_finished() && patience > 0 {
-                host::ring();
-                std::thread::sleep(std::time::Duration::from_millis(1));
+                host::ring_all();
+                std::thread::sleep(Duration::from_millis(1));
                 patience -= 1;
             }
             if thread.is_finished() {
@@ -84,6 +128,7 @@ fn wait_until_running(running: &AtomicU32) {
 }
 
 fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
+    host::mask_signals();
     section::register_helper();
     host::count_helper(true);
     running.store(1, Ordering::Release);
@@ -94,6 +139,7 @@ fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
             Job::Fill(claim) => fault::fill_here(host.env(), &ctx, claim),
             Job::Tell(telling) => fault::tell_here(host.env(), 0, telling),
         }
+        host::job_done();
     }
     host::count_helper(false);
     section::unregister_helper();
@@ -103,27 +149,31 @@ fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
 #[cfg(feature = "userfaultfd")]
 #[derive(Debug)]
 pub(crate) struct Monitor {
-    stop_fd: i32,
+    bell_fd: i32,
+    stop: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
 }
 
 #[cfg(feature = "userfaultfd")]
 impl Monitor {
     pub(crate) fn start(mmu: &'static UffdMmu) -> std::result::Result<Self, Errno> {
-        let stop_fd = file::eventfd()?;
+        let bell_fd = file::eventfd()?;
+        let stop = Arc::new(AtomicU32::new(0));
+        let stopped = Arc::clone(&stop);
         let (running, is_running) = started();
         let thread = std::thread::Builder::new()
             .name("softfault-monitor".into())
             .spawn(move || {
+                host::mask_signals();
                 section::register_helper();
                 running.store(1, Ordering::Release);
                 // An error here means that the descriptor is gone: the process is ending.
-                let _ = softfault_platform::trap::monitor::serve(mmu, stop_fd);
+                let _ = softfault_platform::trap::monitor::serve(mmu, bell_fd, &stopped);
                 section::unregister_helper();
             })
             .map_err(|_| Errno::EAGAIN)?;
         wait_until_running(&is_running);
-        Ok(Self { stop_fd, thread: Some(thread) })
+        Ok(Self { bell_fd, stop, thread: Some(thread) })
     }
 }
 
@@ -135,10 +185,11 @@ impl Drop for Monitor {
             std::mem::forget(thread);
             return;
         }
-        let _ = file::write(self.stop_fd, &1u64.to_ne_bytes());
+        self.stop.store(1, Ordering::Release);
+        let _ = file::write(self.bell_fd, &1u64.to_ne_bytes());
         if let Some(thread) = thread {
             let _ = thread.join();
         }
-        file::close(self.stop_fd);
+        file::close(self.bell_fd);
     }
 }

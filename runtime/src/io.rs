@@ -17,6 +17,7 @@ use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
 use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
+use softfault_platform::sys::mem;
 use softfault_platform::vmatree;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -136,7 +137,7 @@ pub(crate) fn read_at(object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Resu
 /// `src..src + len` is pinned, `dst..dst + len` is the caller's own.
 unsafe fn copy_page(src: *const u8, dst: *mut u8, len: usize) {
     // SAFETY: the caller's contract. Concurrent stores give torn bytes, which are bytes.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst, len) };
+    unsafe { mem::copy_racy(dst, src, len) };
 }
 
 pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
@@ -175,7 +176,15 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> Result<()> {
     if in_page == 0 {
         return Ok(());
     }
-    if let Lookup::Pinned(word) = filemap::get_folio(object.mapping(), pgoff, DIRTY) {
+    let host = Host::detached();
+    let found = loop {
+        match filemap::get_folio(object.mapping(), pgoff, DIRTY) {
+            // Being filled, up to the old end perhaps: what the filler left behind the new one is ours to remove.
+            Lookup::Busy(key) => host.env().park.wait(&Ctx::thread(0), key, u64::MAX),
+            found => break found,
+        };
+    };
+    if let Lookup::Pinned(word) = found {
         let tail = (object.alias_at(pgoff) + in_page) as *mut u8;
         // SAFETY: the rest of a page that is pinned with DIRTY.
         unsafe { tail.write_bytes(0, PAGE_SIZE - in_page) };

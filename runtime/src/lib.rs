@@ -16,6 +16,7 @@ mod lease;
 pub mod object;
 pub mod pin;
 mod registry;
+mod rmap;
 pub mod runtime;
 pub mod stats;
 mod vmas;

@@ -1,10 +1,11 @@
 //! `Object`: a file, anonymous memory, a user's store or a user's vtable, as a range of the cache.
 
 use crate::arena::ArenaInner;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, parent_only};
 use crate::io;
 use crate::lease::Lease;
 use crate::registry;
+use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
 use crate::{Access, FailurePolicy};
 use softfault_mm::mapping::Mapping;
@@ -14,11 +15,12 @@ use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
 use softfault_mm::{filemap, truncate};
 use softfault_platform::host::Host;
-use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries, Rmap};
+use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{HandlerStore, Store};
+use softfault_platform::store::{HandlerStore, PageMut, Store, StoreError};
+use softfault_platform::sys::Errno;
 use softfault_platform::{section, vmatree};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Options of an object; see [`Runtime::object`].
@@ -118,6 +120,11 @@ impl ObjectBuilder {
     /// # Errors
     /// [`Error::Exhausted`], [`Error::Argument`].
     pub fn store(self, store: Box<dyn Store>) -> Result<Object> {
+        if self.dsync {
+            let why = "must be made durable in the faulting thread; use `handler_store`";
+            return Err(Error::Argument { op: "ObjectBuilder::store", arg: "dsync", value: 1, why });
+        }
+        let store = Box::new(Guarded(store));
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
         self.build(Backing { store, handler_safe: false, always_dirty: false, ops })
     }
@@ -156,8 +163,10 @@ impl ObjectBuilder {
     /// [`Error::Exhausted`].
     ///
     /// # Safety
-    /// The vtable's methods run in signal handlers: no allocation, no lock, no libc function outside
-    /// signal-safety(7), no panic, no access to arenas.
+    /// 1. The vtable's methods run in signal handlers: no allocation, no lock, no libc function outside
+    ///    signal-safety(7), no panic, no access to arenas.
+    /// 2. They change folio words and bytes only through [`filemap::fill_with`] and [`filemap::fault`]: the words and
+    ///    `a_ops` that a [`Mapping`] shows have owners, and going past them shows other threads bytes of nobody's.
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
     pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
         self.build(Backing { store: Box::new(ZeroStore), handler_safe: true, always_dirty: false, ops })
@@ -168,10 +177,25 @@ impl ObjectBuilder {
         let len = usize::try_from(max.max(1)).ok().and_then(|l| l.checked_next_multiple_of(EXTENT_SIZE)).ok_or(
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;
+        parent_only("object")?;
         let rt = Arc::clone(&self.runtime.inner);
-        let (space, offset) = rt.allocate(len)?;
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
+        let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
         Ok(Object { inner: Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id)) })
+    }
+}
+
+/// A store whose panics are errors of the page: a filler that unwound would keep its pages `filling` for ever.
+struct Guarded(Box<dyn Store>);
+
+impl Store for Guarded {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> std::result::Result<(), StoreError> {
+        let read = std::panic::AssertUnwindSafe(|| self.0.read(pos_bytes, page));
+        std::panic::catch_unwind(read).unwrap_or(Err(StoreError::Io(Errno::EIO)))
+    }
+    fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
+        let dsync = std::panic::AssertUnwindSafe(|| self.0.dsync(pos_bytes, len_bytes));
+        std::panic::catch_unwind(dsync).unwrap_or(Err(StoreError::Io(Errno::EIO)))
     }
 }
 
@@ -196,7 +220,6 @@ pub(crate) struct ObjectInner {
     pub(crate) len_max: usize,
     pub(crate) writable: bool,
     pub(crate) dsync: bool,
-    #[cfg(feature = "userfaultfd")]
     pub(crate) sync_wp: bool,
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
@@ -206,46 +229,6 @@ pub(crate) struct ObjectInner {
     id: u32,
     i_mmap: Option<Lease<IMmap>>,
     pid: u32,
-}
-
-/// The arenas that map an object. Linux: `i_mmap`.
-#[derive(Debug)]
-pub(crate) struct IMmap {
-    id: u32,
-    arenas: Mutex<Vec<Weak<ArenaInner>>>,
-    /// Whether the object was ever mapped shared with stores permitted: then the words do not know what is dirty.
-    /// Held while pages are evicted. Taken before an arena's `vmas`, never inside.
-    written_unseen: Mutex<bool>,
-}
-
-impl IMmap {
-    /// Notes that stores may go unseen from now on; waits for an eviction that is under way.
-    pub(crate) fn note_writable(&self) {
-        *self.written_unseen.lock().unwrap_or_else(PoisonError::into_inner) = true;
-    }
-
-    /// Adds an arena, once.
-    pub(crate) fn add(&self, arena: &Arc<ArenaInner>) {
-        let mut list = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        list.retain(|w| w.strong_count() > 0);
-        if !list.iter().any(|w| std::ptr::eq(w.as_ptr(), Arc::as_ptr(arena))) {
-            list.push(Arc::downgrade(arena));
-        }
-    }
-
-    /// Returns the arenas that are alive. The lock is not held while the caller works on them.
-    fn alive(&self) -> Vec<Arc<ArenaInner>> {
-        let list = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        list.iter().filter_map(Weak::upgrade).collect()
-    }
-}
-
-impl Rmap for IMmap {
-    fn unmap(&self, pgoff: u64, nr: u32) {
-        for arena in self.alive() {
-            arena.unmap_object(self.id, pgoff, pgoff + u64::from(nr));
-        }
-    }
 }
 
 impl std::fmt::Debug for ObjectInner {
@@ -266,8 +249,7 @@ impl ObjectInner {
     ) -> Self {
         let store: Lease<dyn Store> = Lease::new(backing.store);
         let vm_ops: Lease<dyn VmOps> = Lease::new(backing.ops);
-        let i_mmap =
-            Lease::new(Box::new(IMmap { id, arenas: Mutex::new(Vec::new()), written_unseen: Mutex::new(false) }));
+        let i_mmap = Lease::new(Box::<IMmap>::default());
         // SAFETY: `Drop` withdraws the object and waits for its users before any lease goes.
         let store_ref = unsafe { store.lend() };
         // SAFETY: the object holds the runtime, which holds the account.
@@ -277,7 +259,8 @@ impl ObjectInner {
         // SAFETY: the object holds the space, and with it the ports.
         let ports = unsafe { &*std::ptr::from_ref(space.region.ports()) };
         let region = &space.region;
-        let memory = FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset) };
+        let memory =
+            FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset), len_bytes: len };
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
         let a_ops = unsafe {
             ObjectOps::new(
@@ -310,7 +293,7 @@ impl ObjectInner {
             fill_window: b.fill_window_pages,
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
-            nr_vmas: AtomicU32::new(0),
+            nr_maps: AtomicU32::new(0),
             account,
             stat: rt.stat,
         };
@@ -326,7 +309,6 @@ impl ObjectInner {
             len_max: len,
             writable: b.writable,
             dsync: b.dsync,
-            #[cfg(feature = "userfaultfd")]
             sync_wp: b.mkwrite || has_mkwrite,
             mapping: Some(mapping),
             a_ops: Some(a_ops),
@@ -347,6 +329,10 @@ impl ObjectInner {
     pub(crate) fn a_ops(&self) -> &'static ObjectOps<'static> {
         lend(self.a_ops.as_ref())
     }
+    /// Returns whether first stores must fault.
+    pub(crate) fn is_synchronous(&self) -> bool {
+        self.sync_wp
+    }
     /// Returns the address of the alias of page `pgoff`.
     pub(crate) fn alias_at(&self, pgoff: u64) -> usize {
         self.space.region.alias_at(self.offset + (pgoff << PAGE_SHIFT))
@@ -354,7 +340,7 @@ impl ObjectInner {
 
     /// Returns the arenas that map the object now.
     pub(crate) fn arenas(&self) -> Vec<Arc<ArenaInner>> {
-        self.i_mmap().alive()
+        self.i_mmap().arenas()
     }
     /// Returns who maps the object.
     pub(crate) fn i_mmap(&self) -> &'static IMmap {
@@ -432,6 +418,7 @@ impl Object {
     /// # Errors
     /// [`Error::Fault`] naming the first byte that could not be had; the bytes before it were read.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        parent_only("Object::read_at")?;
         io::read_at(&self.inner, offset, buf)
     }
 
@@ -440,6 +427,7 @@ impl Object {
     /// # Errors
     /// [`Error::Denied`] on an object that is not writable, [`Error::Fault`].
     pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<usize> {
+        parent_only("Object::write_at")?;
         io::write_at(&self.inner, offset, buf)
     }
 
@@ -457,6 +445,7 @@ impl Object {
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
     pub fn evict(&self, range: std::ops::Range<u64>) -> Result<u64> {
+        parent_only("Object::evict")?;
         let m = self.inner.mapping();
         // ```text
         // evict                              map(shared, stores permitted)
@@ -464,8 +453,8 @@ impl Object {
         //                                    publish; a neighbour is mapped, written: nobody is told
         // clean -> evicting -> punch: the write is lost
         // ```
-        // so a new writable mapping waits here until we are done, and afterwards nothing is evicted any more.
-        let gate = self.inner.i_mmap().written_unseen.lock().unwrap_or_else(PoisonError::into_inner);
+        // so a new mapping waits here until we are done, and after a writable one nothing is evicted any more.
+        let gate = self.inner.i_mmap().gate();
         if m.always_dirty || *gate {
             return Ok(0);
         }
@@ -474,7 +463,8 @@ impl Object {
         let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
         self.inner.demote(from, to)?;
         let host = Host::detached();
-        Ok(filemap::drop_pages(m, host.env().park, 0, from, to, false))
+        let drop_pages = || filemap::drop_pages(m, host.env().park, 0, from, to, false);
+        Ok(self.inner.i_mmap().while_frozen(&self.inner, drop_pages))
     }
 
     /// Forgets that pages of the byte range were poisoned: the next touch asks the store anew.
@@ -485,6 +475,7 @@ impl Object {
     /// # Errors
     /// [`Error::System`].
     pub fn heal(&self, range: std::ops::Range<u64>) -> Result<u64> {
+        parent_only("Object::heal")?;
         let m = self.inner.mapping();
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.nr_pages());
         let healed = pages.clone().filter(|p| m.folio(*p).is_some_and(|w| w.forget_poison().is_ok())).count();
@@ -497,15 +488,17 @@ impl Object {
     /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
     ///
     /// # Errors
-    /// [`Error::Argument`] past the maximal length, [`Error::Pinned`] when a page past the end stays pinned for long,
-    /// [`Error::Exhausted`] when an extent cannot be taken back.
+    /// [`Error::Argument`] past the maximal length, [`Error::Denied`] when a page past the end stays pinned for long (the
+    /// end is the new one all the same: such a page is SIGBUS to new touches), [`Error::Exhausted`] when an extent cannot be taken back.
     pub fn set_len(&self, len_bytes: u64) -> Result<()> {
         let op = "Object::set_len";
+        parent_only(op)?;
         let m = self.inner.mapping();
         if len_bytes > self.inner.len_max as u64 {
             let why = "past the maximal length the object was made with";
             return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
         }
+        let _gate = self.inner.i_mmap().gate();
         self.inner.a_ops().set_len(len_bytes);
         let old = truncate::i_size_write(m, len_bytes);
         if old <= len_bytes {
@@ -517,7 +510,8 @@ impl Object {
         let host = Host::detached();
         for _ in 0..2_000 {
             self.inner.demote(from, to)?;
-            if truncate::truncate_pagecache(m, host.env().park, 0, to) == 0 {
+            let truncate = || truncate::truncate_pagecache(m, host.env().park, 0, to);
+            if self.inner.i_mmap().while_frozen(&self.inner, truncate) == 0 {
                 return io::zero_tail(&self.inner, len_bytes);
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -536,6 +530,7 @@ impl Object {
     /// # Errors
     /// [`Error::Fault`].
     pub fn populate(&self, range: std::ops::Range<u64>) -> Result<()> {
+        parent_only("Object::populate")?;
         io::populate(&self.inner, range, Access::Read)
     }
 }

@@ -9,6 +9,7 @@ use crate::io;
 use crate::object::ObjectInner;
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use softfault_platform::sys::mem;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -59,7 +60,7 @@ impl Pin {
             })?;
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
-        arena.fault_in(op, &range, access, true)?;
+        arena.make_resident(op, &range, access)?;
         Ok(pin)
     }
 
@@ -82,6 +83,10 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
+        if softfault_platform::child::in_child() {
+            // The lock may have been held by a thread that does not exist here, and there is nothing to unpin.
+            return;
+        }
         let mut vmas = self.arena.vmas();
         if let Some(i) = vmas.pins.iter().position(|p| *p == self.range) {
             vmas.pins.swap_remove(i);
@@ -158,7 +163,7 @@ fn read_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -
     let pin = pin_around(arena, piece, Access::Read)?;
     let src = (arena.base + piece.start) as *const u8;
     // SAFETY: the piece is pinned: mapped and resident. Concurrent stores give torn bytes, which are bytes.
-    unsafe { std::ptr::copy_nonoverlapping(src, dst.as_mut_ptr(), dst.len()) };
+    unsafe { mem::copy_racy(dst.as_mut_ptr(), src, dst.len()) };
     drop(pin);
     Ok(())
 }
@@ -182,7 +187,7 @@ pub(crate) fn write_at(arena: &Arc<ArenaInner>, offset: usize, buf: &[u8]) -> Re
         let pin = pin_around(arena, &piece, Access::Write)?;
         let dst = (arena.base + piece.start) as *mut u8;
         // SAFETY: the piece is pinned for writing: mapped, and stores go to the mapping's own copies.
-        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) };
+        unsafe { mem::copy_racy(dst, src.as_ptr(), src.len()) };
         drop(pin);
         Ok(())
     })

@@ -94,11 +94,11 @@ impl Registry {
         staging::init().map_err(system(OP, "mmap"))?;
         host::init();
         budget::init(max_map_count());
-        chain::install(entry::on_signal).map_err(system(OP, "rt_sigaction"))?;
         match &mut self.helpers {
             Some(pool) => pool.grow(fillers)?,
             None => self.helpers = Some(helper::Pool::start(fillers)?),
         }
+        chain::install(entry::on_signal, self.runtimes == 0).map_err(system(OP, "rt_sigaction"))?;
         self.runtimes += 1;
         Ok(())
     }

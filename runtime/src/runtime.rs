@@ -2,7 +2,7 @@
 
 use crate::arena::ArenaBuilder;
 use crate::delivery::{self, Delivery, DeliveryReport};
-use crate::error::{Error, Result, system};
+use crate::error::{Error, Result, parent_only, system};
 use crate::lease::Lease;
 use crate::object::{Object, ObjectBuilder};
 use crate::registry;
@@ -259,8 +259,9 @@ impl Runtime {
     /// # Errors
     /// [`Error::System`].
     pub fn reinstall_handlers(&self) -> Result<()> {
+        parent_only("Runtime::reinstall_handlers")?;
         let _registry = registry::lock();
-        softfault_platform::trap::chain::install(softfault_platform::trap::entry::on_signal)
+        softfault_platform::trap::chain::install(softfault_platform::trap::entry::on_signal, false)
             .map_err(system("Runtime::reinstall_handlers", "rt_sigaction"))
     }
 }

@@ -43,6 +43,24 @@ pub(crate) struct VmaEntry {
     pub(crate) sharing: Sharing,
     index: u32,
     delegation: Option<Arc<DelegationInner>>,
+    _map: Arc<MapCount>,
+}
+
+/// One call of `map`, shared by the pieces that splits make of it; counted in the object for as long as one is left.
+#[derive(Debug)]
+struct MapCount(Arc<ObjectInner>);
+
+impl MapCount {
+    fn new(object: &Arc<ObjectInner>) -> Arc<Self> {
+        object.mapping().nr_maps.fetch_add(1, Ordering::SeqCst);
+        Arc::new(Self(Arc::clone(object)))
+    }
+}
+
+impl Drop for MapCount {
+    fn drop(&mut self) {
+        self.0.mapping().nr_maps.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl VmaEntry {
@@ -143,6 +161,15 @@ impl ArenaInner {
         }
     }
 
+    /// Returns whether the first store to a page of a shared mapping can be made to fault.
+    fn faults_on_first_store(&self) -> bool {
+        #[cfg(feature = "userfaultfd")]
+        if self.trap == Trap::Uffd {
+            return uffd::context(Kind::Sync).is_some_and(uffd::UffdMmu::has_wp);
+        }
+        self.trap == Trap::Segv
+    }
+
     fn flags_of(&self, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
         let mut flags = tracking;
         flags |= match v.prot {
@@ -207,24 +234,26 @@ impl ArenaInner {
         let index = registry::lock().vmas.get().ok_or_else(registry::exhausted(op, "vmas (1048576)"))?;
         let pgoff = object_offset >> PAGE_SHIFT;
         let object = Arc::clone(object);
-        let entry = VmaEntry { range: range.clone(), pgoff, object, prot, sharing, index, delegation: None };
-        if entry.may_write_shared() {
-            entry.object.i_mmap().note_writable();
-        }
+        let map = MapCount::new(&object);
+        let entry = VmaEntry { range: range.clone(), pgoff, object, prot, sharing, index, delegation: None, _map: map };
+        // The gate before the lock: evictions hold it while they look who maps the object.
+        let mut written_unseen = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
         let occupied = vmas.overlapping(&range).first().map(|v| v.range.clone());
         let mapped = match occupied {
             Some(range) => Err(Error::Occupied { range }),
-            None => self.map_and_publish(&entry),
+            None => {
+                entry.object.i_mmap().add(self);
+                entry.object.vm_ops().open(entry.object.mapping());
+                self.map_and_publish(&entry)
+            }
         };
         if let Err(error) = mapped {
             registry::lock().vmas.put(index);
             return Err(error);
         }
-        let m = entry.object.mapping();
-        m.nr_vmas.fetch_add(1, Ordering::AcqRel);
-        entry.object.vm_ops().open(m);
-        entry.object.i_mmap().add(self);
+        *written_unseen |= entry.may_write_shared();
+        drop(written_unseen);
         vmas.map.insert(range.start, entry);
         Ok(())
     }
@@ -255,6 +284,10 @@ impl ArenaInner {
         if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }
+        if sharing == Sharing::Shared && object.writable && object.is_synchronous() && !self.faults_on_first_store() {
+            let what = "synchronous writes need InThread or Segv delivery: here the first store to a page is not seen";
+            return Err(Error::Denied { op, what });
+        }
         Ok(offset..end)
     }
 
@@ -274,7 +307,9 @@ impl ArenaInner {
             // Pointing at nothing needs no new table where the range was pointed at something.
             let _ = self.point(&v.range, None);
             section::synchronize();
-            self.unmap_kernel(&v.range, &v.range);
+            if !self.unmap_kernel(&v.range, &v.range) {
+                std::mem::forget(Arc::clone(&v.object));
+            }
         }
         r
     }
@@ -303,7 +338,9 @@ impl ArenaInner {
     }
 
     /// Puts the bare reservation back over a range that no vma covers any more; it was part of the mapping `whole`.
-    fn unmap_kernel(&self, range: &Range<usize>, whole: &Range<usize>) {
+    ///
+    /// `false`: the kernel is out of vmas and goes on mapping the object there.
+    fn unmap_kernel(&self, range: &Range<usize>, whole: &Range<usize>) -> bool {
         let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_NORESERVE | mem::MAP_FIXED;
         // SAFETY: the arena's own range; its vmas are unpublished and drained.
         let r = unsafe { mem::mmap(self.address(range.start), range.len(), mem::PROT_NONE, flags, -1, 0) };
@@ -317,6 +354,7 @@ impl ArenaInner {
             }
         }
         self.forget_mapped(range);
+        r.is_ok()
     }
 
     /// Clears the maybe-mapped hints of a range.
@@ -384,7 +422,11 @@ impl ArenaInner {
             }
         }
         for v in &hit {
-            self.unmap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)), &v.range);
+            let gone = v.range.start.max(range.start)..v.range.end.min(range.end);
+            if !self.unmap_kernel(&gone, &v.range) {
+                // The kernel still maps the object there: its memory must never become another object's.
+                std::mem::forget(Arc::clone(&v.object));
+            }
         }
         self.retire(&hit);
         self.reclaim_splits(range);
@@ -431,8 +473,6 @@ impl ArenaInner {
             vmas.map.remove(&v.range.start);
         }
         for v in new {
-            v.object.mapping().nr_vmas.fetch_add(1, Ordering::AcqRel);
-            v.object.vm_ops().open(v.object.mapping());
             vmas.map.insert(v.range.start, v.clone());
         }
         Ok(())
@@ -441,6 +481,7 @@ impl ArenaInner {
     /// Points the pages of `new` at their records, and what is left of `old` in `hole` at nothing.
     fn point_all(&self, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
         for v in new {
+            v.object.vm_ops().open(v.object.mapping());
             self.write_record(v);
             self.point(&v.range, Some(v.index))?;
         }
@@ -458,7 +499,6 @@ impl ArenaInner {
     fn retire(&self, old: &[VmaEntry]) {
         for v in old {
             registry::lock().vmas.put(v.index);
-            v.object.mapping().nr_vmas.fetch_sub(1, Ordering::AcqRel);
             v.object.vm_ops().close(v.object.mapping());
         }
     }
@@ -479,10 +519,9 @@ impl ArenaInner {
             new.push(cut);
         }
         self.replace(&mut vmas, &hit, &new, range)?;
-        // An extent that two vmas share now cannot stay native.
-        for v in &hit {
-            self.demote_borders(v, range)?;
-        }
+        // An extent that two vmas share now cannot stay native. What can still fail is remembered, not returned at once:
+        // the old records must be retired, and the kernel told, either way.
+        let demoted: Result<()> = hit.iter().try_for_each(|v| self.demote_borders(v, range));
         self.retire(&hit);
         // By protection, what is exposed is hidden again and comes back with the next touch, as the vma says.
         let bits = if self.trap == Trap::Segv { mem::PROT_NONE } else { prot_bits(prot) };
@@ -491,7 +530,7 @@ impl ArenaInner {
         if self.trap == Trap::Segv {
             self.forget_mapped(range);
         }
-        r.map_err(system(op, "mprotect"))
+        demoted.and(r.map_err(system(op, "mprotect")))
     }
 
     pub(crate) fn zap(&self, range: &Range<usize>) -> Result<()> {
@@ -535,36 +574,53 @@ impl ArenaInner {
         }
         Ok(())
     }
+}
 
-    /// Hides the object's pages `from..to`, which are being evicted, and forgets the hints about them.
+/// One mapping of an object that is being evicted from, and what of it is pinned: all that hiding pages needs.
+#[derive(Debug)]
+pub(crate) struct Hidden {
+    arena: Arc<ArenaInner>,
+    entry: VmaEntry,
+    pins: Vec<Range<usize>>,
+}
+
+impl VmaSet {
+    /// Returns the mappings of `object` in this set, which is `arena`'s.
+    pub(crate) fn hidden_of(&self, arena: &Arc<ArenaInner>, object: &Arc<ObjectInner>) -> Vec<Hidden> {
+        let of_object = self.map.values().filter(|v| Arc::ptr_eq(&v.object, object));
+        let hidden = of_object.map(|v| Hidden { arena: Arc::clone(arena), entry: v.clone(), pins: self.pins.clone() });
+        hidden.collect()
+    }
+}
+
+impl Hidden {
+    /// Hides the object's pages `from..to`, which are being evicted, and forgets the hints about them. Allocates and
+    /// locks nothing.
     ///
     /// Under userfaultfd the punch unmaps them and the next touch traps. By protection it would be filled with zeros,
     /// so the granules that hold them are hidden first.
-    pub(crate) fn unmap_object(&self, id: u32, from: u64, to: u64) {
-        let vmas = self.vmas();
-        for v in vmas.iter().filter(|v| v.object.mapping().id == id) {
-            let Some(range) = range_of(v, from, to) else { continue };
-            if self.trap != Trap::Segv {
-                self.forget_mapped(&range);
-                continue;
-            }
-            // A pinned neighbour in the same granule must stay: then only the pages themselves are hidden.
-            let wide = self.granule_pages.max(1) * PAGE_SIZE;
-            let around = (range.start & !(wide - 1))..range.end.next_multiple_of(wide);
-            let pinned = vmas.check_pins("Object::evict", &around).is_err();
-            let granule = if pinned { PAGE_SIZE } else { wide };
-            let hidden =
-                (range.start & !(granule - 1)).max(v.range.start)..range.end.next_multiple_of(granule).min(v.range.end);
-            let (addr, len) = (self.address(hidden.start), hidden.len());
-            // SAFETY: the arena's own range; a touch faults again.
-            if unsafe { mem::mprotect(addr, len, mem::PROT_NONE) }.is_err() {
-                // The kernel is out of vmas for the split: hiding the whole mapping splits nothing.
-                let (addr, len) = (self.address(v.range.start), v.range.len());
-                // SAFETY: as above.
-                let _ = unsafe { mem::mprotect(addr, len, mem::PROT_NONE) };
-            }
-            self.forget_mapped(&hidden);
+    pub(crate) fn hide(&self, from: u64, to: u64) {
+        let (arena, v) = (&self.arena, &self.entry);
+        let Some(range) = range_of(v, from, to) else { return };
+        if arena.trap != Trap::Segv {
+            arena.forget_mapped(&range);
+            return;
         }
+        // A pinned neighbour in the same granule must stay: then only the pages themselves are hidden.
+        let wide = arena.granule_pages.max(1) * PAGE_SIZE;
+        let around = (range.start & !(wide - 1))..range.end.next_multiple_of(wide);
+        let pinned = self.pins.iter().any(|p| p.start < around.end && around.start < p.end);
+        let granule = if pinned { PAGE_SIZE } else { wide };
+        let hidden =
+            (range.start & !(granule - 1)).max(v.range.start)..range.end.next_multiple_of(granule).min(v.range.end);
+        // SAFETY: the arena's own range; a touch faults again.
+        let r = unsafe { mem::mprotect(arena.address(hidden.start), hidden.len(), mem::PROT_NONE) };
+        if r.is_err() {
+            // The kernel is out of vmas for the split: hiding the whole mapping splits nothing.
+            // SAFETY: as above.
+            let _ = unsafe { mem::mprotect(arena.address(v.range.start), v.range.len(), mem::PROT_NONE) };
+        }
+        arena.forget_mapped(&hidden);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The context token: who runs this walk, and what it may do.
 
+use core::cell::Cell;
 use core::marker::PhantomData;
 
 /// Proof that the calling thread is attached to the runtime for the length of one fault, and what it may do.
@@ -18,6 +19,8 @@ pub struct Ctx<'a> {
     pub mask: u64,
     /// Ticks of the cheapest clock, for the histogram; sampled faults only.
     pub clock: Option<fn() -> u64>,
+    /// The last install found the range not ours: if the same access comes back again and again, nothing resolves it.
+    gone: Cell<bool>,
     not_send: PhantomData<*const &'a ()>,
 }
 
@@ -25,13 +28,33 @@ impl Ctx<'_> {
     /// Returns a context for a signal handler.
     #[must_use]
     pub fn handler(stripe: usize, nested: bool, mask: u64, clock: Option<fn() -> u64>) -> Self {
-        Self { stripe, nested, can_block: false, mask, clock, not_send: PhantomData }
+        Self { stripe, nested, can_block: false, mask, clock, gone: Cell::new(false), not_send: PhantomData }
     }
 
     /// Returns a context for ordinary code (`fault_in`, the monitor, helper threads).
     #[must_use]
     pub fn thread(stripe: usize) -> Self {
-        Self { stripe, nested: false, can_block: true, mask: 0, clock: None, not_send: PhantomData }
+        Self {
+            stripe,
+            nested: false,
+            can_block: true,
+            mask: 0,
+            clock: None,
+            gone: Cell::new(false),
+            not_send: PhantomData,
+        }
+    }
+
+    /// Notes that an install found the range not ours: unmapped, or the kernel's own by now.
+    pub(crate) fn note_gone(&self) {
+        self.gone.set(true);
+    }
+
+    /// Returns whether an install of this fault found the range not ours. The instruction may run again, but not for
+    /// ever.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone.get()
     }
 
     /// Returns the clock's reading, or 0 when this fault is not sampled.

@@ -101,20 +101,25 @@ impl<'a> MinorFault<'a> {
     /// Lends the page's bytes for rewriting; the page is `filling` meanwhile and dirty afterwards.
     ///
     /// # Errors
-    /// [`MinorError::Busy`] unless the object has this one vma and nobody has pinned the page, [`MinorError::Gone`].
+    /// [`MinorError::Busy`] unless the object is mapped this once and nobody has pinned the page, [`MinorError::Gone`].
     pub fn rewrite(&self, f: &mut dyn FnMut(&mut [u8])) -> Result<(), MinorError> {
-        // The page is untold here, so this vma does not map it; another vma over the object might.
-        if self.mapping.nr_vmas.load(Ordering::Acquire) > 1 {
-            return Err(MinorError::Busy);
-        }
         let word = self.mapping.folio(self.pgoff).ok_or(MinorError::Range)?;
         word.try_rewrite().map_err(|seen| match seen.state() {
             State::Uptodate | State::Writeback => MinorError::Busy,
             _ => MinorError::Gone,
         })?;
-        self.mapping.a_ops.with_page_mut(self.pgoff, f);
+        // The page is untold here, so this mapping does not have it; another one might. Looked at only now: who maps the
+        // object after this look finds the page `filling` and waits; who mapped it and installed the page before our CAS
+        // counted itself before that, and the CAS shows it.
+        let alone = self.mapping.nr_maps.load(Ordering::SeqCst) <= 1;
+        if alone {
+            self.mapping.a_ops.with_page_mut(self.pgoff, f);
+        }
         if word.publish(DIRTY) == crate::folio::Wake::Needed {
             (self.wake)(word.futex_addr());
+        }
+        if !alone {
+            return Err(MinorError::Busy);
         }
         Ok(())
     }

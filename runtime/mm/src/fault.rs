@@ -74,6 +74,7 @@ pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, flags: Fa
             drop_work(env, work);
             return Some(seen);
         }
+        attempt.timed_out = false;
         match do_work(env, ctx, work) {
             Next::Again => {}
             Next::WithCow(staged, version) => attempt.cow = Some((staged, version)),
@@ -183,10 +184,12 @@ pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
     env.mm.with_claim(&id, &mut |m| {
         if let Some(claim) = pending.take() {
             let began = ctx.now();
+            // The counters outlive every object; the object itself may be gone when the claim is spent.
+            let stat = m.stat;
             // The verdict is in the words; the next walk reads it there.
             let _ = filemap::read_claimed(m, env.park, ctx.stripe, claim);
             if ctx.clock.is_some() {
-                m.stat.stage(ctx.stripe, Stage::Fill, ctx.now().wrapping_sub(began));
+                stat.stage(ctx.stripe, Stage::Fill, ctx.now().wrapping_sub(began));
             }
         }
     });
@@ -295,10 +298,9 @@ pub fn tell_here(env: Env<'_>, stripe: usize, telling: crate::claim::Telling) {
 fn untell(env: Env<'_>, telling: crate::claim::Telling) {
     env.mm.with_telling(&telling, &mut |d, _| {
         let index = telling.index() as usize;
+        let sleepers = d.word(index).map(|word| core::ptr::from_ref(word).addr());
         d.finish(index, crate::delegation::MinorVerdict::Delay);
-        if let Some(word) = d.word(index) {
-            env.park.wake(core::ptr::from_ref(word).addr());
-        }
+        sleepers.into_iter().for_each(|addr| env.park.wake(addr));
     });
     release(env, telling.into_claim());
 }

@@ -9,7 +9,7 @@ use crate::types::VmFaultReason;
 use crate::vma::Vma;
 
 /// The runtime's address space: it owns vmas and objects and lends them.
-pub trait AddressSpace: Sync {
+pub trait AddressSpace {
     /// Runs `f` on the vma that holds `address`, inside a fault section; `None`: no vma.
     ///
     /// The vma and everything it refers to stay as they are until `f` returns. `f` must not sleep.
@@ -50,7 +50,7 @@ pub enum Woken {
 }
 
 /// Sleeping and waking, and passing work to a thread that may block.
-pub trait Park: Sync {
+pub trait Park {
     /// Sleeps while the 32-bit word at `key.addr` equals `key.seen`, at most `timeout_ns`.
     ///
     /// The caller holds no pin, no section and no claim. In a handler the interrupted signal mask is in force while

@@ -34,6 +34,8 @@ use crate::vmstat::Event;
 
 /// How many neighbouring extents one promotion may take along: it bounds the handler's work.
 const RUN_MAX: usize = 16;
+/// A native run between trapped extents splits a vma of the kernel's in three.
+const RUN_COST_MAX: i64 = 2;
 
 /// Hands the fault's extent, and complete neighbours above it, to the kernel: `NOPAGE`, or `FALLBACK` to small pages.
 ///
@@ -61,25 +63,29 @@ pub fn may_promote(vma: &Vma<'_>, base: usize) -> bool {
 
 /// Promotes up to `max` extents from `base` on, which lie in `vma`, as one run; returns how many.
 pub fn promote_run(vma: &Vma<'_>, stripe: usize, base: usize, max: usize) -> usize {
+    let stat = vma.mapping.stat;
+    // What a run in the middle of a vma costs at most, before any word is touched: where the budget is spent, a fault in
+    // a complete extent must not pin and dirty 512 pages only to give up.
+    if !vma.mmu.charge_vmas(RUN_COST_MAX) {
+        stat.add(stripe, Event::EXTENT_PROMOTE_FAIL, 1);
+        return 0;
+    }
     let mut nr = 0;
     let mut at = base;
     while nr < max && may_promote(vma, at) && claim_extent(vma, at) {
         nr += 1;
         at = at.saturating_add(EXTENT_SIZE);
     }
-    let stat = vma.mapping.stat;
     if nr == 0 {
+        let _ = vma.mmu.charge_vmas(-RUN_COST_MAX);
         stat.add(stripe, Event::EXTENT_PROMOTE_FAIL, 1);
         return 0;
     }
     failpoint!(PROMOTE_CHECKED);
     let tracked = vma.flags.contains(VmFlags::SHARED) && vma.is_wp();
     let cost = run_cost(vma, base, nr);
-    let charged = vma.mmu.charge_vmas(cost);
-    let released = charged && vma.mmu.release_extents(base, nr * EXTENT_SIZE, tracked).is_ok();
-    if charged && !released {
-        let _ = vma.mmu.charge_vmas(-cost);
-    }
+    let released = vma.mmu.release_extents(base, nr * EXTENT_SIZE, tracked).is_ok();
+    let _ = vma.mmu.charge_vmas(if released { cost - RUN_COST_MAX } else { -RUN_COST_MAX });
     if takes_pins(vma) {
         for i in 0..nr {
             unpin(extent_words(vma, vma.pgoff_at(base + i * EXTENT_SIZE)));
@@ -237,8 +243,8 @@ fn demote_extents(vma: &Vma<'_>, base: usize, nr: usize) -> Result<usize, Instal
         return Ok(0);
     }
     // A tracked extent's protection bits are the kernel's record of who wrote: protecting again would erase it.
-    let wp = vma.is_wp() && vma.flags.contains(VmFlags::SHARED) && !tracked;
-    let taken = vma.mmu.take_extents(base, owned * EXTENT_SIZE, wp);
+    let wp = vma.is_wp() && vma.flags.contains(VmFlags::SHARED);
+    let taken = vma.mmu.take_extents(base, owned * EXTENT_SIZE, wp, wp && !tracked);
     failpoint!(DEMOTE_REGISTERED);
     let back = if tracked { ExtentState::Tracked } else { ExtentState::Native };
     let cost = if taken.is_ok() { run_cost(vma, base, owned) } else { 0 };

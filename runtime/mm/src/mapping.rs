@@ -35,12 +35,18 @@ impl CacheAccount {
     /// # Context: handler
     #[must_use]
     pub fn charge(&self, nr: u64) -> bool {
-        let before = self.nr_pages.fetch_add(nr, Ordering::Relaxed);
-        let fits = before.saturating_add(nr) <= self.limit_pages.load(Ordering::Relaxed);
-        if !fits {
-            self.uncharge(nr);
+        let mut before = self.nr_pages.load(Ordering::Relaxed);
+        loop {
+            let after = before.saturating_add(nr);
+            // Never above the limit, not even for a moment: another fault would be refused for it.
+            if after > self.limit_pages.load(Ordering::Relaxed) {
+                return false;
+            }
+            match self.nr_pages.compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => before = now,
+            }
         }
-        fits
     }
 
     /// Gives `nr` pages back.
@@ -78,8 +84,8 @@ pub struct Mapping<'g> {
     pub deadline_ns: u64,
     /// Claims, tellings and reads in flight: the object must not go away while there are any.
     pub users: AtomicU32,
-    /// Vmas over the object.
-    pub nr_vmas: AtomicU32,
+    /// Calls of `map` whose mappings, whole or in pieces, are still there.
+    pub nr_maps: AtomicU32,
     /// The cache's limit.
     pub account: &'g CacheAccount,
     /// Where its events are counted.

@@ -18,7 +18,7 @@ use crate::ctx::Ctx;
 use crate::extent::Extent;
 use crate::failpoint;
 use crate::filemap;
-use crate::folio::FolioWord;
+use crate::folio::{DIRTY, FolioWord};
 use crate::ops::{Installed, Prot};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
@@ -147,7 +147,7 @@ fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
     put_folio(vmf);
     match done {
         Installed::All | Installed::Partial(_) | Installed::Exists => r,
-        other => reason_of(other),
+        other => reason_of(vmf.ctx(), other),
     }
 }
 
@@ -204,7 +204,9 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let (stat, stripe) = (vma.mapping.stat, vmf.ctx().stripe);
     failpoint!(PINNED_MAP);
-    let prot = filemap::prot_of(vma, vmf.is_shared_write());
+    // By protection a load exposes its page anew: one that is dirty stays open to stores.
+    let open = vma.granule_pages != 0 && vmf.folio.is_some_and(|w| w.load().has(DIRTY));
+    let prot = filemap::prot_of(vma, vmf.is_shared_write() || open);
     stat.add(stripe, Event::MAP_CALLS, 1);
     let mut done = vma.mmu.set_ptes(vmf.address(), 1, prot);
     if done == Installed::Exists && vmf.is_shared_write() && vma.is_wp() {
@@ -223,7 +225,7 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
             vma.mmu.wake(vmf.address(), 1);
             VmFaultReason::NOPAGE
         }
-        other => reason_of(other),
+        other => reason_of(vmf.ctx(), other),
     };
     failpoint!(MAP_UNPIN);
     put_folio(vmf);
@@ -244,11 +246,14 @@ fn unprotect_existing(vmf: &VmFault<'_>, prot: Prot) -> Installed {
 }
 
 /// Linux: what `vmf_error` and the PTE checks answer.
-fn reason_of(done: Installed) -> VmFaultReason {
+fn reason_of(ctx: &Ctx<'_>, done: Installed) -> VmFaultReason {
     match done {
         Installed::All | Installed::Partial(_) | Installed::Exists => VmFaultReason::empty(),
         // The range went away or is the kernel's own by now: the instruction finds out.
-        Installed::Again | Installed::Gone => VmFaultReason::NOPAGE,
+        Installed::Again | Installed::Gone => {
+            ctx.note_gone();
+            VmFaultReason::NOPAGE
+        }
         Installed::NoMemory => VmFaultReason::OOM,
         // EFAULT under a pin: the cache's memory is not what the words say.
         Installed::Broken => VmFaultReason::HWPOISON,

@@ -50,9 +50,9 @@ pub fn tell(delegation: &Delegation<'_>, mapping: &Mapping<'_>, park: &dyn Park,
     let verdict = delegation.delegate.minor_fault(&fault);
     mapping.stat.add(stripe, Event::UFFD_MINOR_TOLD, 1);
     let index = telling.index() as usize;
+    // When no page is `telling` any more the delegation may go: after `finish` only a number is left of it.
+    let sleepers = delegation.word(index).map(|word| core::ptr::from_ref(word).addr());
     delegation.finish(index, verdict);
-    if let Some(word) = delegation.word(index) {
-        park.wake(core::ptr::from_ref(word).addr());
-    }
+    sleepers.into_iter().for_each(|addr| park.wake(addr));
     filemap::release(mapping, telling.into_claim());
 }

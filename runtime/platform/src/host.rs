@@ -1,9 +1,9 @@
 //! What the walk asks of its host, for the thread that runs it: sections, sleeping, and the queues to the helpers.
 
 use crate::section::Slot;
-use crate::sys::{Errno, futex, signal, thread};
+use crate::sys::{Errno, file, futex, signal, thread};
 use crate::{staging, vmatree};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
@@ -28,6 +28,8 @@ static BELL: AtomicU32 = AtomicU32::new(0);
 static HELPERS: AtomicU32 = AtomicU32::new(0);
 /// Helpers asleep on the bell.
 static SLEEPERS: AtomicU32 = AtomicU32::new(0);
+/// Moves when work is submitted while no helper sleeps.
+static STARVED: AtomicU32 = AtomicU32::new(0);
 static READY: AtomicU32 = AtomicU32::new(0);
 
 fn fills() -> Ring<'static, 2> {
@@ -63,6 +65,48 @@ pub fn count_helper(alive: bool) {
     }
 }
 
+/// Who wants to know when a job is done: an eventfd, or -1.
+static WATCHER: AtomicI32 = AtomicI32::new(-1);
+
+/// Has `fd`, an eventfd, written to when a job is done; -1: nobody.
+pub fn watch_jobs(fd: i32) {
+    WATCHER.store(fd, Ordering::SeqCst);
+}
+
+/// Says that a job is done. Helpers call it after each.
+pub fn job_done() {
+    let fd = WATCHER.load(Ordering::SeqCst);
+    if fd >= 0 {
+        let _ = file::write(fd, &1u64.to_ne_bytes());
+    }
+}
+
+/// Returns whether work is queued while no helper is free: those there are sit in stores that do not return.
+#[must_use]
+pub fn is_starved() -> bool {
+    let queued = |ends: &[AtomicU64; 2]| {
+        let [head, tail] = ends;
+        head.load(Ordering::Relaxed) != tail.load(Ordering::Relaxed)
+    };
+    SLEEPERS.load(Ordering::SeqCst) == 0 && (queued(&FILLS_ENDS) || queued(&TELLS_ENDS))
+}
+
+/// Returns how many jobs were ever taken from the queues: whether helpers get on.
+#[must_use]
+pub fn jobs_taken() -> u64 {
+    let [fills, _] = &FILLS_ENDS;
+    let [tells, _] = &TELLS_ENDS;
+    fills.load(Ordering::Relaxed).wrapping_add(tells.load(Ordering::Relaxed))
+}
+
+/// Sleeps until work is submitted that no helper is free for, or `stop` is non-zero. For the thread that starts more.
+pub fn wait_for_starvation(stop: &AtomicU32) {
+    let seen = STARVED.load(Ordering::SeqCst);
+    if stop.load(Ordering::Acquire) == 0 && !is_starved() {
+        let _ = futex::wait_word(&STARVED, seen, u64::MAX);
+    }
+}
+
 /// Takes the next job, sleeping until there is one or `stop` is non-zero.
 pub fn next_job(stop: &AtomicU32) -> Option<Job> {
     loop {
@@ -90,7 +134,24 @@ pub fn ring() {
     BELL.fetch_add(1, Ordering::SeqCst);
     if SLEEPERS.load(Ordering::SeqCst) != 0 {
         futex::wake_word(&BELL);
+    } else {
+        STARVED.fetch_add(1, Ordering::SeqCst);
+        futex::wake_word(&STARVED);
     }
+}
+
+/// Wakes every helper, and the thread that starts them: there is reason to stop.
+pub fn ring_all() {
+    ring();
+    STARVED.fetch_add(1, Ordering::SeqCst);
+    futex::wake_word(&STARVED);
+}
+
+/// Masks the program's asynchronous signals on a helper thread: their handlers may touch arenas, which is refused
+/// here, or jump away with a claim. The C library's own (32 and 33: cancellation, setuid) stay open.
+pub fn mask_signals() {
+    let library = signal::mask_bit(32) | signal::mask_bit(33);
+    signal::set_mask(signal::HANDLER_MASK & !library);
 }
 
 /// The host of one thread's walk.
@@ -98,30 +159,21 @@ pub fn ring() {
 /// The slot is in a cell of its own because sleeping gives it up and takes another.
 #[derive(Debug)]
 pub struct Host {
-    slot: SlotCell,
+    slot: core::cell::RefCell<Option<Slot>>,
     handler: bool,
 }
-
-/// The slot of the thread that made the host. The host stays on that thread.
-#[derive(Debug)]
-struct SlotCell(core::cell::RefCell<Option<Slot>>);
-
-// SAFETY: the traits of `mm` want `Sync`, so that a walk may be generic over hosts that threads share. A `Host` is made
-// by `Host::new` on the stack of one trap and lent only to the walk below it; `Ctx` is not `Send`, so no walk moves to
-// another thread, and no other thread ever sees the reference.
-unsafe impl Sync for SlotCell {}
 
 impl Host {
     /// Returns the host of the calling thread's walk.
     #[must_use]
     pub fn new(slot: Slot, handler: bool) -> Self {
-        Self { slot: SlotCell(core::cell::RefCell::new(Some(slot))), handler }
+        Self { slot: core::cell::RefCell::new(Some(slot)), handler }
     }
 
     /// Returns the host of code that looks nothing up by address (`read_at`, fillers): it holds no slot.
     #[must_use]
     pub fn detached() -> Self {
-        Self { slot: SlotCell(core::cell::RefCell::new(None)), handler: false }
+        Self { slot: core::cell::RefCell::new(None), handler: false }
     }
 
     /// Returns what the walk needs.
@@ -131,13 +183,13 @@ impl Host {
     }
 
     fn with_slot<R>(&self, f: impl FnOnce(&Slot) -> R) -> Option<R> {
-        let slot = self.slot.0.try_borrow().ok()?;
+        let slot = self.slot.try_borrow().ok()?;
         slot.as_ref().map(f)
     }
 
     /// Gives the slot up for the length of `f`.
     fn without_slot(&self, f: impl FnOnce()) {
-        let Ok(mut slot) = self.slot.0.try_borrow_mut() else { return };
+        let Ok(mut slot) = self.slot.try_borrow_mut() else { return };
         let had = slot.take().is_some();
         f();
         if had {
@@ -152,7 +204,14 @@ impl AddressSpace for Host {
         address: usize,
         f: &mut (dyn FnMut(&Vma<'_>) -> VmFaultReason + 'f),
     ) -> Option<VmFaultReason> {
-        self.with_slot(|slot| vmatree::with_vma(slot, address, |vma| f(vma))).flatten()
+        // A section must not be interrupted: a handler of the program's that faults inside it would be refused, and one
+        // that jumps away would leave it entered for ever. In our own handlers the mask is in force already.
+        let outside = if self.handler { 0 } else { signal::block(signal::HANDLER_MASK) };
+        let r = self.with_slot(|slot| vmatree::with_vma(slot, address, |vma| f(vma))).flatten();
+        if !self.handler {
+            signal::set_mask(outside);
+        }
+        r
     }
     fn with_claim<'f>(&self, claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
         if let Some(m) = vmatree::mapping(claim.mapping_id()) {
@@ -173,13 +232,31 @@ impl AddressSpace for Host {
     }
 }
 
+/// Sleeps the whole time, however many signals come between.
+fn wait_out(key: WaitKey, timeout_ns: u64) -> Result<(), Errno> {
+    if timeout_ns == u64::MAX {
+        return futex::wait(key.addr, key.seen, u64::MAX);
+    }
+    let end = thread::monotonic_ns().saturating_add(timeout_ns);
+    loop {
+        let left = end.saturating_sub(thread::monotonic_ns());
+        if left == 0 {
+            return Err(Errno::ETIMEDOUT);
+        }
+        match futex::wait(key.addr, key.seen, left) {
+            Err(Errno::EINTR) => {}
+            r => return r,
+        }
+    }
+}
+
 impl Park for Host {
     fn wait(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
         let mut result = Ok(());
         self.without_slot(|| {
             // Asynchronous signals may come while we sleep: nothing of ours is held that their handlers could leak.
             let ours = if self.handler { signal::set_mask(ctx.mask) } else { 0 };
-            result = futex::wait(key.addr, key.seen, timeout_ns);
+            result = wait_out(key, timeout_ns);
             if self.handler {
                 signal::set_mask(ours);
             }

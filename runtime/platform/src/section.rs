@@ -24,6 +24,7 @@
 //! # Context: handler
 
 use crate::sys::thread;
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 const BUCKETS: usize = 256;
@@ -47,6 +48,9 @@ static WORDS: [Bucket; BUCKETS] = [const { Bucket([const { AtomicU64::new(0) }; 
 /// Threads that must never fault on an arena (fillers, monitor), by thread pointer.
 static HELPERS: [AtomicUsize; 128] = [const { AtomicUsize::new(0) }; 128];
 
+/// How many entries of [`HELPERS`] were ever used.
+static NR_HELPERS: AtomicUsize = AtomicUsize::new(0);
+
 /// The calling thread's word while it resolves a fault.
 #[derive(Debug)]
 pub struct Slot {
@@ -54,6 +58,8 @@ pub struct Slot {
     /// What to restore on leaving: the free word, or the outer fault's.
     outer: u64,
     stripe: usize,
+    /// The word is the thread's: entering a section on another thread would end this one's.
+    not_send: PhantomData<*const ()>,
 }
 
 /// Why a thread could not enter.
@@ -98,7 +104,7 @@ impl Slot {
         let mine = number | key | (1 << DEPTH_SHIFT);
         // Relaxed: nothing is published by occupying; the section bit is what orders.
         match word.compare_exchange(seen, mine, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => Ok(Self { word, outer: number, stripe }),
+            Ok(_) => Ok(Self { word, outer: number, stripe, not_send: PhantomData }),
             Err(_) => Err(Refused::Crowded),
         }
     }
@@ -112,7 +118,7 @@ impl Slot {
         }
         // The word is this thread's own: nobody else writes it.
         word.store(seen + (1 << DEPTH_SHIFT), Ordering::Relaxed);
-        Ok(Self { word, outer: seen, stripe })
+        Ok(Self { word, outer: seen, stripe, not_send: PhantomData })
     }
 
     /// Enters, giving way while the bucket is crowded. Not for handlers that could return instead.
@@ -219,7 +225,11 @@ pub fn in_fault() -> bool {
 /// Marks the calling thread as a helper: a fault it raises on an arena is refused. `false`: no room.
 pub fn register_helper() -> bool {
     let tp = thread::thread_pointer();
-    HELPERS.iter().any(|h| h.compare_exchange(0, tp, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+    let won = HELPERS.iter().position(|h| h.compare_exchange(0, tp, Ordering::Relaxed, Ordering::Relaxed).is_ok());
+    if let Some(at) = won {
+        NR_HELPERS.fetch_max(at + 1, Ordering::Relaxed);
+    }
+    won.is_some()
 }
 
 /// Ends the calling thread's time as a helper.
@@ -234,7 +244,7 @@ pub fn unregister_helper() {
 #[must_use]
 pub fn is_helper() -> bool {
     let tp = thread::thread_pointer();
-    HELPERS.iter().any(|h| h.load(Ordering::Relaxed) == tp)
+    HELPERS.iter().take(NR_HELPERS.load(Ordering::Relaxed)).any(|h| h.load(Ordering::Relaxed) == tp)
 }
 
 #[cfg(test)]

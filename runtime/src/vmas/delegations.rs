@@ -6,7 +6,7 @@ use super::{ArenaInner, Sharing};
 use crate::error::{Error, Result, system};
 use crate::lease::{Lease, Table};
 use crate::registry;
-use softfault_mm::delegation::{Delegation, MinorDelegate};
+use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdict};
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::{AtomicU32, Ordering};
 use softfault_platform::{section, vmatree};
@@ -58,6 +58,16 @@ impl Drop for DelegationInner {
     }
 }
 
+/// A delegate whose panics refuse the page: a worker that unwound would keep it `telling` for ever.
+struct Guarded(Box<dyn MinorDelegate>);
+
+impl MinorDelegate for Guarded {
+    fn minor_fault(&self, fault: &MinorFault<'_>) -> MinorVerdict {
+        let ask = std::panic::AssertUnwindSafe(|| self.0.minor_fault(fault));
+        std::panic::catch_unwind(ask).unwrap_or(MinorVerdict::Refuse)
+    }
+}
+
 impl ArenaInner {
     pub(crate) fn delegate_minor(
         self: &Arc<Self>,
@@ -84,11 +94,11 @@ impl ArenaInner {
             new.push(cut);
         }
         self.replace(&mut vmas, &hit, &new, range)?;
-        for v in &hit {
-            self.demote_entry(v, range)?;
-        }
+        // What can still fail is remembered, not returned at once: the old records must be retired either way.
+        let demoted: Result<Vec<_>> = hit.iter().map(|v| self.demote_entry(v, range)).collect();
         self.retire(&hit);
-        self.zap_kernel(range).map_err(system(op, "madvise"))
+        let zapped = self.zap_kernel(range).map_err(system(op, "madvise"));
+        demoted.and(zapped)
     }
 
     fn new_delegation(
@@ -101,6 +111,7 @@ impl ArenaInner {
         let words = Delegation::words_for(range.len() >> PAGE_SHIFT);
         let told: Table<AtomicU32> = Table::new(words).map_err(system(op, "mmap"))?;
         let id = registry::lock().delegations.get().ok_or_else(registry::exhausted(op, "delegations (4096)"))?;
+        let delegate: Box<dyn MinorDelegate> = if handler_safe { delegate } else { Box::new(Guarded(delegate)) };
         let delegate: Lease<dyn MinorDelegate> = Lease::new(delegate);
         // SAFETY: `DelegationInner::drop` withdraws the delegation and waits for tellings before the lease goes.
         let lent_delegate = unsafe { delegate.lend() };

@@ -201,7 +201,7 @@ impl Mmu for Arena {
         }
         Ok(())
     }
-    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Installed> {
+    fn take_extents(&self, addr: usize, len_bytes: usize, _wp: bool, wp: bool) -> Result<(), Installed> {
         for p in self.index(addr)..self.index(addr + len_bytes) {
             let pte = &mut self.m.page(p).ptes[self.a];
             *pte = Pte { wp: pte.wp || wp, owner: Owner::Us, ..*pte };
@@ -396,7 +396,7 @@ impl World {
                 fill_window: 1,
                 deadline_ns: u64::MAX,
                 users: AtomicU32::new(0),
-                nr_vmas: AtomicU32::new(2),
+                nr_maps: AtomicU32::new(2),
                 account,
                 stat: &STAT,
             })

@@ -324,7 +324,7 @@ impl Mmu for PageTables {
         }
         Ok(())
     }
-    fn take_extents(&self, addr: usize, len_bytes: usize, protect: bool) -> Result<(), Installed> {
+    fn take_extents(&self, addr: usize, len_bytes: usize, _wp: bool, protect: bool) -> Result<(), Installed> {
         let mut s = lock(&self.0.state);
         for base in (addr..addr + len_bytes).step_by(EXTENT_SIZE) {
             s.native.remove(&base);
@@ -605,7 +605,7 @@ impl World {
                 fill_window: spec.fill_window,
                 deadline_ns: spec.deadline_ns,
                 users: AtomicU32::new(0),
-                nr_vmas: AtomicU32::new(0),
+                nr_maps: AtomicU32::new(0),
                 account,
                 stat,
             });
@@ -676,7 +676,7 @@ impl World {
             granule_pages: m.granule_pages,
             delegation: m.delegation,
         });
-        mapping.nr_vmas.fetch_add(1, Ordering::Relaxed);
+        mapping.nr_maps.fetch_add(1, Ordering::Relaxed);
         true
     }
 
@@ -694,10 +694,10 @@ impl World {
                 next.push(v);
                 continue;
             }
-            v.mapping.nr_vmas.fetch_sub(1, Ordering::Relaxed);
+            v.mapping.nr_maps.fetch_sub(1, Ordering::Relaxed);
             let mut push = |from: usize, to: usize, flags: VmFlags| {
                 if from < to {
-                    v.mapping.nr_vmas.fetch_add(1, Ordering::Relaxed);
+                    v.mapping.nr_maps.fetch_add(1, Ordering::Relaxed);
                     next.push(part(&v, from, to, flags));
                 }
             };

@@ -41,7 +41,8 @@ impl Kind {
         match self {
             Kind::Async => (BASE_FEATURES | bits::FEATURE_SIGBUS, WP_FEATURES | bits::FEATURE_WP_ASYNC),
             Kind::Sync => (BASE_FEATURES | bits::FEATURE_SIGBUS, WP_FEATURES),
-            Kind::Monitor => (BASE_FEATURES, WP_FEATURES | bits::FEATURE_POISON | bits::FEATURE_WP_ASYNC),
+            // Poison is how an access that fails gets its error; without it the thread would wait for ever.
+            Kind::Monitor => (BASE_FEATURES | bits::FEATURE_POISON, WP_FEATURES | bits::FEATURE_WP_ASYNC),
         }
     }
     /// Returns the flags its descriptor is opened with.
@@ -66,7 +67,7 @@ impl UffdMmu {
             return Err(Errno::EINVAL);
         }
         // Write protection comes whole or not at all: WP_ASYNC without the shmem feature would protect nothing.
-        let like = if have & like & !bits::FEATURE_POISON == like & !bits::FEATURE_POISON { like & have } else { 0 };
+        let like = if have & like == like { like } else { 0 };
         let wp = like & WP_FEATURES == WP_FEATURES;
         Ok(Self { uffd: Uffd::open(kind.open_flags(), need | like)?, kind, wp })
     }
@@ -107,9 +108,10 @@ fn installed(r: Filled) -> Installed {
         Filled::Again => Installed::Again,
         Filled::Exists => Installed::Exists,
         Filled::Err(Errno::ENOMEM) => Installed::NoMemory,
-        // The page is pinned uptodate and yet not in the memfd.
-        Filled::Err(Errno::EFAULT) => Installed::Broken,
-        Filled::Gone | Filled::Err(_) => Installed::Gone,
+        Filled::Gone => Installed::Gone,
+        // EFAULT: the page is pinned uptodate and yet not in the memfd. EINVAL, EIO and the rest: the range is ours and
+        // the kernel refuses all the same. Running the instruction again would end here again.
+        Filled::Err(_) => Installed::Broken,
     }
 }
 
@@ -157,9 +159,11 @@ impl Mmu for UffdMmu {
         }
         Ok(())
     }
-    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Installed> {
+    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool, protect: bool) -> Result<(), Installed> {
+        // Registering replaces the modes: without WP here, a range that was tracked would lose it, and installs that
+        // ask for it would be refused for ever.
         self.register(addr, len_bytes, wp).map_err(errno_to_installed)?;
-        if wp {
+        if protect && self.wp {
             // What the kernel mapped while the extent was native is writable and silent: protect it.
             self.uffd.writeprotect(addr, len_bytes, true).map_err(errno_to_installed)?;
         }

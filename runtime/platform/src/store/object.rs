@@ -30,6 +30,8 @@ pub struct FolioMemory<'s> {
     pub fd_offset: u64,
     /// Address of the object's alias.
     pub alias: usize,
+    /// Length of the object's range.
+    pub len_bytes: usize,
 }
 
 /// Who knows which arenas map an object. Linux: `i_mmap`.
@@ -212,6 +214,9 @@ impl AddressSpaceOps for ObjectOps<'_> {
     }
 
     fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {
+        if pgoff >= (self.memory.len_bytes / PAGE_SIZE) as u64 {
+            return;
+        }
         // SAFETY: the caller owns the page (`filling`), so nobody else reads or writes it; the memory is the memfd's,
         // hence initialised.
         let bytes = unsafe { core::slice::from_raw_parts_mut(self.address(pgoff), PAGE_SIZE) };
@@ -219,6 +224,9 @@ impl AddressSpaceOps for ObjectOps<'_> {
     }
 
     fn copy_from_page(&self, pgoff: u64, offset: usize, dst: &mut [u8]) {
+        if pgoff >= (self.memory.len_bytes / PAGE_SIZE) as u64 {
+            return;
+        }
         let len = dst.len().min(PAGE_SIZE.saturating_sub(offset));
         let src = self.address(pgoff).wrapping_add(offset).cast_const();
         copy_out(src, dst.as_mut_ptr(), len);
@@ -228,9 +236,8 @@ impl AddressSpaceOps for ObjectOps<'_> {
 /// Copies from memory that others may be writing: no reference to it is made, and each byte is read once.
 fn copy_out(src: *const u8, dst: *mut u8, len: usize) {
     // SAFETY: the caller pinned the page, so `src..src + len` is mapped; `dst` is a live exclusive slice of at least
-    // `len` bytes outside the cache. The copy is one `rep movsb`-like intrinsic; concurrent stores by other threads
-    // give torn content, never more (the bytes have no invalid values).
-    unsafe { core::ptr::copy_nonoverlapping(src, dst, len) };
+    // `len` bytes outside the cache.
+    unsafe { mem::copy_racy(dst, src, len) };
 }
 
 /// Copies into a page that the caller has pinned with `DIRTY`; others may be reading it.
@@ -239,5 +246,5 @@ fn copy_out(src: *const u8, dst: *mut u8, len: usize) {
 /// `dst` is the address of a pinned page plus an offset, and `src.len()` bytes from it lie in pinned pages.
 pub unsafe fn copy_in(dst: *mut u8, src: &[u8]) {
     // SAFETY: the caller's contract; `src` is a live slice that does not overlap the cache's alias.
-    unsafe { core::ptr::copy_nonoverlapping(src.as_ptr(), dst, src.len()) };
+    unsafe { mem::copy_racy(dst, src.as_ptr(), src.len()) };
 }

@@ -36,6 +36,26 @@ pub const MADV_POPULATE_READ: i32 = 22;
 /// Fault the range in for writing.
 pub const MADV_POPULATE_WRITE: i32 = 23;
 
+/// Copies `len_bytes` bytes that other threads, mappings or the kernel may be writing or reading meanwhile.
+///
+/// One string instruction, opaque to the compiler: no reference is made and nothing is assumed about the bytes, so a
+/// concurrent store gives torn bytes and nothing worse.
+///
+/// # Context: handler
+///
+/// # Safety
+/// `src..src + len_bytes` is mapped readable, `dst..dst + len_bytes` writable and not borrowed by anyone else.
+pub unsafe fn copy_racy(dst: *mut u8, src: *const u8, len_bytes: usize) {
+    // SAFETY: the caller's contract; the direction flag is clear by the x86-64 ABI.
+    unsafe {
+        core::arch::asm!(
+            "rep movsb",
+            inout("rdi") dst => _, inout("rsi") src => _, inout("rcx") len_bytes => _,
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
 /// Maps `len_bytes` bytes; see mmap(2).
 ///
 /// # Errors

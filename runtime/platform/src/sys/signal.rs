@@ -13,6 +13,8 @@ pub const SIGBUS: i32 = libc::SIGBUS;
 pub const SIGSEGV: i32 = libc::SIGSEGV;
 /// `si_code` of SIGBUS: non-existent physical address, also of a userfaultfd with the SIGBUS feature.
 pub const BUS_ADRERR: i32 = 2;
+/// `si_code` of SIGSEGV: no mapping.
+pub const SEGV_MAPERR: i32 = 1;
 /// `si_code` of SIGSEGV: protection.
 pub const SEGV_ACCERR: i32 = 2;
 /// The handler takes three arguments.

@@ -204,7 +204,8 @@ impl Uffd {
     pub fn read(&self, out: &mut [PageFaultMsg; 16]) -> Result<usize, Errno> {
         let mut raw = [0u8; 16 * 32];
         let n = match file::read(self.fd, &mut raw) {
-            Err(Errno::EAGAIN) => 0,
+            // EINTR: a signal came while there was nothing to read; the caller polls again.
+            Err(Errno::EAGAIN | Errno::EINTR) => 0,
             r => r?,
         };
         let word = |m: &[u8], at: usize| -> u64 {

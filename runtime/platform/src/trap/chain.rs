@@ -9,11 +9,11 @@
 //! - `SA_NODEFER`: the kernel adds the signal itself to the mask otherwise, and kills a handler whose store faults.
 //! - no `SA_RESTART`: synchronous signals restart nothing.
 
-use crate::sys::Errno;
 use crate::sys::signal::{
     self, BUS_ADRERR, Frame, HANDLER_MASK, KernelSigaction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_SIGINFO,
     SEGV_ACCERR, SIG_DFL, SIG_IGN, SIGBUS, SIGSEGV, SigInfo,
 };
+use crate::sys::{Errno, thread};
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -46,6 +46,34 @@ impl Previous {
 }
 
 static PREVIOUS: [Previous; 2] = [Previous::new(), Previous::new()];
+/// What was there before our first installation: [`PREVIOUS`] may be a later handler that calls ours in turn.
+static ORIGINAL: [Previous; 2] = [Previous::new(), Previous::new()];
+/// Signals being passed on right now, by the thread and the context they came with.
+static PASSING: [(AtomicUsize, AtomicUsize); 16] = [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 16];
+
+fn original(signo: i32) -> &'static Previous {
+    if signo == SIGBUS { &ORIGINAL[0] } else { &ORIGINAL[1] }
+}
+
+/// Returns whether this very signal has been passed on already and came back: a handler that was installed after ours,
+/// found us in front of it, and calls us as its predecessor.
+fn came_back(uc: usize) -> bool {
+    let tp = thread::thread_pointer();
+    PASSING.iter().any(|(t, u)| t.load(Ordering::Relaxed) == tp && u.load(Ordering::Relaxed) == uc)
+}
+
+/// Notes that a signal is being passed on, for the length of `f`. A handler that jumps away leaves its note, which is
+/// the thread's own and is overwritten by its next.
+fn passing(uc: usize, f: impl FnOnce()) {
+    let tp = thread::thread_pointer();
+    let free = |(t, _): &&(AtomicUsize, AtomicUsize)| {
+        t.load(Ordering::Relaxed) == tp || t.compare_exchange(0, tp, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    };
+    let Some((t, u)) = PASSING.iter().find(free) else { return f() };
+    u.store(uc, Ordering::Relaxed);
+    f();
+    t.store(0, Ordering::Relaxed);
+}
 
 fn previous(signo: i32) -> &'static Previous {
     if signo == SIGBUS { &PREVIOUS[0] } else { &PREVIOUS[1] }
@@ -60,17 +88,21 @@ fn ours(handler: Handler) -> KernelSigaction {
 
 /// Installs `handler` for SIGBUS and SIGSEGV, remembering what was there. Control plane, under the caller's lock.
 ///
-/// Called again (a program's runtime may have installed its own handlers after ours) it chains to the newcomer.
+/// Called again (a program's runtime may have installed its own handlers after ours) it chains to the newcomer, and
+/// where the newcomer calls ours in turn, to what was there before our `first` installation.
 ///
 /// # Errors
 /// The kernel's.
-pub fn install(handler: Handler) -> Result<(), Errno> {
+pub fn install(handler: Handler, first: bool) -> Result<(), Errno> {
     for signo in [SIGBUS, SIGSEGV] {
         let before = signal::current(signo)?;
         if before.handler == handler as usize {
             continue;
         }
         // Remembered before ours is in place: a signal in between still finds it.
+        if first {
+            original(signo).store(&before);
+        }
         previous(signo).store(&before);
         // SAFETY: `handler` handles these signals with these flags for ever: it is never unloaded while installed
         // (`uninstall` runs before the last runtime is gone).
@@ -108,7 +140,7 @@ pub fn is_installed(handler: Handler) -> bool {
 /// `info` and `uc` are the arguments of the handler that is running; the thread holds no slot, pin or claim, because
 /// the previous handler may jump away.
 pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
-    let prev = previous(signo).load();
+    let prev = if came_back(uc as usize) { original(signo).load() } else { previous(signo).load() };
     // SAFETY: the running handler's second argument.
     let arrived = unsafe { info.read() };
     // SAFETY: the running handler's third argument.
@@ -127,7 +159,7 @@ pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
                 told.signo = signo;
                 told.code = if signo == SIGBUS { BUS_ADRERR } else { SEGV_ACCERR };
             }
-            call(handler, prev.flags, signo, &mut told, uc);
+            passing(uc as usize, || call(handler, prev.flags, signo, &mut told, uc));
             signal::set_mask(ours);
             if arrived.signo != signo && signal::current(signo).is_ok_and(|c| c.handler == SIG_DFL) {
                 // It chose the default action (Rust's own does, for all but stack overflows) and counts on the

@@ -15,7 +15,7 @@
 use super::{chain, spurious};
 use crate::host::Host;
 use crate::section::{Refused, Slot};
-use crate::sys::signal::{Frame, SIGBUS, SIGSEGV, SigInfo};
+use crate::sys::signal::{BUS_ADRERR, Frame, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV, SigInfo};
 use crate::sys::thread;
 use crate::vmatree::{self, Trap};
 use crate::{child, section};
@@ -136,6 +136,9 @@ fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
     if frame.is_instruction() {
         return Verdict::Pass(SIGSEGV);
     }
+    if !is_translation(signo, si.code, trap) {
+        return Verdict::Pass(signo);
+    }
     if signo == SIGSEGV && trap != Trap::Segv {
         return protection_fault(si.addr, frame, &slot, &ctx, stat);
     }
@@ -153,7 +156,20 @@ fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
     if let Some(c) = clock {
         stat.stage(ctx.stripe, Stage::Total, c().wrapping_sub(began));
     }
+    if ctx.is_gone() && !spurious::may_retry(si.addr) {
+        // Nothing of ours is in the way of this access, and yet it comes back.
+        return Verdict::Pass(signo);
+    }
     r.map_or(Verdict::Pass(SIGSEGV), verdict_of)
+}
+
+/// Returns whether the signal is about a missing page or its protection, and not about broken memory
+/// (`BUS_MCEERR_*`, which on a monitored arena is our own poison), a protection key, or the like.
+fn is_translation(signo: i32, code: i32, trap: Trap) -> bool {
+    if signo == SIGSEGV {
+        return code == SEGV_MAPERR || code == SEGV_ACCERR;
+    }
+    code == BUS_ADRERR || trap == Trap::Monitor
 }
 
 /// Removes the poison marker of a page that has healed, where the kernel would not install over it (7.2 and later).

@@ -1,65 +1,149 @@
 //! Messages of a userfaultfd, for accesses that a signal cannot serve: the kernel's own, and a guest's.
+//!
+//! One thread serves every monitored arena, so it never waits for one page: what needs a store or a delegate goes to
+//! the helpers, and the access is kept in a list and looked at again when a helper has finished something. User code
+//! runs on this thread only if it is handler-safe.
 
-use crate::host::Host;
+use crate::host::{self, Host};
 use crate::mmu::uffd::UffdMmu;
 use crate::section::Slot;
-use crate::sys::uffd::{PageFaultMsg, bits};
-use crate::sys::{Errno, file};
+use crate::sys::uffd::{Filled, PageFaultMsg, bits};
+use crate::sys::{Errno, file, thread};
 use crate::vmatree;
+use core::cell::Cell;
+use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
-use softfault_mm::fault;
+use softfault_mm::fault::{self, Env};
+use softfault_mm::host::{Park, Woken};
+use softfault_mm::ops::WaitKey;
 use softfault_mm::page::{PAGE_SIZE, page_align_down};
 use softfault_mm::types::{FaultFlags, VmFaultReason};
 use softfault_mm::vmstat::Event;
 
-/// Serves messages until `stop_fd` becomes readable. Runs on its own thread, which must be a registered helper.
+/// Accesses that may wait at once; more are woken, and come again as new messages.
+const NR_PENDING: usize = 1024;
+/// How long the list waits for a helper's word before it is looked at anyway.
+const LOOK_AGAIN_MS: i32 = 20;
+
+/// An access that waits for a fill, a delegate or another thread.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    /// The page's address; 0: the entry is free.
+    page: usize,
+    flags: FaultFlags,
+    since_ns: u64,
+}
+
+/// The park of a thread that must not sleep: it says "look again", or that the time is over.
+struct Impatient<'h> {
+    host: &'h Host,
+    age_ns: u64,
+    waits: Cell<bool>,
+}
+
+impl Park for Impatient<'_> {
+    fn wait(&self, _ctx: &Ctx<'_>, _key: WaitKey, timeout_ns: u64) -> Woken {
+        self.waits.set(true);
+        if self.age_ns >= timeout_ns { Woken::TimedOut } else { Woken::LookAgain }
+    }
+    fn wake(&self, addr: usize) {
+        self.host.wake(addr);
+    }
+    fn submit(&self, claim: Claim) -> Result<(), Claim> {
+        self.host.submit(claim)
+    }
+    fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
+        self.host.submit_telling(telling)
+    }
+    fn relax(&self) {
+        self.waits.set(true);
+    }
+}
+
+/// Serves messages until `stop` is set; `bell_fd` becomes readable then, and when a helper has finished something.
+///
+/// Runs on its own thread, which must be a registered helper.
 ///
 /// # Errors
 /// The kernel's, when the descriptor can no longer be read.
-pub fn serve(mmu: &UffdMmu, stop_fd: i32) -> Result<(), Errno> {
+pub fn serve(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) -> Result<(), Errno> {
     let mut messages = [PageFaultMsg::default(); 16];
+    let mut pending = [Pending::default(); NR_PENDING];
+    let mut waiting = 0usize;
     loop {
-        let ready = match file::poll_in([mmu.uffd().fd(), stop_fd], -1) {
-            Err(Errno::EINTR) => continue,
+        host::watch_jobs(if waiting > 0 { bell_fd } else { -1 });
+        let timeout = if waiting > 0 { LOOK_AGAIN_MS } else { -1 };
+        let ready = match file::poll_in([mmu.uffd().fd(), bell_fd], timeout) {
+            Err(Errno::EINTR) => 0,
             r => r?,
         };
-        if ready & 2 != 0 {
+        if stop.load(core::sync::atomic::Ordering::Acquire) != 0 {
+            host::watch_jobs(-1);
             return Ok(());
         }
-        let nr = mmu.uffd().read(&mut messages)?;
+        if ready & 2 != 0 {
+            let _ = file::read(bell_fd, &mut [0u8; 8]);
+        }
+        waiting = 0;
+        for entry in pending.iter_mut().filter(|p| p.page != 0) {
+            if serve_one(mmu, entry) {
+                entry.page = 0;
+            } else {
+                waiting += 1;
+            }
+        }
+        let nr = if ready & 1 != 0 { mmu.uffd().read(&mut messages)? } else { 0 };
         for message in messages.iter().take(nr).filter(|m| m.event == bits::EVENT_PAGEFAULT) {
-            serve_one(mmu, message);
+            let new = pending_of(message);
+            if serve_one(mmu, &new) {
+                continue;
+            }
+            match pending.iter_mut().find(|p| p.page == 0) {
+                Some(entry) => *entry = new,
+                None => mmu.uffd().wake(new.page, PAGE_SIZE),
+            }
+            waiting += 1;
         }
     }
 }
 
-/// Resolves one message, or plants poison, so that neither a thread nor a system call waits for ever.
-fn serve_one(mmu: &UffdMmu, message: &PageFaultMsg) {
-    let page = page_align_down(message.address);
-    let Ok(slot) = Slot::enter_patiently() else { return };
-    let ctx = Ctx::thread(slot.stripe());
+fn pending_of(message: &PageFaultMsg) -> Pending {
     let mut flags = FaultFlags::ALLOW_RETRY;
     if message.flags & (bits::PAGEFAULT_FLAG_WRITE | bits::PAGEFAULT_FLAG_WP) != 0 {
         flags |= FaultFlags::WRITE;
     }
+    Pending { page: page_align_down(message.address), flags, since_ns: thread::monotonic_ns() }
+}
+
+/// Resolves one access, or plants poison, so that neither a thread nor a system call waits for ever; `false`: it has
+/// to wait.
+fn serve_one(mmu: &UffdMmu, access: &Pending) -> bool {
+    let Ok(slot) = Slot::enter_patiently() else { return false };
+    // The context of a handler: this thread may not call what sleeps.
+    let ctx = Ctx::handler(slot.stripe(), false, 0, None);
     let stat = slot.section(|| {
-        let arena = vmatree::arena_of(page)?;
+        let arena = vmatree::arena_of(access.page)?;
         vmatree::arena_info(&slot, arena).map(|(_, stat)| vmatree::outlives_fault(stat))
     });
     let host = Host::new(slot, false);
-    let r = fault::do_user_addr_fault(host.env(), &ctx, page, flags);
-    drop(host);
+    let age_ns = thread::monotonic_ns().saturating_sub(access.since_ns);
+    let park = Impatient { host: &host, age_ns, waits: Cell::new(false) };
+    let env = Env { mm: &host, park: &park };
+    let r = fault::do_user_addr_fault(env, &ctx, access.page, access.flags);
+    if r.is_some_and(|r| r.intersects(VmFaultReason::RETRY)) {
+        return false;
+    }
     if let Some(stat) = stat {
         stat.add(ctx.stripe, Event::MONITOR_MSG, 1);
     }
-    if r.is_none_or(|r| r.intersects(VmFaultReason::ERROR))
-        && mmu.uffd().poison(page, PAGE_SIZE) == crate::sys::uffd::Filled::All
-    {
+    let failed = r.is_none_or(|r| r.intersects(VmFaultReason::ERROR));
+    if failed && mmu.uffd().poison(access.page, PAGE_SIZE) == Filled::All {
         if let Some(stat) = stat {
             stat.add(ctx.stripe, Event::MONITOR_POISON, 1);
         }
-        return;
+        return true;
     }
     // Also when the page was mapped already, or the range is the kernel's by now: who waits looks again.
-    mmu.uffd().wake(page, PAGE_SIZE);
+    mmu.uffd().wake(access.page, PAGE_SIZE);
+    true
 }
