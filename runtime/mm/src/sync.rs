@@ -13,6 +13,20 @@ pub struct Cell {
     payload: [AtomicU64; 2],
 }
 
+impl Cell {
+    /// Returns a cell without a turn (tests; tables are zeroed memory, and [`Ring::init`] gives the turns).
+    #[must_use]
+    pub fn new() -> Self {
+        Self { turn: AtomicU64::new(0), payload: [AtomicU64::new(0), AtomicU64::new(0)] }
+    }
+}
+
+impl Default for Cell {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// A bounded queue of pairs of words for many producers and many consumers, in borrowed memory.
 ///
 /// The scheme is Vyukov's bounded MPMC queue: cell `i` holds its own turn number; a producer may write it when the
@@ -118,7 +132,7 @@ mod tests {
     use super::*;
 
     fn cells(n: usize) -> Vec<Cell> {
-        (0..n).map(|_| Cell { turn: AtomicU64::new(0), payload: [AtomicU64::new(0), AtomicU64::new(0)] }).collect()
+        (0..n).map(|_| Cell::new()).collect()
     }
 
     #[test]

@@ -734,6 +734,22 @@ mod delegated {
 
     #[cfg(feature = "userfaultfd")]
     #[test]
+    fn nobody_is_told_of_a_page_past_the_end() {
+        for design in [VmFlags::default(), FIRST] {
+            let w = World::new(&[ObjectSpec::pages(4)], 2);
+            let d = Delegate::new(|_| MinorVerdict::Continue);
+            map(&w, d, RO | design, true);
+            w.map(MapSpec { arena: 1, ..spec(RO, 4) });
+            w.read(arena_base(1));
+            // Truncate has lowered the end; the page is still there.
+            softfault_mm::truncate::i_size_write(w.objects[0].mapping, 0);
+            assert_eq!(w.fault(at(0), READ), R::SIGBUS, "{design:?}");
+            assert_eq!(d.told(), 0, "{design:?}");
+        }
+    }
+
+    #[cfg(feature = "userfaultfd")]
+    #[test]
     fn who_may_not_wait_leaves_no_page_telling() {
         for design in [VmFlags::default(), FIRST] {
             let w = World::new(&[ObjectSpec::pages(4)], 2);
