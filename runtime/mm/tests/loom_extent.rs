@@ -17,7 +17,13 @@ use std::sync::Arc;
 use support::{Broken, Setup, World, check, spawn};
 
 fn setup(flags: VmFlags, broken: Broken) -> Setup {
-    Setup { flags: flags | VmFlags::READ | VmFlags::NATIVE_OK, nr_pages: EXTENT_PAGES, cached: EXTENT_PAGES, broken }
+    Setup {
+        flags: flags | VmFlags::READ | VmFlags::NATIVE_OK,
+        nr_pages: EXTENT_PAGES,
+        cached: EXTENT_PAGES,
+        fill_window: 1,
+        broken,
+    }
 }
 
 /// ```text

@@ -20,7 +20,7 @@ fn shared(wp: VmFlags) -> VmFlags {
 }
 
 fn one_page(cached: usize, broken: Broken) -> Setup {
-    Setup { flags: shared(VmFlags::WP_SYNC), nr_pages: 1, cached, broken }
+    Setup { flags: shared(VmFlags::WP_SYNC), nr_pages: 1, cached, fill_window: 1, broken }
 }
 
 /// ```text
@@ -114,7 +114,7 @@ fn without_the_pin_a_stale_look_maps_a_page_being_refilled() {
 ///                                     clean -> evicting -> punch: the write is lost
 /// ```
 fn write_against_write_back_and_evict(wp: VmFlags, broken: Broken) {
-    let w = World::new(Setup { flags: shared(wp), nr_pages: 1, cached: 1, broken });
+    let w = World::new(Setup { flags: shared(wp), nr_pages: 1, cached: 1, fill_window: 1, broken });
     let t = spawn(move || {
         w.write_back(0);
         w.evict(0, 1);
@@ -139,11 +139,33 @@ fn without_the_pin_a_store_is_lost() {
 #[test]
 fn a_store_survives_write_back_and_evict_when_the_kernel_notes_it() {
     check(2, || {
-        let w = World::new(Setup { flags: shared(VmFlags::WP_ASYNC), nr_pages: 1, cached: 1, broken: Broken::No });
+        let w = World::new(Setup {
+            flags: shared(VmFlags::WP_ASYNC),
+            nr_pages: 1,
+            cached: 1,
+            fill_window: 1,
+            broken: Broken::No,
+        });
         let t = spawn(move || w.write_back(0));
         w.store(0, 0, 7);
         t.join().expect("the flusher");
         assert_eq!(w.settle(0), 7, "a store is missing from the store");
+    });
+}
+
+/// Two faults whose fill windows overlap: each page is read once, and charged once.
+#[test]
+fn fill_windows_share_the_pages_between_them() {
+    check(2, || {
+        let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ;
+        let w = World::new(Setup { flags, nr_pages: 2, cached: 0, fill_window: 2, broken: Broken::No });
+        let t = spawn(move || assert_eq!(w.load(1, 1), 5));
+        assert_eq!(w.load(0, 0), 5);
+        t.join().expect("the other reader");
+        for p in 0..2 {
+            assert_eq!(w.word(p).load().version(), 1, "page {p} was claimed more than once");
+        }
+        assert_eq!((w.settle(0), w.settle(1)), (5, 5));
     });
 }
 
@@ -196,7 +218,7 @@ fn nothing_past_the_end_becomes_cached() {
 /// A window: two neighbours are mapped by one fault while one of them is dropped and filled again.
 fn window_against_refill(broken: Broken) {
     let flags = VmFlags::READ | VmFlags::SHARED;
-    let w = World::new(Setup { flags, nr_pages: 2, cached: 2, broken });
+    let w = World::new(Setup { flags, nr_pages: 2, cached: 2, fill_window: 1, broken });
     let t = spawn(move || {
         w.evict(1, 2);
         w.fill(1);
@@ -222,7 +244,7 @@ fn a_window_maps_only_what_it_pinned() {
 #[cfg(feature = "userfaultfd")]
 fn first_touches(cached: usize) {
     let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ | VmFlags::UFFD_MINOR;
-    let w = World::new(Setup { flags, nr_pages: 1, cached, broken: Broken::No });
+    let w = World::new(Setup { flags, nr_pages: 1, cached, fill_window: 1, broken: Broken::No });
     let touch = move || {
         assert_eq!(w.load(0, 0), 5);
         let told = w.told.0.load(Ordering::Relaxed);

@@ -120,7 +120,13 @@ fn who_evicts_sees_what_was_written_under_the_pin() {
 /// ```
 fn lost_write(pin: bool) {
     let flags = VmFlags::READ | VmFlags::WRITE | VmFlags::SHARED | VmFlags::WP_SYNC;
-    let w = World::new(Setup { flags, nr_pages: 1, cached: 1, broken: if pin { Broken::No } else { Broken::NoPin } });
+    let w = World::new(Setup {
+        flags,
+        nr_pages: 1,
+        cached: 1,
+        fill_window: 1,
+        broken: if pin { Broken::No } else { Broken::NoPin },
+    });
     let t = spawn(move || {
         w.write_back(0);
         w.evict(0, 1);

@@ -336,6 +336,8 @@ pub(crate) struct Setup {
     pub(crate) nr_pages: usize,
     /// Pages that are cached at the start.
     pub(crate) cached: usize,
+    /// Pages read at once.
+    pub(crate) fill_window: u32,
     /// What is left out.
     pub(crate) broken: Broken,
 }
@@ -393,7 +395,7 @@ impl World {
                 handler_safe: true,
                 always_dirty: false,
                 staging: false,
-                fill_window: 1,
+                fill_window: setup.fill_window,
                 deadline_ns: u64::MAX,
                 users: AtomicU32::new(0),
                 nr_vmas: AtomicU32::new(2),
