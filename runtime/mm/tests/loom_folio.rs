@@ -7,10 +7,10 @@
 #[path = "support/loom.rs"]
 mod support;
 
-use loom::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::delegation::{MinorVerdict, Telltale};
 use softfault_mm::folio::{DIRTY, FolioWord, State, WAITERS, Wake};
 use softfault_mm::ops::Prot;
+use softfault_mm::sync::{AtomicU64, Ordering};
 use softfault_mm::types::VmFlags;
 use std::sync::Arc;
 use support::{Broken, Futex, Setup, World, check, delegation, spawn};
