@@ -256,31 +256,33 @@ fn a_window_maps_only_what_it_pinned() {
 /// calls the delegate; told; wakes
 /// ```
 #[cfg(feature = "userfaultfd")]
-fn first_touches(cached: usize) {
+fn first_touch_against(cached: usize, other: fn(&'static World)) {
     let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ | VmFlags::UFFD_MINOR;
     let w = World::new(Setup { flags, nr_pages: 1, cached, fill_window: 1, broken: Broken::No });
-    let touch = move || {
-        assert_eq!(w.load(0, 0), 5);
-        let told = w.told.0.load(Ordering::Relaxed);
-        assert_eq!(told, 1, "the page was mapped after its delegate was told {told} times");
-    };
-    let t = spawn(touch);
-    touch();
-    t.join().expect("the other toucher");
+    let t = spawn(move || other(w));
+    touch(w);
+    t.join().expect("the other thread");
     assert_eq!(w.settle(0), 5);
+}
+
+#[cfg(feature = "userfaultfd")]
+fn touch(w: &World) {
+    assert_eq!(w.load(0, 0), 5);
+    let told = w.told.0.load(Ordering::Relaxed);
+    assert_eq!(told, 1, "the page was mapped after its delegate was told {told} times");
 }
 
 #[cfg(feature = "userfaultfd")]
 #[test]
 fn one_of_two_first_touches_tells() {
-    check(2, || first_touches(1));
+    check(2, || first_touch_against(1, |w| touch(w)));
 }
 
 /// The page becomes cached between the look and the pin: it is told all the same.
 #[cfg(feature = "userfaultfd")]
 #[test]
 fn a_page_that_is_just_being_filled_is_told() {
-    check(2, || first_touches(0));
+    check(2, || first_touch_against(0, |w| w.fill(0)));
 }
 
 /// ```text
