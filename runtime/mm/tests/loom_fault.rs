@@ -275,7 +275,7 @@ fn touch(w: &World) {
 #[cfg(feature = "userfaultfd")]
 #[test]
 fn one_of_two_first_touches_tells() {
-    check(2, || first_touch_against(1, |w| touch(w)));
+    check(2, || first_touch_against(1, touch));
 }
 
 /// The page becomes cached between the look and the pin: it is told all the same.
