@@ -1,9 +1,93 @@
 //! The atomics of this crate (loom's under `--cfg loom`) and the bounded queue that carries fills to their fillers.
 
+#[cfg(loom)]
+pub use self::gated::{AtomicU32, AtomicU64};
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(loom)]
-pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+pub use loom::sync::atomic::{Ordering, fence};
+
+/// Loom's atomics, each behind a gate.
+///
+/// Loom runs two accesses in both orders only if it takes them for dependent, and it compares an access with the *last*
+/// one of its word alone. A load that is followed by another thread's load and compare-exchange is forgotten:
+/// ```text
+/// A: load                 B: load, compare-exchange      (loom 0.7: one execution, A's load first)
+/// ```
+/// which is what every update here looks like. A read-modify-write of a gate before each access makes all accesses of
+/// a word dependent; it is relaxed, so it orders nothing that the accesses themselves do not.
+#[cfg(loom)]
+mod gated {
+    use super::Ordering;
+    use loom::sync::atomic;
+
+    macro_rules! gated {
+        ($name:ident, $int:ty) => {
+            /// As `core`'s.
+            #[derive(Debug)]
+            pub struct $name {
+                gate: atomic::AtomicU32,
+                value: atomic::$name,
+            }
+
+            #[expect(missing_docs, reason = "as core's")]
+            impl $name {
+                #[must_use]
+                pub fn new(value: $int) -> Self {
+                    Self { gate: atomic::AtomicU32::new(0), value: atomic::$name::new(value) }
+                }
+                fn value(&self) -> &atomic::$name {
+                    self.gate.fetch_add(1, Ordering::Relaxed);
+                    &self.value
+                }
+                pub fn load(&self, order: Ordering) -> $int {
+                    self.value().load(order)
+                }
+                pub fn store(&self, value: $int, order: Ordering) {
+                    self.value().store(value, order);
+                }
+                pub fn swap(&self, value: $int, order: Ordering) -> $int {
+                    self.value().swap(value, order)
+                }
+                pub fn fetch_add(&self, value: $int, order: Ordering) -> $int {
+                    self.value().fetch_add(value, order)
+                }
+                pub fn fetch_sub(&self, value: $int, order: Ordering) -> $int {
+                    self.value().fetch_sub(value, order)
+                }
+                pub fn fetch_or(&self, value: $int, order: Ordering) -> $int {
+                    self.value().fetch_or(value, order)
+                }
+                pub fn fetch_and(&self, value: $int, order: Ordering) -> $int {
+                    self.value().fetch_and(value, order)
+                }
+                pub fn fetch_xor(&self, value: $int, order: Ordering) -> $int {
+                    self.value().fetch_xor(value, order)
+                }
+                pub fn compare_exchange(
+                    &self,
+                    old: $int,
+                    new: $int,
+                    ok: Ordering,
+                    err: Ordering,
+                ) -> Result<$int, $int> {
+                    self.value().compare_exchange(old, new, ok, err)
+                }
+                pub fn compare_exchange_weak(
+                    &self,
+                    old: $int,
+                    new: $int,
+                    ok: Ordering,
+                    err: Ordering,
+                ) -> Result<$int, $int> {
+                    self.value().compare_exchange_weak(old, new, ok, err)
+                }
+            }
+        };
+    }
+    gated!(AtomicU32, u32);
+    gated!(AtomicU64, u64);
+}
 
 /// One cell of a [`Ring`]: a turn number and `N` words of payload.
 #[derive(Debug)]
@@ -20,6 +104,16 @@ impl<const N: usize> Cell<N> {
     #[expect(clippy::new_without_default, reason = "cells stand in statics; nobody makes one otherwise")]
     pub const fn new() -> Self {
         Self { turn: AtomicU64::new(0), payload: [const { AtomicU64::new(0) }; N] }
+    }
+}
+
+#[cfg(loom)]
+#[expect(clippy::new_without_default, reason = "as the other one, which is const")]
+impl<const N: usize> Cell<N> {
+    /// Returns an empty cell.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { turn: AtomicU64::new(0), payload: core::array::from_fn(|_| AtomicU64::new(0)) }
     }
 }
 

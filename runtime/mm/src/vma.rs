@@ -245,11 +245,11 @@ pub trait VmOps: Send + Sync + core::fmt::Debug {
         false
     }
 
-    /// Returns whether page `pgoff` is in the cache, without side effects: what the kernel's later design
+    /// Returns whether page `pgoff` is in the cache and before the end, without side effects: what the kernel's later design
     /// (`vm_uffd_ops::get_folio_noalloc`) asks before `fault`.
     ///
     /// # Context: handler
     fn get_folio_noalloc(&self, mapping: &Mapping<'_>, pgoff: u64) -> bool {
-        mapping.folio(pgoff).is_some_and(|w| w.load().is_mappable())
+        pgoff < mapping.nr_pages() && mapping.folio(pgoff).is_some_and(|w| w.load().is_mappable())
     }
 }

@@ -8,14 +8,22 @@
 mod support;
 
 use softfault_mm::extent::{Extent, ExtentState};
+use softfault_mm::folio::State;
 use softfault_mm::huge_memory::{demote_run, promote_run};
-use softfault_mm::page::EXTENT_PAGES;
+use softfault_mm::page::{EXTENT_PAGES, PAGE_SIZE};
+use softfault_mm::truncate::{i_size_write, truncate_pagecache};
 use softfault_mm::types::VmFlags;
 use std::sync::Arc;
 use support::{Broken, Setup, World, check, spawn};
 
 fn setup(flags: VmFlags, broken: Broken) -> Setup {
-    Setup { flags: flags | VmFlags::READ | VmFlags::NATIVE_OK, nr_pages: EXTENT_PAGES, cached: EXTENT_PAGES, broken }
+    Setup {
+        flags: flags | VmFlags::READ | VmFlags::NATIVE_OK,
+        nr_pages: EXTENT_PAGES,
+        cached: EXTENT_PAGES,
+        fill_window: 1,
+        broken,
+    }
 }
 
 /// ```text
@@ -92,6 +100,30 @@ fn a_native_store_survives_write_back() {
         }
         let want = if stored { 7 } else { 5 };
         assert_eq!(w.settle(0), want, "a store is missing from the store");
+    });
+}
+
+/// ```text
+/// promoter                         truncate
+/// counts native, reads the end     lowers the end, demotes what is native, drops
+/// UNREGISTER; native               (until nothing is left)
+/// ```
+#[test]
+fn no_extent_past_the_end_stays_native() {
+    check(2, || {
+        let w = World::new(setup(VmFlags::SHARED, Broken::No));
+        let t = spawn(move || {
+            i_size_write(w.mapping, PAGE_SIZE as u64);
+            while truncate_pagecache(w.mapping, w, 0, EXTENT_PAGES as u64) > 0 {
+                let _ = demote_run(&w.vmas[0], 0, w.vmas[0].start, 1);
+                loom::thread::yield_now();
+            }
+        });
+        let _ = promote_run(&w.vmas[0], 0, w.vmas[0].start, 1);
+        t.join().expect("truncate");
+        assert_eq!(w.vmas[0].extents[0].state(), ExtentState::Trapped, "the kernel serves an extent past the end");
+        assert_eq!(w.word(1).load().state(), State::Absent, "a page past the end is cached");
+        assert_eq!(w.try_load(0, 1), None, "a page past the end is mapped");
     });
 }
 

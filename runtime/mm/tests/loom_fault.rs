@@ -7,8 +7,8 @@
 #[path = "support/loom.rs"]
 mod support;
 
-use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use softfault_mm::folio::State;
+use softfault_mm::sync::{AtomicU32, Ordering, fence};
 use softfault_mm::truncate::{i_size_write, truncate_pagecache};
 use softfault_mm::types::{VmFaultReason, VmFlags};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn shared(wp: VmFlags) -> VmFlags {
 }
 
 fn one_page(cached: usize, broken: Broken) -> Setup {
-    Setup { flags: shared(VmFlags::WP_SYNC), nr_pages: 1, cached, broken }
+    Setup { flags: shared(VmFlags::WP_SYNC), nr_pages: 1, cached, fill_window: 1, broken }
 }
 
 /// ```text
@@ -105,6 +105,20 @@ fn without_the_pin_a_stale_look_maps_a_page_being_refilled() {
     check(2, || stale_look_against_refill(Broken::NoPin));
 }
 
+/// Nothing the evictor does comes after the page is absent: it may be whole again by then.
+#[test]
+fn a_refault_survives_the_evictor() {
+    check(2, || {
+        let w = World::new(one_page(1, Broken::No));
+        let t = spawn(move || w.evict(0, 1));
+        assert_eq!(w.load(0, 0), 5);
+        assert_eq!(w.load(0, 0), 5);
+        t.join().expect("the evictor");
+        assert_eq!(w.load(0, 0), 5);
+        assert_eq!(w.settle(0), 5);
+    });
+}
+
 /// ```text
 /// handler (write fault)               flusher and reclaimer
 /// looks: uptodate; +dirty
@@ -114,7 +128,7 @@ fn without_the_pin_a_stale_look_maps_a_page_being_refilled() {
 ///                                     clean -> evicting -> punch: the write is lost
 /// ```
 fn write_against_write_back_and_evict(wp: VmFlags, broken: Broken) {
-    let w = World::new(Setup { flags: shared(wp), nr_pages: 1, cached: 1, broken });
+    let w = World::new(Setup { flags: shared(wp), nr_pages: 1, cached: 1, fill_window: 1, broken });
     let t = spawn(move || {
         w.write_back(0);
         w.evict(0, 1);
@@ -139,11 +153,33 @@ fn without_the_pin_a_store_is_lost() {
 #[test]
 fn a_store_survives_write_back_and_evict_when_the_kernel_notes_it() {
     check(2, || {
-        let w = World::new(Setup { flags: shared(VmFlags::WP_ASYNC), nr_pages: 1, cached: 1, broken: Broken::No });
+        let w = World::new(Setup {
+            flags: shared(VmFlags::WP_ASYNC),
+            nr_pages: 1,
+            cached: 1,
+            fill_window: 1,
+            broken: Broken::No,
+        });
         let t = spawn(move || w.write_back(0));
         w.store(0, 0, 7);
         t.join().expect("the flusher");
         assert_eq!(w.settle(0), 7, "a store is missing from the store");
+    });
+}
+
+/// Two faults whose fill windows overlap: each page is read once, and charged once.
+#[test]
+fn fill_windows_share_the_pages_between_them() {
+    check(2, || {
+        let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ;
+        let w = World::new(Setup { flags, nr_pages: 2, cached: 0, fill_window: 2, broken: Broken::No });
+        let t = spawn(move || assert_eq!(w.load(1, 1), 5));
+        assert_eq!(w.load(0, 0), 5);
+        t.join().expect("the other reader");
+        for p in 0..2 {
+            assert_eq!(w.word(p).load().version(), 1, "page {p} was claimed more than once");
+        }
+        assert_eq!((w.settle(0), w.settle(1)), (5, 5));
     });
 }
 
@@ -196,7 +232,7 @@ fn nothing_past_the_end_becomes_cached() {
 /// A window: two neighbours are mapped by one fault while one of them is dropped and filled again.
 fn window_against_refill(broken: Broken) {
     let flags = VmFlags::READ | VmFlags::SHARED;
-    let w = World::new(Setup { flags, nr_pages: 2, cached: 2, broken });
+    let w = World::new(Setup { flags, nr_pages: 2, cached: 2, fill_window: 1, broken });
     let t = spawn(move || {
         w.evict(1, 2);
         w.fill(1);
@@ -220,31 +256,33 @@ fn a_window_maps_only_what_it_pinned() {
 /// calls the delegate; told; wakes
 /// ```
 #[cfg(feature = "userfaultfd")]
-fn first_touches(cached: usize) {
+fn first_touch_against(cached: usize, other: fn(&'static World)) {
     let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ | VmFlags::UFFD_MINOR;
-    let w = World::new(Setup { flags, nr_pages: 1, cached, broken: Broken::No });
-    let touch = move || {
-        assert_eq!(w.load(0, 0), 5);
-        let told = w.told.0.load(Ordering::Relaxed);
-        assert_eq!(told, 1, "the page was mapped after its delegate was told {told} times");
-    };
-    let t = spawn(touch);
-    touch();
-    t.join().expect("the other toucher");
+    let w = World::new(Setup { flags, nr_pages: 1, cached, fill_window: 1, broken: Broken::No });
+    let t = spawn(move || other(w));
+    touch(w);
+    t.join().expect("the other thread");
     assert_eq!(w.settle(0), 5);
+}
+
+#[cfg(feature = "userfaultfd")]
+fn touch(w: &World) {
+    assert_eq!(w.load(0, 0), 5);
+    let told = w.told.0.load(Ordering::Relaxed);
+    assert_eq!(told, 1, "the page was mapped after its delegate was told {told} times");
 }
 
 #[cfg(feature = "userfaultfd")]
 #[test]
 fn one_of_two_first_touches_tells() {
-    check(2, || first_touches(1));
+    check(2, || first_touch_against(1, touch));
 }
 
 /// The page becomes cached between the look and the pin: it is told all the same.
 #[cfg(feature = "userfaultfd")]
 #[test]
 fn a_page_that_is_just_being_filled_is_told() {
-    check(2, || first_touches(0));
+    check(2, || first_touch_against(0, |w| w.fill(0)));
 }
 
 /// ```text
@@ -258,8 +296,8 @@ fn a_page_that_is_just_being_filled_is_told() {
 /// as a fence, so the model has a fence between the two accesses of each side, and without it must fail.
 fn section_against_unmap(fenced: bool) {
     let slot = Arc::new(AtomicU32::new(0));
-    let published = Arc::new(AtomicBool::new(true));
-    let freed = Arc::new(AtomicBool::new(false));
+    let published = Arc::new(AtomicU32::new(1));
+    let freed = Arc::new(AtomicU32::new(0));
     let t = spawn({
         let (slot, published, freed) = (slot.clone(), published.clone(), freed.clone());
         move || {
@@ -267,21 +305,21 @@ fn section_against_unmap(fenced: bool) {
             if fenced {
                 fence(Ordering::SeqCst);
             }
-            if published.load(Ordering::Acquire) {
-                assert!(!freed.load(Ordering::Relaxed), "a vma was freed inside a section");
-                assert!(!freed.load(Ordering::Relaxed), "a vma was freed inside a section");
+            if published.load(Ordering::Acquire) == 1 {
+                assert_eq!(freed.load(Ordering::Relaxed), 0, "a vma was freed inside a section");
+                assert_eq!(freed.load(Ordering::Relaxed), 0, "a vma was freed inside a section");
             }
             slot.store(0, Ordering::Release);
         }
     });
-    published.store(false, Ordering::Release);
+    published.store(0, Ordering::Release);
     if fenced {
         fence(Ordering::SeqCst);
     }
     while slot.load(Ordering::Acquire) != 0 {
         loom::thread::yield_now();
     }
-    freed.store(true, Ordering::Relaxed);
+    freed.store(1, Ordering::Relaxed);
     t.join().expect("the reader");
 }
 

@@ -7,10 +7,10 @@
 #[path = "support/loom.rs"]
 mod support;
 
-use loom::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::delegation::{MinorVerdict, Telltale};
 use softfault_mm::folio::{DIRTY, FolioWord, State, WAITERS, Wake};
 use softfault_mm::ops::Prot;
+use softfault_mm::sync::{AtomicU64, Ordering};
 use softfault_mm::types::VmFlags;
 use std::sync::Arc;
 use support::{Broken, Futex, Setup, World, check, delegation, spawn};
@@ -120,7 +120,13 @@ fn who_evicts_sees_what_was_written_under_the_pin() {
 /// ```
 fn lost_write(pin: bool) {
     let flags = VmFlags::READ | VmFlags::WRITE | VmFlags::SHARED | VmFlags::WP_SYNC;
-    let w = World::new(Setup { flags, nr_pages: 1, cached: 1, broken: if pin { Broken::No } else { Broken::NoPin } });
+    let w = World::new(Setup {
+        flags,
+        nr_pages: 1,
+        cached: 1,
+        fill_window: 1,
+        broken: if pin { Broken::No } else { Broken::NoPin },
+    });
     let t = spawn(move || {
         w.write_back(0);
         w.evict(0, 1);

@@ -366,7 +366,7 @@ const VISITED: &[Event] = &[
 
 #[test]
 fn bytes_and_errors_are_the_models() {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(400);
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
     let mut runner = TestRunner::new(Config { cases, failure_persistence: None, ..Config::default() });
     let visits = RefCell::new([0u64; VISITED.len()]);
     let result = runner.run(&prop::collection::vec(op(), 1..80), |ops| {

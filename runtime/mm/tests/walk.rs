@@ -113,7 +113,8 @@ fn sigbus_is_a_page_past_the_end() {
     assert_eq!(w.fault(at(2), READ), R::SIGBUS);
     assert_eq!(w.fault(at(2), WRITE), R::SIGBUS);
     assert_eq!(w.read(at(1)), Content::pattern(0, 1), "the last page exists, though it is used by one byte");
-    assert_eq!(state(&w, 2), State::Absent, "a window ends where the object does");
+    let log = lock(&w.objects[0].store.log).clone();
+    assert_eq!(log, [Call::Read(0, 2)], "a window ends where the object does");
     w.check_quiescent();
 }
 
@@ -339,6 +340,28 @@ fn a_staged_copy_is_never_torn() {
     w.check_quiescent();
 }
 
+/// The same, with the page filled and dropped between the two halves of the read: the version has moved.
+#[test]
+fn a_staged_copy_is_void_when_the_page_was_cached_meanwhile() {
+    let w = world(ObjectSpec { staging: true, ..ObjectSpec::pages(1) }, RW);
+    w.map(MapSpec { arena: 1, ..spec(SHARED, 1) });
+    let w: &'static World = Box::leak(Box::new(w));
+    w.objects[0].store.set_hook(move |call| {
+        if matches!(call, Call::Staged(_)) {
+            w.access(&Ctx::thread(0), arena_base(1), Some(0xAA));
+            w.access(&Ctx::thread(0), arena_base(1) + PAGE_SIZE - 1, Some(0xAA));
+            assert_eq!(w.evict(0, 0, 1, true), 1);
+        }
+    });
+    assert_eq!(w.access(&Ctx::handler(0, false, 0, None), at(0) + 9, Some(1)).0, Some(1));
+    assert_eq!(
+        (w.read(at(0)), w.read(at(0) + PAGE_SIZE - 1)),
+        (0xAA, 0xAA),
+        "half of the page is older than the other"
+    );
+    w.check_quiescent();
+}
+
 #[test]
 fn needdsync_makes_the_block_durable_before_the_first_store() {
     let w = world(ObjectSpec::pages(2), SHARED | VmFlags::SYNC);
@@ -449,6 +472,18 @@ fn windows_map_what_is_cached_around_a_touch() {
     let random = world(ObjectSpec { fill_window: 64, ..ObjectSpec::pages(64) }, RO | SINGLE);
     random.read(at(20));
     assert_eq!((0..64).filter(|p| random.kernel.is_mapped(at(*p))).count(), 1, "RAND_READ: one page a fault");
+}
+
+#[test]
+fn a_window_maps_nothing_past_the_end() {
+    let w = world(ObjectSpec { fill_window: 8, ..ObjectSpec::pages(8) }, RO);
+    w.map(MapSpec { arena: 1, ..spec(RO, 8) });
+    w.read(arena_base(1));
+    // Truncate has lowered the end; the pages past it are still cached.
+    softfault_mm::truncate::i_size_write(w.objects[0].mapping, 4 << PAGE_SHIFT);
+    w.read(at(1));
+    let mapped: Vec<usize> = (0..8).filter(|p| w.kernel.is_mapped(at(*p))).collect();
+    assert_eq!(mapped, [0, 1, 2, 3]);
 }
 
 #[test]
@@ -676,6 +711,26 @@ mod delegated {
         }
     }
 
+    #[test]
+    fn a_window_maps_only_what_was_told() {
+        let w = World::new(&[ObjectSpec { fill_window: 4, ..ObjectSpec::pages(4) }], 2);
+        let d = Delegate::new(|_| MinorVerdict::Continue);
+        map(&w, d, RO, true);
+        w.map(MapSpec { arena: 1, ..spec(RO, 4) });
+        w.read(arena_base(1));
+        let ctx = Ctx::handler(0, false, 0, None);
+        let r = softfault_mm::host::AddressSpace::with_vma(&w, at(0), &mut |vma| {
+            let told = vma.delegation.expect("delegated");
+            assert_eq!(told.begin(2), softfault_mm::delegation::Telltale::Yours);
+            told.finish(2, MinorVerdict::Continue);
+            // The walk opens no window over a delegated range; a vtable may.
+            PLAIN.map_pages(&mut VmFault::new(&ctx, vma, at(0), READ), 0, 4)
+        });
+        assert_eq!(r, Some(R::empty()), "the touched page is untold");
+        assert_eq!((0..4).filter(|p| w.kernel.is_mapped(at(*p))).collect::<Vec<_>>(), [2]);
+        w.check_quiescent();
+    }
+
     #[cfg(feature = "userfaultfd")]
     #[test]
     fn a_refused_page_is_sigbus_and_a_delayed_one_is_asked_again() {
@@ -711,6 +766,22 @@ mod delegated {
         *lock(&w.tellings) = Some(VecDeque::new());
         assert_eq!(w.read(at(1)), Content::pattern(0, 1), "the page was left untold, not telling");
         w.check_quiescent();
+    }
+
+    #[cfg(feature = "userfaultfd")]
+    #[test]
+    fn nobody_is_told_of_a_page_past_the_end() {
+        for design in [VmFlags::default(), FIRST] {
+            let w = World::new(&[ObjectSpec::pages(4)], 2);
+            let d = Delegate::new(|_| MinorVerdict::Continue);
+            map(&w, d, RO | design, true);
+            w.map(MapSpec { arena: 1, ..spec(RO, 4) });
+            w.read(arena_base(1));
+            // Truncate has lowered the end; the page is still there.
+            softfault_mm::truncate::i_size_write(w.objects[0].mapping, 0);
+            assert_eq!(w.fault(at(0), READ), R::SIGBUS, "{design:?}");
+            assert_eq!(d.told(), 0, "{design:?}");
+        }
     }
 
     #[cfg(feature = "userfaultfd")]

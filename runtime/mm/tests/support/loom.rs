@@ -13,7 +13,6 @@
 //! Everything is leaked: loom runs a model some ten thousand times, and a thread needs `'static`.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Condvar, Mutex};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
@@ -27,6 +26,7 @@ use softfault_mm::mapping::{CacheAccount, FailurePolicy, Mapping};
 use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Staged, WaitKey};
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::{self, ShmemVmOps};
+use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps, Vma};
 use softfault_mm::vmstat::VmStat;
@@ -97,7 +97,7 @@ pub(crate) enum Broken {
 /// The memfd, the page tables and the store.
 #[derive(Debug)]
 pub(crate) struct Machine {
-    step: [AtomicU64; NR],
+    step: [loom::sync::atomic::AtomicU64; NR],
     pages: [Plain<Page>; NR],
     broken: Broken,
     /// The kernel notes first stores (else they fault).
@@ -336,6 +336,8 @@ pub(crate) struct Setup {
     pub(crate) nr_pages: usize,
     /// Pages that are cached at the start.
     pub(crate) cached: usize,
+    /// Pages read at once.
+    pub(crate) fill_window: u32,
     /// What is left out.
     pub(crate) broken: Broken,
 }
@@ -368,7 +370,7 @@ impl World {
             ptes: [pte; 2],
         };
         let m = leak(Machine {
-            step: std::array::from_fn(|_| AtomicU64::new(0)),
+            step: std::array::from_fn(|_| loom::sync::atomic::AtomicU64::new(0)),
             pages: std::array::from_fn(|p| Plain::new(page(p))),
             broken: setup.broken,
             wp_async: setup.flags.intersects(VmFlags::WP_ASYNC),
@@ -393,7 +395,7 @@ impl World {
                 handler_safe: true,
                 always_dirty: false,
                 staging: false,
-                fill_window: 1,
+                fill_window: setup.fill_window,
                 deadline_ns: u64::MAX,
                 users: AtomicU32::new(0),
                 nr_maps: AtomicU32::new(2),
