@@ -16,8 +16,8 @@ use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SIZE};
 use softfault_mm::sync::AtomicU64;
 use softfault_mm::types::{FaultFlags, VmFaultReason};
 use softfault_platform::host::Host;
-use softfault_platform::section::Slot;
-use softfault_platform::sys::mem;
+use softfault_platform::section::{self, Slot};
+use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::{self, ArenaFacts, Trap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -292,6 +292,29 @@ impl ArenaInner {
             at += PAGE_SIZE;
         }
         Ok(())
+    }
+
+    /// Makes sure that a range which is pinned has its page-table entries: extents that were native when it was faulted
+    /// in have none for pages nobody touched, and would miss them when they are demoted.
+    #[expect(unsafe_code, reason = "populates the arena's own page tables")]
+    pub(crate) fn make_present(&self, op: &'static str, range: &Range<usize>, access: Access) -> Result<()> {
+        if self.trap == Trap::Segv {
+            // A window for loads that looked before the pin did may protect it again: it is out of its section now.
+            section::synchronize();
+            return self.fault_in(op, range, access, true);
+        }
+        let advice = if access == Access::Write { mem::MADV_POPULATE_WRITE } else { mem::MADV_POPULATE_READ };
+        let mut patience = 1_000;
+        loop {
+            // SAFETY: the arena's own range; populating maps what a touch would map.
+            match unsafe { mem::madvise(self.base + range.start, range.len(), advice) } {
+                Ok(()) => return Ok(()),
+                // An extent came back from the kernel meanwhile: its pages are ours to map.
+                Err(Errno::EFAULT | Errno::EAGAIN | Errno::EINTR) if patience > 0 => patience -= 1,
+                Err(errno) => return Err(system(op, "madvise")(errno)),
+            }
+            self.fault_in(op, range, access, true)?;
+        }
     }
 
     /// A walk that ran out of attempts is made again: here no instruction does it for us.

@@ -60,6 +60,7 @@ impl Pin {
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
         arena.fault_in(op, &range, access, true)?;
+        arena.make_present(op, &range, access)?;
         Ok(pin)
     }
 
