@@ -103,6 +103,7 @@ fn no_window_in_map_unmap_and_protect() {
                     };
                 }
             });
+            let stopper = common::StopOnDrop(&stop);
             for round in 0..2_000 {
                 map(&a, 0, &object, Prot::Read, Sharing::Shared);
                 if round % 3 == 0 {
@@ -119,7 +120,7 @@ fn no_window_in_map_unmap_and_protect() {
                 }
                 a.unmap(0..16 * PAGE).unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stopper);
         });
         println!("{mode:?}: {} good reads, {} refused", good.into_inner(), other.into_inner());
     });
@@ -161,6 +162,7 @@ fn readers_beside_promotion_demotion_and_eviction() {
                     std::thread::yield_now();
                 }
             });
+            let stopper = common::StopOnDrop(stop);
             let mut promoted = 0;
             for round in 0..60 {
                 object.populate(0..nr as u64).unwrap();
@@ -170,7 +172,7 @@ fn readers_beside_promotion_demotion_and_eviction() {
                 }
                 object.evict((round % 7) * 50 * PAGE as u64..nr as u64).unwrap();
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stopper);
             assert!(promoted > 0, "some extents were native");
         });
         let stats = rt.stats();
@@ -204,6 +206,7 @@ fn a_store_made_while_pages_are_dropped_is_kept() {
                     object.read_at(rng.below(EXTENT) as u64, &mut [0]).unwrap();
                 }
             });
+            let stopper = common::StopOnDrop(&stop);
             for round in 0..100usize {
                 let value = (round % 250) as u8 + 1;
                 map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
@@ -216,7 +219,7 @@ fn a_store_made_while_pages_are_dropped_is_kept() {
                     assert_eq!(got[0], value, "round {round} page {p}: lost");
                 }
             }
-            stop.store(true, Ordering::Relaxed);
+            drop(stopper);
         });
     });
 }

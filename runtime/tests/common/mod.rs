@@ -334,6 +334,16 @@ pub(crate) fn map(arena: &Arena, offset: usize, object: &Object, prot: Prot, sha
     arena.map(offset, object, 0, object.len() as usize, prot, sharing).expect("map");
 }
 
+/// Tells helper threads of a scope to stop: when the test is done, and when it fails.
+#[derive(Debug)]
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Keeps tests of one binary apart that look at what is one per process (failpoints, budget, dispositions).
 pub(crate) fn serial() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
