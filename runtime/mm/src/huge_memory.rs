@@ -237,8 +237,8 @@ fn demote_extents(vma: &Vma<'_>, base: usize, nr: usize) -> Result<usize, Instal
         return Ok(0);
     }
     // A tracked extent's protection bits are the kernel's record of who wrote: protecting again would erase it.
-    let wp = vma.is_wp() && vma.flags.contains(VmFlags::SHARED) && !tracked;
-    let taken = vma.mmu.take_extents(base, owned * EXTENT_SIZE, wp);
+    let wp = vma.is_wp() && vma.flags.contains(VmFlags::SHARED);
+    let taken = vma.mmu.take_extents(base, owned * EXTENT_SIZE, wp, wp && !tracked);
     failpoint!(DEMOTE_REGISTERED);
     let back = if tracked { ExtentState::Tracked } else { ExtentState::Native };
     let cost = if taken.is_ok() { run_cost(vma, base, owned) } else { 0 };

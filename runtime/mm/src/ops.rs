@@ -56,11 +56,12 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// # Context: handler
     fn release_extents(&self, addr: usize, len_bytes: usize, tracked: bool) -> Result<(), Installed>;
 
-    /// Takes `len_bytes` at `addr` back; `wp`: and write-protects what is mapped.
+    /// Takes `len_bytes` at `addr` back; `wp`: the range is registered for write protection (what the kernel noted and
+    /// protected in a tracked range stays as it is); `protect`: and everything mapped is write-protected anew.
     ///
     /// # Errors
     /// As `release_extents`.
-    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Installed>;
+    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool, protect: bool) -> Result<(), Installed>;
 
     /// Changes the count of vmas that promotions cost the process; `false`: over budget, nothing changed.
     ///

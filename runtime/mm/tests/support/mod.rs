@@ -324,7 +324,7 @@ impl Mmu for PageTables {
         }
         Ok(())
     }
-    fn take_extents(&self, addr: usize, len_bytes: usize, protect: bool) -> Result<(), Installed> {
+    fn take_extents(&self, addr: usize, len_bytes: usize, _wp: bool, protect: bool) -> Result<(), Installed> {
         let mut s = lock(&self.0.state);
         for base in (addr..addr + len_bytes).step_by(EXTENT_SIZE) {
             s.native.remove(&base);

@@ -42,7 +42,7 @@ impl Mmu for SegvMmu {
         // An exposed range is the kernel's already.
         Err(Installed::Gone)
     }
-    fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool) -> Result<(), Installed> {
+    fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool, _protect: bool) -> Result<(), Installed> {
         Err(Installed::Gone)
     }
     fn charge_vmas(&self, delta: i64) -> bool {

@@ -157,9 +157,10 @@ impl Mmu for UffdMmu {
         }
         Ok(())
     }
-    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool) -> Result<(), Installed> {
+    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool, protect: bool) -> Result<(), Installed> {
+        // A range without WP among its modes refuses CONTINUE_MODE_WP: its faults could never be resolved.
         self.register(addr, len_bytes, wp).map_err(errno_to_installed)?;
-        if wp {
+        if protect {
             // What the kernel mapped while the extent was native is writable and silent: protect it.
             self.uffd.writeprotect(addr, len_bytes, true).map_err(errno_to_installed)?;
         }
