@@ -255,6 +255,11 @@ impl ArenaInner {
         if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }
+        if self.trap == Trap::Monitor && sharing == Sharing::Shared && object.writable && object.sync_wp {
+            // The monitor's context has the kernel note first stores: nobody would be asked before they land.
+            let what = "an object with synchronous writes (or dsync) cannot be mapped shared in a Monitor arena";
+            return Err(Error::Denied { op, what });
+        }
         Ok(offset..end)
     }
 
