@@ -458,7 +458,7 @@ mod gates {
                 let gate = Gate::arm(point);
                 let touched = AtomicBool::new(false);
                 std::thread::scope(|s| {
-                    let evictor = s.spawn(|| object.evict(0..PAGE as u64).unwrap());
+                    let evictor = s.spawn(|| common::evict(&object, 0..PAGE as u64, 1));
                     gate.wait();
                     let toucher = s.spawn(|| {
                         let got = load(&a, 3);
@@ -468,7 +468,7 @@ mod gates {
                     linger();
                     let early = touched.load(Ordering::SeqCst);
                     drop(gate);
-                    assert_eq!(evictor.join().unwrap(), 1);
+                    evictor.join().unwrap();
                     let got = toucher.join().unwrap();
                     // Still mapped until it is punched: then the old page, whole; else the new one.
                     let old = early && point == Point::EVICT_PUNCH && got == Ok(byte_of(0, 3));

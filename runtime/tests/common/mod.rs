@@ -360,6 +360,17 @@ pub(crate) fn until(what: &str, f: impl Fn() -> bool) {
     }
 }
 
+/// Evicts a range until `want` pages of it went: a monitor drops its pins a little after it has woken whom it serves.
+#[track_caller]
+pub(crate) fn evict(object: &Object, range: Range<u64>, want: u64) {
+    let gone = AtomicU64::new(0);
+    until("evicted", || {
+        gone.fetch_add(object.evict(range.clone()).expect("evict"), Ordering::SeqCst);
+        gone.load(Ordering::SeqCst) >= want
+    });
+    assert_eq!(gone.into_inner(), want, "evicted pages");
+}
+
 /// A small generator of numbers that need not be good.
 #[derive(Debug)]
 pub(crate) struct Rng(pub(crate) u64);
