@@ -16,7 +16,7 @@ use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SIZE};
 use softfault_mm::sync::AtomicU64;
 use softfault_mm::types::{FaultFlags, VmFaultReason};
 use softfault_platform::host::Host;
-use softfault_platform::section::Slot;
+use softfault_platform::section::{self, Slot};
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::{self, ArenaFacts, Trap};
 use std::ops::Range;
@@ -277,40 +277,6 @@ impl ArenaInner {
         fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags)
     }
 
-    /// Makes each page of the range resident for real, whoever resolves its faults now or a moment later.
-    ///
-    /// A native extent's pages are mapped by the kernel, and stay so when the extent is taken back; one that changes
-    /// sides meanwhile is looked at again.
-    pub(crate) fn make_resident(&self, op: &'static str, range: &Range<usize>, access: Access) -> Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
-            let state = || self.extents.lend().get(at >> EXTENT_SHIFT).map_or(ExtentState::Trapped, Extent::state);
-            let before = state();
-            match before {
-                ExtentState::Changing => std::thread::yield_now(),
-                ExtentState::Native | ExtentState::Tracked => self.populate_native(op, &(at..next), access)?,
-                ExtentState::Trapped => self.fault_in(op, &(at..next), access, true)?,
-            }
-            if before != ExtentState::Changing && state() == before {
-                at = next;
-            }
-        }
-        Ok(())
-    }
-
-    /// Has the kernel map pages of a native extent.
-    #[expect(unsafe_code, reason = "madvise on the arena's own range")]
-    fn populate_native(&self, op: &'static str, range: &Range<usize>, access: Access) -> Result<()> {
-        let advice = if access == Access::Write { mem::MADV_POPULATE_WRITE } else { mem::MADV_POPULATE_READ };
-        // SAFETY: the arena's own range; mapping pages changes no byte.
-        match unsafe { mem::madvise(self.base + range.start, range.len(), advice) } {
-            // Taken back in between: its state has changed, and the caller looks again.
-            Ok(()) | Err(Errno::EFAULT | Errno::EINTR | Errno::EAGAIN) => Ok(()),
-            Err(e) => Err(system(op, "madvise")(e)),
-        }
-    }
-
     /// Faults each page of the range in; `exact`: also those that a hint says are mapped.
     pub(crate) fn fault_in(&self, op: &'static str, range: &Range<usize>, access: Access, exact: bool) -> Result<()> {
         let mut at = range.start;
@@ -328,6 +294,29 @@ impl ArenaInner {
             at += PAGE_SIZE;
         }
         Ok(())
+    }
+
+    /// Makes sure that a range which is pinned has its page-table entries: extents that were native when it was faulted
+    /// in have none for pages nobody touched, and would miss them when they are demoted.
+    #[expect(unsafe_code, reason = "populates the arena's own page tables")]
+    pub(crate) fn make_present(&self, op: &'static str, range: &Range<usize>, access: Access) -> Result<()> {
+        if self.trap == Trap::Segv {
+            // A window for loads that looked before the pin did may protect it again: it is out of its section now.
+            section::synchronize();
+            return self.fault_in(op, range, access, true);
+        }
+        let advice = if access == Access::Write { mem::MADV_POPULATE_WRITE } else { mem::MADV_POPULATE_READ };
+        let mut patience = 1_000;
+        loop {
+            // SAFETY: the arena's own range; populating maps what a touch would map.
+            match unsafe { mem::madvise(self.base + range.start, range.len(), advice) } {
+                Ok(()) => return Ok(()),
+                // An extent came back from the kernel meanwhile: its pages are ours to map.
+                Err(Errno::EFAULT | Errno::EAGAIN | Errno::EINTR) if patience > 0 => patience -= 1,
+                Err(errno) => return Err(system(op, "madvise")(errno)),
+            }
+            self.fault_in(op, range, access, true)?;
+        }
     }
 
     /// A walk that ran out of attempts is made again: here no instruction does it for us.

@@ -88,6 +88,7 @@ impl ObjectBuilder {
         self
     }
     /// Makes the first store to each page of a shared mapping fault (`page_mkwrite`) instead of being noted silently.
+    /// Not for [`Delivery::Monitor`](crate::Delivery::Monitor) arenas.
     #[must_use]
     pub fn synchronous_writes(mut self, yes: bool) -> Self {
         self.mkwrite = yes;

@@ -60,7 +60,8 @@ impl Pin {
             })?;
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
-        arena.make_resident(op, &range, access)?;
+        arena.fault_in(op, &range, access, true)?;
+        arena.make_present(op, &range, access)?;
         Ok(pin)
     }
 

@@ -361,7 +361,9 @@ pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFau
 fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> Option<Folio> {
     let vma = vmf.vma();
     let addr = vma.address_of(p);
-    let hint = vma.granule_pages == 0
+    // By granule a window that exposes for stores takes along what is exposed for loads alone; one for loads leaves
+    // what is exposed already: protecting again would take the stores away, from system calls on pinned pages too.
+    let hint = (vma.granule_pages == 0 || set & DIRTY == 0)
         && p != vmf.pgoff()
         && vma.extent(addr).is_some_and(|e| e.maybe_mapped(crate::extent::Extent::page_index(addr)));
     let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> PAGE_SHIFT));

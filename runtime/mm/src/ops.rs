@@ -56,8 +56,8 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// # Context: handler
     fn release_extents(&self, addr: usize, len_bytes: usize, tracked: bool) -> Result<(), Installed>;
 
-    /// Takes `len_bytes` at `addr` back. `wp`: first stores are to be noted or faulted on from now on; `protect`: also
-    /// on pages that are mapped now.
+    /// Takes `len_bytes` at `addr` back; `wp`: the range is registered for write protection (what the kernel noted and
+    /// protected in a tracked range stays as it is); `protect`: and everything mapped is write-protected anew.
     ///
     /// # Errors
     /// As `release_extents`.

@@ -334,6 +334,16 @@ pub(crate) fn map(arena: &Arena, offset: usize, object: &Object, prot: Prot, sha
     arena.map(offset, object, 0, object.len() as usize, prot, sharing).expect("map");
 }
 
+/// Tells helper threads of a scope to stop: when the test is done, and when it fails.
+#[derive(Debug)]
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Keeps tests of one binary apart that look at what is one per process (failpoints, budget, dispositions).
 pub(crate) fn serial() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
@@ -348,6 +358,17 @@ pub(crate) fn until(what: &str, f: impl Fn() -> bool) {
         assert!(began.elapsed() < Duration::from_secs(30), "waited in vain: {what}");
         std::thread::sleep(Duration::from_micros(200));
     }
+}
+
+/// Evicts a range until `want` pages of it went: a monitor drops its pins a little after it has woken whom it serves.
+#[track_caller]
+pub(crate) fn evict(object: &Object, range: Range<u64>, want: u64) {
+    let gone = AtomicU64::new(0);
+    until("evicted", || {
+        gone.fetch_add(object.evict(range.clone()).expect("evict"), Ordering::SeqCst);
+        gone.load(Ordering::SeqCst) >= want
+    });
+    assert_eq!(gone.into_inner(), want, "evicted pages");
 }
 
 /// A small generator of numbers that need not be good.

@@ -201,10 +201,10 @@ impl Mmu for Arena {
         }
         Ok(())
     }
-    fn take_extents(&self, addr: usize, len_bytes: usize, _wp: bool, wp: bool) -> Result<(), Installed> {
+    fn take_extents(&self, addr: usize, len_bytes: usize, _wp: bool, protect: bool) -> Result<(), Installed> {
         for p in self.index(addr)..self.index(addr + len_bytes) {
             let pte = &mut self.m.page(p).ptes[self.a];
-            *pte = Pte { wp: pte.wp || wp, owner: Owner::Us, ..*pte };
+            *pte = Pte { wp: pte.wp || protect, owner: Owner::Us, ..*pte };
         }
         Ok(())
     }

@@ -66,7 +66,7 @@ fn every_mmu_method<M: Mmu>(mmu: &M, addr: usize, nr: usize, prot: Prot, staged:
     black_box(mmu.unprotect(addr));
     mmu.wake(addr, nr);
     black_box(mmu.release_extents(addr, nr, prot.wp).is_ok());
-    black_box(mmu.take_extents(addr, nr, prot.wp).is_ok());
+    black_box(mmu.take_extents(addr, nr, prot.wp, prot.write).is_ok());
     black_box(mmu.charge_vmas(nr as i64));
 }
 
