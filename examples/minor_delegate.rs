@@ -6,7 +6,7 @@
 //! by call), then every page's first touch through the arena goes to a delegate that flips every byte. Eight threads
 //! race on every page; each page is told once, and nobody sees a byte that was not flipped.
 
-use softfault::{Access, Delivery, MinorDelegate, MinorFault, MinorVerdict, Prot, Runtime, Sharing};
+use softfault::{Access, MinorDelegate, MinorFault, MinorVerdict, Prot, Runtime, Sharing};
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -56,9 +56,6 @@ fn main() -> ExitCode {
 fn run() -> Result<()> {
     let rt = Runtime::new()?;
     print!("{}", rt.delivery());
-    if rt.delivery().chosen != Delivery::InThread {
-        println!("delegates are told by userfaultfd arenas, by others a touch at a time: going on with what there is");
-    }
     let len = PAGES * PAGE;
     let object = rt.anonymous(len as u64)?;
     for page in 0..PAGES {

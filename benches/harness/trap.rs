@@ -166,9 +166,11 @@ impl Trapped {
     /// # Errors
     /// The kernel's.
     pub fn new(map: Mapping, delivery: Delivery) -> Result<Self> {
-        let sigbus = if delivery == Delivery::Sigbus { bits::FEATURE_SIGBUS } else { 0 };
+        // By signal only this program's own faults are served, which any user may do.
+        let (flags, sigbus) =
+            if delivery == Delivery::Sigbus { (bits::USER_MODE_ONLY, bits::FEATURE_SIGBUS) } else { (0, 0) };
         let features = bits::FEATURE_MISSING_SHMEM | bits::FEATURE_MINOR_SHMEM | sigbus;
-        let uffd = Uffd::open(0, features).context("userfaultfd")?;
+        let uffd = Uffd::open(flags, features).context("userfaultfd")?;
         let mode = bits::REGISTER_MISSING | bits::REGISTER_MINOR;
         uffd.register(map.base(), map.len_bytes(), mode).context("UFFDIO_REGISTER")?;
         Ok(Self { map, uffd })

@@ -53,3 +53,8 @@ const _: fn() = || {
     is_shared::<Arena>();
     is_shared::<Pin>();
 };
+
+/// The README's example is compiled and run as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

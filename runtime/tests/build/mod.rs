@@ -17,12 +17,12 @@ pub(crate) fn target_dir(name: &str) -> Option<PathBuf> {
     }
 }
 
-/// Runs `cargo build --offline` with `args`, in `dir`, into `target`.
+/// Runs `cargo build --locked` with `args`, in `dir`, into `target`.
 ///
 /// What the outer cargo or CI says of flags and profiles is about the outer build, and does not reach this one.
 pub(crate) fn cargo_build(dir: &Path, target: &Path, args: &[&str]) -> Output {
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--offline", "--locked", "--jobs", "2", "--target-dir"]).arg(target).args(args);
+    cargo.args(["build", "--locked", "--jobs", "2", "--target-dir"]).arg(target).args(args);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         let ours = text == "CARGO_TARGET_DIR"
