@@ -301,7 +301,6 @@ impl ObjectInner {
         let mapping = Lease::new(Box::new(mapping));
         // SAFETY: as for the store.
         vmatree::publish_mapping(id, Some(unsafe { mapping.lend() }));
-        #[cfg(feature = "userfaultfd")]
         let has_mkwrite = vm_ops.has_page_mkwrite();
         Self {
             rt,

@@ -12,10 +12,16 @@
 //! Therefore everything that allocates, and every lock that somebody may hold while allocating, is taken before the
 //! first page is `evicting`.
 
+#![expect(unsafe_code, reason = "hides ranges of the arenas' own address space")]
+
 use crate::arena::ArenaInner;
 use crate::object::ObjectInner;
-use crate::vmas::{Hidden, VmaSet};
+use crate::vmas::{VmaEntry, VmaSet, range_of};
+use softfault_mm::page::PAGE_SIZE;
 use softfault_platform::store::object::Rmap;
+use softfault_platform::sys::mem;
+use softfault_platform::vmatree::Trap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The arenas that map an object. Linux: `i_mmap`.
@@ -76,5 +82,53 @@ impl Rmap for IMmap {
         for hidden in self.hidden().iter() {
             hidden.hide(pgoff, pgoff + u64::from(nr));
         }
+    }
+}
+
+/// One mapping of an object that is being evicted from, and what of it is pinned: all that hiding pages needs.
+#[derive(Debug)]
+pub(crate) struct Hidden {
+    arena: Arc<ArenaInner>,
+    entry: VmaEntry,
+    pins: Vec<Range<usize>>,
+}
+
+impl VmaSet {
+    /// Returns the mappings of `object` in this set, which is `arena`'s.
+    pub(crate) fn hidden_of(&self, arena: &Arc<ArenaInner>, object: &Arc<ObjectInner>) -> Vec<Hidden> {
+        let of_object = self.iter().filter(|v| Arc::ptr_eq(&v.object, object));
+        let hidden = of_object.map(|v| Hidden { arena: Arc::clone(arena), entry: v.clone(), pins: self.pins.clone() });
+        hidden.collect()
+    }
+}
+
+impl Hidden {
+    /// Hides the object's pages `from..to`, which are being evicted, and forgets the hints about them. Allocates and
+    /// locks nothing.
+    ///
+    /// Under userfaultfd the punch unmaps them and the next touch traps. By protection it would be filled with zeros,
+    /// so the granules that hold them are hidden first.
+    pub(crate) fn hide(&self, from: u64, to: u64) {
+        let (arena, v) = (&self.arena, &self.entry);
+        let Some(range) = range_of(v, from, to) else { return };
+        if arena.trap != Trap::Segv {
+            arena.forget_mapped(&range);
+            return;
+        }
+        // A pinned neighbour in the same granule must stay: then only the pages themselves are hidden.
+        let wide = arena.granule_pages.max(1) * PAGE_SIZE;
+        let around = (range.start & !(wide - 1))..range.end.next_multiple_of(wide);
+        let pinned = self.pins.iter().any(|p| p.start < around.end && around.start < p.end);
+        let granule = if pinned { PAGE_SIZE } else { wide };
+        let hidden =
+            (range.start & !(granule - 1)).max(v.range.start)..range.end.next_multiple_of(granule).min(v.range.end);
+        // SAFETY: the arena's own range; a touch faults again.
+        let r = unsafe { mem::mprotect(arena.address(hidden.start), hidden.len(), mem::PROT_NONE) };
+        if r.is_err() {
+            // The kernel is out of vmas for the split: hiding the whole mapping splits nothing.
+            // SAFETY: as above.
+            let _ = unsafe { mem::mprotect(arena.address(v.range.start), v.range.len(), mem::PROT_NONE) };
+        }
+        arena.forget_mapped(&hidden);
     }
 }

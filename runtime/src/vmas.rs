@@ -129,7 +129,7 @@ fn prot_bits(prot: Prot) -> i32 {
 }
 
 impl ArenaInner {
-    fn address(&self, offset: usize) -> usize {
+    pub(crate) fn address(&self, offset: usize) -> usize {
         self.base + offset
     }
 
@@ -358,7 +358,7 @@ impl ArenaInner {
     }
 
     /// Clears the maybe-mapped hints of a range.
-    fn forget_mapped(&self, range: &Range<usize>) {
+    pub(crate) fn forget_mapped(&self, range: &Range<usize>) {
         let mut at = range.start;
         while at < range.end {
             let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
@@ -530,7 +530,8 @@ impl ArenaInner {
         if self.trap == Trap::Segv {
             self.forget_mapped(range);
         }
-        demoted.and(r.map_err(system(op, "mprotect")))
+        let protected = r.map_err(system(op, "mprotect"));
+        demoted.and(protected)
     }
 
     pub(crate) fn zap(&self, range: &Range<usize>) -> Result<()> {
@@ -576,56 +577,8 @@ impl ArenaInner {
     }
 }
 
-/// One mapping of an object that is being evicted from, and what of it is pinned: all that hiding pages needs.
-#[derive(Debug)]
-pub(crate) struct Hidden {
-    arena: Arc<ArenaInner>,
-    entry: VmaEntry,
-    pins: Vec<Range<usize>>,
-}
-
-impl VmaSet {
-    /// Returns the mappings of `object` in this set, which is `arena`'s.
-    pub(crate) fn hidden_of(&self, arena: &Arc<ArenaInner>, object: &Arc<ObjectInner>) -> Vec<Hidden> {
-        let of_object = self.map.values().filter(|v| Arc::ptr_eq(&v.object, object));
-        let hidden = of_object.map(|v| Hidden { arena: Arc::clone(arena), entry: v.clone(), pins: self.pins.clone() });
-        hidden.collect()
-    }
-}
-
-impl Hidden {
-    /// Hides the object's pages `from..to`, which are being evicted, and forgets the hints about them. Allocates and
-    /// locks nothing.
-    ///
-    /// Under userfaultfd the punch unmaps them and the next touch traps. By protection it would be filled with zeros,
-    /// so the granules that hold them are hidden first.
-    pub(crate) fn hide(&self, from: u64, to: u64) {
-        let (arena, v) = (&self.arena, &self.entry);
-        let Some(range) = range_of(v, from, to) else { return };
-        if arena.trap != Trap::Segv {
-            arena.forget_mapped(&range);
-            return;
-        }
-        // A pinned neighbour in the same granule must stay: then only the pages themselves are hidden.
-        let wide = arena.granule_pages.max(1) * PAGE_SIZE;
-        let around = (range.start & !(wide - 1))..range.end.next_multiple_of(wide);
-        let pinned = self.pins.iter().any(|p| p.start < around.end && around.start < p.end);
-        let granule = if pinned { PAGE_SIZE } else { wide };
-        let hidden =
-            (range.start & !(granule - 1)).max(v.range.start)..range.end.next_multiple_of(granule).min(v.range.end);
-        // SAFETY: the arena's own range; a touch faults again.
-        let r = unsafe { mem::mprotect(arena.address(hidden.start), hidden.len(), mem::PROT_NONE) };
-        if r.is_err() {
-            // The kernel is out of vmas for the split: hiding the whole mapping splits nothing.
-            // SAFETY: as above.
-            let _ = unsafe { mem::mprotect(arena.address(v.range.start), v.range.len(), mem::PROT_NONE) };
-        }
-        arena.forget_mapped(&hidden);
-    }
-}
-
 /// Returns the arena range of the object's pages `from..to`, as far as the entry maps them.
-fn range_of(v: &VmaEntry, from: u64, to: u64) -> Option<Range<usize>> {
+pub(crate) fn range_of(v: &VmaEntry, from: u64, to: u64) -> Option<Range<usize>> {
     let nr = (v.range.len() >> PAGE_SHIFT) as u64;
     let lo = from.max(v.pgoff);
     let hi = to.min(v.pgoff + nr);

@@ -13,6 +13,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "calibrate.rs",
     "io.rs",
     "lease.rs",
+    "rmap.rs",
     "object.rs",
     "pin.rs",
     "registry.rs",

@@ -61,7 +61,19 @@ struct Attempt {
 /// Returns the bits of all attempts together; `RETRY` in the result means that the instruction should simply run
 /// again (it will trap again).
 pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, flags: FaultFlags) -> Option<VmFaultReason> {
-    let mut attempt = Attempt { flags, cow: None, timed_out: false, before: VmFaultReason::empty() };
+    resume_user_addr_fault(env, ctx, address, flags, VmFaultReason::empty())
+}
+
+/// Goes on with a fault that an earlier call answered with `RETRY`, `before` being its bits: so a fault whose page came
+/// from the store counts as major, whichever call finds the page.
+pub fn resume_user_addr_fault(
+    env: Env<'_>,
+    ctx: &Ctx<'_>,
+    address: usize,
+    flags: FaultFlags,
+    before: VmFaultReason,
+) -> Option<VmFaultReason> {
+    let mut attempt = Attempt { flags, cow: None, timed_out: false, before };
     for _ in 0..MAX_ATTEMPTS {
         let mut work = Work::None;
         let found = walk_once(env, ctx, address, &attempt, &mut work);

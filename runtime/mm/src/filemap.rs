@@ -343,7 +343,7 @@ pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFau
     let mut run: Option<(u64, bool)> = None;
     for p in start..=end {
         let pinned = if p < end { pin_for_window(vmf, p, set) } else { None };
-        let dirty = pinned.map(|w| noted || (vma.granule_pages != 0 && w.has(DIRTY)));
+        let dirty = pinned.map(|w| noted || (vma.opens_dirty() && w.has(DIRTY)));
         match (run, dirty) {
             (Some((_, of_run)), Some(of_page)) if of_run == of_page => continue,
             (Some((first, of_run)), _) => result |= map_run(vmf, first, p, prot_of(vma, of_run)),
@@ -425,7 +425,7 @@ fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
         mapped += done as u64;
         p += done as u64;
     }
-    if vma.granule_pages != 0 && prot.wp {
+    if vma.opens_dirty() && prot.wp {
         reopen_dirty(vma, from, to);
     }
     failpoint!(MAP_UNPIN);

@@ -209,7 +209,7 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let (stat, stripe) = (vma.mapping.stat, vmf.ctx().stripe);
     failpoint!(PINNED_MAP);
     // By protection a load exposes its page anew: one that is dirty stays open to stores.
-    let open = vma.granule_pages != 0 && vmf.folio.is_some_and(|w| w.load().has(DIRTY));
+    let open = vma.opens_dirty() && vmf.folio.is_some_and(|w| w.load().has(DIRTY));
     let prot = filemap::prot_of(vma, vmf.is_shared_write() || open);
     stat.add(stripe, Event::MAP_CALLS, 1);
     let mut done = vma.mmu.set_ptes(vmf.address(), 1, prot);

@@ -32,6 +32,8 @@ struct Pending {
     page: usize,
     flags: FaultFlags,
     since_ns: u64,
+    /// The bits of the attempts so far.
+    before: VmFaultReason,
 }
 
 /// The park of a thread that must not sleep: it says "look again", or that the time is over.
@@ -94,8 +96,8 @@ pub fn serve(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) 
         }
         let nr = if ready & 1 != 0 { mmu.uffd().read(&mut messages)? } else { 0 };
         for message in messages.iter().take(nr).filter(|m| m.event == bits::EVENT_PAGEFAULT) {
-            let new = pending_of(message);
-            if serve_one(mmu, &new) {
+            let mut new = pending_of(message);
+            if serve_one(mmu, &mut new) {
                 continue;
             }
             match pending.iter_mut().find(|p| p.page == 0) {
@@ -112,12 +114,17 @@ fn pending_of(message: &PageFaultMsg) -> Pending {
     if message.flags & (bits::PAGEFAULT_FLAG_WRITE | bits::PAGEFAULT_FLAG_WP) != 0 {
         flags |= FaultFlags::WRITE;
     }
-    Pending { page: page_align_down(message.address), flags, since_ns: thread::monotonic_ns() }
+    Pending {
+        page: page_align_down(message.address),
+        flags,
+        since_ns: thread::monotonic_ns(),
+        before: VmFaultReason::empty(),
+    }
 }
 
 /// Resolves one access, or plants poison, so that neither a thread nor a system call waits for ever; `false`: it has
 /// to wait.
-fn serve_one(mmu: &UffdMmu, access: &Pending) -> bool {
+fn serve_one(mmu: &UffdMmu, access: &mut Pending) -> bool {
     let Ok(slot) = Slot::enter_patiently() else { return false };
     // The context of a handler: this thread may not call what sleeps.
     let ctx = Ctx::handler(slot.stripe(), false, 0, None);
@@ -129,8 +136,10 @@ fn serve_one(mmu: &UffdMmu, access: &Pending) -> bool {
     let age_ns = thread::monotonic_ns().saturating_sub(access.since_ns);
     let park = Impatient { host: &host, age_ns, waits: Cell::new(false) };
     let env = Env { mm: &host, park: &park };
-    let r = fault::do_user_addr_fault(env, &ctx, access.page, access.flags);
-    if r.is_some_and(|r| r.intersects(VmFaultReason::RETRY)) {
+    let r = fault::resume_user_addr_fault(env, &ctx, access.page, access.flags, access.before);
+    if let Some(bits) = r.filter(|r| r.intersects(VmFaultReason::RETRY)) {
+        access.before = bits;
+        access.flags |= FaultFlags::TRIED;
         return false;
     }
     if let Some(stat) = stat {
