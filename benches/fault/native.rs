@@ -14,7 +14,7 @@ const ROWS: &[RowSpec] = &[
     // The kernel against itself: how far from 1 a ratio is by chance.
     RowSpec::against("memfd_first_aa", "memfd_first_aa", &["memfd_first"], None).paired(),
     RowSpec::against("memfd_steady_aa", "memfd_steady_aa", &["memfd_steady"], None).paired().unit("ns/load"),
-    RowSpec::against("ext4_mmap_first", "ext4_first", &["memfd_first"], None).paired(),
+    RowSpec::against("ext4_mmap", "ext4_first", &["memfd_first"], None).paired(),
     RowSpec::against("ext4_mmap_steady", "ext4_steady", &["memfd_steady"], None).paired().unit("ns/load"),
     RowSpec::against("minor_native", "minor_native", &["memfd_first"], Some(1.10)).paired(),
     RowSpec::against("steady_random", "steady_random", &["memfd_steady"], Some(1.05)).paired().unit("ns/load"),

@@ -111,6 +111,7 @@ impl ArenaBuilder {
     ///
     /// # Errors
     /// [`Error::Delivery`] when the mode cannot be had, [`Error::Argument`] for no bytes, [`Error::Exhausted`].
+    #[expect(unsafe_code, reason = "publishes the arena to handlers")]
     pub fn build(self) -> Result<Arena> {
         let op = "ArenaBuilder::build";
         parent_only(op)?;
@@ -134,7 +135,8 @@ impl ArenaBuilder {
             system(op, "mmap")(e)
         })?;
         let facts = ArenaFacts { base, len_bytes, granules: granules.lend(), trap, stat: self.runtime.inner.stat };
-        vmatree::publish_arena(slot, &facts);
+        // SAFETY: the slot's number was free; the arena withdraws it before its range and tables go.
+        unsafe { vmatree::publish_arena(slot, &facts) };
         drop(registry);
         let inner = ArenaInner {
             _rt: Arc::clone(&self.runtime.inner),

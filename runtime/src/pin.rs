@@ -10,6 +10,7 @@ use crate::object::ObjectInner;
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_platform::sys::mem;
+use softfault_platform::vmatree;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -160,7 +161,22 @@ fn pin_around(arena: &Arc<ArenaInner>, piece: &Range<usize>, access: Access) -> 
     Pin::new(arena, pages, access)
 }
 
+/// Reads a piece of a private mapping; through a chunk of the stack where the caller's buffer lies in an arena itself,
+/// because touching it may fault, and no pin is held then.
 fn read_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -> Result<()> {
+    if vmatree::overlaps_arena(dst.as_ptr() as usize, dst.len()) {
+        let mut chunk = [0u8; PAGE_SIZE];
+        for (i, part) in dst.chunks_mut(PAGE_SIZE).enumerate() {
+            let at = piece.start + i * PAGE_SIZE;
+            read_private_outside(arena, &(at..at + part.len()), &mut chunk[..part.len()])?;
+            part.copy_from_slice(&chunk[..part.len()]);
+        }
+        return Ok(());
+    }
+    read_private_outside(arena, piece, dst)
+}
+
+fn read_private_outside(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -> Result<()> {
     let pin = pin_around(arena, piece, Access::Read)?;
     let src = (arena.base + piece.start) as *const u8;
     // SAFETY: the piece is pinned: mapped and resident. Concurrent stores give torn bytes, which are bytes.
@@ -185,11 +201,25 @@ pub(crate) fn write_at(arena: &Arc<ArenaInner>, offset: usize, buf: &[u8]) -> Re
             let reason = crate::VmFaultReason::SIGBUS;
             return Err(Error::Fault { op, access: Access::Write, offset: at + n as u64, reason });
         }
-        let pin = pin_around(arena, &piece, Access::Write)?;
-        let dst = (arena.base + piece.start) as *mut u8;
-        // SAFETY: the piece is pinned for writing: mapped, and stores go to the mapping's own copies.
-        unsafe { mem::copy_racy(dst, src.as_ptr(), src.len()) };
-        drop(pin);
-        Ok(())
+        if vmatree::overlaps_arena(src.as_ptr() as usize, src.len()) {
+            let mut chunk = [0u8; PAGE_SIZE];
+            for (i, part) in src.chunks(PAGE_SIZE).enumerate() {
+                chunk[..part.len()].copy_from_slice(part);
+                let at = piece.start + i * PAGE_SIZE;
+                write_private(arena, &(at..at + part.len()), &chunk[..part.len()])?;
+            }
+            return Ok(());
+        }
+        write_private(arena, &piece, src)
     })
+}
+
+/// Writes a piece of a private mapping from a buffer outside all arenas.
+fn write_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, src: &[u8]) -> Result<()> {
+    let pin = pin_around(arena, piece, Access::Write)?;
+    let dst = (arena.base + piece.start) as *mut u8;
+    // SAFETY: the piece is pinned for writing: mapped, and stores go to the mapping's own copies.
+    unsafe { mem::copy_racy(dst, src.as_ptr(), src.len()) };
+    drop(pin);
+    Ok(())
 }

@@ -380,7 +380,8 @@ impl ArenaInner {
     fn point(&self, range: &Range<usize>, index: Option<u32>) -> Result<()> {
         let (start, end) = (self.address(range.start), self.address(range.end));
         let mut registry = registry::lock();
-        vmatree::publish_range(self.slot, start, end, index, &mut registry.splits)
+        // SAFETY: `write_record` filled the record; `retire` gives its number back only after `synchronize`.
+        unsafe { vmatree::publish_range(self.slot, start, end, index, &mut registry.splits) }
             .map_err(|_| Error::Exhausted { op: "publish", what: "split tables (65536 granules shared by vmas)" })
     }
 
@@ -393,7 +394,8 @@ impl ArenaInner {
             if let Some(split) = vmatree::split_of(self.slot, self.address(at))
                 && vmatree::split_is_empty(split)
             {
-                vmatree::detach_split(self.slot, self.address(at));
+                // SAFETY: the numbers go back to the pool below, after `synchronize`.
+                unsafe { vmatree::detach_split(self.slot, self.address(at)) };
                 empty.push(split);
             }
             at += EXTENT_SIZE;

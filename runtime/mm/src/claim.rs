@@ -38,7 +38,11 @@ impl Claim {
     pub fn into_words(self) -> [u64; 2] {
         [(u64::from(self.mapping) << 32) | u64::from(self.nr), self.pgoff]
     }
-    /// Turns two words back into the token they were. Each pair may be turned back once.
+    /// Turns two words back into the token they were, for the queue's other end.
+    ///
+    /// Each pair may be turned back once: a token stands for an increment of the object's `users`, and a forged one
+    /// would end a life that it did not begin.
+    #[doc(hidden)]
     pub fn from_words(words: [u64; 2]) -> Self {
         let [ids, pgoff] = words;
         let half = |w: u64| u32::try_from(w & 0xffff_ffff).unwrap_or(0);
@@ -102,7 +106,8 @@ impl Telling {
         let [a, b] = self.claim.into_words();
         [ids, self.address as u64 | u64::from(self.write), a, b]
     }
-    /// Turns four words back into the token they were. Each may be turned back once.
+    /// Turns four words back into the token they were, once; see [`Claim::from_words`].
+    #[doc(hidden)]
     pub fn from_words(words: [u64; 4]) -> Self {
         let [ids, address, a, b] = words;
         let half = |w: u64| u32::try_from(w & 0xffff_ffff).unwrap_or(0);

@@ -194,8 +194,11 @@ pub struct ArenaFacts {
     pub stat: &'static VmStat,
 }
 
-/// Makes an arena visible. Control plane, under the caller's lock; `slot` is free.
-pub fn publish_arena(slot: u32, facts: &ArenaFacts) {
+/// Makes an arena visible. Control plane, under the caller's lock.
+///
+/// # Safety
+/// `slot` is free: never published, or withdrawn. The facts are true until [`withdraw_arena`] returns.
+pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) {
     let Some(a) = arena(slot) else { return };
     a.base.store(facts.base, Ordering::Relaxed);
     a.granules.store(facts.granules.as_ptr().cast_mut(), Ordering::Relaxed);
@@ -210,7 +213,8 @@ pub fn publish_arena(slot: u32, facts: &ArenaFacts) {
     }
 }
 
-/// Makes an arena invisible and waits until no section can see it. Control plane, under the caller's lock.
+/// Makes an arena invisible and waits until no section can see it. Control plane, under the caller's lock; the caller is
+/// in no section.
 pub fn withdraw_arena(slot: u32) {
     let Some(a) = arena(slot) else { return };
     let base = a.base.load(Ordering::Relaxed);
@@ -267,7 +271,11 @@ pub trait SplitPool {
 ///
 /// # Errors
 /// `ENOMEM`: no split table is left; nothing was changed for the granule at fault.
-pub fn publish_range(
+///
+/// # Safety
+/// Record `index` was filled by [`write_vma`], and is not reused before the range points elsewhere and
+/// [`section::synchronize`] has returned. Tables from `pool` are in use nowhere.
+pub unsafe fn publish_range(
     slot: u32,
     start: usize,
     end: usize,
@@ -281,8 +289,8 @@ pub fn publish_range(
         let next = (granule_start + EXTENT_SIZE).min(end);
         let word = granule(slot, at).ok_or(Errno::EINVAL)?;
         if at == granule_start && next - at == EXTENT_SIZE {
-            // SeqCst: an unpublication, before the loads of synchronize(). A split table that stood here is found
-            // by free_splits().
+            // SeqCst: an unpublication, before the loads of synchronize(). A split table that stood here (a split that
+            // was rolled back) is lost to the pool.
             word.store(u64::from(code) << 1, Ordering::SeqCst);
         } else {
             publish_pages(word, granule_start, at, next, code, pool)?;
@@ -338,8 +346,11 @@ pub fn split_is_empty(index: u32) -> bool {
     split(index).is_none_or(|t| t.iter().all(|e| e.load(Ordering::Relaxed) == 0))
 }
 
-/// Detaches the (empty) split table from the granule at `address`. The caller drains before it reuses the table.
-pub fn detach_split(slot: u32, address: usize) {
+/// Detaches the (empty) split table from the granule at `address`.
+///
+/// # Safety
+/// The table is not reused before [`section::synchronize`] has returned.
+pub unsafe fn detach_split(slot: u32, address: usize) {
     if let Some(word) = granule(slot, address) {
         word.store(0, Ordering::SeqCst);
     }
