@@ -303,9 +303,22 @@ impl ArenaInner {
     #[expect(unsafe_code, reason = "populates the arena's own page tables")]
     pub(crate) fn make_present(&self, op: &'static str, range: &Range<usize>, access: Access) -> Result<()> {
         if self.trap == Trap::Segv {
-            // A window for loads that looked before the pin did may protect it again: it is out of its section now.
+            if access == Access::Read {
+                // What is exposed stays so: nothing hides a pinned page.
+                return Ok(());
+            }
+            // A window for loads leaves alone what is noted as exposed; one that looked before has left its section.
+            let mut at = range.start;
+            while at < range.end {
+                if let Some(extent) = self.extents.lend().get(at >> EXTENT_SHIFT) {
+                    extent.note_mapped(Extent::page_index(self.base + at), 1);
+                }
+                at += PAGE_SIZE;
+            }
             section::synchronize();
-            return self.fault_in(op, range, access, true);
+            let (addr, prot) = (self.base + range.start, mem::PROT_READ | mem::PROT_WRITE);
+            // SAFETY: the arena's own range; its mapping permits stores, and its pages are pinned, uptodate and dirty.
+            return unsafe { mem::mprotect(addr, range.len(), prot) }.map_err(system(op, "mprotect"));
         }
         let advice = if access == Access::Write { mem::MADV_POPULATE_WRITE } else { mem::MADV_POPULATE_READ };
         let mut patience = 1_000;

@@ -144,10 +144,6 @@ fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
         extent.note_zapped(Extent::page_index(vmf.address()), 1);
     }
     let done = vma.mmu.unprotect(vmf.address());
-    if done == Installed::All && vma.granule_pages != 0 {
-        // By protection this has exposed the page, whatever it was before; windows leave it alone from here.
-        filemap::note_mapped(vma, vmf.address(), 1);
-    }
     put_folio(vmf);
     match done {
         Installed::All | Installed::Partial(_) | Installed::Exists => r,
