@@ -273,7 +273,7 @@ impl Mmu for PageTables {
                 assert!(word.has(DIRTY), "page {p} is open to stores and clean: {word:?}");
             }
             match s.ptes.get_mut(&at) {
-                Some(Pte::Cache { wp }) if vma.granule => *wp &= prot.wp,
+                Some(Pte::Cache { wp }) if vma.granule => *wp = prot.wp,
                 Some(_) => return stop(Installed::Exists),
                 None => {
                     s.ptes.insert(at, Pte::Cache { wp: prot.wp });
@@ -304,8 +304,14 @@ impl Mmu for PageTables {
         let p = vma.pgoff_at(addr);
         let word = self.0.word(vma.object, p);
         assert!(word.pins() > 0 && word.has(DIRTY), "page {p} is opened to stores: {word:?}");
-        if let Some(Pte::Cache { wp }) = s.ptes.get_mut(&addr) {
-            *wp = false;
+        let exposes = vma.granule;
+        match s.ptes.get_mut(&addr) {
+            Some(Pte::Cache { wp }) => *wp = false,
+            // mprotect exposes the page, whatever was there before.
+            None if exposes => {
+                s.ptes.insert(addr, Pte::Cache { wp: false });
+            }
+            _ => {}
         }
         Installed::All
     }
