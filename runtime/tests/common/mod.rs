@@ -468,16 +468,22 @@ pub(crate) fn fork(body: impl FnOnce() -> i32) -> i32 {
 
 // ---- stacks ---------------------------------------------------------------------------------------------------------
 
-/// Runs `f` on an alternate stack of 8 KiB (twice that without optimisation) with inaccessible pages on both sides.
+/// Runs `f` on an alternate stack with room for two signal frames and two of our walks, between inaccessible pages.
+///
+/// Where a frame is at most 3 KiB that is 8 KiB, optimised; with larger frames (or without optimisation) it is more.
 pub(crate) fn on_small_stack<R>(f: impl FnOnce() -> R) -> R {
-    const SIZE: usize = if cfg!(debug_assertions) { 4 * PAGE } else { 2 * PAGE };
+    const AT_MINSIGSTKSZ: u64 = 51;
+    // SAFETY: reads the auxiliary vector.
+    let frame = usize::try_from(unsafe { libc::getauxval(AT_MINSIGSTKSZ) }).expect("a size");
+    let walks = if cfg!(debug_assertions) { 9 << 10 } else { 2 << 10 };
+    let size = (2 * frame + walks).max(2 * PAGE).next_multiple_of(PAGE);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a fresh mapping.
-    let at = unsafe { libc::mmap(std::ptr::null_mut(), SIZE + 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), size + 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };
     let stack = at.wrapping_byte_add(PAGE);
     // SAFETY: the middle of the mapping above.
-    unsafe { libc::mprotect(stack, SIZE, libc::PROT_READ | libc::PROT_WRITE) };
-    let ours = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: SIZE };
+    unsafe { libc::mprotect(stack, size, libc::PROT_READ | libc::PROT_WRITE) };
+    let ours = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: size };
     let mut before = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
     // SAFETY: the stack lives until the former one is back.
     assert_eq!(unsafe { libc::sigaltstack(&raw const ours, &raw mut before) }, 0, "sigaltstack");
@@ -485,6 +491,6 @@ pub(crate) fn on_small_stack<R>(f: impl FnOnce() -> R) -> R {
     // SAFETY: what was there before.
     assert_eq!(unsafe { libc::sigaltstack(&raw const before, std::ptr::null_mut()) }, 0);
     // SAFETY: nobody is on it any more.
-    unsafe { libc::munmap(at, SIZE + 2 * PAGE) };
+    unsafe { libc::munmap(at, size + 2 * PAGE) };
     r
 }
