@@ -75,7 +75,7 @@ fn run_starter(stop: &Arc<AtomicU32>, threads: &Mutex<Vec<JoinHandle<()>>>, runn
     while stop.load(Ordering::Acquire) == 0 {
         host::wait_for_starvation(stop);
         let taken = host::jobs_taken();
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(Duration::from_millis(20));
         // Busy is not stuck: helpers that take jobs meanwhile will get to the rest.
         if !host::is_starved() || host::jobs_taken() != taken || stop.load(Ordering::Acquire) != 0 {
             continue;
@@ -157,7 +157,7 @@ pub(crate) struct Monitor {
 #[cfg(feature = "userfaultfd")]
 impl Monitor {
     pub(crate) fn start(mmu: &'static UffdMmu) -> std::result::Result<Self, Errno> {
-        let bell_fd = file::eventfd()?;
+        let bell_fd = host::monitor_bell()?;
         let stop = Arc::new(AtomicU32::new(0));
         let stopped = Arc::clone(&stop);
         let (running, is_running) = started();
@@ -190,6 +190,5 @@ impl Drop for Monitor {
         if let Some(thread) = thread {
             let _ = thread.join();
         }
-        file::close(self.bell_fd);
     }
 }

@@ -169,28 +169,25 @@ pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<
     Ok(total)
 }
 
-/// Makes the bytes of the last page behind the end zero, if the page is cached.
-pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> Result<()> {
+/// Makes the bytes of the last page behind the end zero, if the page is cached; `false`: it is being filled, up to the
+/// old end perhaps, or cannot be pinned, and must be looked at again.
+pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
     let in_page = len_bytes as usize & PAGE_MASK;
     let pgoff = len_bytes >> PAGE_SHIFT;
     if in_page == 0 {
-        return Ok(());
+        return true;
     }
-    let host = Host::detached();
-    let found = loop {
-        match filemap::get_folio(object.mapping(), pgoff, DIRTY) {
-            // Being filled, up to the old end perhaps: what the filler left behind the new one is ours to remove.
-            Lookup::Busy(key) => host.env().park.wait(&Ctx::thread(0), key, u64::MAX),
-            found => break found,
-        };
-    };
-    if let Lookup::Pinned(word) = found {
-        let tail = (object.alias_at(pgoff) + in_page) as *mut u8;
-        // SAFETY: the rest of a page that is pinned with DIRTY.
-        unsafe { tail.write_bytes(0, PAGE_SIZE - in_page) };
-        word.unpin();
+    match filemap::get_folio(object.mapping(), pgoff, DIRTY) {
+        Lookup::Pinned(word) => {
+            let tail = (object.alias_at(pgoff) + in_page) as *mut u8;
+            // SAFETY: the rest of a page that is pinned with DIRTY.
+            unsafe { tail.write_bytes(0, PAGE_SIZE - in_page) };
+            word.unpin();
+            true
+        }
+        Lookup::Busy(_) | Lookup::Overdue | Lookup::NoPins => false,
+        Lookup::PastEnd | Lookup::Absent | Lookup::Poisoned(_) => true,
     }
-    Ok(())
 }
 
 pub(crate) fn populate(object: &Arc<ObjectInner>, range: std::ops::Range<u64>, access: Access) -> Result<()> {

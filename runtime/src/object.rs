@@ -127,7 +127,7 @@ impl ObjectBuilder {
         }
         let store = Box::new(Guarded(store));
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing { store, handler_safe: false, always_dirty: false, ops })
+        self.build(Backing { store, handler_safe: false, store_faults: false, always_dirty: false, ops })
     }
 
     /// Makes the object over a store that is called in the faulting thread, in a signal handler.
@@ -144,7 +144,8 @@ impl ObjectBuilder {
             });
         }
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing { store, handler_safe: true, always_dirty: false, ops })
+        let store_faults = store.touches_arenas();
+        self.build(Backing { store, handler_safe: true, store_faults, always_dirty: false, ops })
     }
 
     /// Makes the object of anonymous memory.
@@ -154,7 +155,13 @@ impl ObjectBuilder {
     pub fn anonymous(mut self) -> Result<Object> {
         self.writable = true;
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing { store: Box::new(ZeroStore), handler_safe: true, always_dirty: true, ops })
+        self.build(Backing {
+            store: Box::new(ZeroStore),
+            handler_safe: true,
+            store_faults: false,
+            always_dirty: true,
+            ops,
+        })
     }
 
     /// Makes the object with a vtable of the user's: its `fault` decides, and may compute pages
@@ -170,7 +177,13 @@ impl ObjectBuilder {
     ///    `a_ops` that a [`Mapping`] shows have owners, and going past them shows other threads bytes of nobody's.
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
     pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
-        self.build(Backing { store: Box::new(ZeroStore), handler_safe: true, always_dirty: false, ops })
+        self.build(Backing {
+            store: Box::new(ZeroStore),
+            handler_safe: true,
+            store_faults: false,
+            always_dirty: false,
+            ops,
+        })
     }
 
     fn build(self, backing: Backing) -> Result<Object> {
@@ -204,6 +217,7 @@ impl Store for Guarded {
 struct Backing {
     store: Box<dyn Store>,
     handler_safe: bool,
+    store_faults: bool,
     always_dirty: bool,
     ops: Box<dyn VmOps>,
 }
@@ -289,6 +303,7 @@ impl ObjectInner {
             a_ops: unsafe { a_ops.lend() },
             policy: b.policy,
             handler_safe: backing.handler_safe,
+            store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
             fill_window: b.fill_window_pages,
@@ -454,6 +469,8 @@ impl Object {
         // clean -> evicting -> punch: the write is lost
         // ```
         // so a new mapping waits here until we are done, and after a writable one nothing is evicted any more.
+        // Should one of them be the last reference to its arena by then, it is dropped after the gate is open again.
+        let _arenas = self.inner.arenas();
         let gate = self.inner.i_mmap().gate();
         if m.always_dirty || *gate {
             return Ok(0);
@@ -498,6 +515,7 @@ impl Object {
             let why = "past the maximal length the object was made with";
             return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
         }
+        let _arenas = self.inner.arenas();
         let _gate = self.inner.i_mmap().gate();
         self.inner.a_ops().set_len(len_bytes);
         let old = truncate::i_size_write(m, len_bytes);
@@ -511,8 +529,9 @@ impl Object {
         for _ in 0..2_000 {
             self.inner.demote(from, to)?;
             let truncate = || truncate::truncate_pagecache(m, host.env().park, 0, to);
-            if self.inner.i_mmap().while_frozen(&self.inner, truncate) == 0 {
-                return io::zero_tail(&self.inner, len_bytes);
+            let dropped = self.inner.i_mmap().while_frozen(&self.inner, truncate) == 0;
+            if dropped && io::zero_tail(&self.inner, len_bytes) {
+                return Ok(());
             }
             std::thread::sleep(Duration::from_millis(1));
         }

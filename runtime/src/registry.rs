@@ -93,12 +93,13 @@ impl Registry {
         vmatree::init().map_err(system(OP, "mmap"))?;
         staging::init().map_err(system(OP, "mmap"))?;
         host::init();
+        entry::init();
         budget::init(max_map_count());
         match &mut self.helpers {
             Some(pool) => pool.grow(fillers)?,
             None => self.helpers = Some(helper::Pool::start(fillers)?),
         }
-        chain::install(entry::on_signal, self.runtimes == 0).map_err(system(OP, "rt_sigaction"))?;
+        chain::install(entry::on_signal).map_err(system(OP, "rt_sigaction"))?;
         self.runtimes += 1;
         Ok(())
     }

@@ -69,11 +69,21 @@ impl IMmap {
         let guards: Vec<MutexGuard<'_, VmaSet>> = arenas.iter().map(|a| a.vmas()).collect();
         let hidden = arenas.iter().zip(&guards).flat_map(|(a, vmas)| vmas.hidden_of(a, object)).collect();
         *self.hidden() = hidden;
+        // Emptied also if `f` unwinds: what is in the list keeps the object itself.
+        let _emptied = Emptied(self);
         let r = f();
-        let done = std::mem::take(&mut *self.hidden());
         drop(guards);
-        drop(done);
         r
+    }
+}
+
+/// Empties the list on drop.
+struct Emptied<'a>(&'a IMmap);
+
+impl Drop for Emptied<'_> {
+    fn drop(&mut self) {
+        let done = std::mem::take(&mut *self.0.hidden());
+        drop(done);
     }
 }
 
@@ -128,6 +138,7 @@ impl Hidden {
             // The kernel is out of vmas for the split: hiding the whole mapping splits nothing.
             // SAFETY: as above.
             let _ = unsafe { mem::mprotect(arena.address(v.range.start), v.range.len(), mem::PROT_NONE) };
+            arena.forget_mapped(&v.range);
         }
         arena.forget_mapped(&hidden);
     }

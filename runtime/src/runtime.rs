@@ -120,7 +120,8 @@ impl RuntimeBuilder {
         self.cache_limit_bytes = bytes;
         self
     }
-    /// Sets how many threads call stores that are not handler-safe; default 4. A store that hangs occupies one.
+    /// Sets how many threads call stores that are not handler-safe; default 4. More are started, up to 64, while work
+    /// waits and none of them gets on: a store that hangs keeps only its own pages waiting.
     #[must_use]
     pub fn fillers(mut self, nr: usize) -> Self {
         self.fillers = nr.clamp(1, 64);
@@ -261,7 +262,7 @@ impl Runtime {
     pub fn reinstall_handlers(&self) -> Result<()> {
         parent_only("Runtime::reinstall_handlers")?;
         let _registry = registry::lock();
-        softfault_platform::trap::chain::install(softfault_platform::trap::entry::on_signal, false)
+        softfault_platform::trap::chain::install(softfault_platform::trap::entry::on_signal)
             .map_err(system("Runtime::reinstall_handlers", "rt_sigaction"))
     }
 }
@@ -282,15 +283,15 @@ impl RuntimeInner {
         Ok((space, (at * EXTENT_SIZE) as u64))
     }
 
-    /// Returns the bytes of memory that the cache's memfds occupy.
+    /// Returns the bytes of memory that the cache's memfds occupy. Statistics wait for nobody: 0 while an object is
+    /// being made.
     pub(crate) fn allocated_bytes(&self) -> u64 {
-        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        regions.iter().map(|s| s.region.allocated_bytes()).sum()
+        self.regions.try_lock().map_or(0, |regions| regions.iter().map(|s| s.region.allocated_bytes()).sum())
     }
 
     /// Returns how many memfds the cache has.
     pub(crate) fn nr_regions(&self) -> usize {
-        self.regions.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.regions.try_lock().map_or(0, |regions| regions.len())
     }
 }
 

@@ -249,6 +249,9 @@ impl ArenaInner {
             }
         };
         if let Err(error) = mapped {
+            if !matches!(error, Error::Occupied { .. }) {
+                entry.object.vm_ops().close(entry.object.mapping());
+            }
             registry::lock().vmas.put(index);
             return Err(error);
         }
@@ -460,13 +463,17 @@ impl ArenaInner {
 
     /// Publishes `new` in place of `old`, with nothing in `hole`, and waits until nobody walks the old ones.
     fn replace(&self, vmas: &mut VmaSet, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
+        new.iter().for_each(|v| v.object.vm_ops().open(v.object.mapping()));
         if let Err(error) = self.point_all(old, new, hole) {
             // Every granule that was to be split either is, or still points at the old record: this cannot fail.
             for v in old {
                 let _ = self.point(&v.range, Some(v.index));
             }
             section::synchronize();
-            new.iter().for_each(|v| registry::lock().vmas.put(v.index));
+            for v in new {
+                v.object.vm_ops().close(v.object.mapping());
+                registry::lock().vmas.put(v.index);
+            }
             return Err(error);
         }
         failpoint!(UNMAP_DRAIN);
@@ -483,7 +490,6 @@ impl ArenaInner {
     /// Points the pages of `new` at their records, and what is left of `old` in `hole` at nothing.
     fn point_all(&self, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
         for v in new {
-            v.object.vm_ops().open(v.object.mapping());
             self.write_record(v);
             self.point(&v.range, Some(v.index))?;
         }

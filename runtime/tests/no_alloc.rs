@@ -167,7 +167,11 @@ impl Store for Through {
 }
 
 // SAFETY: one copy, from an arena whose own store is handler-safe.
-unsafe impl HandlerStore for Through {}
+unsafe impl HandlerStore for Through {
+    fn touches_arenas(&self) -> bool {
+        true
+    }
+}
 
 #[test]
 fn faults_inside_faults() {

@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     EXTENT, FOREIGN, FOREIGN_ADDR, Knobs, PAGE, arena, byte_of, child, each_mode, each_of, ended, install, knob_object,
-    load, load_at, map, on_small_stack, runtime, said, serial, until,
+    load, load_at, map, on_small_stack, on_stack_of, runtime, said, serial, until,
 };
 use softfault::{Arena, Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -405,7 +405,11 @@ impl Store for MemoryStore {
 }
 
 // SAFETY: one load after the other.
-unsafe impl HandlerStore for MemoryStore {}
+unsafe impl HandlerStore for MemoryStore {
+    fn touches_arenas(&self) -> bool {
+        true
+    }
+}
 
 #[test]
 fn a_store_in_the_handler_may_fault_on_another_arena() {
@@ -431,6 +435,26 @@ fn a_store_in_the_handler_may_fault_on_another_arena() {
 }
 
 #[test]
+fn a_stack_without_room_refuses_a_store_that_may_fault() {
+    let _serial = serial();
+    each_of("no_room", &IN_HANDLER, |rt, mode| {
+        let (source, _) = knob_object(rt, PAGE as u64, true);
+        let b = arena(rt, mode, EXTENT);
+        map(&b, 0, &source, Prot::Read, Sharing::Shared);
+        let store = Box::new(MemoryStore(b.as_ptr() as usize));
+        let object = rt.object(PAGE as u64).handler_store(store).unwrap();
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        // One frame and one walk fit, two do not.
+        on_stack_of(common::min_frame() + if cfg!(debug_assertions) { 6 << 10 } else { 3 << 10 }, || {
+            assert_eq!(load(&a, 0), Err(BUS), "refused, and not a crash");
+        });
+        assert_ne!(rt.stats().get("process_refusal_reasons") & 8, 0, "with its reason");
+        on_small_stack(|| assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "with room it works"));
+    });
+}
+
+#[test]
 fn deeper_is_refused_with_a_reason_and_not_a_crash() {
     let _serial = serial();
     each_of("too_deep", &IN_HANDLER, |rt, mode| {
@@ -450,9 +474,11 @@ fn deeper_is_refused_with_a_reason_and_not_a_crash() {
         assert!(rt.stats().get("process_handler_refused") > refused);
         assert_ne!(rt.stats().get("process_refusal_reasons"), 0);
         // From below it works, one level at a time.
-        for a in &arenas {
-            assert_eq!(load(a, 0), Ok(byte_of(0, 0)));
-        }
+        on_small_stack(|| {
+            for a in &arenas {
+                assert_eq!(load(a, 0), Ok(byte_of(0, 0)));
+            }
+        });
     });
 }
 

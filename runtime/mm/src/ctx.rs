@@ -13,6 +13,8 @@ pub struct Ctx<'a> {
     pub stripe: usize,
     /// A handler interrupted by another fault: no store code runs at this depth, fills go to a filler.
     pub nested: bool,
+    /// The stack has no room for the frames of another fault: code that may fault is not run here.
+    pub cramped: bool,
     /// Not in a signal handler: code that sleeps, allocates or locks may be called directly.
     pub can_block: bool,
     /// The signal mask of the interrupted code: restored for the length of a sleep.
@@ -21,6 +23,8 @@ pub struct Ctx<'a> {
     pub clock: Option<fn() -> u64>,
     /// The last install found the range not ours: if the same access comes back again and again, nothing resolves it.
     gone: Cell<bool>,
+    /// The access was refused for want of stack.
+    refused: Cell<bool>,
     not_send: PhantomData<*const &'a ()>,
 }
 
@@ -28,7 +32,17 @@ impl Ctx<'_> {
     /// Returns a context for a signal handler.
     #[must_use]
     pub fn handler(stripe: usize, nested: bool, mask: u64, clock: Option<fn() -> u64>) -> Self {
-        Self { stripe, nested, can_block: false, mask, clock, gone: Cell::new(false), not_send: PhantomData }
+        Self {
+            stripe,
+            nested,
+            cramped: false,
+            can_block: false,
+            mask,
+            clock,
+            gone: Cell::new(false),
+            refused: Cell::new(false),
+            not_send: PhantomData,
+        }
     }
 
     /// Returns a context for ordinary code (`fault_in`, the monitor, helper threads).
@@ -37,10 +51,12 @@ impl Ctx<'_> {
         Self {
             stripe,
             nested: false,
+            cramped: false,
             can_block: true,
             mask: 0,
             clock: None,
             gone: Cell::new(false),
+            refused: Cell::new(false),
             not_send: PhantomData,
         }
     }
@@ -48,6 +64,22 @@ impl Ctx<'_> {
     /// Notes that an install found the range not ours: unmapped, or the kernel's own by now.
     pub(crate) fn note_gone(&self) {
         self.gone.set(true);
+    }
+
+    /// Notes that the access is refused for want of stack.
+    pub(crate) fn refuse(&self) {
+        self.refused.set(true);
+    }
+
+    /// Returns whether the access was refused for want of stack.
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.refused.get()
+    }
+
+    /// Forgets it: another attempt begins.
+    pub(crate) fn begin_attempt(&self) {
+        self.gone.set(false);
     }
 
     /// Returns whether an install of this fault found the range not ours. The instruction may run again, but not for

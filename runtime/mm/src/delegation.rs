@@ -50,6 +50,21 @@ impl core::fmt::Debug for MinorFault<'_> {
     }
 }
 
+/// Publishes a rewritten page on drop.
+struct Published<'a> {
+    word: &'a crate::folio::FolioWord,
+    wake: &'a dyn Fn(usize),
+    set: u64,
+}
+
+impl Drop for Published<'_> {
+    fn drop(&mut self) {
+        if self.word.publish(self.set) == crate::folio::Wake::Needed {
+            (self.wake)(self.word.futex_addr());
+        }
+    }
+}
+
 /// Why a page could not be read or rewritten by a delegate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MinorError {
@@ -112,11 +127,10 @@ impl<'a> MinorFault<'a> {
         // object after this look finds the page `filling` and waits; who mapped it and installed the page before our CAS
         // counted itself before that, and the CAS shows it.
         let alone = self.mapping.nr_maps.load(Ordering::SeqCst) <= 1;
+        // Published also when `f` unwinds: a page that stayed `filling` would hold everybody up for ever.
+        let _published = Published { word, wake: self.wake, set: if alone { DIRTY } else { 0 } };
         if alone {
             self.mapping.a_ops.with_page_mut(self.pgoff, f);
-        }
-        if word.publish(DIRTY) == crate::folio::Wake::Needed {
-            (self.wake)(word.futex_addr());
         }
         if !alone {
             return Err(MinorError::Busy);

@@ -44,6 +44,8 @@ enum Next {
     WithCow(Staged, u32),
     /// Walk again; the deadline passed.
     TimedOut,
+    /// Leave it for now.
+    Later,
     /// No use walking: report.
     Fail(FillError),
 }
@@ -91,6 +93,7 @@ pub fn resume_user_addr_fault(
             Next::Again => {}
             Next::WithCow(staged, version) => attempt.cow = Some((staged, version)),
             Next::TimedOut => attempt.timed_out = true,
+            Next::Later => return Some(seen),
             Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
         }
         attempt.before = seen;
@@ -104,6 +107,7 @@ pub fn resume_user_addr_fault(
 
 /// One attempt, inside one section.
 fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, work: &mut Work) -> Option<VmFaultReason> {
+    ctx.begin_attempt();
     let entered = ctx.now();
     let wake = |addr: usize| env.park.wake(addr);
     env.mm.with_vma(address, &mut |vma| {
@@ -163,6 +167,7 @@ fn do_wait(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Next {
     match env.park.wait(ctx, key, timeout_ns) {
         Woken::LookAgain => Next::Again,
         Woken::TimedOut => Next::TimedOut,
+        Woken::NotNow => Next::Later,
     }
 }
 
@@ -176,8 +181,25 @@ fn may_call_store(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
     safe
 }
 
+/// Returns whether the object's store may itself fault, and this stack has no room for that fault's frames.
+///
+/// A filler is no way out: a fault on an arena is refused there too. The access fails, which its thread can handle,
+/// instead of the process, which could not.
+fn needs_room(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
+    let mut faults = false;
+    if ctx.cramped {
+        env.mm.with_claim(claim, &mut |m| faults = m.store_faults);
+    }
+    faults
+}
+
 /// Reads the claimed pages here, or has a filler read them; the next attempt finds them, or waits.
 fn do_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    if needs_room(env, ctx, &claim) {
+        give_up(env, claim);
+        ctx.refuse();
+        return Next::Fail(FillError::Refused);
+    }
     if may_call_store(env, ctx, &claim) {
         fill_here(env, ctx, claim);
     } else if let Err(claim) = env.park.submit(claim) {

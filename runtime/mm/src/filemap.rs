@@ -17,7 +17,7 @@
 
 use crate::claim::Claim;
 use crate::failpoint;
-use crate::folio::{DIRTY, Folio, FolioWord, OVERDUE, State, Wake};
+use crate::folio::{DIRTY, FolioWord, OVERDUE, State, Wake};
 use crate::host::Park;
 use crate::mapping::{FailurePolicy, Mapping};
 use crate::ops::{Installed, Prot, WaitKey};
@@ -339,26 +339,21 @@ pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFau
     let noted = set & DIRTY != 0;
     let set = if vma.is_unseen() { set | DIRTY } else { set };
     let mut result = VmFaultReason::empty();
-    // A run: its first page, and whether its pages are dirty.
-    let mut run: Option<(u64, bool)> = None;
+    let mut run = start;
     for p in start..=end {
-        let pinned = if p < end { pin_for_window(vmf, p, set) } else { None };
-        let dirty = pinned.map(|w| noted || (vma.opens_dirty() && w.has(DIRTY)));
-        match (run, dirty) {
-            (Some((_, of_run)), Some(of_page)) if of_run == of_page => continue,
-            (Some((first, of_run)), _) => result |= map_run(vmf, first, p, prot_of(vma, of_run)),
-            (None, _) => {}
+        if p < end && pin_for_window(vmf, p, set) {
+            continue;
         }
-        run = dirty.map(|d| (p, d));
+        if run < p {
+            result |= map_run(vmf, run, p, prot_of(vma, noted));
+        }
+        run = p.saturating_add(1);
     }
     result
 }
 
-/// Pins page `p` for a window; `None` ends the run.
-///
-/// By protection every page of the window is exposed anew, so what is dirty stays open to stores: narrowing it would
-/// fail the system calls of whoever has pinned it for writing.
-fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> Option<Folio> {
+/// Pins page `p` for a window; `false` ends the run.
+fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
     let vma = vmf.vma();
     let addr = vma.address_of(p);
     // By granule a window that exposes for stores takes along what is exposed for loads alone; one for loads leaves
@@ -367,27 +362,7 @@ fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> Option<Folio> {
         && p != vmf.pgoff()
         && vma.extent(addr).is_some_and(|e| e.maybe_mapped(crate::extent::Extent::page_index(addr)));
     let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> PAGE_SHIFT));
-    if hint || !told {
-        return None;
-    }
-    vma.mapping.folio(p)?.try_pin(set).ok()
-}
-
-/// Opens the pages of a granule that became dirty while they were being exposed for loads alone.
-///
-/// ```text
-/// load in the granule                     store to page p
-/// pin p: clean
-///                                         pin p with DIRTY, mprotect(READ|WRITE)
-/// mprotect(READ): narrows p
-/// look again: dirty, mprotect(READ|WRITE)
-/// ```
-fn reopen_dirty(vma: &Vma<'_>, from: u64, to: u64) {
-    for p in from..to {
-        if vma.mapping.folio(p).is_some_and(|w| w.load().has(DIRTY)) {
-            let _ = vma.mmu.set_ptes(vma.address_of(p), 1, prot_of(vma, true));
-        }
-    }
+    !hint && told && vma.mapping.folio(p).is_some_and(|w| w.try_pin(set).is_ok())
 }
 
 /// Installs the pinned pages `from..to`, unpins them, and says whether the faulting one is among the mapped.
@@ -424,9 +399,6 @@ fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
         covers(p, p.saturating_add(done as u64));
         mapped += done as u64;
         p += done as u64;
-    }
-    if vma.opens_dirty() && prot.wp {
-        reopen_dirty(vma, from, to);
     }
     failpoint!(MAP_UNPIN);
     for q in from..to {

@@ -47,6 +47,8 @@ pub enum Woken {
     LookAgain,
     /// The time is over.
     TimedOut,
+    /// This thread does not wait: the fault is to be resumed later.
+    NotNow,
 }
 
 /// Sleeping and waking, and passing work to a thread that may block.

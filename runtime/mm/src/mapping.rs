@@ -74,6 +74,8 @@ pub struct Mapping<'g> {
     pub policy: FailurePolicy,
     /// `a_ops` may be called in a signal handler.
     pub handler_safe: bool,
+    /// `a_ops` may touch arenas, and so fault, while they run.
+    pub store_faults: bool,
     /// The object's content is nowhere else (anonymous memory): stores need no tracking.
     pub always_dirty: bool,
     /// A private first store may be read past the cache.

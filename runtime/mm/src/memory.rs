@@ -18,7 +18,7 @@ use crate::ctx::Ctx;
 use crate::extent::Extent;
 use crate::failpoint;
 use crate::filemap;
-use crate::folio::{DIRTY, FolioWord};
+use crate::folio::FolioWord;
 use crate::ops::{Installed, Prot};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
@@ -204,9 +204,7 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let (stat, stripe) = (vma.mapping.stat, vmf.ctx().stripe);
     failpoint!(PINNED_MAP);
-    // By protection a load exposes its page anew: one that is dirty stays open to stores.
-    let open = vma.opens_dirty() && vmf.folio.is_some_and(|w| w.load().has(DIRTY));
-    let prot = filemap::prot_of(vma, vmf.is_shared_write() || open);
+    let prot = filemap::prot_of(vma, vmf.is_shared_write());
     stat.add(stripe, Event::MAP_CALLS, 1);
     let mut done = vma.mmu.set_ptes(vmf.address(), 1, prot);
     if done == Installed::Exists && vmf.is_shared_write() && vma.is_wp() {

@@ -80,13 +80,6 @@ impl Vma<'_> {
         self.flags.may_write_shared() && !self.is_wp()
     }
 
-    /// Returns whether a page that is dirty already may be exposed open to stores by a load: by granule, where exposing
-    /// anew replaces what was there, unless each first store is to be asked about.
-    #[must_use]
-    pub fn opens_dirty(&self) -> bool {
-        self.granule_pages != 0 && !self.ops.has_page_mkwrite()
-    }
-
     /// Returns whether stores are noted or faulted on when pages are installed.
     #[must_use]
     pub fn is_wp(&self) -> bool {

@@ -11,21 +11,21 @@ mod support;
 use softfault_mm::sync::{AtomicU64, Cell, Ring};
 use support::{check, spawn};
 
-fn ring(cells: usize) -> &'static Ring<'static> {
-    let cells: &'static [Cell] = Box::leak((0..cells).map(|_| Cell::new()).collect());
+fn ring(cells: usize) -> &'static Ring<'static, 2> {
+    let cells: &'static [Cell<2>] = Box::leak((0..cells).map(|_| Cell::new()).collect());
     let (head, tail) = (Box::leak(Box::new(AtomicU64::new(0))), Box::leak(Box::new(AtomicU64::new(0))));
     let ring = Box::leak(Box::new(Ring::new(cells, head, tail)));
     ring.init();
     ring
 }
 
-fn push(ring: &Ring<'_>, n: u64) {
+fn push(ring: &Ring<'_, 2>, n: u64) {
     while ring.push([n, n * 3]).is_err() {
         loom::thread::yield_now();
     }
 }
 
-fn pop(ring: &Ring<'_>) -> u64 {
+fn pop(ring: &Ring<'_, 2>) -> u64 {
     loop {
         if let Some([a, b]) = ring.pop() {
             assert_eq!(b, a * 3, "a pair came apart");

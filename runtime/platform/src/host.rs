@@ -68,6 +68,23 @@ pub fn count_helper(alive: bool) {
 /// Who wants to know when a job is done: an eventfd, or -1.
 static WATCHER: AtomicI32 = AtomicI32::new(-1);
 
+/// The monitor's bell, once there is one.
+static BELL_FD: AtomicI32 = AtomicI32::new(-1);
+
+/// Returns the eventfd that wakes the monitor, making it at first use. Control plane, under the caller's lock.
+///
+/// It lives as long as the process: a helper that is abandoned inside a store may still write to it, and must not find
+/// a file of the program's under its number.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`.
+pub fn monitor_bell() -> Result<i32, Errno> {
+    if BELL_FD.load(Ordering::Relaxed) < 0 {
+        BELL_FD.store(file::eventfd()?, Ordering::Relaxed);
+    }
+    Ok(BELL_FD.load(Ordering::Relaxed))
+}
+
 /// Has `fd`, an eventfd, written to when a job is done; -1: nobody.
 pub fn watch_jobs(fd: i32) {
     WATCHER.store(fd, Ordering::SeqCst);
@@ -111,11 +128,14 @@ pub fn wait_for_starvation(stop: &AtomicU32) {
 pub fn next_job(stop: &AtomicU32) -> Option<Job> {
     loop {
         let bell = BELL.load(Ordering::SeqCst);
-        if let Some(words) = fills().pop() {
-            return Some(Job::Fill(Claim::from_words(words)));
-        }
-        if let Some(words) = tells().pop() {
-            return Some(Job::Tell(Telling::from_words(words)));
+        let job = fills().pop().map(|w| Job::Fill(Claim::from_words(w)));
+        let job = job.or_else(|| tells().pop().map(|w| Job::Tell(Telling::from_words(w))));
+        if job.is_some() {
+            // Two submitters may both have seen this helper asleep: one of their jobs is left, and nobody else comes.
+            if is_starved() {
+                cry_for_help();
+            }
+            return job;
         }
         if stop.load(Ordering::Acquire) != 0 {
             return None;
@@ -135,16 +155,20 @@ pub fn ring() {
     if SLEEPERS.load(Ordering::SeqCst) != 0 {
         futex::wake_word(&BELL);
     } else {
-        STARVED.fetch_add(1, Ordering::SeqCst);
-        futex::wake_word(&STARVED);
+        cry_for_help();
     }
+}
+
+/// Wakes the thread that starts helpers.
+fn cry_for_help() {
+    STARVED.fetch_add(1, Ordering::SeqCst);
+    futex::wake_word(&STARVED);
 }
 
 /// Wakes every helper, and the thread that starts them: there is reason to stop.
 pub fn ring_all() {
     ring();
-    STARVED.fetch_add(1, Ordering::SeqCst);
-    futex::wake_word(&STARVED);
+    cry_for_help();
 }
 
 /// Masks the program's asynchronous signals on a helper thread: their handlers may touch arenas, which is refused

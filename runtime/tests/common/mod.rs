@@ -472,11 +472,20 @@ pub(crate) fn fork(body: impl FnOnce() -> i32) -> i32 {
 ///
 /// Where a frame is at most 3 KiB that is 8 KiB, optimised; with larger frames (or without optimisation) it is more.
 pub(crate) fn on_small_stack<R>(f: impl FnOnce() -> R) -> R {
+    let walks = if cfg!(debug_assertions) { 9 << 10 } else { 2 << 10 };
+    on_stack_of((2 * min_frame() + walks).max(2 * PAGE), f)
+}
+
+/// The bytes that the kernel needs for a signal frame here.
+pub(crate) fn min_frame() -> usize {
     const AT_MINSIGSTKSZ: u64 = 51;
     // SAFETY: reads the auxiliary vector.
-    let frame = usize::try_from(unsafe { libc::getauxval(AT_MINSIGSTKSZ) }).expect("a size");
-    let walks = if cfg!(debug_assertions) { 9 << 10 } else { 2 << 10 };
-    let size = (2 * frame + walks).max(2 * PAGE).next_multiple_of(PAGE);
+    usize::try_from(unsafe { libc::getauxval(AT_MINSIGSTKSZ) }).expect("a size")
+}
+
+/// Runs `f` with an alternate stack of `size` bytes (rounded up to pages), with guards around it.
+pub(crate) fn on_stack_of<R>(size: usize, f: impl FnOnce() -> R) -> R {
+    let size = size.next_multiple_of(PAGE);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a fresh mapping.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), size + 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };

@@ -393,6 +393,7 @@ impl World {
                 a_ops: leak(Store(m)),
                 policy: FailurePolicy::Poison,
                 handler_safe: true,
+                store_faults: false,
                 always_dirty: false,
                 staging: false,
                 fill_window: setup.fill_window,

@@ -606,6 +606,7 @@ impl World {
                 a_ops: store,
                 policy: spec.policy,
                 handler_safe: spec.handler_safe,
+                store_faults: false,
                 always_dirty: spec.always_dirty,
                 staging: spec.staging,
                 fill_window: spec.fill_window,

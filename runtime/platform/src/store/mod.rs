@@ -164,6 +164,16 @@ pub trait Store: Send + Sync {
 ///
 /// # Safety
 /// `read` and `dsync` are async-signal-safe: no allocation, no lock, no lazily initialised thread-local, no libc
-/// function outside signal-safety(7), no panic, no use of `errno`; they do not touch arena memory except through
-/// objects whose own stores are handler-safe, and need at most 1 KiB of stack.
-pub unsafe trait HandlerStore: Store {}
+/// function outside signal-safety(7), no panic, no use of `errno`; they need at most 1 KiB of stack, and touch arena
+/// memory only if [`HandlerStore::touches_arenas`] says so.
+pub unsafe trait HandlerStore: Store {
+    /// Returns whether `read` or `dsync` touch arena memory, and so may fault while they run.
+    ///
+    /// Such a store is called only where the faulting thread's stack has room for another signal frame. An alternate
+    /// stack of 8 KiB, what the standard library gives a thread, has none where frames are large (AVX-512: 3.3 KiB):
+    /// there the access is refused with SIGBUS (`process_refusal_reasons` 8) instead of overrunning the stack. Give such
+    /// threads 16 KiB, or fill from memory that is not an arena.
+    fn touches_arenas(&self) -> bool {
+        false
+    }
+}

@@ -31,6 +31,15 @@ pub const SIG_DFL: usize = 0;
 /// The ignoring disposition.
 pub const SIG_IGN: usize = 1;
 
+/// Returns the bytes that the kernel needs for one signal frame on this processor (`AT_MINSIGSTKSZ`; 2048 where the
+/// kernel does not say). Control plane.
+#[must_use]
+pub fn min_frame_bytes() -> usize {
+    // SAFETY: getauxval(3) only reads what the kernel gave the process at its start.
+    let said = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
+    said.max(2048)
+}
+
 /// The signals that stay open in our handlers: those an instruction of the handler itself can raise.
 ///
 /// Everything else waits: an asynchronous handler that left ours by `siglongjmp` would leak pins and claims.

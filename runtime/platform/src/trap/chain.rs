@@ -48,8 +48,27 @@ impl Previous {
 static PREVIOUS: [Previous; 2] = [Previous::new(), Previous::new()];
 /// What was there before our first installation: [`PREVIOUS`] may be a later handler that calls ours in turn.
 static ORIGINAL: [Previous; 2] = [Previous::new(), Previous::new()];
-/// Signals being passed on right now, by the thread and the context they came with.
-static PASSING: [(AtomicUsize, AtomicUsize); 16] = [const { (AtomicUsize::new(0), AtomicUsize::new(0)) }; 16];
+/// Whether [`ORIGINAL`] is set: from our first installation until ours are taken out again.
+static HAS_ORIGINAL: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+/// Signals being passed on right now.
+static PASSING: [Passing; 16] = [const { Passing::new() }; 16];
+
+/// A signal being passed on: by whom, with which context, and how deep on the stack.
+struct Passing {
+    tp: AtomicUsize,
+    uc: AtomicUsize,
+    sp: AtomicUsize,
+}
+
+impl Passing {
+    const fn new() -> Self {
+        Self { tp: AtomicUsize::new(0), uc: AtomicUsize::new(0), sp: AtomicUsize::new(0) }
+    }
+}
+
+fn has_original(signo: i32) -> &'static AtomicUsize {
+    if signo == SIGBUS { &HAS_ORIGINAL[0] } else { &HAS_ORIGINAL[1] }
+}
 
 fn original(signo: i32) -> &'static Previous {
     if signo == SIGBUS { &ORIGINAL[0] } else { &ORIGINAL[1] }
@@ -57,22 +76,30 @@ fn original(signo: i32) -> &'static Previous {
 
 /// Returns whether this very signal has been passed on already and came back: a handler that was installed after ours,
 /// found us in front of it, and calls us as its predecessor.
-fn came_back(uc: usize) -> bool {
+///
+/// A handler that jumped away left its note behind, and the kernel may build the next frame at the same address. But
+/// who calls us back stands deeper on the stack than we did when we called.
+fn came_back(uc: usize, sp: usize) -> bool {
     let tp = thread::thread_pointer();
-    PASSING.iter().any(|(t, u)| t.load(Ordering::Relaxed) == tp && u.load(Ordering::Relaxed) == uc)
+    PASSING.iter().any(|p| {
+        p.tp.load(Ordering::Relaxed) == tp && p.uc.load(Ordering::Relaxed) == uc && sp < p.sp.load(Ordering::Relaxed)
+    })
 }
 
-/// Notes that a signal is being passed on, for the length of `f`. A handler that jumps away leaves its note, which is
-/// the thread's own and is overwritten by its next.
-fn passing(uc: usize, f: impl FnOnce()) {
+/// Notes that a signal is being passed on, for the length of `f`.
+fn passing(uc: usize, sp: usize, f: impl FnOnce()) {
     let tp = thread::thread_pointer();
-    let free = |(t, _): &&(AtomicUsize, AtomicUsize)| {
-        t.load(Ordering::Relaxed) == tp || t.compare_exchange(0, tp, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    };
-    let Some((t, u)) = PASSING.iter().find(free) else { return f() };
-    u.store(uc, Ordering::Relaxed);
+    let mine = PASSING.iter().find(|p| p.tp.load(Ordering::Relaxed) == tp);
+    let free = || PASSING.iter().find(|p| p.tp.compare_exchange(0, tp, Ordering::Relaxed, Ordering::Relaxed).is_ok());
+    let Some(note) = mine.or_else(free) else { return f() };
+    // The thread's own: a signal inside the handler of another puts the outer note back.
+    let outer = (note.uc.swap(uc, Ordering::Relaxed), note.sp.swap(sp, Ordering::Relaxed));
     f();
-    t.store(0, Ordering::Relaxed);
+    note.uc.store(outer.0, Ordering::Relaxed);
+    note.sp.store(outer.1, Ordering::Relaxed);
+    if mine.is_none() {
+        note.tp.store(0, Ordering::Relaxed);
+    }
 }
 
 fn previous(signo: i32) -> &'static Previous {
@@ -89,18 +116,18 @@ fn ours(handler: Handler) -> KernelSigaction {
 /// Installs `handler` for SIGBUS and SIGSEGV, remembering what was there. Control plane, under the caller's lock.
 ///
 /// Called again (a program's runtime may have installed its own handlers after ours) it chains to the newcomer, and
-/// where the newcomer calls ours in turn, to what was there before our `first` installation.
+/// where the newcomer calls ours in turn, to what was there before our first installation.
 ///
 /// # Errors
 /// The kernel's.
-pub fn install(handler: Handler, first: bool) -> Result<(), Errno> {
+pub fn install(handler: Handler) -> Result<(), Errno> {
     for signo in [SIGBUS, SIGSEGV] {
         let before = signal::current(signo)?;
         if before.handler == handler as usize {
             continue;
         }
         // Remembered before ours is in place: a signal in between still finds it.
-        if first {
+        if has_original(signo).swap(1, Ordering::Relaxed) == 0 {
             original(signo).store(&before);
         }
         previous(signo).store(&before);
@@ -120,6 +147,7 @@ pub fn uninstall(handler: Handler) {
             let before = previous(signo).load();
             // SAFETY: what was installed before us, with its own flags, is as fit as it was.
             let _ = unsafe { signal::set(signo, &before) };
+            has_original(signo).store(0, Ordering::Relaxed);
         }
     }
 }
@@ -140,7 +168,10 @@ pub fn is_installed(handler: Handler) -> bool {
 /// `info` and `uc` are the arguments of the handler that is running; the thread holds no slot, pin or claim, because
 /// the previous handler may jump away.
 pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
-    let prev = if came_back(uc as usize) { original(signo).load() } else { previous(signo).load() };
+    let here = 0u8;
+    let sp = core::ptr::from_ref(&here) as usize;
+    let from = if came_back(uc as usize, sp) { original(signo) } else { previous(signo) };
+    let prev = from.load();
     // SAFETY: the running handler's second argument.
     let arrived = unsafe { info.read() };
     // SAFETY: the running handler's third argument.
@@ -150,7 +181,7 @@ pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
         SIG_DFL | SIG_IGN => die(signo, &arrived),
         handler => {
             if prev.flags & SA_RESETHAND != 0 {
-                previous(signo).store(&KernelSigaction::default());
+                from.store(&KernelSigaction::default());
             }
             let own = if prev.flags & SA_NODEFER == 0 { signal::mask_bit(signo) } else { 0 };
             let ours = signal::set_mask(frame.mask() | prev.mask | own);
@@ -159,7 +190,7 @@ pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
                 told.signo = signo;
                 told.code = if signo == SIGBUS { BUS_ADRERR } else { SEGV_ACCERR };
             }
-            passing(uc as usize, || call(handler, prev.flags, signo, &mut told, uc));
+            passing(uc as usize, sp, || call(handler, prev.flags, signo, &mut told, uc));
             signal::set_mask(ours);
             if arrived.signo != signo && signal::current(signo).is_ok_and(|c| c.handler == SIG_DFL) {
                 // It chose the default action (Rust's own does, for all but stack overflows) and counts on the

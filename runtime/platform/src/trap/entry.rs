@@ -29,11 +29,13 @@ use softfault_mm::vmstat::{Event, Stage, VmStat};
 /// Counts what belongs to no runtime: signals passed on.
 pub static PROCESS_STAT: VmStat = VmStat::new();
 
-/// Why the last refused fault was refused: bit 0 too deep, bit 1 in a section, bit 2 on a helper thread.
+/// Why the last refused fault was refused: bit 0 too deep, bit 1 in a section, bit 2 on a helper thread, bit 3
+/// no room on the stack.
 static REFUSALS: AtomicU64 = AtomicU64::new(0);
 
 /// Returns why faults were refused since the process began: a mask of 1 (nested too deep), 2 (the runtime's own code
-/// touched an arena inside a section) and 4 (raised on a helper thread).
+/// touched an arena inside a section), 4 (raised on a helper thread) and 8 (no room on the alternate stack for a store
+/// that may fault itself).
 #[must_use]
 pub fn refusals() -> u64 {
     REFUSALS.load(Ordering::Relaxed)
@@ -128,7 +130,8 @@ fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
     let clock: Option<fn() -> u64> = if slot.is_sampled() { Some(thread::rdtsc) } else { None };
     let began = clock.map_or(0, |c| c());
     let Some((trap, stat)) = arena_of_fault(&slot, si.addr) else { return Verdict::Pass(signo) };
-    let ctx = Ctx::handler(slot.stripe(), slot.is_nested(), frame.mask(), clock);
+    let mut ctx = Ctx::handler(slot.stripe(), slot.is_nested(), frame.mask(), clock);
+    ctx.cramped = is_cramped(frame);
     stat.add(ctx.stripe, Event::HANDLER_ENTRY, 1);
     if ctx.nested {
         stat.add(ctx.stripe, Event::HANDLER_NESTED, 1);
@@ -156,11 +159,32 @@ fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
     if let Some(c) = clock {
         stat.stage(ctx.stripe, Stage::Total, c().wrapping_sub(began));
     }
+    if ctx.is_refused() {
+        return refuse(SIGBUS, 8);
+    }
     if ctx.is_gone() && !spurious::may_retry(si.addr) {
         // Nothing of ours is in the way of this access, and yet it comes back.
         return Verdict::Pass(signo);
     }
     r.map_or(Verdict::Pass(SIGSEGV), verdict_of)
+}
+
+/// The bytes of stack that one fault needs: the kernel's frame, and ours.
+static FAULT_BYTES: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Looks up how large signal frames are here, once a process. Control plane.
+pub fn init() {
+    let ours = if cfg!(debug_assertions) { 7 << 10 } else { 2560 };
+    FAULT_BYTES.store(crate::sys::signal::min_frame_bytes() + ours, Ordering::Relaxed);
+}
+
+/// Returns whether the alternate stack that this handler runs on has no room for another fault.
+fn is_cramped(frame: &Frame) -> bool {
+    let here = 0u8;
+    let sp = core::ptr::from_ref(&here) as usize;
+    let Some((base, len)) = frame.altstack() else { return false };
+    let on_it = (base..base.saturating_add(len)).contains(&sp);
+    on_it && sp - base < FAULT_BYTES.load(Ordering::Relaxed)
 }
 
 /// Returns whether the signal is about a missing page or its protection, and not about broken memory

@@ -10,7 +10,6 @@ use crate::section::Slot;
 use crate::sys::uffd::{Filled, PageFaultMsg, bits};
 use crate::sys::{Errno, file, thread};
 use crate::vmatree;
-use core::cell::Cell;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault::{self, Env};
@@ -36,17 +35,15 @@ struct Pending {
     before: VmFaultReason,
 }
 
-/// The park of a thread that must not sleep: it says "look again", or that the time is over.
+/// The park of a thread that must not sleep: it says "not now", or that the time is over.
 struct Impatient<'h> {
     host: &'h Host,
     age_ns: u64,
-    waits: Cell<bool>,
 }
 
 impl Park for Impatient<'_> {
     fn wait(&self, _ctx: &Ctx<'_>, _key: WaitKey, timeout_ns: u64) -> Woken {
-        self.waits.set(true);
-        if self.age_ns >= timeout_ns { Woken::TimedOut } else { Woken::LookAgain }
+        if self.age_ns >= timeout_ns { Woken::TimedOut } else { Woken::NotNow }
     }
     fn wake(&self, addr: usize) {
         self.host.wake(addr);
@@ -57,9 +54,7 @@ impl Park for Impatient<'_> {
     fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
         self.host.submit_telling(telling)
     }
-    fn relax(&self) {
-        self.waits.set(true);
-    }
+    fn relax(&self) {}
 }
 
 /// Serves messages until `stop` is set; `bell_fd` becomes readable then, and when a helper has finished something.
@@ -72,15 +67,15 @@ pub fn serve(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) 
     let mut messages = [PageFaultMsg::default(); 16];
     let mut pending = [Pending::default(); NR_PENDING];
     let mut waiting = 0usize;
+    // From before the first message on: a helper may be done before this thread looks again.
+    let _watching = Watching::new(bell_fd);
     loop {
-        host::watch_jobs(if waiting > 0 { bell_fd } else { -1 });
         let timeout = if waiting > 0 { LOOK_AGAIN_MS } else { -1 };
         let ready = match file::poll_in([mmu.uffd().fd(), bell_fd], timeout) {
             Err(Errno::EINTR) => 0,
             r => r?,
         };
         if stop.load(core::sync::atomic::Ordering::Acquire) != 0 {
-            host::watch_jobs(-1);
             return Ok(());
         }
         if ready & 2 != 0 {
@@ -109,6 +104,22 @@ pub fn serve(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) 
     }
 }
 
+/// Has helpers ring the bell, until dropped.
+struct Watching;
+
+impl Watching {
+    fn new(bell_fd: i32) -> Self {
+        host::watch_jobs(bell_fd);
+        Self
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        host::watch_jobs(-1);
+    }
+}
+
 fn pending_of(message: &PageFaultMsg) -> Pending {
     let mut flags = FaultFlags::ALLOW_RETRY;
     if message.flags & (bits::PAGEFAULT_FLAG_WRITE | bits::PAGEFAULT_FLAG_WP) != 0 {
@@ -134,7 +145,7 @@ fn serve_one(mmu: &UffdMmu, access: &mut Pending) -> bool {
     });
     let host = Host::new(slot, false);
     let age_ns = thread::monotonic_ns().saturating_sub(access.since_ns);
-    let park = Impatient { host: &host, age_ns, waits: Cell::new(false) };
+    let park = Impatient { host: &host, age_ns };
     let env = Env { mm: &host, park: &park };
     let r = fault::resume_user_addr_fault(env, &ctx, access.page, access.flags, access.before);
     if let Some(bits) = r.filter(|r| r.intersects(VmFaultReason::RETRY)) {
