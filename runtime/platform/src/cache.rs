@@ -4,7 +4,7 @@
 //! number in the object. Objects are ranges of a region, in units of a chunk (2 MiB), so that ten thousand objects need
 //! one descriptor. Fills write through the alias, which is registered nowhere.
 
-use crate::sys::{Errno, file, mem};
+use crate::sys::{Errno, file, mem, text};
 use core::sync::atomic::{AtomicU32, Ordering};
 use softfault_mm::extent::ChunkWord;
 use softfault_mm::folio::FolioWord;
@@ -37,21 +37,8 @@ impl Ports {
     /// Opens the memfd anew through `/proc`; where that is not there, no port is. Control plane.
     fn open(memfd: i32) -> Self {
         let mut ports = Self::default();
-        let mut path = *b"/proc/self/fd/          \0";
-        let mut digits = [0u8; 10];
-        let mut n = memfd.unsigned_abs();
-        let mut len = 0;
-        for d in &mut digits {
-            *d = b'0' + u8::try_from(n % 10).unwrap_or(0);
-            n /= 10;
-            len += 1;
-            if n == 0 {
-                break;
-            }
-        }
-        for (to, from) in path.iter_mut().skip(14).zip(digits.iter().take(len).rev().chain(core::iter::once(&0))) {
-            *to = *from;
-        }
+        let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+        text::put_decimal(path.get_mut(14..24), u64::from(memfd.unsigned_abs()));
         let Ok(path) = core::ffi::CStr::from_bytes_until_nul(&path) else { return ports };
         for fd in &mut ports.fds {
             match file::open_rdwr(path) {

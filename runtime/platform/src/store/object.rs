@@ -3,7 +3,7 @@
 use super::{PageMut, Store, StoreError};
 use crate::cache::Ports;
 use crate::staging;
-use crate::sys::{file, mem, thread};
+use crate::sys::{file, mem, text, thread};
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::{AddressSpaceOps, Staged};
@@ -138,29 +138,10 @@ impl<'s> ObjectOps<'s> {
     #[cold]
     fn abort(&self, pgoff: u64) -> ! {
         let mut line = *b"softfault: object                      page                      cannot be filled\n";
-        put_decimal(line.get_mut(18..38), self.name);
-        put_decimal(line.get_mut(44..64), pgoff);
+        text::put_decimal(line.get_mut(18..38), self.name);
+        text::put_decimal(line.get_mut(44..64), pgoff);
         let _ = file::write(2, &line);
         crate::sys::signal::abort()
-    }
-}
-
-/// Writes a number into a field of spaces, without the formatting machinery.
-fn put_decimal(field: Option<&mut [u8]>, mut n: u64) {
-    let mut digits = [0u8; 20];
-    let mut len = 0;
-    for d in &mut digits {
-        *d = b'0' + u8::try_from(n % 10).unwrap_or(0);
-        n /= 10;
-        len += 1;
-        if n == 0 {
-            break;
-        }
-    }
-    if let Some(field) = field {
-        for (to, from) in field.iter_mut().zip(digits.iter().take(len).rev()) {
-            *to = *from;
-        }
     }
 }
 

@@ -13,6 +13,7 @@ pub mod futex;
 pub mod mem;
 pub mod signal;
 pub mod syscall;
+pub mod text;
 pub mod thread;
 #[cfg(feature = "userfaultfd")]
 pub mod uffd;
