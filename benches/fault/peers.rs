@@ -1,7 +1,8 @@
 //! The usual way to resolve a userfaultfd fault: a monitor thread that reads one message and answers it.
 //!
 //! The monitor is written as handlers on the crate `userfaultfd` are: poll, read one 32-byte message, one ioctl. The
-//! calls are raw, which is a little kinder to it than the crate would be. It is pinned, because unpinned the scheduler
+//! calls are raw, which is a little kinder to it than the crate would be; with the feature `peers` they are the
+//! crate's (it needs libclang to build). It is pinned, because unpinned the scheduler
 //! may put it beside the faulting thread or on top of it.
 //!
 //! Pinned to another processor of a virtual machine it still has two speeds, a factor of 2 to 3 apart: two idle
@@ -16,7 +17,9 @@ use softfault_benches::session::{Series, Session};
 use softfault_benches::trap::{self, Trapped};
 use softfault_benches::{Context, PAGE, Result};
 use softfault_platform::sys::mem::PROT_READ;
-use softfault_platform::sys::uffd::{Filled, Uffd, bits};
+use softfault_platform::sys::uffd::Uffd;
+#[cfg(not(feature = "peers"))]
+use softfault_platform::sys::uffd::{Filled, bits};
 use softfault_platform::sys::{Errno, file};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -102,7 +105,36 @@ fn monitored(watched: &Trapped, order: &[u32], cpu: usize, wait: Wait) -> Result
     })
 }
 
+/// Resolves faults until one arrives after `stop`, as a program on the crate `userfaultfd` does.
+#[cfg(feature = "peers")]
+fn monitor(uffd: &Uffd, wait: Wait, stop: &AtomicBool) -> Result<()> {
+    use std::os::fd::FromRawFd;
+    let wrong = |e: userfaultfd::Error| softfault_benches::Error::Wrong(format!("the crate userfaultfd: {e}"));
+    let fd = file::dup_cloexec(uffd.fd()).context("dup")?;
+    // SAFETY: a fresh duplicate of a userfaultfd, which nobody else owns; its descriptor shares the context.
+    let peer = unsafe { userfaultfd::Uffd::from_raw_fd(fd) };
+    loop {
+        if wait == Wait::Poll {
+            match file::poll_in([fd, -1], -1) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).context("poll"),
+            }
+        }
+        let Some(userfaultfd::Event::Pagefault { addr, .. }) = peer.read_event().map_err(wrong)? else { continue };
+        let page = (addr as usize & !(PAGE - 1)) as *mut std::ffi::c_void;
+        let stopping = stop.load(Ordering::Acquire);
+        if peer.r#continue(page, PAGE, true).is_err() {
+            // Mapped already: who waits looks again.
+            peer.wake(page, PAGE).map_err(wrong)?;
+        }
+        if stopping {
+            return Ok(());
+        }
+    }
+}
+
 /// Resolves faults until one arrives after `stop`.
+#[cfg(not(feature = "peers"))]
 fn monitor(uffd: &Uffd, wait: Wait, stop: &AtomicBool) -> Result<()> {
     loop {
         if wait == Wait::Poll {
