@@ -265,3 +265,49 @@ fn failures_and_limits_leave_no_charge_behind() {
         assert_eq!(rt.stats().get("nr_cached_pages"), 0);
     });
 }
+
+#[test]
+fn hung_pages_do_not_use_the_fillers_up() {
+    each_mode("hung", |rt, mode| {
+        // More of them than there are fillers at the start.
+        let hung: Vec<_> = (0..6).map(|_| deadlined(rt, 10)).collect();
+        let arenas: Vec<_> = hung.iter().map(|_| arena(rt, mode, EXTENT)).collect();
+        for ((object, knobs), a) in hung.iter().zip(&arenas) {
+            map(a, 0, object, Prot::Read, Sharing::Shared);
+            knobs.block.store(true, Ordering::SeqCst);
+            assert_eq!(load(a, 0), Err(BUS), "its deadline passes");
+        }
+        let (healthy, _) = knob_object(rt, PAGE as u64, false);
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &healthy, Prot::Read, Sharing::Shared);
+        assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "another object's page has a filler");
+        for (_, knobs) in &hung {
+            knobs.block.store(false, Ordering::SeqCst);
+        }
+        for a in &arenas {
+            until("the page heals", || load(a, 0).is_ok());
+        }
+    });
+}
+
+#[derive(Debug)]
+struct Panics;
+
+impl softfault::Store for Panics {
+    fn read(&self, pos_bytes: u64, page: &mut softfault::PageMut<'_>) -> Result<(), softfault::StoreError> {
+        assert_ne!(pos_bytes, PAGE as u64, "the second page is this store's trouble");
+        page.as_mut_slice().fill(5);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_store_that_panics_fails_its_page_alone() {
+    each_mode("panics", |rt, mode| {
+        let object = rt.object(4 * PAGE as u64).fill_window_pages(1).store(Box::new(Panics)).unwrap();
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        assert_eq!([0, 1, 2].map(|p| load(&a, p * PAGE)), [Ok(5), Err(BUS), Ok(5)]);
+        assert!(object.read_at(PAGE as u64, &mut [0; 8]).is_err());
+    });
+}

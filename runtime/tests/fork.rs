@@ -224,3 +224,33 @@ fn exec_from_a_program_with_arenas() {
         same("the parent's content", &bytes(&p.a, 0..64 * PAGE), &content(0, 0..LEN));
     });
 }
+
+#[test]
+fn a_childs_calls_are_refused_and_change_nothing() {
+    each_mode("calls", |rt, mode| {
+        let p = parent(rt, mode);
+        store(&p.a, 0, 0x77).unwrap();
+        let cached = p.object.cached_pages();
+        let status = fork(|| {
+            let range = 0..2 * PAGE;
+            let refused = [
+                p.object.read_at(0, &mut [0; 8]).is_err(),
+                p.object.write_at(0, &[1; 8]).is_err(),
+                p.object.populate(0..LEN).is_err(),
+                p.object.evict(0..LEN).is_err(),
+                p.object.set_len(PAGE as u64).is_err(),
+                p.a.fault_in(range.clone(), softfault::Access::Write).is_err(),
+                p.a.pin(range.clone(), softfault::Access::Read).is_err(),
+                p.a.zap(range.clone()).is_err(),
+                p.a.promote(0..EXTENT).is_err(),
+                p.a.protect(range.clone(), Prot::Read).is_err(),
+                p.a.unmap(range).is_err(),
+                p.rt.anonymous(LEN).is_err(),
+            ];
+            i32::from(refused.contains(&false))
+        });
+        assert_eq!(status, 0, "a call of the child's went through (or it died: {})", signal_of(status));
+        assert_eq!(p.object.cached_pages(), cached);
+        assert_eq!((load(&p.a, 0), load(&p.a, PAGE)), (Ok(0x77), Ok(byte_of(0, PAGE as u64))), "the parent's own");
+    });
+}

@@ -190,6 +190,32 @@ fn a_handler_that_comes_later_can_be_put_behind_us() {
     ended(out, Ok(9));
 }
 
+#[test]
+fn a_handler_that_calls_us_in_turn_makes_no_circle() {
+    use std::ffi::c_void;
+    type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
+    static BEFORE: AtomicUsize = AtomicUsize::new(0);
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn polite(signo: i32, info: *mut libc::siginfo_t, uc: *mut c_void) {
+        CALLS.fetch_add(1, Ordering::SeqCst);
+        // SAFETY: what stood there before, installed with SA_SIGINFO.
+        let before: Handler = unsafe { std::mem::transmute(BEFORE.load(Ordering::SeqCst)) };
+        before(signo, info, uc);
+    }
+    let out = child("a_handler_that_calls_us_in_turn_makes_no_circle", "", || {
+        // The probes' handler is there before us; the polite one after us, and passes on to us what it gets.
+        let rt = runtime();
+        let polite = polite as *const () as usize;
+        BEFORE.store(install(BUS, polite, libc::SA_SIGINFO | libc::SA_ONSTACK).sa_sigaction, Ordering::SeqCst);
+        rt.reinstall_handlers().unwrap();
+        for turn in 1..=3 {
+            assert_eq!(load_at(not_ours(true)), Err(BUS), "it ends with who was there first");
+            assert_eq!(CALLS.load(Ordering::SeqCst), turn, "and asks the newcomer once");
+        }
+    });
+    ended(out, Ok(0));
+}
+
 /// A runtime with one mapping that ends at `PAGE`, in `mode`; `None` after saying why not.
 fn small(mode: Delivery) -> Option<(Runtime, Arena)> {
     let rt = Runtime::new().unwrap();
