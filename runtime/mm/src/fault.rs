@@ -14,7 +14,7 @@ use crate::memory;
 use crate::ops::{Staged, WaitKey};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
-use crate::vmstat::{Event, Stage};
+use crate::vmstat::Stage;
 
 /// How often one trap tries again before it returns to the instruction, which then traps anew.
 ///
@@ -337,9 +337,4 @@ fn untell(env: Env<'_>, telling: crate::claim::Telling) {
         sleepers.into_iter().for_each(|addr| env.park.wake(addr));
     });
     release(env, telling.into_claim());
-}
-
-/// Counts a fault that was refused before any walk.
-pub fn count_refused(stat: &crate::vmstat::VmStat, ctx: &Ctx<'_>) {
-    stat.add(ctx.stripe, Event::HANDLER_REFUSED, 1);
 }

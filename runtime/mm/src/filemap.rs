@@ -102,6 +102,7 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
                 word.mark_overdue();
                 return VmFaultReason::SIGBUS;
             }
+            mapping.stat.add(vmf.ctx().stripe, Event::FILL_WAITS, 1);
             vmf.work = Work::Wait(key, if filling.is_some() { mapping.deadline_ns } else { u64::MAX });
             VmFaultReason::RETRY
         }

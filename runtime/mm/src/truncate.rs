@@ -11,7 +11,6 @@
 //! A fault that read the old end has pinned or claimed its page, and dropping waits for both; or it is about to claim it,
 //! and finds the new end when it wants to publish (tests/loom_fault.rs).
 
-use crate::claim::Claim;
 use crate::failpoint;
 use crate::filemap;
 use crate::host::Park;
@@ -41,9 +40,4 @@ pub fn truncate_pagecache(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize,
         })
     };
     (from..old_pages).filter(left).count() as u64
-}
-
-/// Claims nothing but the object, for work of the control plane on it.
-pub fn hold(mapping: &Mapping<'_>) -> Claim {
-    filemap::hold(mapping, 0)
 }

@@ -59,14 +59,12 @@ events! {
     FILL_CALLS = "fill_calls";
     /// Fill requests that failed.
     FILL_ERRORS = "fill_errors";
-    /// Pages found filled by somebody else after a wait.
+    /// Faults that had to wait for a page that somebody else fills or evicts.
     FILL_WAITS = "fill_waits";
     /// Fills whose deadline passed while a thread waited.
     FILL_OVERDUE = "fill_overdue";
     /// Pages poisoned.
     PGPOISON = "pgpoison";
-    /// Poisoned pages that a later fill healed.
-    PGHEAL = "pgheal";
     /// Pages dropped from the cache.
     PGSTEAL = "pgsteal";
     /// Minor faults told to a delegate.

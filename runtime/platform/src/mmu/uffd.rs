@@ -67,7 +67,9 @@ impl UffdMmu {
             return Err(Errno::EINVAL);
         }
         // Write protection comes whole or not at all: WP_ASYNC without the shmem feature would protect nothing.
-        let like = if have & like == like { like } else { 0 };
+        // CONTINUE_MODE_WP came between the two and has no feature bit: a kernel that knows WP_ASYNC knows it too.
+        let whole = like | bits::FEATURE_WP_ASYNC;
+        let like = if have & whole == whole { like } else { 0 };
         let wp = like & WP_FEATURES == WP_FEATURES;
         Ok(Self { uffd: Uffd::open(kind.open_flags(), need | like)?, kind, wp })
     }

@@ -22,7 +22,6 @@ pub mod bits {
     pub const REGISTER_MISSING: u64 = 1;
     pub const REGISTER_WP: u64 = 2;
     pub const REGISTER_MINOR: u64 = 4;
-    pub const COPY_MODE_WP: u64 = 2;
     pub const CONTINUE_MODE_WP: u64 = 2;
     pub const MODE_DONTWAKE: u64 = 1;
     pub const WRITEPROTECT_MODE_WP: u64 = 1;
