@@ -32,7 +32,7 @@ pub use softfault_mm::mapping::{FailurePolicy, Mapping};
 pub use softfault_mm::types::{FaultFlags, VmFaultReason, VmFlags};
 pub use softfault_mm::vma::{VmFault, VmOps};
 pub use softfault_mm::{filemap, shmem};
-pub use softfault_platform::store::{HandlerStore, PageMut, Store, StoreError};
+pub use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
 pub use softfault_platform::sys::Errno;
 pub use stats::Stats;
 

@@ -17,7 +17,7 @@ use softfault_mm::{filemap, truncate};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{HandlerStore, PageMut, Store, StoreError};
+use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
 use softfault_platform::sys::Errno;
 use softfault_platform::{section, vmatree};
 use std::sync::Arc;
@@ -204,13 +204,34 @@ struct Guarded(Box<dyn Store>);
 
 impl Store for Guarded {
     fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> std::result::Result<(), StoreError> {
-        let read = std::panic::AssertUnwindSafe(|| self.0.read(pos_bytes, page));
-        std::panic::catch_unwind(read).unwrap_or(Err(StoreError::Io(Errno::EIO)))
+        guarded(|| self.0.read(pos_bytes, page))
     }
     fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        let dsync = std::panic::AssertUnwindSafe(|| self.0.dsync(pos_bytes, len_bytes));
-        std::panic::catch_unwind(dsync).unwrap_or(Err(StoreError::Io(Errno::EIO)))
+        guarded(|| self.0.dsync(pos_bytes, len_bytes))
     }
+    fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> std::result::Result<(), StoreError> {
+        guarded(|| self.0.write(pos_bytes, pages))
+    }
+    fn flush(&self) -> std::result::Result<(), StoreError> {
+        guarded(|| self.0.flush())
+    }
+    fn punch(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
+        guarded(|| self.0.punch(pos_bytes, len_bytes))
+    }
+    fn set_len(&self, len_bytes: u64) -> std::result::Result<(), StoreError> {
+        guarded(|| self.0.set_len(len_bytes))
+    }
+    fn is_stable(&self) -> bool {
+        self.0.is_stable()
+    }
+    fn rereads_unflushed(&self) -> bool {
+        self.0.rereads_unflushed()
+    }
+}
+
+/// Runs a store's method; a panic of it is an error of the store.
+fn guarded(f: impl FnOnce() -> std::result::Result<(), StoreError>) -> std::result::Result<(), StoreError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(Err(StoreError::Io(Errno::EIO)))
 }
 
 /// What an object is made over.

@@ -139,7 +139,70 @@ impl<'a> PageMut<'a> {
     }
 }
 
-/// Where an object's pages come from.
+/// Pages that a store is to take: bytes that other threads may be storing to meanwhile.
+///
+/// There is no `&[u8]` over them: what is copied out may be torn, and is then written again.
+#[derive(Debug)]
+pub struct PageRef<'a> {
+    ptr: *const u8,
+    len_bytes: usize,
+    fd: i32,
+    fd_offset: u64,
+    owner: PhantomData<&'a [u8]>,
+}
+
+impl PageRef<'_> {
+    /// # Safety
+    /// `ptr..ptr + len_bytes` stays readable for as long as the value lives, and is `fd` at `fd_offset` (or `fd` is -1).
+    pub(crate) unsafe fn new(ptr: *const u8, len_bytes: usize, fd: i32, fd_offset: u64) -> Self {
+        Self { ptr, len_bytes, fd, fd_offset, owner: PhantomData }
+    }
+    /// Returns how many bytes there are: whole pages, except at the end of the object.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+    /// Returns the address of the bytes, for system calls that read them.
+    #[must_use]
+    pub fn as_ptr(&self) -> *const u8 {
+        self.ptr
+    }
+    /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors; -1: a copy.
+    #[must_use]
+    pub fn fd_offset(&self) -> (i32, u64) {
+        (self.fd, self.fd_offset)
+    }
+    /// Copies the bytes from `offset` on; returns how many there were.
+    ///
+    /// # Context: handler
+    pub fn copy_to(&self, offset: usize, dst: &mut [u8]) -> usize {
+        let len = dst.len().min(self.len_bytes.saturating_sub(offset));
+        // SAFETY: `offset + len` bytes are readable (`new`'s contract); `dst` is an exclusive slice of at least `len`.
+        unsafe { crate::sys::mem::copy_racy(dst.as_mut_ptr(), self.ptr.wrapping_add(offset), len) };
+        len
+    }
+    /// Writes all of it to `fd` at `pos_bytes`; see pwrite(2).
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn write_to(&self, fd: i32, pos_bytes: u64) -> Result<(), StoreError> {
+        let mut done = 0;
+        while done < self.len_bytes {
+            let src = self.ptr as usize + done;
+            // SAFETY: `len_bytes` readable bytes at `ptr` (`new`'s contract), of which `done` are written.
+            match unsafe { sys_file::pwrite(fd, src, self.len_bytes - done, pos_bytes + done as u64) } {
+                Ok(0) => return Err(StoreError::Io(Errno::EIO)),
+                Ok(n) => done += n,
+                Err(e) => return Err(StoreError::Io(e)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where an object's pages come from, and go to.
 ///
 /// # Context: a filler thread
 /// `read` may sleep, allocate and lock, but must not wait for anything that a faulting thread may hold: it runs while
@@ -157,6 +220,54 @@ pub trait Store: Send + Sync {
     /// Why not.
     fn dsync(&self, _pos_bytes: u64, _len_bytes: u64) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// Takes the bytes of `pages` as the object's from `pos_bytes` on. They need not be durable before [`Store::flush`].
+    ///
+    /// Called with runs as long as the dirty pages permit, in ascending order where there is a choice. Threads of the
+    /// program may be storing to the pages meanwhile (unless [`Store::is_stable`]): the page is written again then.
+    ///
+    /// # Errors
+    /// Why not; the pages stay dirty.
+    fn write(&self, _pos_bytes: u64, _pages: &PageRef<'_>) -> Result<(), StoreError> {
+        Err(StoreError::Unsupported)
+    }
+
+    /// Makes everything that `write`, `punch` and `set_len` were given before the call durable, data before metadata.
+    ///
+    /// # Errors
+    /// Why not. What was written since the last flush that succeeded counts as not durable, and is written again where it
+    /// is still cached.
+    fn flush(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Makes the range read as zeros, giving its storage back where there is any; see fallocate(2).
+    ///
+    /// # Errors
+    /// [`StoreError::Unsupported`]: zeros are written instead.
+    fn punch(&self, _pos_bytes: u64, _len_bytes: u64) -> Result<(), StoreError> {
+        Err(StoreError::Unsupported)
+    }
+
+    /// The object's end moved.
+    ///
+    /// # Errors
+    /// Why the store cannot follow.
+    fn set_len(&self, _len_bytes: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Returns whether `write` must see bytes that nobody changes meanwhile (it checksums, compresses, encrypts): it is
+    /// then given a copy.
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    /// Returns whether `read` gives what `write` took before the next flush: if not, a page that was written back stays
+    /// in the cache until a flush has succeeded.
+    fn rereads_unflushed(&self) -> bool {
+        true
     }
 }
 
