@@ -15,6 +15,7 @@ use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::host::Woken;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
+use softfault_mm::vmscan::{self, Freed};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
 use softfault_platform::sys::mem;
@@ -65,7 +66,17 @@ fn fill_missing(env: Env<'_>, ctx: &Ctx<'_>, object: &ObjectInner, pgoff: u64) -
     let window = u64::from(mapping.fill_window);
     let start = pgoff & !(window - 1);
     let end = start.saturating_add(window).min(mapping.nr_pages());
-    let Some(claim) = filemap::claim_run(mapping, pgoff, start, end)? else { return Ok(()) };
+    let claim = match filemap::claim_run(mapping, pgoff, start, end) {
+        Ok(Some(claim)) => claim,
+        Ok(None) => return Ok(()),
+        Err(FillError::NoMemory) => {
+            return match vmscan::try_to_free_pages(env, ctx, mapping.account, mapping.stat) {
+                Freed::Nothing => Err(FillError::NoMemory),
+                Freed::Some | Freed::Later => Ok(()),
+            };
+        }
+        Err(error) => return Err(error),
+    };
     if mapping.deadline_ns == u64::MAX {
         fault::fill_here(env, ctx, claim);
     } else if let Err(claim) = env.park.submit(claim) {

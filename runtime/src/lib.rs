@@ -10,9 +10,12 @@ pub mod audit;
 mod calibrate;
 pub mod delivery;
 pub mod error;
+mod flusher;
 mod helper;
 mod io;
+mod kswapd;
 mod lease;
+mod memory;
 pub mod object;
 pub mod pin;
 mod registry;
@@ -20,6 +23,7 @@ mod rmap;
 pub mod runtime;
 pub mod stats;
 mod vmas;
+pub mod writeback;
 
 pub use arena::{Arena, ArenaBuilder, Prot, Sharing};
 pub use delivery::{Delivery, DeliveryReport};
@@ -35,6 +39,7 @@ pub use softfault_mm::{filemap, shmem};
 pub use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
 pub use softfault_platform::sys::Errno;
 pub use stats::Stats;
+pub use writeback::{Held, Invalidated};
 
 /// The kind of access to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,13 +7,15 @@ use crate::lease::Lease;
 use crate::registry;
 use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
+use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
-use softfault_mm::mapping::Mapping;
+use softfault_mm::folio::DIRTY;
+use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_mm::{filemap, truncate};
+use softfault_mm::{truncate, vmscan};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
@@ -195,7 +197,11 @@ impl ObjectBuilder {
         let rt = Arc::clone(&self.runtime.inner);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
-        Ok(Object { inner: Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id)) })
+        let inner = Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id));
+        if inner.writable && !inner.mapping().always_dirty {
+            inner.rt.add_writable(&inner);
+        }
+        Ok(Object { inner })
     }
 }
 
@@ -264,6 +270,7 @@ pub(crate) struct ObjectInner {
     vm_ops: Option<Lease<dyn VmOps>>,
     id: u32,
     i_mmap: Option<Lease<IMmap>>,
+    flush_state: FlushState,
     pid: u32,
 }
 
@@ -290,8 +297,6 @@ impl ObjectInner {
         let store_ref = unsafe { store.lend() };
         // SAFETY: the object holds the runtime, which holds the account.
         let account = unsafe { rt.account.lend() };
-        // SAFETY: as for the store.
-        let rmap = unsafe { i_mmap.lend() };
         // SAFETY: the object holds the space, and with it the ports.
         let ports = unsafe { &*std::ptr::from_ref(space.region.ports()) };
         let region = &space.region;
@@ -299,16 +304,7 @@ impl ObjectInner {
             FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset), len_bytes: len };
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
         let a_ops = unsafe {
-            ObjectOps::new(
-                memory,
-                store_ref,
-                rmap,
-                b.len_bytes,
-                b.retries,
-                backing.handler_safe,
-                b.policy,
-                u64::from(id),
-            )
+            ObjectOps::new(memory, store_ref, b.len_bytes, b.retries, backing.handler_safe, b.policy, u64::from(id))
         };
         let a_ops = Lease::new(Box::new(a_ops));
         // SAFETY: the object holds the space, so the words outlive it.
@@ -332,6 +328,8 @@ impl ObjectInner {
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
             account,
+            flush_turn: AtomicU32::new(0),
+            flush_wanted: AtomicU32::new(0),
             stat: rt.stat,
         };
         let mapping = Lease::new(Box::new(mapping));
@@ -352,6 +350,7 @@ impl ObjectInner {
             vm_ops: Some(vm_ops),
             id,
             i_mmap: Some(i_mmap),
+            flush_state: FlushState::default(),
             pid: std::process::id(),
         }
     }
@@ -364,6 +363,12 @@ impl ObjectInner {
     }
     pub(crate) fn a_ops(&self) -> &'static ObjectOps<'static> {
         lend(self.a_ops.as_ref())
+    }
+    pub(crate) fn store(&self) -> &'static dyn Store {
+        lend(self.store.as_ref())
+    }
+    pub(crate) fn flush_state(&self) -> &FlushState {
+        &self.flush_state
     }
     /// Returns whether first stores must fault.
     pub(crate) fn is_synchronous(&self) -> bool {
@@ -405,6 +410,9 @@ fn lend<T: ?Sized>(part: Option<&Lease<T>>) -> &'static T {
 impl Drop for ObjectInner {
     #[expect(unsafe_code, reason = "gives the object's range of the cache back")]
     fn drop(&mut self) {
+        if self.writable && self.pid == std::process::id() {
+            self.write_back_last();
+        }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
         let mut patience = 2_000;
@@ -413,7 +421,9 @@ impl Drop for ObjectInner {
             std::thread::sleep(Duration::from_millis(1));
             patience -= 1;
         }
-        if mapping.users.load(Ordering::Acquire) != 0 || self.pid != std::process::id() {
+        // No new user from here: reclaim finds the object by its number for as long as that is published.
+        let ended = mapping.users.compare_exchange(0, DYING, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if !ended || self.pid != std::process::id() {
             // A store that never returns still owns its pages (or this is a forked child): the range is given up, not
             // reused. `store` and `vm_ops` are what such a thread may be running in.
             mapping.leak();
@@ -427,6 +437,8 @@ impl Drop for ObjectInner {
         vmatree::publish_mapping(self.id, None);
         section::synchronize();
         let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
+        let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
+        mapping.account_cleaned(dirty as u64);
         mapping.account.uncharge(cached as u64);
         drop((mapping, a_ops, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
@@ -475,34 +487,19 @@ impl Object {
 
     /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
     ///
-    /// Returns how many pages went. Pages that were or may have been written stay: none of an object that ever had
-    /// a shared mapping with stores permitted, and none of anonymous memory.
+    /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
+    /// first).
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
     pub fn evict(&self, range: std::ops::Range<u64>) -> Result<u64> {
         parent_only("Object::evict")?;
         let m = self.inner.mapping();
-        // ```text
-        // evict                              map(shared, stores permitted)
-        // no writable mapping? none
-        //                                    publish; a neighbour is mapped, written: nobody is told
-        // clean -> evicting -> punch: the write is lost
-        // ```
-        // so a new mapping waits here until we are done, and after a writable one nothing is evicted any more.
-        // Should one of them be the last reference to its arena by then, it is dropped after the gate is open again.
-        let _arenas = self.inner.arenas();
-        let gate = self.inner.i_mmap().gate();
-        if m.always_dirty || *gate {
-            return Ok(0);
-        }
         let from = pages_of(range.start);
         let to = (range.end >> PAGE_SHIFT).max(from).min(m.folios.len() as u64);
         let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
         self.inner.demote(from, to)?;
-        let host = Host::detached();
-        let drop_pages = || filemap::drop_pages(m, host.env().park, 0, from, to, false);
-        Ok(self.inner.i_mmap().while_frozen(&self.inner, drop_pages))
+        Ok(vmscan::reclaim_range(Host::detached().env(), m, 0, from, to))
     }
 
     /// Forgets that pages of the byte range were poisoned: the next touch asks the store anew.
@@ -538,6 +535,11 @@ impl Object {
         }
         let _arenas = self.inner.arenas();
         let _gate = self.inner.i_mmap().gate();
+        let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
+        if len_bytes > self.len() && self.inner.writable {
+            // The store grows first: bytes past its end cannot be read.
+            self.inner.store().set_len(len_bytes).map_err(moved)?;
+        }
         self.inner.a_ops().set_len(len_bytes);
         let old = truncate::i_size_write(m, len_bytes);
         if old <= len_bytes {
@@ -549,10 +551,11 @@ impl Object {
         let host = Host::detached();
         for _ in 0..2_000 {
             self.inner.demote(from, to)?;
-            let truncate = || truncate::truncate_pagecache(m, host.env().park, 0, to);
-            let dropped = self.inner.i_mmap().while_frozen(&self.inner, truncate) == 0;
+            let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
             if dropped && io::zero_tail(&self.inner, len_bytes) {
-                return Ok(());
+                // The store shrinks last: nobody writes past the new end any more.
+                let shrunk = if self.inner.writable { self.inner.store().set_len(len_bytes) } else { Ok(()) };
+                return shrunk.map_err(moved);
             }
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -12,6 +12,7 @@
 
 mod delegations;
 mod extents;
+mod zap;
 
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
@@ -19,6 +20,7 @@ use crate::object::ObjectInner;
 use crate::registry;
 use delegations::DelegationInner;
 use softfault_mm::failpoint;
+use softfault_mm::host::Which;
 use softfault_mm::ops::Mmu;
 use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::sync::Ordering;
@@ -27,7 +29,7 @@ use softfault_mm::vma::Vma;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd::{self, Kind};
 use softfault_platform::section;
-use softfault_platform::sys::{Errno, mem};
+use softfault_platform::sys::mem;
 use softfault_platform::vmatree::{self, Trap};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -66,6 +68,20 @@ impl Drop for MapCount {
 impl VmaEntry {
     pub(crate) fn may_write_shared(&self) -> bool {
         self.sharing == Sharing::Shared && self.object.writable
+    }
+    fn which(&self) -> Which {
+        if self.sharing == Sharing::Shared { Which::Shared } else { Which::Private }
+    }
+    /// Lets reclaim and write-back find the vma, whose record is written.
+    fn list(&self) {
+        let _lists = self.object.i_mmap().lists();
+        // SAFETY: `write_record` filled the record; `unlist` and `section::synchronize` come before the number is free.
+        unsafe { vmatree::rmap_add(self.object.mapping().id, self.which(), self.index) };
+    }
+    /// Takes the vma off that list again; readers may still see it until `section::synchronize` has returned.
+    fn unlist(&self) {
+        let _lists = self.object.i_mmap().lists();
+        vmatree::rmap_remove(self.object.mapping().id, self.which(), self.index);
     }
     fn pgoff_at(&self, offset: usize) -> u64 {
         self.pgoff + ((offset - self.range.start) >> PAGE_SHIFT) as u64
@@ -237,7 +253,7 @@ impl ArenaInner {
         let map = MapCount::new(&object);
         let entry = VmaEntry { range: range.clone(), pgoff, object, prot, sharing, index, delegation: None, _map: map };
         // The gate before the lock: evictions hold it while they look who maps the object.
-        let mut written_unseen = entry.object.i_mmap().gate();
+        let gate = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
         let occupied = vmas.overlapping(&range).first().map(|v| v.range.clone());
         let mapped = match occupied {
@@ -255,8 +271,7 @@ impl ArenaInner {
             registry::lock().vmas.put(index);
             return Err(error);
         }
-        *written_unseen |= entry.may_write_shared();
-        drop(written_unseen);
+        drop(gate);
         vmas.map.insert(range.start, entry);
         Ok(())
     }
@@ -298,6 +313,7 @@ impl ArenaInner {
     fn map_and_publish(&self, v: &VmaEntry) -> Result<()> {
         let r = self.map_kernel(v).and_then(|()| {
             self.write_record(v);
+            v.list();
             self.point(&v.range, Some(v.index))?;
             if self.trap == Trap::Segv {
                 return Ok(());
@@ -309,6 +325,7 @@ impl ArenaInner {
         if r.is_err() {
             // Pointing at nothing needs no new table where the range was pointed at something.
             let _ = self.point(&v.range, None);
+            v.unlist();
             section::synchronize();
             if !self.unmap_kernel(&v.range, &v.range) {
                 std::mem::forget(Arc::clone(&v.object));
@@ -425,7 +442,9 @@ impl ArenaInner {
                 // The extents that could not be registered again go with the mapping, if the kernel lets it go.
                 result = Err(error);
             }
+            self.harvest_for_good(v, range);
         }
+        unlist_all(&hit);
         for v in &hit {
             let gone = v.range.start.max(range.start)..v.range.end.min(range.end);
             if !self.unmap_kernel(&gone, &v.range) {
@@ -469,7 +488,7 @@ impl ArenaInner {
             for v in old {
                 let _ = self.point(&v.range, Some(v.index));
             }
-            section::synchronize();
+            unlist_all(new);
             for v in new {
                 v.object.vm_ops().close(v.object.mapping());
                 registry::lock().vmas.put(v.index);
@@ -491,6 +510,9 @@ impl ArenaInner {
     fn point_all(&self, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
         for v in new {
             self.write_record(v);
+            v.list();
+        }
+        for v in new {
             self.point(&v.range, Some(v.index))?;
         }
         for v in old {
@@ -530,6 +552,7 @@ impl ArenaInner {
         // An extent that two vmas share now cannot stay native. What can still fail is remembered, not returned at once:
         // the old records must be retired, and the kernel told, either way.
         let demoted: Result<()> = hit.iter().try_for_each(|v| self.demote_borders(v, range));
+        unlist_all(&hit);
         self.retire(&hit);
         // By protection, what is exposed is hidden again and comes back with the next touch, as the vma says.
         let bits = if self.trap == Trap::Segv { mem::PROT_NONE } else { prot_bits(prot) };
@@ -541,48 +564,12 @@ impl ArenaInner {
         let protected = r.map_err(system(op, "mprotect"));
         demoted.and(protected)
     }
+}
 
-    pub(crate) fn zap(&self, range: &Range<usize>) -> Result<()> {
-        let op = "Arena::zap";
-        let vmas = self.vmas();
-        vmas.check_pins(op, range)?;
-        let hit = vmas.overlapping(range);
-        if hit.iter().any(|v| v.sharing == Sharing::Private) {
-            return Err(Error::Denied { op, what: "a private mapping's written pages would be lost" });
-        }
-        for v in &hit {
-            self.zap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)))
-                .map_err(system(op, "madvise"))?;
-        }
-        Ok(())
-    }
-
-    /// Drops the page-table entries of a shared range.
-    fn zap_kernel(&self, range: &Range<usize>) -> std::result::Result<(), Errno> {
-        let (addr, len) = (self.address(range.start), range.len());
-        if self.trap == Trap::Segv {
-            // SAFETY: the arena's own range; touching it faults again.
-            unsafe { mem::mprotect(addr, len, mem::PROT_NONE) }?;
-        } else {
-            #[cfg(feature = "userfaultfd")]
-            // SAFETY: shared mappings only (the callers check): pages stay in the cache.
-            unsafe { uffd::zap(addr, len) }?;
-        }
-        self.forget_mapped(range);
-        Ok(())
-    }
-
-    /// Removes poison markers that system calls would meet (Monitor).
-    pub(crate) fn unpoison(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<()> {
-        let vmas = self.vmas();
-        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object) && v.sharing == Sharing::Shared) {
-            if let Some(range) = range_of(v, from, to) {
-                vmas.check_pins("Object::heal", &range)?;
-                self.zap_kernel(&range).map_err(system("Object::heal", "madvise"))?;
-            }
-        }
-        Ok(())
-    }
+/// Has reclaim and write-back leave the vmas alone: nobody sees them any more when this returns.
+fn unlist_all(old: &[VmaEntry]) {
+    old.iter().for_each(VmaEntry::unlist);
+    section::synchronize();
 }
 
 /// Returns the arena range of the object's pages `from..to`, as far as the entry maps them.

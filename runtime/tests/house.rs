@@ -12,14 +12,15 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "arena.rs",
     "calibrate.rs",
     "io.rs",
+    "kswapd.rs",
     "lease.rs",
-    "rmap.rs",
     "object.rs",
     "pin.rs",
     "registry.rs",
     "runtime.rs",
     "vmas.rs",
     "vmas/delegations.rs",
+    "vmas/zap.rs",
 ];
 
 /// Lines of a file before its tests; tests themselves may be longer.

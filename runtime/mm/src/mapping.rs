@@ -2,6 +2,7 @@
 
 use crate::extent::ChunkWord;
 use crate::folio::FolioWord;
+use crate::memcontrol::CacheAccount;
 use crate::ops::AddressSpaceOps;
 use crate::page::{chunk_of, pages_of, pgoff_index};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -20,42 +21,8 @@ pub enum FailurePolicy {
     Abort,
 }
 
-/// The cache's size over all objects of a runtime.
-#[derive(Debug)]
-pub struct CacheAccount {
-    /// Pages in the cache or being filled.
-    pub nr_pages: AtomicU64,
-    /// The most there may be.
-    pub limit_pages: AtomicU64,
-}
-
-impl CacheAccount {
-    /// Takes `nr` pages from the limit; `false`: it would be passed, nothing changed.
-    ///
-    /// # Context: handler
-    #[must_use]
-    pub fn charge(&self, nr: u64) -> bool {
-        let mut before = self.nr_pages.load(Ordering::Relaxed);
-        loop {
-            let after = before.saturating_add(nr);
-            // Never above the limit, not even for a moment: another fault would be refused for it.
-            if after > self.limit_pages.load(Ordering::Relaxed) {
-                return false;
-            }
-            match self.nr_pages.compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => before = now,
-            }
-        }
-    }
-
-    /// Gives `nr` pages back.
-    ///
-    /// # Context: handler
-    pub fn uncharge(&self, nr: u64) {
-        self.nr_pages.fetch_sub(nr, Ordering::Relaxed);
-    }
-}
+/// Added to `users` by who ends the object: no new work may be begun for it.
+pub const DYING: u32 = 1 << 31;
 
 /// An object's pages. Linux: `struct address_space`.
 #[derive(Debug)]
@@ -88,8 +55,12 @@ pub struct Mapping<'g> {
     pub users: AtomicU32,
     /// Calls of `map` whose mappings, whole or in pieces, are still there.
     pub nr_maps: AtomicU32,
-    /// The cache's limit.
-    pub account: &'g CacheAccount,
+    /// The cache's limit, and who is reclaimed first.
+    pub account: &'g CacheAccount<'g>,
+    /// Which of the two `UNSYNCED` bits write-back sets now.
+    pub flush_turn: AtomicU32,
+    /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
+    pub flush_wanted: AtomicU32,
     /// Where its events are counted.
     pub stat: &'g VmStat,
 }
@@ -101,6 +72,41 @@ impl Mapping<'_> {
     pub fn nr_pages(&self) -> u64 {
         // Pairs with the Release of truncate: who sees the old end may still map; truncate waits for them.
         pages_of(self.i_size.load(Ordering::Acquire))
+    }
+
+    /// Counts a user that found the object by its number; `false`: it is being ended.
+    ///
+    /// The caller is in a section, and so knows only that the object is there until the section ends.
+    #[must_use]
+    pub fn try_hold(&self) -> bool {
+        let mut seen = self.users.load(Ordering::Relaxed);
+        while seen & DYING == 0 {
+            // Relaxed: the section orders it; who ends the object waits for sections after it has set DYING.
+            match self.users.compare_exchange_weak(seen, seen.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    /// Counts pages that became dirty.
+    pub fn account_dirtied(&self, nr: u64) {
+        if nr > 0 {
+            self.account.nr_dirty.fetch_add(nr, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts pages that are dirty no more.
+    pub fn account_cleaned(&self, nr: u64) {
+        if nr > 0 {
+            self.account.nr_dirty.fetch_sub(nr, Ordering::Relaxed);
+        }
+    }
+
+    /// Asks for a flush of the store.
+    pub fn want_flush(&self) {
+        self.flush_wanted.store(1, Ordering::Relaxed);
     }
 
     /// Returns the word of page `pgoff`.

@@ -5,6 +5,7 @@
 //! ```text
 //! sys                       raw system calls; alone names libc
 //! child section staging     forked? who is inside a walk, pages for private copies
+//! reclaim                   memory for batches of reclaim
 //! cache                     the memfds and the words of their pages
 //! mmu store                 installing pages, filling them
 //! vmatree                   from an address to its vma
@@ -36,6 +37,7 @@ pub mod sys;
 
 pub mod cache;
 pub mod child;
+pub mod reclaim;
 pub mod section;
 pub mod staging;
 

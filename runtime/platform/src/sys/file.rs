@@ -62,6 +62,17 @@ pub fn write(fd: i32, src: &[u8]) -> Result<usize, Errno> {
     unsafe { syscall6(libc::SYS_write, [fd as usize, src.as_ptr() as usize, src.len(), 0, 0, 0]) }
 }
 
+/// Opens a file for reading, close-on-exec; see open(2). Control plane.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_rdonly(path: &core::ffi::CStr) -> Result<i32, Errno> {
+    let args = [path.as_ptr() as usize, (libc::O_RDONLY | libc::O_CLOEXEC) as usize, 0, 0, 0, 0];
+    // SAFETY: the path is a valid C string for the length of the call.
+    let fd = unsafe { syscall6(libc::SYS_open, args) }?;
+    Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}
+
 /// Opens a file for reading and writing, close-on-exec; see open(2). Control plane.
 ///
 /// # Errors

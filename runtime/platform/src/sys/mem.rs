@@ -148,6 +148,35 @@ pub unsafe fn madvise(addr: usize, len_bytes: usize, advice: i32) -> Result<(), 
     unsafe { syscall6(libc::SYS_madvise, [addr, len_bytes, advice.cast_unsigned() as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Names the calling process to calls that take a process's descriptor, since Linux 6.14.
+const PIDFD_SELF: isize = -10_000;
+
+/// Drops the page-table entries of several ranges with one flush of the other processors' TLBs, where the kernel can (Linux
+/// 6.16); one by one elsewhere. Pages of shared mappings stay in their object. `false`: one could not be dropped.
+///
+/// # Context: handler
+///
+/// # Safety
+/// The ranges are the caller's, of shared mappings.
+pub unsafe fn zap_ranges(ranges: &[softfault_mm::ops::Zap]) -> bool {
+    // A `Zap` is a `struct iovec`: address and length, `repr(C)`.
+    let args =
+        [PIDFD_SELF as usize, ranges.as_ptr() as usize, ranges.len(), MADV_DONTNEED.cast_unsigned() as usize, 0, 0];
+    let wanted: usize = ranges.iter().map(|r| r.len_bytes).sum();
+    // SAFETY: the slice is borrowed for the call; the caller owns what is dropped.
+    if unsafe { syscall6(libc::SYS_process_madvise, args) } == Ok(wanted) {
+        return true;
+    }
+    ranges.iter().all(|r| {
+        // SAFETY: the caller owns what is dropped.
+        match unsafe { madvise(r.addr, r.len_bytes, MADV_DONTNEED) } {
+            // SAFETY: as above; the range is locked.
+            Err(Errno::EINVAL) => unsafe { madvise(r.addr, r.len_bytes, MADV_DONTNEED_LOCKED) }.is_ok(),
+            r => r.is_ok(),
+        }
+    })
+}
+
 /// Creates a memfd, close-on-exec, sealable; see memfd_create(2). Control plane.
 ///
 /// # Errors
