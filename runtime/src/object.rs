@@ -56,6 +56,14 @@ impl ObjectBuilder {
             private_past_cache: true,
         }
     }
+    /// Sets the length, where it is known only after the other options.
+    pub(crate) fn len(mut self, bytes: u64) -> Self {
+        self.len_bytes = bytes;
+        self
+    }
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
     /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
     #[must_use]
     pub fn max_len(mut self, bytes: u64) -> Self {
@@ -148,20 +156,24 @@ impl ObjectBuilder {
         self.build(Backing { store, handler_safe: true, store_faults, always_dirty: false, ops })
     }
 
-    /// Makes the object of anonymous memory.
+    /// Makes the object of anonymous memory, over the runtime's swap file if it has one.
     ///
     /// # Errors
     /// [`Error::Exhausted`].
     pub fn anonymous(mut self) -> Result<Object> {
         self.writable = true;
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing {
-            store: Box::new(ZeroStore),
-            handler_safe: true,
-            store_faults: false,
-            always_dirty: true,
-            ops,
-        })
+        let (store, handler_safe): (Box<dyn Store>, bool) = match &self.runtime.inner.swap {
+            None => (Box::new(ZeroStore), true),
+            Some(swap) => {
+                // The object may grow to the end of its last chunk.
+                let max = self.max_len_bytes.max(self.len_bytes);
+                let max = max.checked_next_multiple_of(EXTENT_SIZE as u64).unwrap_or(max);
+                let (store, handler_safe) = swap.store("ObjectBuilder::anonymous", max)?;
+                (if handler_safe { store } else { Box::new(Guarded(store)) }, handler_safe)
+            }
+        };
+        self.build(Backing { store, handler_safe, store_faults: false, always_dirty: true, ops })
     }
 
     /// Makes the object with a vtable of the user's: its `fault` decides, and may compute pages
