@@ -37,7 +37,7 @@ impl Frontswap for &Keep {
         let mut bytes = vec![0; PAGE];
         page.copy_to(0, &mut bytes);
         let handle = self.serial.fetch_add(1, Ordering::Relaxed);
-        (bytes[0] % 2 == 0).then(|| {
+        bytes[0].is_multiple_of(2).then(|| {
             self.pages.lock().expect("lock").insert(handle, bytes);
             handle
         })
@@ -204,7 +204,7 @@ impl Frontswap for &Slow {
     fn store(&self, page: &PageRef<'_>) -> Option<u32> {
         let mut first = [0];
         page.copy_to(0, &mut first);
-        (first[0] % 2 == 0).then_some(5)
+        first[0].is_multiple_of(2).then_some(5)
     }
     fn load(&self, _: u32, page: &mut PageMut<'_>) -> Result<(), StoreError> {
         self.0.wait();
