@@ -195,3 +195,124 @@ impl Frontswap for ZswapFront {
         shard.invalidate(granule);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use softfault_platform::store::Store;
+    use softfault_platform::store::direct::DirectFile;
+    use softfault_platform::store::swap::SwapStore;
+    use softfault_platform::store::swapfile::SwapFile;
+    use softfault_platform::sys::{file, mem};
+
+    fn swap_file(nr_slots: usize) -> SwapFile {
+        let fd = mem::memfd_create(c"softfault-test-swap").expect("memfd");
+        file::ftruncate(fd, (nr_slots * PAGE_SIZE) as u64).expect("ftruncate");
+        SwapFile::new(DirectFile::buffered(fd), (nr_slots * PAGE_SIZE) as u64).expect("a swap file")
+    }
+
+    struct Rng(u64);
+
+    impl Rng {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 >> 7) as usize % n
+        }
+        /// A page that compresses to about `parts` of 16, 0: zeros.
+        fn page(&mut self, parts: usize) -> Vec<u8> {
+            let mut page = vec![u8::from(parts > 0) * 9; PAGE_SIZE];
+            page[..PAGE_SIZE / 16 * parts].fill_with(|| self.below(256) as u8);
+            page
+        }
+    }
+
+    /// Random pages, of every compressibility, written, read and punched by several stores over one small pool.
+    #[test]
+    fn pages_come_back_identical_and_the_pool_empties() {
+        const NR: usize = 60;
+        let (file, pool) = (swap_file(4 * NR), Arc::new(Zpool::new(256 << 10)));
+        std::thread::scope(|s| {
+            for seed in 1..5 {
+                let (file, pool) = (&file, &pool);
+                s.spawn(move || {
+                    let front = ZswapFront(Arc::clone(pool));
+                    let store = SwapStore::with_front(file, front, (NR * PAGE_SIZE) as u64).expect("store");
+                    let (mut rng, mut model) = (Rng(seed * 77), vec![0u8; NR * PAGE_SIZE]);
+                    for step in 0..1500 {
+                        let page = rng.below(NR);
+                        let range = page * PAGE_SIZE..(page + 1 + rng.below((NR - page).min(6))) * PAGE_SIZE;
+                        match rng.below(5) {
+                            0 | 1 => {
+                                for p in model[range.clone()].chunks_mut(PAGE_SIZE) {
+                                    let parts = rng.below(17);
+                                    p.copy_from_slice(&rng.page(parts));
+                                }
+                                let pages = PageRef::from(&model[range.clone()]);
+                                store.write(range.start as u64, &pages).expect("write");
+                            }
+                            2 => {
+                                let range = range.start + rng.below(2) * 100..range.end;
+                                store.punch(range.start as u64, range.len() as u64).expect("punch");
+                                model[range].fill(0);
+                            }
+                            _ => {
+                                let mut got = vec![0xa5; range.len()];
+                                let r = store.read(range.start as u64, &mut PageMut::from(got.as_mut_slice()));
+                                assert_eq!(r, Ok(()), "seed {seed}, step {step}");
+                                assert!(got == model[range.clone()], "seed {seed}, step {step}, bytes {range:?}");
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!((pool.usage(), file.nr_used()), ((0, 0), 0), "all given back");
+        let most: u64 =
+            pool.shards.iter().map(|s| lock(s).taken.iter().map(|w| w.count_ones() as u64).sum::<u64>()).sum();
+        assert_eq!(most, 0, "not a granule is left taken");
+    }
+
+    #[test]
+    fn what_compresses_costs_no_io_and_what_does_not_goes_to_the_file() {
+        let (file, pool) = (swap_file(64), Arc::new(Zpool::new(1 << 20)));
+        let store = SwapStore::with_front(&file, ZswapFront(Arc::clone(&pool)), 64 << 12).expect("store");
+        let mut rng = Rng(5);
+        for (p, parts) in [4, 4, 16, 16, 16, 4].into_iter().enumerate() {
+            store.write((p * PAGE_SIZE) as u64, &PageRef::from(rng.page(parts).as_slice())).expect("write");
+        }
+        let (pages, bytes) = pool.usage();
+        assert_eq!((pages, file.nr_used()), (3, 3));
+        assert!((3 * 1024..3 * 2048).contains(&bytes), "{bytes} bytes for three pages of a quarter");
+        assert!(store.is_stable());
+    }
+
+    #[test]
+    fn a_full_pool_passes_pages_on_until_there_is_room() {
+        // One block a shard: two pages of a little less than half fit in each.
+        let (file, pool) = (swap_file(64), Arc::new(Zpool::new(1)));
+        let store = SwapStore::with_front(&file, ZswapFront(Arc::clone(&pool)), 64 << 12).expect("store");
+        let (mut rng, nr) = (Rng(6), 40);
+        let pages: Vec<_> = (0..nr).flat_map(|_| rng.page(7)).collect();
+        for (p, page) in pages.chunks(PAGE_SIZE).enumerate() {
+            store.write((p * PAGE_SIZE) as u64, &PageRef::from(page)).expect("write");
+        }
+        assert_eq!((pool.usage().0, file.nr_used()), (2 * NR_SHARDS as u64, nr - 2 * NR_SHARDS as u32));
+        let mut got = vec![0; pages.len()];
+        store.read(0, &mut PageMut::from(got.as_mut_slice())).expect("read");
+        assert!(got == pages, "from both");
+        store.punch(0, (nr as u64) << 12).expect("punch");
+        store.write(0, &PageRef::from(&pages[..PAGE_SIZE])).expect("write");
+        assert_eq!((pool.usage().0, file.nr_used()), (1, 0), "there is room again");
+    }
+
+    #[test]
+    fn runs_are_found_where_they_are() {
+        assert_eq!([free_run(0, 64), free_run(1, 64), free_run(1, 63)], [Some(0), None, Some(1)]);
+        assert_eq!(free_run(u64::MAX, 1), None);
+        assert_eq!(free_run(0b1011_0001_0110, 3), Some(5));
+        assert_eq!(free_run(!(0b111 << 30), 3), Some(30));
+        assert_eq!(free_run(!(0b111 << 61), 4), None, "not past the block's end");
+    }
+}

@@ -144,7 +144,7 @@ fn memory_that_is_not_aligned_goes_through_the_kernels_cache() {
     each_way(4 * PAGE, |store, file, _| {
         let mut buffer = vec![0u8; 4 * PAGE];
         let bytes = Rng(8).bytes(2 * PAGE);
-        let odd = if buffer.as_ptr() as usize % 2 == 0 { 1 } else { 2 };
+        let odd = if (buffer.as_ptr() as usize).is_multiple_of(2) { 1 } else { 2 };
         buffer[odd..odd + 2 * PAGE].copy_from_slice(&bytes);
         store.write(0, &PageRef::from(&buffer[odd..odd + 2 * PAGE])).expect("write");
         buffer.fill(0);
