@@ -58,6 +58,14 @@ impl ObjectBuilder {
             private_past_cache: true,
         }
     }
+    /// Sets the length, where it is known only after the other options.
+    pub(crate) fn len(mut self, bytes: u64) -> Self {
+        self.len_bytes = bytes;
+        self
+    }
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
     /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
     #[must_use]
     pub fn max_len(mut self, bytes: u64) -> Self {
@@ -129,7 +137,15 @@ impl ObjectBuilder {
         }
         let store = Box::new(Guarded(store));
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing { store, handler_safe: false, store_faults: false, always_dirty: false, ops })
+        self.build(Backing {
+            store,
+            handler_safe: false,
+            store_faults: false,
+            always_dirty: false,
+            persistent: true,
+            dirty_goes: true,
+            ops,
+        })
     }
 
     /// Makes the object over a store that is called in the faulting thread, in a signal handler.
@@ -147,21 +163,44 @@ impl ObjectBuilder {
         }
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
         let store_faults = store.touches_arenas();
-        self.build(Backing { store, handler_safe: true, store_faults, always_dirty: false, ops })
+        self.build(Backing {
+            store,
+            handler_safe: true,
+            store_faults,
+            always_dirty: false,
+            persistent: true,
+            dirty_goes: true,
+            ops,
+        })
     }
 
-    /// Makes the object of anonymous memory.
+    /// Makes the object of anonymous memory, over the runtime's swap file if it has one.
     ///
     /// # Errors
     /// [`Error::Exhausted`].
     pub fn anonymous(mut self) -> Result<Object> {
         self.writable = true;
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        let (store, handler_safe): (Box<dyn Store>, bool) = match &self.runtime.inner.swap {
+            None => (Box::new(ZeroStore), true),
+            Some(swap) => {
+                // The object may grow to the end of its last chunk.
+                let max = self.max_len_bytes.max(self.len_bytes);
+                let max = max.checked_next_multiple_of(EXTENT_SIZE as u64).unwrap_or(max);
+                let (store, handler_safe) = swap.store("ObjectBuilder::anonymous", max)?;
+                (if handler_safe { store } else { Box::new(Guarded(store)) }, handler_safe)
+            }
+        };
+        // Without swap its bytes are nowhere else: stores need no tracking, and nothing ever leaves.
+        let always_dirty = self.runtime.inner.swap.is_none();
+        let dirty_goes = !always_dirty;
         self.build(Backing {
-            store: Box::new(ZeroStore),
-            handler_safe: true,
+            store,
+            handler_safe,
             store_faults: false,
-            always_dirty: true,
+            always_dirty,
+            persistent: false,
+            dirty_goes,
             ops,
         })
     }
@@ -184,6 +223,8 @@ impl ObjectBuilder {
             handler_safe: true,
             store_faults: false,
             always_dirty: false,
+            persistent: false,
+            dirty_goes: false,
             ops,
         })
     }
@@ -198,7 +239,7 @@ impl ObjectBuilder {
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
         let inner = Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id));
-        if inner.writable && !inner.mapping().always_dirty {
+        if inner.persistent {
             inner.rt.add_writable(&inner);
         }
         Ok(Object { inner })
@@ -246,6 +287,10 @@ struct Backing {
     handler_safe: bool,
     store_faults: bool,
     always_dirty: bool,
+    /// What is written is to be found in the store later: the object is synced, and written back when it goes.
+    persistent: bool,
+    /// Dirty pages have somewhere to go.
+    dirty_goes: bool,
     ops: Box<dyn VmOps>,
 }
 
@@ -261,6 +306,7 @@ pub(crate) struct ObjectInner {
     pub(crate) offset: u64,
     pub(crate) len_max: usize,
     pub(crate) writable: bool,
+    pub(crate) persistent: bool,
     pub(crate) dsync: bool,
     pub(crate) sync_wp: bool,
     // Dropped in this order: what borrows before what is borrowed.
@@ -322,6 +368,7 @@ impl ObjectInner {
             handler_safe: backing.handler_safe,
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
+            dirty_goes: backing.dirty_goes,
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
             fill_window: b.fill_window_pages,
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
@@ -342,6 +389,7 @@ impl ObjectInner {
             offset,
             len_max: len,
             writable: b.writable,
+            persistent: b.writable && backing.persistent,
             dsync: b.dsync,
             sync_wp: b.mkwrite || has_mkwrite,
             mapping: Some(mapping),
@@ -410,7 +458,7 @@ fn lend<T: ?Sized>(part: Option<&Lease<T>>) -> &'static T {
 impl Drop for ObjectInner {
     #[expect(unsafe_code, reason = "gives the object's range of the cache back")]
     fn drop(&mut self) {
-        if self.writable && self.pid == std::process::id() {
+        if self.persistent && self.pid == std::process::id() {
             self.write_back_last();
         }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };

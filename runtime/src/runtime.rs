@@ -3,6 +3,7 @@
 use crate::arena::ArenaBuilder;
 use crate::delivery::{self, Delivery, DeliveryReport};
 use crate::error::{Error, Result, parent_only, system};
+use crate::file::FileOptions;
 use crate::flusher::{Flusher, Policy, Writables};
 use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
@@ -10,16 +11,16 @@ use crate::memory;
 use crate::object::{Object, ObjectBuilder, ObjectInner};
 use crate::registry;
 use crate::stats::Stats;
+use crate::swap::{Swap, SwapOptions};
 use softfault_mm::lru::Lruvec;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::sync::AtomicU64;
 use softfault_mm::vmstat::VmStat;
 use softfault_platform::cache::Region;
-use softfault_platform::sys::{Errno, file};
+use softfault_platform::sys::Errno;
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub(crate) struct RuntimeInner {
     writables: Arc<Writables>,
     pub(crate) report: DeliveryReport,
     pub(crate) fill_window_pages: u32,
+    /// Where anonymous memory goes; `None`: it stays.
+    pub(crate) swap: Option<Swap>,
     regions: Mutex<Vec<Arc<Space>>>,
     pid: u32,
 }
@@ -121,9 +124,30 @@ pub struct RuntimeBuilder {
     writeback: Policy,
     fillers: usize,
     fill_window_pages: u32,
+    swap: Option<SwapOptions>,
 }
 
 impl RuntimeBuilder {
+    /// Lets anonymous memory leave the cache, to `bytes` of `path`: a file, which is overwritten, or a folder, in which a
+    /// file without a name is made (`std::env::temp_dir()`, say; not on a tmpfs, which is memory itself). It takes disk
+    /// space as pages are written, and is read and written past the kernel's cache where the file system can.
+    ///
+    /// Pages of zeros take neither space nor I/O.
+    #[must_use]
+    pub fn swap(mut self, path: impl Into<PathBuf>, bytes: u64) -> Self {
+        let zswap_bytes = self.swap.take().map_or(0, |s| s.zswap_bytes);
+        self.swap = Some(SwapOptions { path: path.into(), bytes, zswap_bytes });
+        self
+    }
+    /// Keeps pages that lz4 makes smaller than three quarters in up to `bytes` of memory in front of the swap file, where
+    /// they cost no I/O; call [`RuntimeBuilder::swap`] first. This memory is on top of the cache's limit, and is kept
+    /// until the runtime ends.
+    #[must_use]
+    pub fn zswap(mut self, bytes: u64) -> Self {
+        let none = SwapOptions { path: PathBuf::new(), bytes: 0, zswap_bytes: 0 };
+        self.swap.get_or_insert(none).zswap_bytes = bytes;
+        self
+    }
     /// Bounds the bytes of cached pages over all objects; default: half of what the process's memory cgroup (or the
     /// machine) has. Pages that are not used leave the cache for others; a fault for which nothing can leave, because
     /// everything is pinned or held, is `VM_FAULT_OOM` (SIGBUS).
@@ -165,6 +189,7 @@ impl RuntimeBuilder {
             let what = "a forked child of a process with a runtime cannot make its own: exec first";
             return Err(Error::Denied { op: "RuntimeBuilder::build", what });
         }
+        let swap = self.swap.as_ref().map(Swap::open).transpose()?;
         let mut registry = registry::lock();
         registry.enter(self.fillers)?;
         let stat = registry.take_stat();
@@ -189,6 +214,7 @@ impl RuntimeBuilder {
             writables,
             report: delivery::probe(),
             fill_window_pages: self.fill_window_pages,
+            swap,
             regions: Mutex::new(Vec::new()),
             pid: std::process::id(),
         };
@@ -200,7 +226,13 @@ impl Runtime {
     /// Returns options at their defaults.
     #[must_use]
     pub fn builder() -> RuntimeBuilder {
-        RuntimeBuilder { cache_limit_bytes: None, writeback: Policy::default(), fillers: 4, fill_window_pages: 16 }
+        RuntimeBuilder {
+            cache_limit_bytes: None,
+            writeback: Policy::default(),
+            fillers: 4,
+            fill_window_pages: 16,
+            swap: None,
+        }
     }
 
     /// Makes a runtime with default options.
@@ -216,8 +248,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Io`], [`Error::Exhausted`].
     pub fn open_file(&self, path: impl AsRef<Path>) -> Result<Object> {
-        let file = File::open(path).map_err(|source| Error::Io { op: "Runtime::open_file", source })?;
-        self.file(&file)
+        self.file_options().open(path)
     }
 
     /// Makes a read-only object of an open file (the descriptor is duplicated).
@@ -225,11 +256,29 @@ impl Runtime {
     /// # Errors
     /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
     pub fn file(&self, file: &File) -> Result<Object> {
-        let op = "Runtime::file";
-        let len = file.metadata().map_err(|source| Error::Io { op, source })?.len();
-        let fd = file::dup_cloexec(file.as_raw_fd()).map_err(system(op, "fcntl"))?;
-        let store = softfault_platform::store::file::FileStore::new(fd, 0);
-        self.object(len).handler_store(Box::new(store))
+        self.file_options().file(file)
+    }
+
+    /// Opens a file as an object that may be written; its length is what it is now.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Exhausted`].
+    pub fn open_file_rw(&self, path: impl AsRef<Path>) -> Result<Object> {
+        self.file_options().writable(true).open(path)
+    }
+
+    /// Makes an object that may be written of a file that is open for reading and writing.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
+    pub fn file_rw(&self, file: &File) -> Result<Object> {
+        self.file_options().writable(true).file(file)
+    }
+
+    /// Begins an object of a file: writable or not, past the kernel's cache or not.
+    #[must_use]
+    pub fn file_options(&self) -> FileOptions {
+        FileOptions::new(self.clone())
     }
 
     /// Makes `len_bytes` of anonymous memory, which begins as zeros.

@@ -48,6 +48,8 @@ impl Stats {
         counters.push(("queue_bytes_reserved", rt.queue_bytes()));
         counters.push(("cache_bytes_allocated", rt.allocated_bytes()));
         counters.push(("cache_memfds", rt.nr_regions() as u64));
+        counters.extend(rt.swap.iter().flat_map(crate::swap::Swap::counters));
+        counters.push(("process_direct_fallbacks", softfault_platform::store::direct::fallbacks()));
         counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
         counters.push(("process_handler_chained", entry::PROCESS_STAT.event(Event::HANDLER_CHAINED)));
         counters.push(("process_handler_refused", entry::PROCESS_STAT.event(Event::HANDLER_REFUSED)));

@@ -93,7 +93,7 @@ impl ObjectInner {
             let seen = word.load();
             if seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
                 let skipped = settle(host.env(), m, word, p).map_err(failed)?;
-                held = held.or(skipped.then_some(p));
+                held = held.or_else(|| skipped.then_some(p));
             }
         }
         Ok(held)
@@ -254,7 +254,7 @@ impl Object {
     pub fn sync(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::sync";
         parent_only(op)?;
-        if !self.inner.writable {
+        if !self.inner.persistent {
             return Ok(());
         }
         self.inner.sync(op, &pages(self.inner.mapping(), &range), false)
@@ -276,7 +276,7 @@ impl Object {
     pub fn barrier(&self) -> Result<()> {
         let op = "Object::barrier";
         parent_only(op)?;
-        if !self.inner.writable {
+        if !self.inner.persistent {
             return Ok(());
         }
         self.inner.sync(op, &(0..self.inner.mapping().nr_pages()), true)

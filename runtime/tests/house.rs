@@ -18,6 +18,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "pin.rs",
     "registry.rs",
     "runtime.rs",
+    "swap.rs",
     "vmas.rs",
     "vmas/delegations.rs",
     "vmas/zap.rs",

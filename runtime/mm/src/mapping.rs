@@ -45,6 +45,8 @@ pub struct Mapping<'g> {
     pub store_faults: bool,
     /// The object's content is nowhere else (anonymous memory): stores need no tracking.
     pub always_dirty: bool,
+    /// Dirty pages have somewhere to go: a store that takes them. If not, they stay.
+    pub dirty_goes: bool,
     /// A private first store may be read past the cache.
     pub staging: bool,
     /// Pages read at once when one is missing.

@@ -127,7 +127,11 @@ impl Scan<'_> {
             done.scanned += 1;
             let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { continue };
             let Some(word) = mapping.folio(entry.pgoff()) else { continue };
-            match verdict(entry, word.load()) {
+            let verdict = match verdict(entry, word.load()) {
+                Verdict::Dirty if !mapping.dirty_goes => Verdict::Keep,
+                v => v,
+            };
+            match verdict {
                 Verdict::Stale => {}
                 Verdict::Keep => {
                     word.keep();

@@ -59,7 +59,6 @@ impl<'s> ObjectOps<'s> {
     /// The memory is the object's alone: mapped writable at `memory.alias`, over its whole maximal size, for as long
     /// as the value lives.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "one constructor, one caller; each is a fact of the object")]
     pub unsafe fn new(
         memory: FolioMemory<'s>,
         store: &'s dyn Store,

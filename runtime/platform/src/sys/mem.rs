@@ -2,6 +2,7 @@
 
 use super::syscall::{Errno, syscall6};
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// No access.
 pub const PROT_NONE: i32 = libc::PROT_NONE;
@@ -54,6 +55,33 @@ pub unsafe fn copy_racy(dst: *mut u8, src: *const u8, len_bytes: usize) {
             options(nostack, preserves_flags)
         );
     }
+}
+
+/// Returns whether `len_bytes` bytes, which others may be storing to meanwhile, are all zero. Each is looked at once.
+///
+/// # Context: handler
+///
+/// # Safety
+/// `src..src + len_bytes` is mapped readable.
+#[must_use]
+pub unsafe fn is_zero_racy(src: *const u8, len_bytes: usize) -> bool {
+    let end = src as usize + len_bytes;
+    let mut at = src.cast_mut();
+    while (at as usize) < end {
+        let is_word = (at as usize).is_multiple_of(8) && end - at as usize >= 8;
+        let is_zero = if is_word {
+            // SAFETY: eight aligned readable bytes (checked, and the contract); the loads are atomic.
+            unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Relaxed) == 0
+        } else {
+            // SAFETY: one readable byte (contract).
+            unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Relaxed) == 0
+        };
+        if !is_zero {
+            return false;
+        }
+        at = at.wrapping_add(if is_word { 8 } else { 1 });
+    }
+    true
 }
 
 /// Maps `len_bytes` bytes; see mmap(2).

@@ -24,8 +24,10 @@ use softfault_platform::mmu::uffd::UffdMmu;
 use softfault_platform::section::{self, Slot};
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::ObjectOps;
+use softfault_platform::store::swap::SwapStore;
+use softfault_platform::store::swapfile::SwapFile;
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{PageMut, Store};
+use softfault_platform::store::{PageMut, PageRef, Store};
 use softfault_platform::sys::signal::SigInfo;
 use softfault_platform::trap::{entry, monitor};
 
@@ -101,6 +103,25 @@ fn every_store_method<S: Store>(store: &S, pos: u64, page: &mut PageMut<'_>) {
 #[unsafe(no_mangle)]
 pub fn nopanic_store_file(store: &FileStore, pos: u64, page: &mut PageMut<'_>) {
     every_store_method(store, pos, page);
+}
+
+/// What writes back and gives back, where that is done in a handler.
+fn every_writing_method<S: Store>(store: &S, pos: u64, pages: &PageRef<'_>) {
+    black_box(store.write(pos, pages).is_ok());
+    black_box(store.flush().is_ok());
+    black_box(store.punch(pos, pos).is_ok());
+    black_box(store.set_len(pos).is_ok());
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_store_file_writing(store: &FileStore, pos: u64, pages: &PageRef<'_>) {
+    every_writing_method(store, pos, pages);
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_store_swap(store: &SwapStore<&SwapFile>, pos: u64, page: &mut PageMut<'_>, pages: &PageRef<'_>) {
+    every_store_method(store, pos, page);
+    every_writing_method(store, pos, pages);
 }
 
 #[unsafe(no_mangle)]
