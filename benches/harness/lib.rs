@@ -8,6 +8,8 @@
 pub mod area;
 pub mod args;
 pub mod machine;
+#[path = "../replacement/sim/mod.rs"]
+pub mod replacement;
 pub mod report;
 pub mod session;
 pub mod trap;
