@@ -11,7 +11,7 @@ use softfault_benches::area::HotFile;
 use softfault_benches::report::RowSpec;
 use softfault_benches::session::{Series, Session};
 use softfault_benches::workload::Workload;
-use softfault_benches::{Error, MIB, PAGE, Result};
+use softfault_benches::{MIB, PAGE, Result};
 use std::cell::RefCell;
 use std::time::Duration;
 
@@ -68,12 +68,11 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     for (name, kind) in kinds {
         match start(session, name, kind, len_bytes) {
             Ok(side) => sides.push(side),
-            Err(Error::Absent(why)) => {
+            Err(e) => {
                 for (w, t) in Workload::ALL.iter().flat_map(|w| THREADS.map(|t| (*w, t))) {
-                    session.lack(rows::series(name, w, t), &why);
+                    session.lack(rows::series(name, w, t), &e);
                 }
             }
-            Err(e) => return Err(e),
         }
     }
     for (workload, rows) in wanted.iter().filter(|(_, rows)| !rows.is_empty()) {
@@ -110,9 +109,6 @@ fn one(session: &mut Session, workload: Workload, rows: &[RowSpec], sides: &[Sid
         let filled = side.child.borrow_mut().run(workload, 1, warm, warm_up_budget(session.options.quick));
         if let Err(e) = filled {
             THREADS.iter().for_each(|&t| session.lack(rows::series(side.name, workload, t), &e));
-            if !matches!(e, Error::Absent(_)) {
-                session.failed(&format!("{} {}", side.name, workload.name()), &e);
-            }
             continue;
         }
         for t in THREADS.into_iter().filter(|t| *t == 1 || cpus.other.is_some()) {

@@ -63,9 +63,9 @@ fn one(
     let load = || RefCell::new(Load::new(workload, pages));
     let (at, at_pool, at_monitor) = (load(), load(), load());
 
-    let arena = subject.map_err(ToString::to_string).and_then(|s| {
-        let arena = s.exclusive(source, workload).map_err(|e| e.to_string())?;
-        arena.run(&mut at.borrow_mut(), 1, warm, cpus).map_err(|e| e.to_string())?;
+    let arena = subject.map_err(Error::again).and_then(|s| {
+        let arena = s.exclusive(source, workload)?;
+        arena.run(&mut at.borrow_mut(), 1, warm, cpus)?;
         Ok(arena)
     });
     pool.run(&mut at_pool.borrow_mut(), 1, warm, cpus)?;

@@ -8,7 +8,7 @@ use crate::subject::Subject;
 use softfault_benches::report::RowSpec;
 use softfault_benches::session::{Series, Session};
 use softfault_benches::workload::{Load, Workload};
-use softfault_benches::{PAGE, Result};
+use softfault_benches::{Error, PAGE, Result};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -63,7 +63,7 @@ fn one(
     workload: Workload,
     rows: &[RowSpec],
     (floor, monitored): (&Floor, &Monitored),
-    (subject, source): (std::result::Result<&Subject, &softfault_benches::Error>, &Arc<Source>),
+    (subject, source): (std::result::Result<&Subject, &Error>, &Arc<Source>),
 ) -> Result<()> {
     let (cpus, pages) = (session.cpus, source.pages());
     let scale = if session.options.quick { 16 } else { 1 };
@@ -72,9 +72,9 @@ fn one(
     let load = || RefCell::new(Load::new(workload, pages));
     let (at, at_floor, at_monitor) = (load(), load(), load());
 
-    let arena = subject.map_err(ToString::to_string).and_then(|s| {
-        let arena = s.shared(source, workload).map_err(|e| e.to_string())?;
-        arena.run(&mut at.borrow_mut(), 1, warm, cpus).map_err(|e| e.to_string())?;
+    let arena = subject.map_err(Error::again).and_then(|s| {
+        let arena = s.shared(source, workload)?;
+        arena.run(&mut at.borrow_mut(), 1, warm, cpus)?;
         Ok(arena)
     });
     floor.run(&mut at_floor.borrow_mut(), 1, warm, cpus)?;

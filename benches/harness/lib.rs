@@ -56,6 +56,17 @@ pub enum Error {
     Wrong(String),
 }
 
+impl Error {
+    /// Returns the error once more, as text, for another row that it costs.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Absent(why) => Self::Absent(why.clone()),
+            other => Self::Wrong(other.to_string()),
+        }
+    }
+}
+
 /// A result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 

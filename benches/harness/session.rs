@@ -98,9 +98,13 @@ impl Session {
         Ok(())
     }
 
-    /// Says why `series` will be missing, for the rows that need it.
-    pub fn lack(&mut self, series: &'static str, why: impl fmt::Display) {
+    /// Says why `series` will be missing, for the rows that need it. It is a failure unless something is
+    /// [`Error::Absent`].
+    pub fn lack(&mut self, series: &'static str, why: &Error) {
         self.reasons.insert(series, why.to_string());
+        if !matches!(why, Error::Absent(_)) {
+            self.failed(series, why);
+        }
     }
 
     /// Adds a remark to a row that was measured; nothing happens when it was not.
