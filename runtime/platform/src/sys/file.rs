@@ -248,3 +248,13 @@ pub fn eventfd() -> Result<i32, Errno> {
     let fd = unsafe { syscall6(libc::SYS_eventfd2, [0, libc::EFD_CLOEXEC as usize, 0, 0, 0, 0]) }?;
     Ok(i32::try_from(fd).unwrap_or(i32::MAX))
 }
+
+/// Drops a whole file's clean pages from the kernel's page cache; see posix_fadvise(2), `POSIX_FADV_DONTNEED`.
+///
+/// # Errors
+/// `EBADF`, `ESPIPE`.
+pub fn fadvise_dontneed(fd: i32) -> Result<(), Errno> {
+    let args = [fd as usize, 0, 0, libc::POSIX_FADV_DONTNEED as usize, 0, 0];
+    // SAFETY: touches no memory; the file's bytes stay what they are.
+    unsafe { syscall6(libc::SYS_fadvise64, args) }.map(drop)
+}
