@@ -2,6 +2,7 @@
 
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
+use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
 use crate::registry;
@@ -17,8 +18,7 @@ use softfault_mm::{filemap, truncate};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
-use softfault_platform::sys::Errno;
+use softfault_platform::store::{HandlerStore, Store};
 use softfault_platform::{section, vmatree};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,12 +36,14 @@ pub struct ObjectBuilder {
     mkwrite: bool,
     dsync: bool,
     fill_window_pages: u32,
+    readahead_pages: Option<u32>,
     private_past_cache: bool,
 }
 
 impl ObjectBuilder {
     pub(crate) fn new(runtime: Runtime, len_bytes: u64) -> Self {
         let fill_window_pages = runtime.inner.fill_window_pages;
+        let readahead_pages = runtime.inner.readahead_pages;
         Self {
             runtime,
             len_bytes,
@@ -53,6 +55,7 @@ impl ObjectBuilder {
             mkwrite: false,
             dsync: false,
             fill_window_pages,
+            readahead_pages,
             private_past_cache: true,
         }
     }
@@ -102,10 +105,18 @@ impl ObjectBuilder {
         self.mkwrite |= yes;
         self
     }
-    /// Sets how many pages one miss reads at most (1 to 512); default the runtime's.
+    /// Sets how many pages the thread that misses one reads at most (1 to 512); default the runtime's.
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
         self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self
+    }
+    /// Sets the largest readahead window; default the runtime's. See [`RuntimeBuilder::readahead_pages`].
+    ///
+    /// [`RuntimeBuilder::readahead_pages`]: crate::RuntimeBuilder::readahead_pages
+    #[must_use]
+    pub fn readahead_pages(mut self, max: u32) -> Self {
+        self.readahead_pages = Some(max);
         self
     }
     /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
@@ -127,7 +138,14 @@ impl ObjectBuilder {
         }
         let store = Box::new(Guarded(store));
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing { store, handler_safe: false, store_faults: false, always_dirty: false, ops })
+        self.build(Backing {
+            store,
+            handler_safe: false,
+            store_faults: false,
+            always_dirty: false,
+            reads_ahead: true,
+            ops,
+        })
     }
 
     /// Makes the object over a store that is called in the faulting thread, in a signal handler.
@@ -145,7 +163,14 @@ impl ObjectBuilder {
         }
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
         let store_faults = store.touches_arenas();
-        self.build(Backing { store, handler_safe: true, store_faults, always_dirty: false, ops })
+        self.build(Backing {
+            store,
+            handler_safe: true,
+            store_faults,
+            always_dirty: false,
+            reads_ahead: !store_faults,
+            ops,
+        })
     }
 
     /// Makes the object of anonymous memory.
@@ -160,6 +185,7 @@ impl ObjectBuilder {
             handler_safe: true,
             store_faults: false,
             always_dirty: true,
+            reads_ahead: false,
             ops,
         })
     }
@@ -182,6 +208,7 @@ impl ObjectBuilder {
             handler_safe: true,
             store_faults: false,
             always_dirty: false,
+            reads_ahead: false,
             ops,
         })
     }
@@ -199,47 +226,14 @@ impl ObjectBuilder {
     }
 }
 
-/// A store whose panics are errors of the page: a filler that unwound would keep its pages `filling` for ever.
-struct Guarded(Box<dyn Store>);
-
-impl Store for Guarded {
-    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.read(pos_bytes, page))
-    }
-    fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.dsync(pos_bytes, len_bytes))
-    }
-    fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.write(pos_bytes, pages))
-    }
-    fn flush(&self) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.flush())
-    }
-    fn punch(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.punch(pos_bytes, len_bytes))
-    }
-    fn set_len(&self, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.set_len(len_bytes))
-    }
-    fn is_stable(&self) -> bool {
-        self.0.is_stable()
-    }
-    fn rereads_unflushed(&self) -> bool {
-        self.0.rereads_unflushed()
-    }
-}
-
-/// Runs a store's method; a panic of it is an error of the store.
-fn guarded(f: impl FnOnce() -> std::result::Result<(), StoreError>) -> std::result::Result<(), StoreError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(Err(StoreError::Io(Errno::EIO)))
-}
-
 /// What an object is made over.
 struct Backing {
     store: Box<dyn Store>,
     handler_safe: bool,
     store_faults: bool,
     always_dirty: bool,
+    /// A filler may fill pages that nobody asked for.
+    reads_ahead: bool,
     ops: Box<dyn VmOps>,
 }
 
@@ -328,6 +322,7 @@ impl ObjectInner {
             always_dirty: backing.always_dirty,
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
             fill_window: b.fill_window_pages,
+            ra: crate::madvise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),

@@ -12,6 +12,8 @@ use crate::folio::{DSYNCED, FolioWord, State};
 use crate::host::{AddressSpace, Park, Woken};
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
+use crate::read_pages;
+use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
 use crate::vmstat::Stage;
@@ -121,6 +123,11 @@ fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, wor
         let r = memory::handle_mm_fault(&mut vmf);
         debug_assert!(vmf.folio.is_none(), "no pin leaves the section");
         *work = core::mem::take(&mut vmf.work);
+        if vmf.marker != NO_MARKER {
+            // Whatever became of the fault. It claims and queues, it neither reads nor waits; and here the frames of the
+            // walk are gone from the stack.
+            read_pages::do_async_readahead(vma.mapping, env.park, ctx.stripe, vmf.marker, 1);
+        }
         let stat = vma.mapping.stat;
         memory::account_fault(ctx, stat, r, attempt.before);
         if ctx.clock.is_some() {
@@ -141,6 +148,7 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             Next::Again
         }
         Work::Fill(claim) => do_fill(env, ctx, claim),
+        Work::Read(held, mode) => do_read(env, ctx, held, mode),
         Work::Cow(claim) => do_cow_read(env, ctx, claim),
         Work::Dsync(claim) => do_dsync(env, ctx, claim),
         Work::Tell(telling) => {
@@ -151,13 +159,28 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
     }
 }
 
+/// Reads a missing page here or on a filler, and has the fillers read what lies ahead of it first.
+#[inline(never)]
+fn do_read(env: Env<'_>, ctx: &Ctx<'_>, held: Claim, mode: Mode) -> Next {
+    let mut claim = None;
+    env.mm.with_claim(&held, &mut |m| {
+        claim = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
+    });
+    release(env, held);
+    match claim {
+        Some(claim) => do_fill(env, ctx, claim),
+        // Somebody else claimed it meanwhile, or there is no room: the next attempt is TRIED, and says so.
+        None => Next::Again,
+    }
+}
+
 /// Undoes what the walk prepared for work that nobody will do: a token that is not spent keeps its object for ever, and
 /// a page that is `telling` its range.
 fn drop_work(env: Env<'_>, work: Work) {
     match work {
         Work::None | Work::Wait(..) => {}
         Work::Fill(claim) => give_up(env, claim),
-        Work::Cow(claim) | Work::Dsync(claim) => release(env, claim),
+        Work::Cow(claim) | Work::Dsync(claim) | Work::Read(claim, ..) => release(env, claim),
         Work::Tell(telling) => untell(env, telling),
     }
 }

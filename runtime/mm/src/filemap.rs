@@ -17,11 +17,12 @@
 
 use crate::claim::Claim;
 use crate::failpoint;
-use crate::folio::{DIRTY, FolioWord, OVERDUE, State, Wake};
+use crate::folio::{DIRTY, FolioWord, OVERDUE, READAHEAD, State, Wake};
 use crate::host::Park;
 use crate::mapping::{FailurePolicy, Mapping};
 use crate::ops::{Installed, Prot, WaitKey};
 use crate::page::{EXTENT_SHIFT, PAGE_SHIFT};
+use crate::readahead::Mode;
 use crate::sync::{Ordering, fence};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma, Work};
@@ -84,6 +85,12 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     match get_folio(mapping, vmf.pgoff(), set) {
         Lookup::Pinned(word) => {
             vmf.folio = Some(word);
+            if !vmf.flags().intersects(FaultFlags::TRIED) {
+                mapping.ra.note_hit();
+            }
+            if word.take_marker() {
+                vmf.marker = vmf.pgoff();
+            }
             VmFaultReason::LOCKED
         }
         Lookup::PastEnd => VmFaultReason::SIGBUS,
@@ -109,13 +116,46 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     }
 }
 
-/// Claims the run of missing pages around the fault, within the fill window, the vma, the extent and the object.
+/// Marks the window's page that sets the next one off, if it is among those just claimed.
+pub fn set_marker(mapping: &Mapping<'_>, claim: &Claim, marker: u64) {
+    let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
+    if (claim.pgoff()..end).contains(&marker)
+        && let Some(word) = mapping.folio(marker)
+    {
+        word.set(READAHEAD);
+    }
+}
+
+/// Asks for the missing page and what readahead adds to it, unless it is off or was asked before.
+#[inline(never)]
+fn ask_readahead(vmf: &mut VmFault<'_>) -> bool {
+    let (mapping, mode) = (vmf.vma().mapping, vmf.vma().read_mode());
+    let asks = mapping.ra.is_on() && mode != Mode::Random && !vmf.flags().intersects(FaultFlags::TRIED);
+    if asks {
+        vmf.work = Work::Read(hold(mapping, vmf.pgoff()), mode);
+    }
+    asks
+}
+
+/// Returns the pages that a miss reads where nothing is read ahead.
+#[inline(never)]
+fn window_of(vma: &Vma<'_>) -> u64 {
+    if vma.read_mode() == Mode::Random { 1 } else { u64::from(vma.mapping.fill_window_pages()) }
+}
+
+/// Asks for the missing page, and what readahead adds; where it is off, and at a second attempt, claims the run of
+/// missing pages around the fault, within the fill window, the vma, the extent and the object.
+///
+/// Readahead plans outside the section: its arithmetic needs stack that the section's frames have used.
 fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
     if vmf.flags().intersects(FaultFlags::RETRY_NOWAIT) {
         return VmFaultReason::RETRY;
     }
     let (vma, mapping) = (vmf.vma(), vmf.vma().mapping);
-    let window = u64::from(mapping.fill_window.clamp(1, CLAIM_MAX)).next_power_of_two();
+    if ask_readahead(vmf) {
+        return VmFaultReason::MAJOR | VmFaultReason::RETRY;
+    }
+    let window = window_of(vma);
     let start = (vmf.pgoff() & !(window - 1)).max(vma.pgoff);
     let end = (vmf.pgoff() & !(window - 1)).saturating_add(window).min(vma.pgoff_end()).min(mapping.nr_pages());
     match claim_run(mapping, vmf.pgoff(), start, end) {
@@ -222,6 +262,13 @@ pub fn read_claimed(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, claim
             mapping.stat.add(stripe, Event::FILL_ERRORS, 1);
             let bad = pgoff.saturating_add(u64::from(good.min(nr.saturating_sub(1))));
             publish(mapping, park, stripe, pgoff, bad);
+            if claim.is_ahead() {
+                // Nobody asked for the page: who does asks the store anew, and gets the verdict.
+                each(mapping, park, bad, end, FolioWord::abandon);
+                mapping.account.uncharge(end.saturating_sub(bad));
+                release(mapping, claim);
+                return Err(error);
+            }
             let settled = settle_bad_page(mapping, park, stripe, bad, error);
             each(mapping, park, bad.saturating_add(1), end, FolioWord::abandon);
             mapping.account.uncharge(end.saturating_sub(bad.saturating_add(1)));
@@ -350,11 +397,14 @@ pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFau
         }
         run = p.saturating_add(1);
     }
+    if !result.is_empty() && !vmf.flags().intersects(FaultFlags::TRIED) {
+        vma.mapping.ra.note_hit();
+    }
     result
 }
 
-/// Pins page `p` for a window; `false` ends the run.
-fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
+/// Pins page `p` for a window; `false` ends the run. A marker on it is taken and noted.
+fn pin_for_window(vmf: &mut VmFault<'_>, p: u64, set: u64) -> bool {
     let vma = vmf.vma();
     let addr = vma.address_of(p);
     // By granule a window that exposes for stores takes along what is exposed for loads alone; one for loads leaves
@@ -363,7 +413,12 @@ fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
         && p != vmf.pgoff()
         && vma.extent(addr).is_some_and(|e| e.maybe_mapped(crate::extent::Extent::page_index(addr)));
     let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> PAGE_SHIFT));
-    !hint && told && vma.mapping.folio(p).is_some_and(|w| w.try_pin(set).is_ok())
+    let Some(word) = vma.mapping.folio(p).filter(|_| !hint && told) else { return false };
+    let Ok(seen) = word.try_pin(set) else { return false };
+    if seen.has(READAHEAD) && word.take_marker() {
+        vmf.marker = p;
+    }
+    true
 }
 
 /// Installs the pinned pages `from..to`, unpins them, and says whether the faulting one is among the mapped.

@@ -1,11 +1,11 @@
 //! The folio word: one `AtomicU64` per page of an object, holding the state, the flags, the pins and the version.
 //!
 //! ```text
-//!  63        48 47        32 31        16 15      8 7 6 5 4 3 2   0
-//! +------------+------------+------------+---------+-+-+-+-+-+-----+
-//! | version hi |    pins    | version lo |  error  |S|O|W|R|D|state|
-//! +------------+------------+------------+---------+-+-+-+-+-+-----+
-//!                                         S dsynced  O overdue  W waiters  R referenced  D dirty
+//!  63        48 47        32 31        16 15 14 13  11 10   8 7 6 5 4 3 2   0
+//! +------------+------------+------------+--+--+------+------+-+-+-+-+-+-----+
+//! | version hi |    pins    | version lo |  |A |      |error |S|O|W|R|D|state|
+//! +------------+------------+------------+--+--+------+------+-+-+-+-+-+-----+
+//!                       A readahead  S dsynced  O overdue  W waiters  R referenced  D dirty
 //! ```
 //! State, flags and waiters lie in the low half, which a futex can compare. All-zero is `absent`, so a table of words
 //! is an untouched anonymous mapping.
@@ -56,9 +56,11 @@ pub const WAITERS: u64 = 1 << 5;
 pub const OVERDUE: u64 = 1 << 6;
 /// The store has made the page's block durable (`NEEDDSYNC` was answered).
 pub const DSYNCED: u64 = 1 << 7;
+/// Whoever maps or pins the page has the next window read. Linux: `PG_readahead`.
+pub const READAHEAD: u64 = 1 << 14;
 
 const ERROR_SHIFT: u32 = 8;
-const ERROR: u64 = 0xff << ERROR_SHIFT;
+const ERROR: u64 = 0x7 << ERROR_SHIFT;
 const VERSION_LO_SHIFT: u32 = 16;
 const VERSION_LO: u64 = 0xffff << VERSION_LO_SHIFT;
 const PIN_SHIFT: u32 = 32;
@@ -243,7 +245,7 @@ impl FolioWord {
     pub fn try_claim(&self) -> Result<Folio, Folio> {
         self.update(|w| {
             let free = matches!(w.state(), State::Absent | State::Poisoned);
-            free.then_some((w.bumped() & !(STATE | ERROR | OVERDUE | DIRTY | DSYNCED)) | FILLING)
+            free.then_some((w.bumped() & !(STATE | ERROR | OVERDUE | DIRTY | DSYNCED | READAHEAD)) | FILLING)
         })
     }
 
@@ -294,6 +296,13 @@ impl FolioWord {
         // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
         // release publishes it.
         self.0.fetch_or(flags, Ordering::Relaxed);
+    }
+
+    /// Takes the readahead marker off a page that the caller has pinned; `true`: it was there, and is the caller's.
+    #[inline]
+    pub fn take_marker(&self) -> bool {
+        // Relaxed: it orders nothing; of several takers one gets it.
+        self.load().has(READAHEAD) && self.0.fetch_and(!READAHEAD, Ordering::Relaxed) & READAHEAD != 0
     }
 
     /// uptodate, clean, unpinned -> evicting.
@@ -450,6 +459,33 @@ mod tests {
         w.try_claim().unwrap();
         let _ = w.publish(0);
         assert_eq!(w.load().0 & ERROR, 0, "healed");
+    }
+
+    #[test]
+    fn a_marker_outlives_the_fill_and_is_taken_once() {
+        let w = FolioWord::new();
+        w.try_claim().unwrap();
+        w.set(READAHEAD);
+        let _ = w.publish(0);
+        assert!(w.try_pin(0).unwrap().has(READAHEAD));
+        assert!(w.take_marker() && !w.take_marker(), "one taker gets it");
+        w.set(READAHEAD);
+        w.unpin();
+        w.try_evict().unwrap();
+        let _ = w.evicted();
+        w.try_claim().unwrap();
+        assert!(!w.load().has(READAHEAD), "a new life begins without it");
+    }
+
+    #[test]
+    fn every_error_fits_beside_the_flags() {
+        for code in 1..=6 {
+            let w = FolioWord::new();
+            w.try_claim().unwrap();
+            w.set(READAHEAD);
+            let _ = w.fail(FillError::from_code(code));
+            assert_eq!(w.load().error() as u8, code);
+        }
     }
 
     #[test]

@@ -11,12 +11,14 @@
 //! page types
 //! sync
 //! trace vmstat ctx
-//! folio extent claim ops
+//! folio extent claim ops readahead
+//! streams
 //! mapping
 //! delegation
 //! vma
 //! host
 //! filemap
+//! read_pages
 //! huge_memory userfaultfd
 //! shmem
 //! memory truncate
@@ -50,6 +52,9 @@ pub mod claim;
 pub mod extent;
 pub mod folio;
 pub mod ops;
+pub mod readahead;
+
+pub mod streams;
 
 pub mod mapping;
 
@@ -60,6 +65,8 @@ pub mod vma;
 pub mod host;
 
 pub mod filemap;
+
+pub mod read_pages;
 
 pub mod huge_memory;
 #[cfg(feature = "userfaultfd")]
