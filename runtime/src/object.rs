@@ -2,6 +2,7 @@
 
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
+use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
 use crate::registry;
@@ -15,12 +16,11 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_mm::{truncate, vmscan};
+use softfault_mm::vmscan;
 use softfault_platform::host::Host;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
-use softfault_platform::sys::Errno;
+use softfault_platform::store::{HandlerStore, Store};
 use softfault_platform::{section, vmatree};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,12 +38,14 @@ pub struct ObjectBuilder {
     mkwrite: bool,
     dsync: bool,
     fill_window_pages: u32,
+    readahead_pages: Option<u32>,
     private_past_cache: bool,
 }
 
 impl ObjectBuilder {
     pub(crate) fn new(runtime: Runtime, len_bytes: u64) -> Self {
         let fill_window_pages = runtime.inner.fill_window_pages;
+        let readahead_pages = runtime.inner.readahead_pages;
         Self {
             runtime,
             len_bytes,
@@ -55,6 +57,7 @@ impl ObjectBuilder {
             mkwrite: false,
             dsync: false,
             fill_window_pages,
+            readahead_pages,
             private_past_cache: true,
         }
     }
@@ -112,10 +115,18 @@ impl ObjectBuilder {
         self.mkwrite |= yes;
         self
     }
-    /// Sets how many pages one miss reads at most (1 to 512); default the runtime's.
+    /// Sets how many pages the thread that misses one reads at most (1 to 512); default the runtime's.
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
         self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self
+    }
+    /// Sets the largest readahead window; default the runtime's. See [`RuntimeBuilder::readahead_pages`].
+    ///
+    /// [`RuntimeBuilder::readahead_pages`]: crate::RuntimeBuilder::readahead_pages
+    #[must_use]
+    pub fn readahead_pages(mut self, max: u32) -> Self {
+        self.readahead_pages = Some(max);
         self
     }
     /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
@@ -144,6 +155,7 @@ impl ObjectBuilder {
             always_dirty: false,
             persistent: true,
             dirty_goes: true,
+            reads_ahead: true,
             ops,
         })
     }
@@ -170,6 +182,7 @@ impl ObjectBuilder {
             always_dirty: false,
             persistent: true,
             dirty_goes: true,
+            reads_ahead: !store_faults,
             ops,
         })
     }
@@ -201,6 +214,7 @@ impl ObjectBuilder {
             always_dirty,
             persistent: false,
             dirty_goes,
+            reads_ahead: false,
             ops,
         })
     }
@@ -225,6 +239,7 @@ impl ObjectBuilder {
             always_dirty: false,
             persistent: false,
             dirty_goes: false,
+            reads_ahead: false,
             ops,
         })
     }
@@ -246,41 +261,6 @@ impl ObjectBuilder {
     }
 }
 
-/// A store whose panics are errors of the page: a filler that unwound would keep its pages `filling` for ever.
-struct Guarded(Box<dyn Store>);
-
-impl Store for Guarded {
-    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.read(pos_bytes, page))
-    }
-    fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.dsync(pos_bytes, len_bytes))
-    }
-    fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.write(pos_bytes, pages))
-    }
-    fn flush(&self) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.flush())
-    }
-    fn punch(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.punch(pos_bytes, len_bytes))
-    }
-    fn set_len(&self, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.set_len(len_bytes))
-    }
-    fn is_stable(&self) -> bool {
-        self.0.is_stable()
-    }
-    fn rereads_unflushed(&self) -> bool {
-        self.0.rereads_unflushed()
-    }
-}
-
-/// Runs a store's method; a panic of it is an error of the store.
-fn guarded(f: impl FnOnce() -> std::result::Result<(), StoreError>) -> std::result::Result<(), StoreError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(Err(StoreError::Io(Errno::EIO)))
-}
-
 /// What an object is made over.
 struct Backing {
     store: Box<dyn Store>,
@@ -291,6 +271,8 @@ struct Backing {
     persistent: bool,
     /// Dirty pages have somewhere to go.
     dirty_goes: bool,
+    /// A filler may fill pages that nobody asked for.
+    reads_ahead: bool,
     ops: Box<dyn VmOps>,
 }
 
@@ -371,6 +353,7 @@ impl ObjectInner {
             dirty_goes: backing.dirty_goes,
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
             fill_window: b.fill_window_pages,
+            ra: crate::madvise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
@@ -566,48 +549,6 @@ impl Object {
             arena.unpoison(&self.inner, pages.start, pages.end)?;
         }
         Ok(healed as u64)
-    }
-
-    /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] past the maximal length, [`Error::Denied`] when a page past the end stays pinned for long (the
-    /// end is the new one all the same: such a page is SIGBUS to new touches), [`Error::Exhausted`] when an extent cannot be taken back.
-    pub fn set_len(&self, len_bytes: u64) -> Result<()> {
-        let op = "Object::set_len";
-        parent_only(op)?;
-        let m = self.inner.mapping();
-        if len_bytes > self.inner.len_max as u64 {
-            let why = "past the maximal length the object was made with";
-            return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
-        }
-        let _arenas = self.inner.arenas();
-        let _gate = self.inner.i_mmap().gate();
-        let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
-        if len_bytes > self.len() && self.inner.writable {
-            // The store grows first: bytes past its end cannot be read.
-            self.inner.store().set_len(len_bytes).map_err(moved)?;
-        }
-        self.inner.a_ops().set_len(len_bytes);
-        let old = truncate::i_size_write(m, len_bytes);
-        if old <= len_bytes {
-            return Ok(());
-        }
-        // A promotion that read the old end has finished by now, or will read the new one.
-        section::synchronize();
-        let (from, to) = (len_bytes >> PAGE_SHIFT, pages_of(old));
-        let host = Host::detached();
-        for _ in 0..2_000 {
-            self.inner.demote(from, to)?;
-            let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
-            if dropped && io::zero_tail(&self.inner, len_bytes) {
-                // The store shrinks last: nobody writes past the new end any more.
-                let shrunk = if self.inner.writable { self.inner.store().set_len(len_bytes) } else { Ok(()) };
-                return shrunk.map_err(moved);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Err(Error::Denied { op, what: "pages past the new end stay pinned or are being filled; drop the pins" })
     }
 
     /// Returns whether the store's pages are cached at `offset`, and readable without asking the store.

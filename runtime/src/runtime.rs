@@ -43,6 +43,7 @@ pub(crate) struct RuntimeInner {
     pub(crate) fill_window_pages: u32,
     /// Where anonymous memory goes; `None`: it stays.
     pub(crate) swap: Option<Swap>,
+    pub(crate) readahead_pages: Option<u32>,
     regions: Mutex<Vec<Arc<Space>>>,
     pid: u32,
 }
@@ -125,6 +126,7 @@ pub struct RuntimeBuilder {
     fillers: usize,
     fill_window_pages: u32,
     swap: Option<SwapOptions>,
+    readahead_pages: Option<u32>,
 }
 
 impl RuntimeBuilder {
@@ -163,10 +165,21 @@ impl RuntimeBuilder {
         self.fillers = nr.clamp(1, 64);
         self
     }
-    /// Sets how many pages one miss reads at most (rounded to a power of two, 1 to 512); default 16.
+    /// Sets how many pages the thread that misses one reads at most (rounded to a power of two, 1 to 512); default 16.
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
         self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self
+    }
+    /// Sets the largest readahead window in pages; default twice the fill window, or 0 where that is one page.
+    ///
+    /// What a miss does not need itself, and the windows behind it while a stream goes on, the fillers read before
+    /// anybody asks. [`Advice::Sequential`](crate::Advice::Sequential) doubles it. 0 turns it off: a miss reads the
+    /// aligned fill window around it. Never read ahead are anonymous memory, vtables of the user's, stores that touch
+    /// arenas (a filler may not) and objects whose failures end the process.
+    #[must_use]
+    pub fn readahead_pages(mut self, max: u32) -> Self {
+        self.readahead_pages = Some(max);
         self
     }
 
@@ -215,6 +228,7 @@ impl RuntimeBuilder {
             report: delivery::probe(),
             fill_window_pages: self.fill_window_pages,
             swap,
+            readahead_pages: self.readahead_pages,
             regions: Mutex::new(Vec::new()),
             pid: std::process::id(),
         };
@@ -232,6 +246,7 @@ impl Runtime {
             fillers: 4,
             fill_window_pages: 16,
             swap: None,
+            readahead_pages: None,
         }
     }
 

@@ -72,6 +72,8 @@ fn a_private_store_to_a_bad_page_fails_too() {
 fn read_at_heals_what_a_touch_poisoned() {
     each_mode("heal_by_call", |rt, mode| {
         let (object, knobs) = knob_object(rt, (NR * PAGE) as u64, true);
+        // No page is read before it is made to fail.
+        object.advise(0..0, softfault::Advice::Random).unwrap();
         let a = arena(rt, mode, EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
         knobs.fail(3, 1);

@@ -14,6 +14,8 @@ use crate::host::Woken;
 use crate::memcontrol::CacheAccount;
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
+use crate::read_pages;
+use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
 use crate::vmscan::{self, Freed};
@@ -109,6 +111,11 @@ fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, wor
         let r = memory::handle_mm_fault(&mut vmf);
         debug_assert!(vmf.folio.is_none(), "no pin leaves the section");
         *work = core::mem::take(&mut vmf.work);
+        if vmf.marker != NO_MARKER {
+            // Whatever became of the fault. It claims and queues, it neither reads nor waits; and here the frames of the
+            // walk are gone from the stack.
+            read_pages::do_async_readahead(vma.mapping, env.park, ctx.stripe, vmf.marker, 1);
+        }
         let stat = vma.mapping.stat;
         memory::account_fault(ctx, stat, r, attempt.before);
         if ctx.clock.is_some() {
@@ -129,6 +136,7 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             Next::Again
         }
         Work::Fill(claim) => do_fill(env, ctx, claim),
+        Work::Read(held, mode) => do_read(env, ctx, held, mode),
         Work::Cow(claim) => do_cow_read(env, ctx, claim),
         Work::Dsync(claim) => do_dsync(env, ctx, claim),
         Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
@@ -140,13 +148,28 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
     }
 }
 
+/// Reads a missing page here or on a filler, and has the fillers read what lies ahead of it first.
+#[inline(never)]
+fn do_read(env: Env<'_>, ctx: &Ctx<'_>, held: Claim, mode: Mode) -> Next {
+    let mut claim = None;
+    env.mm.with_claim(&held, &mut |m| {
+        claim = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
+    });
+    release(env, held);
+    match claim {
+        Some(claim) => do_fill(env, ctx, claim),
+        // Somebody else claimed it meanwhile, or there is no room: the next attempt is TRIED, and says so.
+        None => Next::Again,
+    }
+}
+
 /// Undoes what the walk prepared for work that nobody will do: a token that is not spent keeps its object for ever, and
 /// a page that is `telling` its range.
 fn drop_work(env: Env<'_>, work: Work) {
     match work {
         Work::None | Work::Wait(..) => {}
         Work::Fill(claim) => give_up(env, claim),
-        Work::Cow(claim) | Work::Dsync(claim) | Work::Reclaim(claim) => release(env, claim),
+        Work::Cow(claim) | Work::Dsync(claim) | Work::Reclaim(claim) | Work::Read(claim, ..) => release(env, claim),
         Work::Tell(telling) => untell(env, telling),
     }
 }

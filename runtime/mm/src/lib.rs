@@ -11,14 +11,15 @@
 //! page types
 //! sync
 //! trace vmstat ctx
-//! folio extent claim ops
-//! lru
+//! folio extent claim ops readahead
+//! lru streams
 //! memcontrol
 //! mapping
 //! delegation
 //! vma
 //! host
 //! filemap
+//! read_pages
 //! huge_memory userfaultfd
 //! rmap
 //! writeback
@@ -55,6 +56,9 @@ pub mod claim;
 pub mod extent;
 pub mod folio;
 pub mod ops;
+pub mod readahead;
+
+pub mod streams;
 
 pub mod lru;
 
@@ -69,6 +73,8 @@ pub mod vma;
 pub mod host;
 
 pub mod filemap;
+
+pub mod read_pages;
 
 pub mod huge_memory;
 #[cfg(feature = "userfaultfd")]

@@ -4,9 +4,14 @@ use crate::extent::ChunkWord;
 use crate::folio::FolioWord;
 use crate::memcontrol::CacheAccount;
 use crate::ops::AddressSpaceOps;
-use crate::page::{chunk_of, pages_of, pgoff_index};
+use crate::page::{EXTENT_SHIFT, PAGE_SHIFT, chunk_of, pages_of, pgoff_index};
+use crate::readahead::Request;
+use crate::streams::Readahead;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::vmstat::VmStat;
+
+/// The longest fill window.
+const FILL_WINDOW_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
 
 /// What happens to an access whose page the store cannot give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -49,8 +54,10 @@ pub struct Mapping<'g> {
     pub dirty_goes: bool,
     /// A private first store may be read past the cache.
     pub staging: bool,
-    /// Pages read at once when one is missing.
+    /// Pages read at once by one thread when one is missing, at most.
     pub fill_window: u32,
+    /// What is read beyond that, and before anybody asks.
+    pub ra: Readahead,
     /// How long a touch waits for a fill, `u64::MAX` for ever.
     pub deadline_ns: u64,
     /// Claims, tellings and reads in flight: the object must not go away while there are any.
@@ -116,6 +123,24 @@ impl Mapping<'_> {
     #[must_use]
     pub fn folio(&self, pgoff: u64) -> Option<&FolioWord> {
         self.folios.get(pgoff_index(pgoff))
+    }
+
+    /// Returns whether page `pgoff` is in the cache, whole.
+    #[must_use]
+    pub fn is_cached(&self, pgoff: u64) -> bool {
+        self.folio(pgoff).is_some_and(|w| w.load().is_mappable())
+    }
+
+    /// Returns an access of `req` pages at `pgoff`, as readahead knows it.
+    #[must_use]
+    pub fn request(&self, pgoff: u64, req: u32) -> Request {
+        Request { index: pgoff, req, sync_max: self.fill_window_pages(), floor: 0, end: self.nr_pages() }
+    }
+
+    /// Returns the fill window: a power of two, at most an extent.
+    #[must_use]
+    pub fn fill_window_pages(&self) -> u32 {
+        self.fill_window.clamp(1, FILL_WINDOW_MAX).next_power_of_two()
     }
 
     /// Returns the word of the chunk that holds page `pgoff`.

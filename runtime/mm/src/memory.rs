@@ -266,7 +266,7 @@ fn put_folio(vmf: &mut VmFault<'_>) {
 /// Linux: `should_fault_around`. Delegated ranges map only what was told, random ones only what was touched.
 fn should_fault_around(vmf: &VmFault<'_>) -> bool {
     let vma = vmf.vma();
-    let single = VmFlags::RAND_READ | VmFlags::UFFD_MINOR | VmFlags::SYNC;
+    let single = VmFlags::RAND_READ | VmFlags::MAP_SINGLE | VmFlags::UFFD_MINOR | VmFlags::SYNC;
     let by_page = vma.granule_pages != 0 && vmf.is_write() && vma.ops.has_page_mkwrite();
     !vma.flags.intersects(single) && !by_page && !vmf.flags().intersects(FaultFlags::INSTRUCTION)
 }

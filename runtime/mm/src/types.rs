@@ -167,10 +167,14 @@ bits! {
         NATIVE_OK = 1 << 20;
         /// A whole granule is exposed at once, by protection (SIGSEGV delivery).
         GRANULE = 1 << 21;
-        /// Fault-around is off: one page a fault.
+        /// Read in no order: one page a fault, nothing around it.
         RAND_READ = 1 << 22;
         /// Ask the delegate before `fault`, by `VmOps::get_folio_noalloc` (the kernel's later design).
         UFFD_LOOKUP_FIRST = 1 << 23;
+        /// Read in ascending order: read far ahead.
+        SEQ_READ = 1 << 24;
+        /// Fault-around is off: what a fault reads is mapped page by page.
+        MAP_SINGLE = 1 << 25;
     }
 }
 

@@ -403,17 +403,50 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>
     }
 }
 
-/// Drops the clean, unpinned, unmapped-on-the-way pages of `from..to`; dirty and pinned ones stay. Returns how many went.
-///
-/// # Context: control plane, or a handler
+/// Drops the clean, unpinned pages of `from..to`, unmapping them on the way; dirty and pinned ones stay. Returns how many
+/// went.
 pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
+    each_batch(env, mapping, from, to, &mut |r, batch, a, b| reclaim_batch(env, r, mapping, stripe, batch, a, b))
+}
+
+/// Unmaps the pages of `from..to` and puts them on probation: they go next unless they are missed. Returns how many that
+/// were. Linux: `deactivate_page`.
+pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
+    each_batch(env, mapping, from, to, &mut |r, batch, a, b| {
+        let nr = unmap_batch(r, mapping, stripe, batch, a, b);
+        let pages = batch.pages.get(..nr).unwrap_or(&[]);
+        for (id, p) in pages {
+            let Some(word) = mapping.folio(*p) else { continue };
+            let entry = Entry::new(*id, *p, word.load());
+            word.unpin();
+            if !mapping.account.lru.probation.push(entry.0) {
+                word.keep();
+            }
+        }
+        if nr > 0
+            && let Some(chunk) = mapping.chunk(a)
+        {
+            chunk.put_evict();
+        }
+        nr as u64
+    })
+}
+
+/// Calls `f` for each batch of `from..to` that has cached pages, and adds up what it returns.
+fn each_batch(
+    env: Env<'_>,
+    mapping: &Mapping<'_>,
+    from: u64,
+    to: u64,
+    f: &mut dyn FnMut(&dyn Rmap, &mut Batch, u64, u64) -> u64,
+) -> u64 {
     let mut freed = 0;
     let mut p = from;
     while p < to {
         let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
         if (p..end).any(|q| mapping.folio(q).is_some_and(|w| w.load().is_mappable())) {
             let have = env.mm.with_batch(&mut |batch| {
-                env.mm.with_rmap(&mut |r| freed += reclaim_batch(env, r, mapping, stripe, batch, p, end));
+                env.mm.with_rmap(&mut |r| freed += f(r, batch, p, end));
             });
             if !have {
                 env.park.relax();
@@ -435,21 +468,11 @@ fn reclaim_batch(
     from: u64,
     to: u64,
 ) -> u64 {
-    if !rmap::get_evict(rmap, mapping, stripe, from) {
+    let nr = unmap_batch(rmap, mapping, stripe, batch, from, to);
+    if nr == 0 {
         return 0;
     }
-    let Batch { pages, zaps } = batch;
-    let mut nr = 0;
-    for p in from..to {
-        if mapping.folio(p).is_some_and(|w| w.try_unmap().is_ok())
-            && let Some(at) = pages.get_mut(nr)
-        {
-            *at = (mapping.id, p);
-            nr += 1;
-        }
-    }
-    let pages = pages.get(..nr).unwrap_or(&[]);
-    rmap::try_to_unmap(rmap, mapping, pages, zaps);
+    let pages = batch.pages.get(..nr).unwrap_or(&[]);
     let mut freed = 0;
     let mut run: Option<(u64, u64)> = None;
     for (_, p) in pages {
@@ -476,6 +499,32 @@ fn reclaim_batch(
         chunk.put_evict();
     }
     freed
+}
+
+/// Unmaps up to a batch of pages of one chunk: they are pinned and `UNMAPPED`, and their chunk counts an eviction.
+/// Returns how many; 0: nothing is counted.
+fn unmap_batch(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, batch: &mut Batch, from: u64, to: u64) -> usize {
+    if !rmap::get_evict(rmap, mapping, stripe, from) {
+        return 0;
+    }
+    let Batch { pages, zaps } = batch;
+    let mut nr = 0;
+    for p in from..to {
+        if mapping.folio(p).is_some_and(|w| w.try_unmap_again().is_ok())
+            && let Some(at) = pages.get_mut(nr)
+        {
+            *at = (mapping.id, p);
+            nr += 1;
+        }
+    }
+    if nr == 0 {
+        if let Some(chunk) = mapping.chunk(from) {
+            chunk.put_evict();
+        }
+        return 0;
+    }
+    rmap::try_to_unmap(rmap, mapping, pages.get(..nr).unwrap_or(&[]), zaps);
+    nr
 }
 
 /// Drops the unpinned pages of `from..to`, dirty or not: their bytes are void. Returns how many went.

@@ -55,6 +55,14 @@ events! {
     PGCOW_STAGED = "pgcow_staged";
     /// Pages filled from a store.
     PGPGIN = "pgpgin";
+    /// Windows passed to the fillers.
+    READAHEAD_WINDOWS = "readahead_windows";
+    /// Pages passed to the fillers before anybody asked for them.
+    READAHEAD_PAGES = "readahead_pages";
+    /// Markers met, each of which sets the next window off.
+    READAHEAD_HITS = "readahead_hits";
+    /// Misses that continue no stream.
+    MMAP_MISS = "mmap_miss";
     /// Fill requests made to stores.
     FILL_CALLS = "fill_calls";
     /// Fill requests that failed.
