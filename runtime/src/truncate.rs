@@ -113,7 +113,7 @@ impl Object {
             if !left {
                 return Ok(());
             }
-            std::thread::sleep(std::time::Duration::from_micros(500));
+            std::thread::sleep(Duration::from_micros(500));
         }
         Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })
     }
