@@ -67,7 +67,7 @@ const _: fn() = || {
     is_shared::<Pin>();
 };
 
-/// The README's example is compiled and run as a test.
+/// The README's examples are compiled and run as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;

@@ -75,7 +75,8 @@ impl ObjectBuilder {
         self.max_len_bytes = bytes;
         self
     }
-    /// Permits shared mappings with stores, and [`Object::write_at`]. What is written stays in the cache.
+    /// Permits shared mappings with stores, and [`Object::write_at`]. What is written goes to the store in time,
+    /// and for certain by [`Object::sync`].
     #[must_use]
     pub fn writable(mut self, yes: bool) -> Self {
         self.writable = yes;
@@ -230,6 +231,9 @@ impl ObjectBuilder {
     ///    signal-safety(7), no panic, no access to arenas.
     /// 2. They change folio words and bytes only through [`filemap::fill_with`] and [`filemap::fault`]: the words and
     ///    `a_ops` that a [`Mapping`] shows have owners, and going past them shows other threads bytes of nobody's.
+    ///
+    /// [`filemap::fill_with`]: crate::filemap::fill_with
+    /// [`filemap::fault`]: crate::filemap::fault
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
     pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
         self.build(Backing {
