@@ -21,6 +21,8 @@ use record::RECORD_BYTES;
 use softfault::{Runtime, Stats};
 use sort::Table;
 use std::error::Error;
+use std::fs::File;
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 use watch::{Line, Progress, Watch};
@@ -53,6 +55,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
+    let unwritable = |e| format!("{}: {e}", options.svg.display());
+    // Before the work, not after it: a path that cannot be had.
+    let mut svg = File::create(&options.svg).map_err(unwritable)?;
     let mut line = Line::new();
     let input = plain::create(options, "input")?;
     let output = plain::create(options, "output")?;
@@ -79,8 +84,7 @@ fn run(options: &Options) -> Result<()> {
     drop((source, sorted, rt));
 
     summary(options, &stats, &seen);
-    let svg = picture::draw(options, &stats, &seen);
-    std::fs::write(&options.svg, svg).map_err(|e| format!("{}: {e}", options.svg.display()))?;
+    svg.write_all(picture::draw(options, &stats, &seen).as_bytes()).map_err(unwritable)?;
     println!("  picture         {}", options.svg.display());
     plain::check(&input, &output, options.records(), &mut line)?;
     println!("\nthe same sort by plain reads gives the same file, record for record");
@@ -135,6 +139,10 @@ fn rate(nr: u64, took: Duration) -> f64 {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "figures for people")]
+fn to_mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
 fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+    format!("{:.1} MiB", to_mib(bytes))
 }

@@ -17,6 +17,7 @@ usage: out_of_core [OPTIONS]
 BYTES are a number with K, M or G behind it.
 ";
 
+/// A smaller cache would spend its time on the pages that 64 threads have in hand.
 const CACHE_MIN_BYTES: u64 = 1 << 20;
 /// What a miss reads at once, as the runtime is by default.
 const WINDOW_BYTES: u64 = 16 * crate::PAGE;

@@ -35,8 +35,8 @@ text{font-family:Inter,'Segoe UI','Helvetica Neue',Arial,'DejaVu Sans',sans-seri
 /// Draws what was seen.
 pub(crate) fn draw(options: &Options, stats: &Stats, seen: &Seen) -> String {
     let took = seen.took().as_secs_f64().max(1e-3);
-    let limit = to_mib(options.cache_bytes);
-    let high = to_mib(seen.peak(|s| s.cached_bytes)).max(limit) * 1.12;
+    let limit = crate::to_mib(options.cache_bytes);
+    let high = crate::to_mib(seen.peak(|s| s.cached_bytes)).max(limit) * 1.12;
     let time = Axis { low: 0.0, high: took, from: LEFT, to: RIGHT };
     let hits = Axis { low: 0.0, high: 100.0, from: HITS.1, to: HITS.0 };
     let pages = Axis { low: 0.0, high, from: PAGES.1, to: PAGES.0 };
@@ -94,15 +94,6 @@ fn label(value: f64, ticks: &[f64]) -> String {
         2
     };
     format!("{value:.digits$}")
-}
-
-#[expect(clippy::cast_precision_loss, reason = "coordinates of a picture")]
-fn float(n: u64) -> f64 {
-    n as f64
-}
-
-fn to_mib(bytes: u64) -> f64 {
-    float(bytes) / f64::from(1 << 20)
 }
 
 /// Leaves as many samples as the picture can show, among them the highest of those that lie close together: a peak must
@@ -217,7 +208,7 @@ impl Svg {
 
     /// The same heights in pages.
     fn right_axis(&mut self, pages: &Axis) {
-        let scale = float(1 << 20) / float(crate::PAGE);
+        let scale = 1.0 / crate::to_mib(crate::PAGE);
         let axis = Axis { high: pages.high * scale, ..*pages };
         for at in axis.ticks(5.0) {
             let y = axis.place(at);
@@ -252,7 +243,7 @@ impl Svg {
 
     fn resident(&mut self, time: &Axis, pages: &Axis, samples: &[Sample]) {
         let series = |of: &dyn Fn(&Sample) -> u64| -> Vec<(f64, f64)> {
-            samples.iter().map(|s| (time.place(s.at.as_secs_f64()), pages.place(to_mib(of(s))))).collect()
+            samples.iter().map(|s| (time.place(s.at.as_secs_f64()), pages.place(crate::to_mib(of(s))))).collect()
         };
         let cached = series(&|s| s.cached_bytes);
         let dirty = series(&|s| s.dirty_bytes.min(s.cached_bytes));
@@ -305,7 +296,7 @@ impl Svg {
 
 /// Writes bytes in the unit that makes them a short number.
 fn whole(bytes: u64) -> String {
-    let mib = to_mib(bytes);
+    let mib = crate::to_mib(bytes);
     if mib >= 1024.0 {
         format!("{} GiB", (mib / 102.4).round() / 10.0)
     } else {

@@ -163,18 +163,19 @@ impl<'a> Watch<'a> {
         let then = samples.iter().rev().find(|s| s.at <= since).or_else(|| samples.first()).copied().unwrap_or(*now);
         let (faults, major) = (now.faults - then.faults, now.major - then.major);
         let hits = match faults {
-            0 => "no faults  ".into(),
+            0 => "no faults   ".into(),
             _ => format!("hits {:>5.1} %", 100.0 * crate::hit_rate(faults, major)),
         };
         let percent = self.progress.percent();
-        let filled = usize::try_from(percent / 5).unwrap_or(0);
+        let filled = usize::try_from(percent / 8).unwrap_or(0);
+        // Within 80 columns: a line that wraps cannot be written over.
         format!(
-            "{:<8}[{:<20}] {percent:>3} %  {hits}  cached {} of {}, dirty {}",
+            "{:<8}[{:<12}] {percent:>3} %  {hits}  cached {:.1}/{:.1} MiB  dirty {:.1}",
             now.phase.name(),
             "#".repeat(filled),
-            crate::mib(now.cached_bytes),
-            crate::mib(self.limit_bytes),
-            crate::mib(now.dirty_bytes),
+            crate::to_mib(now.cached_bytes),
+            crate::to_mib(self.limit_bytes),
+            crate::to_mib(now.dirty_bytes),
         )
     }
 }
