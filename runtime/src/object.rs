@@ -351,6 +351,7 @@ impl ObjectInner {
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
             dirty_goes: backing.dirty_goes,
+            write_blocks: store_ref.write_blocks(),
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
             fill_window: b.fill_window_pages,
             ra: crate::madvise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),

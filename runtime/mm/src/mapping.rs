@@ -52,6 +52,8 @@ pub struct Mapping<'g> {
     pub always_dirty: bool,
     /// Dirty pages have somewhere to go: a store that takes them. If not, they stay.
     pub dirty_goes: bool,
+    /// Writing them waits for a device.
+    pub write_blocks: bool,
     /// A private first store may be read past the cache.
     pub staging: bool,
     /// Pages read at once by one thread when one is missing, at most.

@@ -53,10 +53,16 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
         if dirty > 0 {
             done.dirty = write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
         }
+        let mut early = 0;
         env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            done.scanned += scan.age(batch);
+            let (scanned, unmapped) = scan.age(batch);
+            done.scanned += scanned;
+            early = scan.pick_early(batch, unmapped);
         });
+        if early > 0 {
+            write_dirty(env, stripe, batch.pages.get(..early).unwrap_or(&[]));
+        }
     });
     if !have {
         env.park.relax();
@@ -197,13 +203,33 @@ impl Scan<'_> {
         freed
     }
 
-    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at.
-    fn age(&self, batch: &mut Batch) -> u64 {
+    /// Moves the pages to the front that had better be written while they are on probation, because writing them takes
+    /// long; returns how many. Those that are missed meanwhile are written once for nothing.
+    fn pick_early(&self, batch: &mut Batch, unmapped: usize) -> usize {
+        let mut nr = 0;
+        for i in 0..unmapped {
+            let Some(page) = batch.pages.get(i).copied() else { break };
+            let blocks = |m: &Mapping<'_>| {
+                m.write_blocks && m.dirty_goes && m.folio(page.1).is_some_and(|w| w.load().has(DIRTY))
+            };
+            if self.rmap.mapping(page.0).is_some_and(blocks)
+                && let Some(at) = batch.pages.get_mut(nr)
+            {
+                *at = page;
+                nr += 1;
+            }
+        }
+        nr
+    }
+
+    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at, and how
+    /// many are in the batch.
+    fn age(&self, batch: &mut Batch) -> (u64, usize) {
         let lru = &self.account.lru;
         let limit = self.account.limit();
         // Full probation gives verdicts first: the more pages wait, the longer each has to be missed.
         if lru.probation.len() > Lruvec::probation_target(limit) + BATCH as u64 {
-            return 0;
+            return (0, 0);
         }
         let (mut scanned, mut nr) = (0, 0);
         for _ in 0..batch_pages(limit) {
@@ -231,7 +257,7 @@ impl Scan<'_> {
             }
         }
         self.stat.add(self.stripe, Event::PGDEACTIVATE, nr as u64);
-        scanned
+        (scanned, nr)
     }
 
     /// Pins and marks one page for unmapping; `false`: it is gone, or is not to be unmapped now.
@@ -319,7 +345,7 @@ fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
 
 fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     let mut here = false;
-    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults);
+    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults && !m.write_blocks);
     if here {
         write_here(env, stripe, claim);
     } else if let Err(claim) = env.park.submit_writeback(claim) {
