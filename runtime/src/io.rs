@@ -13,9 +13,10 @@ use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap::{self, Lookup};
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::host::Woken;
+use softfault_mm::memcg;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
-use softfault_mm::vmscan::{self, Freed};
+use softfault_mm::vmscan::Freed;
 use softfault_mm::{read_pages, readahead};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
@@ -94,7 +95,7 @@ fn fill_missing(
         Ok(Some(claim)) => claim,
         Ok(None) => return Ok(()),
         Err(FillError::NoMemory) => {
-            return match vmscan::try_to_free_pages(env, ctx, mapping.account, mapping.stat) {
+            return match memcg::try_to_free_pages(env, ctx, mapping) {
                 Freed::Nothing => Err(FillError::NoMemory),
                 Freed::Some | Freed::Later => Ok(()),
             };

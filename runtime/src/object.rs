@@ -40,6 +40,7 @@ pub struct ObjectBuilder {
     fill_window_pages: u32,
     readahead_pages: Option<u32>,
     private_past_cache: bool,
+    cache_limit_bytes: Option<u64>,
 }
 
 impl ObjectBuilder {
@@ -59,6 +60,7 @@ impl ObjectBuilder {
             fill_window_pages,
             readahead_pages,
             private_past_cache: true,
+            cache_limit_bytes: None,
         }
     }
     /// Sets the length, where it is known only after the other options.
@@ -127,6 +129,13 @@ impl ObjectBuilder {
     #[must_use]
     pub fn readahead_pages(mut self, max: u32) -> Self {
         self.readahead_pages = Some(max);
+        self
+    }
+    /// Bounds the bytes of the object's cached pages, below the cache's own limit (at least 64 pages); see
+    /// [`Object::set_cache_limit`].
+    #[must_use]
+    pub fn cache_limit(mut self, bytes: u64) -> Self {
+        self.cache_limit_bytes = Some(bytes);
         self
     }
     /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
@@ -359,6 +368,9 @@ impl ObjectInner {
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
             account,
+            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, |bytes| (bytes >> PAGE_SHIFT).max(64))),
+            nr_own: AtomicU64::new(0),
+            hand: AtomicU64::new(0),
             flush_turn: AtomicU32::new(0),
             flush_wanted: AtomicU32::new(0),
             stat: rt.stat,
@@ -471,7 +483,7 @@ impl Drop for ObjectInner {
         let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
-        mapping.account.uncharge(cached as u64);
+        mapping.uncharge(cached as u64);
         drop((mapping, a_ops, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
@@ -509,6 +521,20 @@ impl Object {
     pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<usize> {
         parent_only("Object::write_at")?;
         io::write_at(&self.inner, offset, buf)
+    }
+
+    /// Changes the object's own limit. Pages above a lower one leave as others come.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] where the object was made without one: its pages are not counted.
+    pub fn set_cache_limit(&self, bytes: u64) -> Result<()> {
+        let limit = &self.inner.mapping().own_limit;
+        if limit.load(Ordering::Relaxed) == u64::MAX {
+            let what = "the object was made without a limit of its own";
+            return Err(Error::Denied { op: "Object::set_cache_limit", what });
+        }
+        limit.store((bytes >> PAGE_SHIFT).clamp(64, u64::MAX - 1), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Returns how many pages are in the cache.

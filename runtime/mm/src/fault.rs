@@ -11,6 +11,7 @@ use crate::filemap;
 use crate::folio::{DSYNCED, FolioWord, State};
 pub use crate::host::Env;
 use crate::host::Woken;
+use crate::memcg;
 use crate::memcontrol::CacheAccount;
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
@@ -18,7 +19,7 @@ use crate::read_pages;
 use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
-use crate::vmscan::{self, Freed};
+use crate::vmscan::Freed;
 use crate::vmstat::Stage;
 
 /// How often one trap tries again before it returns to the instruction, which then traps anew.
@@ -188,7 +189,7 @@ fn do_wait(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Next {
 fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let mut freed = Freed::Nothing;
     env.mm.with_claim(&claim, &mut |m| {
-        freed = vmscan::try_to_free_pages(env, ctx, m.account, m.stat);
+        freed = memcg::try_to_free_pages(env, ctx, m);
         if freed == Freed::Nothing {
             m.stat.reason(ctx.stripe, VmFaultReason::OOM);
         }

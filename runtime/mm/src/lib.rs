@@ -24,6 +24,7 @@
 //! rmap
 //! writeback
 //! vmscan
+//! memcg
 //! shmem
 //! memory truncate
 //! fault
@@ -85,6 +86,8 @@ pub mod rmap;
 pub mod writeback;
 
 pub mod vmscan;
+
+pub mod memcg;
 
 pub mod shmem;
 

@@ -68,6 +68,12 @@ pub struct Mapping<'g> {
     pub nr_maps: AtomicU32,
     /// The cache's limit, and who is reclaimed first.
     pub account: &'g CacheAccount<'g>,
+    /// The object's own limit in pages, `u64::MAX` if it has none, and its pages as far as they are counted for that.
+    pub own_limit: AtomicU64,
+    /// Pages of an object with a limit of its own.
+    pub nr_own: AtomicU64,
+    /// Where reclaim under that limit goes on.
+    pub hand: AtomicU64,
     /// Which of the two `UNSYNCED` bits write-back sets now.
     pub flush_turn: AtomicU32,
     /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
@@ -99,6 +105,36 @@ impl Mapping<'_> {
             }
         }
         false
+    }
+
+    /// Takes `nr` pages from the cache's limit, and from the object's own if it has one; `false`: one would be passed,
+    /// nothing changed.
+    #[must_use]
+    pub fn charge(&self, nr: u64) -> bool {
+        let limit = self.own_limit.load(Ordering::Relaxed);
+        if limit == u64::MAX {
+            return self.account.charge(nr);
+        }
+        // Counted first and taken back: another fault may be refused for a moment, and tries again.
+        if self.nr_own.fetch_add(nr, Ordering::Relaxed).saturating_add(nr) <= limit && self.account.charge(nr) {
+            return true;
+        }
+        self.nr_own.fetch_sub(nr, Ordering::Relaxed);
+        false
+    }
+
+    /// Gives `nr` pages back.
+    pub fn uncharge(&self, nr: u64) {
+        if self.own_limit.load(Ordering::Relaxed) != u64::MAX {
+            self.nr_own.fetch_sub(nr, Ordering::Relaxed);
+        }
+        self.account.uncharge(nr);
+    }
+
+    /// Returns whether the object has no room below a limit of its own.
+    #[must_use]
+    pub fn is_over_own_limit(&self) -> bool {
+        self.nr_own.load(Ordering::Relaxed) >= self.own_limit.load(Ordering::Relaxed)
     }
 
     /// Counts pages that became dirty.

@@ -294,7 +294,7 @@ fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mappin
 }
 
 /// Punches pages that are `evicting`, makes them absent, and gives them back to the limit; returns how many went.
-fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, shadow: bool) -> u64 {
+pub(crate) fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, shadow: bool) -> u64 {
     failpoint!(EVICT_PUNCH);
     let nr = u32::try_from(to - from).unwrap_or(0);
     let punched = mapping.a_ops.punch(from, nr).is_ok();
@@ -309,7 +309,7 @@ fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u
         chunk.sub_uptodate(to - from);
     }
     filemap::each(mapping, park, from, to, |w| w.evicted(shadow()));
-    mapping.account.uncharge(to - from);
+    mapping.uncharge(to - from);
     mapping.stat.add(stripe, Event::PGSTEAL, to - from);
     if let Some(addr) = mapping.account.progressed() {
         park.wake(addr);
@@ -322,7 +322,7 @@ const CLUSTER_PAGES: u64 = 16;
 
 /// Has dirty pages written: here, where the store may be called in a handler, else by a filler. Returns how many pages
 /// that concerns.
-fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
+pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
     let mut nr = 0;
     let mut last = None;
     for (id, pgoff) in pages {
@@ -397,7 +397,8 @@ const NAP_NS: u64 = 2_000_000;
 ///
 /// Gives up when it has looked at everything several times and nothing is being written out either: then all pages are
 /// pinned, held, or cannot be written.
-pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, stat: &VmStat) -> Freed {
+pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
+    let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
     let mut scanned = 0u64;
     let mut idle = 0u32;
@@ -529,7 +530,14 @@ fn reclaim_batch(
 
 /// Unmaps up to a batch of pages of one chunk: they are pinned and `UNMAPPED`, and their chunk counts an eviction.
 /// Returns how many; 0: nothing is counted.
-fn unmap_batch(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, batch: &mut Batch, from: u64, to: u64) -> usize {
+pub(crate) fn unmap_batch(
+    rmap: &dyn Rmap,
+    mapping: &Mapping<'_>,
+    stripe: usize,
+    batch: &mut Batch,
+    from: u64,
+    to: u64,
+) -> usize {
     if !rmap::get_evict(rmap, mapping, stripe, from) {
         return 0;
     }
