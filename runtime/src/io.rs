@@ -13,10 +13,10 @@ use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap::{self, Lookup};
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::host::Woken;
-use softfault_mm::memcg;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
 use softfault_mm::vmscan::Freed;
+use softfault_mm::{memcg, writeback};
 use softfault_mm::{read_pages, readahead};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
@@ -139,6 +139,9 @@ fn for_each_page(
         };
         f((object.alias_at(at >> PAGE_SHIFT) + in_page) as *mut u8, here, (at - offset) as usize);
         word.unpin();
+        if access == Access::Write {
+            writeback::balance_dirty_pages(Host::detached().env(), &Ctx::thread(0), object.mapping());
+        }
         at += here as u64;
     }
     Ok(at.saturating_sub(offset) as usize)

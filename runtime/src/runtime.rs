@@ -39,6 +39,7 @@ pub(crate) struct RuntimeInner {
     pub(crate) account: Lease<CacheAccount<'static>>,
     queues: [Table<AtomicU64>; 3],
     writables: Arc<Writables>,
+    dirty_percent: u64,
     pub(crate) report: DeliveryReport,
     pub(crate) fill_window_pages: u32,
     /// Where anonymous memory goes; `None`: it stays.
@@ -192,6 +193,15 @@ impl RuntimeBuilder {
         self
     }
 
+    /// Sets what share of the cache (in percent) may be dirty before pages are written in the background, and before
+    /// writers to stores that wait for a device are made to wait themselves; defaults 10 and 40.
+    #[must_use]
+    pub fn dirty_limits(mut self, background_percent: u32, percent: u32) -> Self {
+        self.writeback.background_percent = u64::from(background_percent.min(100));
+        self.writeback.limit_percent = u64::from(percent.clamp(1, 100));
+        self
+    }
+
     /// Makes the runtime: maps the tables, installs the signal handlers, starts the fillers.
     ///
     /// # Errors
@@ -217,6 +227,8 @@ impl RuntimeBuilder {
         let writables = Arc::<Writables>::default();
         // SAFETY: as above.
         let lent = unsafe { account.lend() };
+        lent.dirty_limit
+            .store(limit.saturating_mul(self.writeback.limit_percent) / 100, std::sync::atomic::Ordering::Relaxed);
         let flusher = Flusher::start(Arc::clone(&writables), lent, self.writeback)?;
         let inner = RuntimeInner {
             stat,
@@ -225,6 +237,7 @@ impl RuntimeBuilder {
             account,
             queues,
             writables,
+            dirty_percent: self.writeback.limit_percent,
             report: delivery::probe(),
             fill_window_pages: self.fill_window_pages,
             swap,
@@ -344,6 +357,8 @@ impl Runtime {
         let account = &self.inner.account;
         account.lru.grow(bytes >> PAGE_SHIFT);
         account.limit_pages.store(bytes >> PAGE_SHIFT, std::sync::atomic::Ordering::SeqCst);
+        let dirty = (bytes >> PAGE_SHIFT).saturating_mul(self.inner.dirty_percent) / 100;
+        account.dirty_limit.store(dirty, std::sync::atomic::Ordering::Relaxed);
         if account.wants_kswapd() {
             softfault_platform::sys::futex::wake_all(account.bell_addr());
         }

@@ -161,6 +161,21 @@ impl ObjectInner {
         if ours.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: ours }) }
     }
 
+    /// Writes what is known to be dirty, without looking for more and without waiting for what is pinned.
+    pub(crate) fn write_known_dirty(&self, env: Env<'_>) -> std::result::Result<u64, (u64, FillError)> {
+        let m = self.mapping();
+        let mut written = 0;
+        let mut from = 0;
+        while from < m.nr_pages() {
+            let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
+            if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
+                written += writeback::writeout(env, m, 0, from, to)?;
+            }
+            from = to;
+        }
+        Ok(written)
+    }
+
     /// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.
     pub(crate) fn write_back_last(&self) {
         let all = 0..self.mapping().nr_pages();
