@@ -5,6 +5,10 @@
 
 use crate::error::{Error, Result};
 use crate::object::ObjectInner;
+use crate::writeback;
+use softfault_mm::filemap;
+use softfault_mm::host::Env;
+use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
@@ -13,8 +17,21 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// An object that may have dirty pages.
+#[derive(Debug)]
+pub(crate) struct Writable {
+    object: Weak<ObjectInner>,
+    id: u32,
+}
+
+impl Writable {
+    pub(crate) fn new(object: &Arc<ObjectInner>) -> Self {
+        Self { object: Arc::downgrade(object), id: object.mapping().id }
+    }
+}
+
 /// Objects that may have dirty pages.
-pub(crate) type Writables = Mutex<Vec<Weak<ObjectInner>>>;
+pub(crate) type Writables = Mutex<Vec<Writable>>;
 
 /// The thread and what stops it.
 #[derive(Debug)]
@@ -81,6 +98,40 @@ fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, 
     (stop.load(Ordering::Acquire) == 0).then_some(rung)
 }
 
+/// Returns the numbers of the objects that are still there.
+fn alive(objects: &Writables) -> Vec<u32> {
+    let mut list = objects.lock().unwrap_or_else(PoisonError::into_inner);
+    list.retain(|w| w.object.strong_count() > 0);
+    list.iter().map(|w| w.id).collect()
+}
+
+/// Runs `f` on the object with this number, unless it is being ended: who ends it waits for `f`.
+///
+/// Not by a reference of ours to the whole object: if that were the last one, it would be dropped here, and later than its
+/// owner thinks.
+fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
+    let mut claim = None;
+    env.mm.with_rmap(&mut |r| claim = r.mapping(id).and_then(|m| filemap::try_hold_pages(m, 0, 0)));
+    let Some(claim) = claim else { return };
+    let key = claim.again();
+    let (mut pending, mut f) = (Some(claim), Some(f));
+    env.mm.with_claim(&key, &mut |m| {
+        if let (Some(claim), Some(f)) = (pending.take(), f.take()) {
+            f(m);
+            filemap::release(m, claim);
+        }
+    });
+}
+
+/// Flushes the stores for which reclaim waits.
+fn flush_wanted(objects: &Writables) {
+    let wanted = |w: &Writable| w.object.upgrade().filter(|o| o.mapping().flush_wanted.load(Ordering::Relaxed) != 0);
+    let list: Vec<_> = objects.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(wanted).collect();
+    for object in list {
+        let _ = object.flush("write-back");
+    }
+}
+
 fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy) {
     let mut written = Instant::now();
     let mut since = Instant::now();
@@ -89,32 +140,25 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
         got_on = false;
         // Scanning costs with the size of the mappings: not for every writer that waits.
         let scan = since.elapsed() >= policy.interval;
-        let alive = || {
-            let mut list = objects.lock().unwrap_or_else(PoisonError::into_inner);
-            list.retain(|w| w.strong_count() > 0);
-            list.iter().filter_map(Weak::upgrade).collect::<Vec<_>>()
-        };
-        let list = alive();
-        if list.is_empty() {
-            continue;
-        }
+        let list = alive(objects);
         let host = host::Host::detached();
         if scan {
-            list.iter().for_each(|object| object.harvest(host.env(), &(0..object.mapping().nr_pages())));
+            list.iter()
+                .for_each(|id| with_object(host.env(), *id, |m| writeback::harvest(host.env(), m, &(0..m.nr_pages()))));
             since = Instant::now();
         }
         let background = account.limit().saturating_mul(policy.background_percent) / 100;
         let many = rung || account.nr_dirty.load(Ordering::Relaxed) > background;
         let old = written.elapsed() >= policy.expire;
-        for object in &list {
+        for id in &list {
             if many || old {
                 // Errors leave the pages dirty and are counted; who syncs is told.
-                got_on |= object.write_known_dirty(host.env()).is_ok_and(|written| written > 0);
-            }
-            if object.mapping().flush_wanted.load(Ordering::Relaxed) != 0 {
-                let _ = object.flush("write-back");
+                with_object(host.env(), *id, |m| {
+                    got_on |= writeback::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
+                });
             }
         }
+        flush_wanted(objects);
         if many || old {
             written = Instant::now();
         }

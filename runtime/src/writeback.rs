@@ -61,29 +61,44 @@ fn remove(list: &mut Vec<Range<u64>>, page: u64) {
     }
 }
 
-impl ObjectInner {
-    /// Marks every page of the range dirty that was written before the call.
-    pub(crate) fn harvest(&self, env: Env<'_>, range: &Range<u64>) {
-        let m = self.mapping();
-        let mut p = range.start;
-        while p < range.end {
-            let end = (p | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(range.end);
+/// Marks every page of the range dirty that was written before the call.
+pub(crate) fn harvest(env: Env<'_>, m: &Mapping<'_>, range: &Range<u64>) {
+    let mut p = range.start;
+    while p < range.end {
+        let end = (p | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(range.end);
+        if m.chunk(p).is_some_and(|c| c.nr_uptodate() > 0) {
             env.mm.with_rmap(&mut |r| {
                 rmap::harvest(r, m, p, end);
             });
-            p = end;
         }
-        // Reclaim that took a mapping away before our scan has said in the word, when its section ends, that the page was
-        // written.
-        section::synchronize();
+        p = end;
     }
+    // Reclaim that took a mapping away before our scan has said in the word, when its section ends, that the page was
+    // written.
+    section::synchronize();
+}
 
+/// Writes what is known to be dirty, without looking for more and without waiting for what is pinned.
+pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::Result<u64, (u64, FillError)> {
+    let mut written = 0;
+    let mut from = 0;
+    while from < m.nr_pages() {
+        let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
+        if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
+            written += writeback::writeout(env, m, 0, from, to)?;
+        }
+        from = to;
+    }
+    Ok(written)
+}
+
+impl ObjectInner {
     /// Gives every byte of the pages that was written before the call to the store. Returns the first held page, if a
     /// held one is dirty.
     pub(crate) fn write_back(&self, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
         let m = self.mapping();
         let host = Host::detached();
-        self.harvest(host.env(), range);
+        harvest(host.env(), m, range);
         let failed = |(p, error): (u64, FillError)| Error::Writeback { op, range: bytes(&(p..p + 1)), error };
         writeback::writeout(host.env(), m, 0, range.start, range.end).map_err(failed)?;
         let mut held = None;
@@ -159,21 +174,6 @@ impl ObjectInner {
             .map(|r| bytes(&r))
             .collect();
         if ours.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: ours }) }
-    }
-
-    /// Writes what is known to be dirty, without looking for more and without waiting for what is pinned.
-    pub(crate) fn write_known_dirty(&self, env: Env<'_>) -> std::result::Result<u64, (u64, FillError)> {
-        let m = self.mapping();
-        let mut written = 0;
-        let mut from = 0;
-        while from < m.nr_pages() {
-            let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
-            if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
-                written += writeback::writeout(env, m, 0, from, to)?;
-            }
-            from = to;
-        }
-        Ok(written)
     }
 
     /// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.

@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{EXTENT, KnobStore, Knobs, PAGE, TempFile, arena, byte_of, each_mode, knob_object, load, map, store, until};
+use common::{
+    EXTENT, KnobStore, Knobs, PAGE, TempFile, arena, byte_of, each_mode, knob_object, load, map, store, until,
+};
 use softfault::{Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -302,9 +302,15 @@ impl FolioWord {
         })
     }
 
-    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason.
+    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason. Nothing happens to a
+    /// pinned page: whoever is unmapping it relies on `UNMAPPED` to keep windows away.
     pub fn keep(&self) {
-        // Relaxed: both bits are advice; who evicts decides by CAS.
+        let _ = self.update(|w| (w.pins() == 0).then_some(w.0 & !(UNMAPPED | REFERENCED)));
+    }
+
+    /// The same by who unmapped it and still holds the pin.
+    pub fn keep_pinned(&self) {
+        // Relaxed: the pin's release publishes it.
         self.0.fetch_and(!(UNMAPPED | REFERENCED), Ordering::Relaxed);
     }
 
@@ -377,9 +383,14 @@ impl FolioWord {
 
     /// Sets flags on a page that the caller has pinned.
     pub fn set(&self, flags: u64) {
+        let _ = self.set_returning(flags);
+    }
+
+    /// The same; returns what was there before.
+    pub fn set_returning(&self, flags: u64) -> Folio {
         // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
         // release publishes it.
-        self.0.fetch_or(flags, Ordering::Relaxed);
+        Folio(self.0.fetch_or(flags, Ordering::Relaxed))
     }
 
     /// Takes the readahead marker off a page that the caller has pinned; `true`: it was there, and is the caller's.
@@ -452,12 +463,12 @@ impl FolioWord {
     }
 
     /// writeback -> uptodate, with the flags of `set`: `UNSYNCED`, or `DIRTY` again when the store failed. A page that was
-    /// written meanwhile is dirty as it is.
-    pub fn end_writeback(&self, set: u64) -> Wake {
+    /// written meanwhile is dirty as it is; the second result says so.
+    pub fn end_writeback(&self, set: u64) -> (Wake, bool) {
         // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty.
         let owed = UNSYNCED[0] | UNSYNCED[1];
         let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | owed)) | UPTODATE | set));
-        r.map_or(Wake::No, |w| Wake::of(w.0))
+        r.map_or((Wake::No, false), |w| (Wake::of(w.0), w.has(DIRTY)))
     }
 }
 
@@ -506,7 +517,7 @@ mod tests {
         w.unpin();
         assert!(w.try_evict().is_err(), "dirty pages are not dropped");
         w.try_writeback().unwrap();
-        let _ = w.end_writeback(0);
+        assert_eq!(w.end_writeback(0), (Wake::No, false));
         assert!(w.try_evict().is_err(), "mapped pages are not dropped");
         w.try_unmap().unwrap();
         assert!(w.try_evict().is_err(), "the one who unmaps holds a pin");

@@ -146,8 +146,17 @@ impl Mapping<'_> {
 
     /// Counts pages that are dirty no more.
     pub fn account_cleaned(&self, nr: u64) {
-        if nr > 0 {
-            self.account.nr_dirty.fetch_sub(nr, Ordering::Relaxed);
+        if nr == 0 {
+            return;
+        }
+        let mut seen = self.account.nr_dirty.load(Ordering::Relaxed);
+        loop {
+            // Never below 0: writers wait by this number.
+            let less = seen.saturating_sub(nr);
+            match self.account.nr_dirty.compare_exchange_weak(seen, less, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
         }
     }
 

@@ -51,7 +51,7 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
             (done, dirty) = scan.shrink_probation(batch);
         });
         if dirty > 0 {
-            done.dirty = write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
+            done.dirty += write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
         }
         let mut early = 0;
         env.mm.with_rmap(&mut |r| {
@@ -153,7 +153,10 @@ impl Scan<'_> {
                     self.enter(&lru.probation, entry);
                 }
                 Verdict::Evict if word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed() => {
+                    // A flush frees it: that counts as being written.
                     mapping.want_flush();
+                    self.env.park.wake(self.account.ring_flusher());
+                    done.dirty += 1;
                     self.enter(&lru.probation, entry);
                 }
                 Verdict::Evict => done.freed += self.evict(&mut run, entry, mapping, word),
