@@ -11,7 +11,7 @@
 //! page types
 //! sync
 //! trace vmstat ctx
-//! folio extent claim ops
+//! folio extent claim ops workingset
 //! lru
 //! memcontrol
 //! mapping
@@ -55,6 +55,7 @@ pub mod claim;
 pub mod extent;
 pub mod folio;
 pub mod ops;
+pub mod workingset;
 
 pub mod lru;
 
