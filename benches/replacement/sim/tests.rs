@@ -165,7 +165,10 @@ fn staged_queues_keep_their_targets() {
     for &pgoff in &trace {
         policy.access(pgoff);
         let [_, _, nr] = policy.lens();
-        assert!(nr <= probation + decide::batch_len(probation), "PROBATION holds {nr} pages, its target is {probation}");
+        assert!(
+            nr <= probation + decide::batch_len(probation),
+            "PROBATION holds {nr} pages, its target is {probation}"
+        );
     }
     let [small, main, _] = policy.lens();
     assert!(small < limit / 4 && main > limit / 2, "a skewed trace leaves SMALL {small} and MAIN {main} of {limit}");

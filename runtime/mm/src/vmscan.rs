@@ -338,13 +338,7 @@ fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mappin
 }
 
 /// Punches pages that are `evicting`, makes them absent, and gives them back to the limit; returns how many went.
-fn punch(
-    mapping: &Mapping<'_>,
-    park: &dyn Park,
-    stripe: usize,
-    (from, to): (u64, u64),
-    shadows: Shadows<'_>,
-) -> u64 {
+fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, (from, to): (u64, u64), shadows: Shadows<'_>) -> u64 {
     failpoint!(EVICT_PUNCH);
     let nr = u32::try_from(to - from).unwrap_or(0);
     let punched = mapping.a_ops.punch(from, nr).is_ok();
