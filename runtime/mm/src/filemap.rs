@@ -28,6 +28,7 @@ use crate::sync::{Ordering, fence};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma, Work};
 use crate::vmstat::Event;
+use crate::workingset::Shadow;
 
 /// The longest run that one claim covers: an extent.
 pub const CLAIM_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
@@ -230,8 +231,8 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
 fn try_claim(mapping: &Mapping<'_>, pgoff: u64) -> bool {
     let Some(word) = mapping.folio(pgoff) else { return false };
     let Ok(old) = word.try_claim() else { return false };
-    let limit = mapping.account.limit();
-    if old.shadow() != 0 && mapping.account.lru.is_workingset(old.shadow(), limit) {
+    let shadow = Shadow(old.shadow());
+    if shadow.is_some() && mapping.account.lru.refault(shadow, mapping.account.limit()) {
         word.set(REFERENCED);
         mapping.stat.add(0, Event::WORKINGSET_ACTIVATE, 1);
     }

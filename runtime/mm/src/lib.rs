@@ -11,7 +11,7 @@
 //! page types
 //! sync
 //! trace vmstat ctx
-//! folio extent claim ops readahead
+//! folio extent claim ops readahead workingset
 //! lru streams
 //! memcontrol
 //! mapping
@@ -58,6 +58,7 @@ pub mod extent;
 pub mod folio;
 pub mod ops;
 pub mod readahead;
+pub mod workingset;
 
 pub mod streams;
 

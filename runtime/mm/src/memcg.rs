@@ -116,7 +116,7 @@ fn sweep_window(
         let Some(word) = mapping.folio(p) else { break };
         let seen = word.load();
         if is_idle(seen) && !seen.has(DIRTY) && word.try_evict().is_ok() {
-            swept.freed += vmscan::punch(mapping, env.park, stripe, p, p + 1, true);
+            swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), None);
         } else if seen.has(UNMAPPED | REFERENCED) {
             word.keep();
             mapping.stat.add(stripe, Event::PGACTIVATE, 1);

@@ -45,6 +45,18 @@ const HIGH_SHARE: u64 = 32;
 /// Pages between limit and low watermark at most.
 const GAP_MAX: u64 = 2048;
 
+/// Returns the mark at which the background reclaimer is woken, in pages of a cache of `limit_pages`.
+#[must_use]
+pub fn low_watermark(limit_pages: u64) -> u64 {
+    limit_pages.saturating_sub((limit_pages / LOW_SHARE).min(GAP_MAX))
+}
+
+/// Returns the mark down to which it frees pages.
+#[must_use]
+pub fn high_watermark(limit_pages: u64) -> u64 {
+    limit_pages.saturating_sub((limit_pages / HIGH_SHARE).min(GAP_MAX * 2))
+}
+
 impl<'g> CacheAccount<'g> {
     /// Makes an empty account.
     #[must_use]
@@ -101,9 +113,7 @@ impl<'g> CacheAccount<'g> {
     /// Returns how many pages the background reclaimer is to free now: down to its high watermark.
     #[must_use]
     pub fn excess(&self) -> u64 {
-        let limit = self.limit();
-        let target = limit.saturating_sub((limit / HIGH_SHARE).min(GAP_MAX * 2));
-        self.nr_pages.load(Ordering::Relaxed).saturating_sub(target)
+        self.nr_pages.load(Ordering::Relaxed).saturating_sub(high_watermark(self.limit()))
     }
 
     /// Returns whether the low watermark is passed while the background reclaimer sleeps; says so to one caller only.
@@ -116,10 +126,8 @@ impl<'g> CacheAccount<'g> {
     /// ```
     #[must_use]
     pub fn wants_kswapd(&self) -> bool {
-        let limit = self.limit();
-        let low = limit.saturating_sub((limit / LOW_SHARE).min(GAP_MAX));
         // SeqCst with doze(): either we see it idle, or it sees our pages.
-        self.nr_pages.load(Ordering::SeqCst) > low && self.rouse()
+        self.nr_pages.load(Ordering::SeqCst) > low_watermark(self.limit()) && self.rouse()
     }
 
     /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.

@@ -9,6 +9,9 @@
 //! The pages of a batch share the flushes of other processors' TLBs: unmapping is one call, and the punches that come a
 //! stage later find nothing mapped (but in private mappings, which only a punch may unmap).
 //!
+//! Where an object has more than a few mappings a page is taken with its neighbours: a punch walks every mapping, for a
+//! run of pages about as fast as for one.
+//!
 //! # Context: handler. A section is held over each of the first and the last step, and left in between: nothing that
 //! waits happens inside.
 
@@ -17,12 +20,13 @@ use crate::failpoint;
 use crate::filemap;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch, Env, Park, Rmap, Woken};
-use crate::lru::{Entry, Lruvec};
+use crate::lru::{Entry, Fifo, Lruvec};
 use crate::mapping::Mapping;
 use crate::memcontrol::CacheAccount;
 use crate::page::EXTENT_PAGES;
 use crate::rmap;
 use crate::vmstat::{Event, VmStat};
+use crate::workingset::{Queue, Shadow};
 use crate::writeback;
 
 /// What one batch did.
@@ -36,9 +40,14 @@ pub struct Shrunk {
     pub dirty: u64,
 }
 
-/// Returns how many pages a batch takes: few of a small cache, so that what was mapped a moment ago survives.
-fn batch_pages(limit_pages: u64) -> usize {
-    crate::page::pgoff_index((limit_pages / 32).clamp(8, BATCH as u64))
+/// An object with more mappings than this is reclaimed by blocks.
+const MAPS_FEW: u32 = 8;
+/// Pages in such a block.
+const BLOCK_PAGES: u64 = BATCH as u64;
+
+fn by_blocks(mapping: &Mapping<'_>) -> bool {
+    // Relaxed: a matter of speed alone.
+    mapping.nr_maps.load(crate::sync::Ordering::Relaxed) > MAPS_FEW
 }
 
 /// Looks at one batch of pages and frees those that nobody missed.
@@ -113,7 +122,22 @@ struct Run {
     id: u32,
     from: u64,
     to: u64,
+    /// One bit a page from `from`: it came from `main`.
+    of_main: u64,
+    /// More pages are looked at until its block ends.
+    whole: bool,
 }
+
+impl Run {
+    fn takes(&self, id: u32, pgoff: u64) -> bool {
+        let in_chunk = !pgoff.is_multiple_of(EXTENT_PAGES as u64);
+        let at_block = self.whole && pgoff.is_multiple_of(BLOCK_PAGES);
+        self.id == id && self.to == pgoff && in_chunk && !at_block && pgoff - self.from < u64::from(u64::BITS)
+    }
+}
+
+/// The shadows that the pages of a run leave, if they leave any.
+type Shadows<'a> = Option<&'a dyn Fn(u64) -> Shadow>;
 
 impl Scan<'_> {
     /// Gives verdicts while probation is longer than it should be. Returns how many dirty pages lie in the batch.
@@ -123,10 +147,12 @@ impl Scan<'_> {
         let mut run: Option<Run> = None;
         let lru = &self.account.lru;
         let target = Lruvec::probation_target(self.account.limit());
-        let most = batch_pages(self.account.limit());
-        for _ in 0..most {
+        let most = Lruvec::batch_pages(self.account.limit());
+        loop {
             let nothing_else = lru.small.is_empty() && lru.main.is_empty();
-            if lru.probation.len() <= target && !nothing_else {
+            let enough = done.scanned >= most || (lru.probation.len() <= target && !nothing_else);
+            // A block that is cut in two costs a punch more, and one more for each block that follows.
+            if enough && !run.is_some_and(|r| r.whole && done.scanned < most + BLOCK_PAGES) {
                 break;
             }
             let Some(entry) = lru.probation.pop().map(Entry) else { break };
@@ -166,7 +192,7 @@ impl Scan<'_> {
         (done, dirty)
     }
 
-    fn enter(&self, queue: &crate::lru::Fifo<'_>, entry: Entry) {
+    fn enter(&self, queue: &Fifo<'_>, entry: Entry) {
         if !queue.push(entry.0) {
             let _ = self.account.lru.add(entry, true);
         }
@@ -175,7 +201,7 @@ impl Scan<'_> {
     /// Takes one page into the run, ending the run first where the page is not its neighbour. Returns how many pages went.
     fn evict(&self, run: &mut Option<Run>, entry: Entry, mapping: &Mapping<'_>, word: &FolioWord) -> u64 {
         let (id, p) = (entry.mapping_id(), entry.pgoff());
-        let extends = run.is_some_and(|r| r.id == id && r.to == p && !p.is_multiple_of(EXTENT_PAGES as u64));
+        let extends = run.is_some_and(|r| r.takes(id, p));
         let freed = if extends { 0 } else { self.end_run(run.take()) };
         if !extends && !rmap::get_evict(self.rmap, mapping, self.stripe, p) {
             word.keep();
@@ -190,8 +216,10 @@ impl Scan<'_> {
             }
             return freed;
         }
-        let from = run.take().map_or(p, |r| r.from);
-        *run = Some(Run { id, from, to: p + 1 });
+        let new = Run { id, from: p, to: p, of_main: 0, whole: by_blocks(mapping) };
+        let run = run.get_or_insert(new);
+        run.of_main |= u64::from(entry.origin() == Queue::Main) << (p - run.from);
+        run.to = p + 1;
         freed
     }
 
@@ -199,7 +227,16 @@ impl Scan<'_> {
     fn end_run(&self, run: Option<Run>) -> u64 {
         let Some(run) = run else { return 0 };
         let Some(mapping) = self.rmap.mapping(run.id) else { return 0 };
-        let freed = punch(mapping, self.env.park, self.stripe, run.from, run.to, true);
+        let limit = self.account.limit();
+        let shadow = |p: u64| {
+            let of_main = run.of_main >> (p - run.from) & 1 != 0;
+            self.account.lru.evicted(if of_main { Queue::Main } else { Queue::Small }, limit)
+        };
+        let freed = punch(mapping, self.env.park, self.stripe, (run.from, run.to), Some(&shadow));
+        if freed == 0 {
+            // They stay, and have been taken out of every queue.
+            (run.from..run.to).for_each(|p| self.activate(mapping, p));
+        }
         if let Some(chunk) = mapping.chunk(run.from) {
             chunk.put_evict();
         }
@@ -231,30 +268,29 @@ impl Scan<'_> {
         let lru = &self.account.lru;
         let limit = self.account.limit();
         // Full probation gives verdicts first: the more pages wait, the longer each has to be missed.
-        if lru.probation.len() > Lruvec::probation_target(limit) + BATCH as u64 {
+        if lru.probation.len() > Lruvec::probation_target(limit) {
             return (0, 0);
         }
-        let (mut scanned, mut nr) = (0, 0);
-        for _ in 0..batch_pages(limit) {
-            let from_small = lru.is_small_long(limit) || lru.main.is_empty();
-            let popped = if from_small { lru.small.pop().or_else(|| lru.main.pop()) } else { lru.main.pop() };
-            let Some(entry) = popped.map(Entry) else { break };
+        let most = crate::page::pgoff_index(Lruvec::batch_pages(limit));
+        let (mut scanned, mut nr, mut of_main) = (0, 0, 0u64);
+        while nr < most && scanned < 2 * BATCH as u64 {
+            let Some(entry) = lru.pop_coldest(limit) else { break };
             scanned += 1;
-            if self.unmap_one(entry)
-                && let Some(at) = batch.pages.get_mut(nr)
-            {
-                *at = (entry.mapping_id(), entry.pgoff());
-                nr += 1;
+            let first = nr;
+            nr += self.unmap(entry, batch.pages.get_mut(nr..most).unwrap_or(&mut []));
+            if entry.origin() == Queue::Main {
+                of_main |= (first..nr).fold(0, |bits, i| bits | 1 << i);
             }
         }
         let Batch { pages, zaps } = batch;
         let pages = pages.get(..nr).unwrap_or(&[]);
         each_mapping(self.rmap, pages, &mut |mapping| rmap::try_to_unmap(self.rmap, mapping, pages, zaps));
-        for (id, pgoff) in pages {
+        for (i, (id, pgoff)) in pages.iter().enumerate() {
             if let Some(mapping) = self.rmap.mapping(*id)
                 && let Some(word) = mapping.folio(*pgoff)
             {
-                let entry = Entry::new(*id, *pgoff, word.load());
+                let from = if of_main >> i & 1 != 0 { Queue::Main } else { Queue::Small };
+                let entry = Entry::new(*id, *pgoff, word.load()).taken_from(from);
                 word.unpin();
                 self.enter(&lru.probation, entry);
             }
@@ -263,27 +299,61 @@ impl Scan<'_> {
         (scanned, nr)
     }
 
-    /// Pins and marks one page for unmapping; `false`: it is gone, or is not to be unmapped now.
-    fn unmap_one(&self, entry: Entry) -> bool {
-        let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { return false };
-        let Some(word) = mapping.folio(entry.pgoff()) else { return false };
-        if !entry.is_current(word.load()) {
-            return false;
+    /// Pins and marks one page for unmapping, where many mappings exist with its neighbours, and names them in `room`,
+    /// in order. Returns how many: 0 where the page is gone, or is not to be unmapped now.
+    fn unmap(&self, entry: Entry, room: &mut [(u32, u64)]) -> usize {
+        let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { return 0 };
+        let Some(word) = mapping.folio(entry.pgoff()) else { return 0 };
+        let seen = word.load();
+        if !entry.is_current(seen) || word.end_isolation(seen) {
+            return 0;
         }
+        let mut nr = 0;
         // Under an eviction's count, so that no extent is handed to the kernel while a page of it is unmapped.
-        let marked = rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) && {
-            let marked = word.try_unmap().is_ok();
+        if rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) {
+            if word.try_unmap().is_ok() {
+                nr = take_block(mapping, entry.pgoff(), room);
+            }
             if let Some(chunk) = mapping.chunk(entry.pgoff()) {
                 chunk.put_evict();
             }
-            marked
-        };
+        }
         failpoint!(UNMAP_MARKED);
-        if !marked {
+        if nr == 0 {
             self.enter(&self.account.lru.main, entry);
         }
-        marked
+        nr
     }
+
+    /// Puts a page that stays after all into `main`.
+    fn activate(&self, mapping: &Mapping<'_>, pgoff: u64) {
+        if let Some(word) = mapping.folio(pgoff) {
+            word.keep();
+            self.enter(&self.account.lru.main, Entry::new(mapping.id, pgoff, word.load()));
+        }
+    }
+}
+
+/// Names page `pgoff`, which is marked, in `room`, which is not empty; where many mappings exist marks and names the pages
+/// of its block too, as far as there is room. Returns how many it named.
+fn take_block(mapping: &Mapping<'_>, pgoff: u64, room: &mut [(u32, u64)]) -> usize {
+    let left = room.len() as u64;
+    let block = pgoff & !(BLOCK_PAGES - 1);
+    let (from, to) = match by_blocks(mapping) {
+        true if left >= BLOCK_PAGES => (block, block + BLOCK_PAGES),
+        true => (pgoff, pgoff.saturating_add(left).min(block + BLOCK_PAGES)),
+        false => (pgoff, pgoff.saturating_add(1)),
+    };
+    let mut nr = 0;
+    for p in from..to {
+        if (p == pgoff || mapping.folio(p).is_some_and(|w| w.try_isolate().is_ok()))
+            && let Some(at) = room.get_mut(nr)
+        {
+            *at = (mapping.id, p);
+            nr += 1;
+        }
+    }
+    nr
 }
 
 /// Calls `f` once for each object that the batch has pages of.
@@ -297,13 +367,17 @@ fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mappin
 }
 
 /// Punches pages that are `evicting`, makes them absent, and gives them back to the limit; returns how many went.
-pub(crate) fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, shadow: bool) -> u64 {
+pub(crate) fn punch(
+    mapping: &Mapping<'_>,
+    park: &dyn Park,
+    stripe: usize,
+    (from, to): (u64, u64),
+    shadows: Shadows<'_>,
+) -> u64 {
     failpoint!(EVICT_PUNCH);
     let nr = u32::try_from(to - from).unwrap_or(0);
     let punched = mapping.a_ops.punch(from, nr).is_ok();
     failpoint!(EVICT_DONE);
-    let limit = mapping.account.limit();
-    let shadow = || if shadow { mapping.account.lru.shadow(limit) } else { 0 };
     if !punched {
         filemap::each(mapping, park, from, to, FolioWord::evict_undo);
         return 0;
@@ -311,7 +385,10 @@ pub(crate) fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from:
     if let Some(chunk) = mapping.chunk(from) {
         chunk.sub_uptodate(to - from);
     }
-    filemap::each(mapping, park, from, to, |w| w.evicted(shadow()));
+    for p in from..to {
+        let shadow = shadows.map_or_else(Shadow::default, |of| of(p));
+        filemap::each(mapping, park, p, p + 1, |w| w.evicted(shadow.0));
+    }
     mapping.uncharge(to - from);
     mapping.stat.add(stripe, Event::PGSTEAL, to - from);
     if let Some(addr) = mapping.account.progressed() {
@@ -516,14 +593,14 @@ fn reclaim_batch(
         run = match run {
             Some((a, b)) if b == *p => Some((a, p + 1)),
             Some((a, b)) => {
-                freed += punch(mapping, env.park, stripe, a, b, false);
+                freed += punch(mapping, env.park, stripe, (a, b), None);
                 Some((*p, p + 1))
             }
             None => Some((*p, p + 1)),
         };
     }
     if let Some((a, b)) = run {
-        freed += punch(mapping, env.park, stripe, a, b, false);
+        freed += punch(mapping, env.park, stripe, (a, b), None);
     }
     if let Some(chunk) = mapping.chunk(from) {
         chunk.put_evict();
@@ -598,7 +675,7 @@ fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe
         if run < p {
             // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
             rmap::hide(rmap, mapping, run, p);
-            freed += punch(mapping, env.park, stripe, run, p, false);
+            freed += punch(mapping, env.park, stripe, (run, p), None);
         }
         run = p.saturating_add(1);
     }
