@@ -456,6 +456,21 @@ pub fn drop_pages(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u
     dropped
 }
 
+/// evicting -> absent, or uptodate again, each page by itself: one that must stay does not keep its neighbours.
+#[cold]
+fn drop_one_by_one(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64) -> u64 {
+    let mut dropped = 0;
+    for p in from..to {
+        if mapping.a_ops.punch(p, 1).is_ok() {
+            each(mapping, park, p, p.saturating_add(1), FolioWord::evicted);
+            dropped += 1;
+        } else {
+            each(mapping, park, p, p.saturating_add(1), FolioWord::evict_undo);
+        }
+    }
+    dropped
+}
+
 /// uptodate -> evicting -> punched -> absent, run by run.
 fn drop_in_chunk(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, discard: bool) -> u64 {
     let take = |p: u64| mapping.folio(p).is_some_and(|w| if discard { w.try_discard() } else { w.try_evict() }.is_ok());
@@ -476,7 +491,7 @@ fn drop_in_chunk(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, dis
                 each(mapping, park, run, p, FolioWord::evicted);
                 dropped += p - run;
             } else {
-                each(mapping, park, run, p, FolioWord::evict_undo);
+                dropped += drop_one_by_one(mapping, park, run, p);
             }
         }
         run = p.saturating_add(1);

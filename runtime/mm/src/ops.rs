@@ -127,10 +127,12 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// because no pin can be had.
     fn unmap(&self, _pgoff: u64, _nr: u32) {}
 
-    /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller.
+    /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller. (Or they are `filling`: a fill
+    /// that failed, or whose pages lie past the end by now.)
     ///
     /// # Errors
-    /// Nothing was dropped.
+    /// At least one page must stay. Others of the run may be gone: asking again page by page says which, since dropping a
+    /// page that is gone is no error. Of a single page: it is still there, whole.
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
 
     /// Lends the bytes of one page that the caller owns (`filling`).
