@@ -5,7 +5,8 @@
 //! ```text
 //! sys                       raw system calls; alone names libc
 //! child section staging     forked? who is inside a walk, pages for private copies
-//! cache                     the memfds and the words of their pages
+//! cache digest              the memfds and the words of their pages; was a page changed?
+//! frames                    recycled pages of exclusive objects
 //! mmu store                 installing pages, filling them
 //! vmatree                   from an address to its vma
 //! host                      sleeping, and the queues to helper threads
@@ -36,6 +37,10 @@ pub mod sys;
 
 pub mod cache;
 pub mod child;
+#[cfg(feature = "userfaultfd")]
+pub mod digest;
+#[cfg(feature = "userfaultfd")]
+pub mod frames;
 pub mod section;
 pub mod staging;
 

@@ -3,8 +3,12 @@
 //! A [`Store`] is called by a filler thread and may do what it likes. A [`HandlerStore`] promises to be callable in a
 //! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
 
+#[cfg(feature = "userfaultfd")]
+pub mod exclusive;
 pub mod file;
 pub mod object;
+#[cfg(feature = "userfaultfd")]
+mod source;
 pub mod zero;
 
 use crate::cache::Ports;
