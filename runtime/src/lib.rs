@@ -10,6 +10,7 @@ pub mod audit;
 mod calibrate;
 pub mod delivery;
 pub mod error;
+mod exclusive;
 mod helper;
 mod io;
 mod lease;

@@ -2,6 +2,7 @@
 
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
+use crate::exclusive::{Exclusive, Parts, Plan};
 use crate::io;
 use crate::lease::Lease;
 use crate::registry;
@@ -9,7 +10,7 @@ use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
 use crate::{Access, FailurePolicy};
 use softfault_mm::mapping::Mapping;
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, pages_of};
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
@@ -26,17 +27,19 @@ use std::time::Duration;
 /// Options of an object; see [`Runtime::object`].
 #[derive(Debug)]
 pub struct ObjectBuilder {
-    runtime: Runtime,
-    len_bytes: u64,
+    pub(crate) runtime: Runtime,
+    pub(crate) len_bytes: u64,
     max_len_bytes: u64,
-    writable: bool,
-    policy: FailurePolicy,
+    pub(crate) writable: bool,
+    pub(crate) policy: FailurePolicy,
     deadline: Option<Duration>,
-    retries: Retries,
-    mkwrite: bool,
+    pub(crate) retries: Retries,
+    pub(crate) mkwrite: bool,
     dsync: bool,
     fill_window_pages: u32,
     private_past_cache: bool,
+    /// Exclusive; by copying only.
+    pub(crate) exclusive: Option<bool>,
 }
 
 impl ObjectBuilder {
@@ -54,6 +57,7 @@ impl ObjectBuilder {
             dsync: false,
             fill_window_pages,
             private_past_cache: true,
+            exclusive: None,
         }
     }
     /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
@@ -177,6 +181,7 @@ impl ObjectBuilder {
     ///    `a_ops` that a [`Mapping`] shows have owners, and going past them shows other threads bytes of nobody's.
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
     pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
+        self.check_exclusive(true)?;
         self.build(Backing {
             store: Box::new(ZeroStore),
             handler_safe: true,
@@ -192,10 +197,12 @@ impl ObjectBuilder {
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;
         parent_only("object")?;
+        self.check_exclusive(false)?;
+        let plan = Plan::new(&self, len / PAGE_SIZE, backing.always_dirty)?;
         let rt = Arc::clone(&self.runtime.inner);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
-        Ok(Object { inner: Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id)) })
+        Ok(Object { inner: Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id)) })
     }
 }
 
@@ -260,6 +267,7 @@ pub(crate) struct ObjectInner {
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
     a_ops: Option<Lease<ObjectOps<'static>>>,
+    pub(crate) exclusive: Option<Exclusive>,
     store: Option<Lease<dyn Store>>,
     vm_ops: Option<Lease<dyn VmOps>>,
     id: u32,
@@ -278,6 +286,7 @@ impl ObjectInner {
     fn new(
         b: &ObjectBuilder,
         backing: Backing,
+        plan: Option<Plan>,
         rt: Arc<RuntimeInner>,
         space: Arc<Space>,
         (offset, len): (u64, usize),
@@ -299,20 +308,14 @@ impl ObjectInner {
             FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset), len_bytes: len };
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
         let a_ops = unsafe {
-            ObjectOps::new(
-                memory,
-                store_ref,
-                rmap,
-                b.len_bytes,
-                b.retries,
-                backing.handler_safe,
-                b.policy,
-                u64::from(id),
-            )
+            let name = u64::from(id);
+            ObjectOps::new(memory, store_ref, rmap, b.len_bytes, b.retries, backing.handler_safe, b.policy, name)
         };
         let a_ops = Lease::new(Box::new(a_ops));
         // SAFETY: the object holds the space, so the words outlive it.
         let folios = unsafe { space.region.folios(offset, len) };
+        let (handler_safe, name) = (backing.handler_safe, u64::from(id));
+        let exclusive = plan.map(|p| p.build(&Parts::new(b, store_ref, rmap, folios, handler_safe, name)));
         // SAFETY: as above.
         let chunks = unsafe { space.region.chunks(offset, len) };
         let mapping = Mapping {
@@ -320,13 +323,16 @@ impl ObjectInner {
             folios,
             chunks,
             i_size: AtomicU64::new(b.len_bytes),
-            // SAFETY: as for the store.
-            a_ops: unsafe { a_ops.lend() },
+            a_ops: match &exclusive {
+                Some(exclusive) => exclusive.as_ops(),
+                // SAFETY: as for the store.
+                None => unsafe { a_ops.lend() },
+            },
             policy: b.policy,
             handler_safe: backing.handler_safe,
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
-            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
+            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
             fill_window: b.fill_window_pages,
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
@@ -348,6 +354,7 @@ impl ObjectInner {
             sync_wp: b.mkwrite || has_mkwrite,
             mapping: Some(mapping),
             a_ops: Some(a_ops),
+            exclusive,
             store: Some(store),
             vm_ops: Some(vm_ops),
             id,
@@ -368,6 +375,10 @@ impl ObjectInner {
     /// Returns whether first stores must fault.
     pub(crate) fn is_synchronous(&self) -> bool {
         self.sync_wp
+    }
+    /// Returns whether the object's pages live in the one arena that maps it.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.exclusive.is_some()
     }
     /// Returns the address of the alias of page `pgoff`.
     pub(crate) fn alias_at(&self, pgoff: u64) -> usize {
@@ -407,6 +418,7 @@ impl Drop for ObjectInner {
     fn drop(&mut self) {
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
+        let exclusive = self.exclusive.take();
         let mut patience = 2_000;
         // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
         while mapping.users.load(Ordering::Acquire) != 0 && patience > 0 && self.pid == std::process::id() {
@@ -418,6 +430,7 @@ impl Drop for ObjectInner {
             // reused. `store` and `vm_ops` are what such a thread may be running in.
             mapping.leak();
             a_ops.leak();
+            exclusive.into_iter().for_each(Exclusive::leak);
             store.into_iter().for_each(Lease::leak);
             vm_ops.into_iter().for_each(Lease::leak);
             i_mmap.into_iter().for_each(Lease::leak);
@@ -428,7 +441,7 @@ impl Drop for ObjectInner {
         section::synchronize();
         let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
         mapping.account.uncharge(cached as u64);
-        drop((mapping, a_ops, vm_ops, store, i_mmap));
+        drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
         registry::lock().mappings.put(self.id);
@@ -476,7 +489,7 @@ impl Object {
     /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
     ///
     /// Returns how many pages went. Pages that were or may have been written stay: none of an object that ever had
-    /// a shared mapping with stores permitted, and none of anonymous memory.
+    /// a shared mapping with stores permitted, and none of anonymous memory. A writable exclusive object's are written.
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
@@ -501,7 +514,7 @@ impl Object {
         let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
         self.inner.demote(from, to)?;
         let host = Host::detached();
-        let drop_pages = || filemap::drop_pages(m, host.env().park, 0, from, to, false);
+        let drop_pages = || filemap::drop_pages(m, host.env().park, 0, from, to, self.inner.evicts_dirty());
         Ok(self.inner.i_mmap().while_frozen(&self.inner, drop_pages))
     }
 
@@ -539,6 +552,7 @@ impl Object {
         let _arenas = self.inner.arenas();
         let _gate = self.inner.i_mmap().gate();
         self.inner.a_ops().set_len(len_bytes);
+        self.inner.exclusive.iter().for_each(|e| e.set_len(len_bytes));
         let old = truncate::i_size_write(m, len_bytes);
         if old <= len_bytes {
             return Ok(());
@@ -571,6 +585,7 @@ impl Object {
     /// [`Error::Fault`].
     pub fn populate(&self, range: std::ops::Range<u64>) -> Result<()> {
         parent_only("Object::populate")?;
+        self.inner.check_mapped("Object::populate")?;
         io::populate(&self.inner, range, Access::Read)
     }
 }

@@ -31,6 +31,9 @@ pub(crate) struct RuntimeInner {
     pub(crate) report: DeliveryReport,
     pub(crate) fill_window_pages: u32,
     regions: Mutex<Vec<Arc<Space>>>,
+    /// The frames of exclusive objects.
+    #[cfg(feature = "userfaultfd")]
+    pub(crate) frames: Mutex<Option<Lease<softfault_platform::frames::Frames>>>,
     pid: u32,
 }
 
@@ -157,6 +160,8 @@ impl RuntimeBuilder {
             report: delivery::probe(),
             fill_window_pages: self.fill_window_pages,
             regions: Mutex::new(Vec::new()),
+            #[cfg(feature = "userfaultfd")]
+            frames: Mutex::new(None),
             pid: std::process::id(),
         };
         Ok(Runtime { inner: Arc::new(inner) })

@@ -12,9 +12,11 @@
 
 mod delegations;
 mod extents;
+mod zap;
 
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
+use crate::exclusive;
 use crate::object::ObjectInner;
 use crate::registry;
 use delegations::DelegationInner;
@@ -27,7 +29,7 @@ use softfault_mm::vma::Vma;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd::{self, Kind};
 use softfault_platform::section;
-use softfault_platform::sys::{Errno, mem};
+use softfault_platform::sys::mem;
 use softfault_platform::vmatree::{self, Trap};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -136,6 +138,12 @@ impl ArenaInner {
     /// Returns the page tables and the tracking flags of a vma.
     fn mmu_of(&self, v: &VmaEntry) -> (&'static dyn Mmu, VmFlags) {
         #[cfg(feature = "userfaultfd")]
+        if v.object.is_exclusive()
+            && let Ok(mmu) = exclusive::mmu()
+        {
+            return (mmu, VmFlags::empty());
+        }
+        #[cfg(feature = "userfaultfd")]
         if let Some(kind) = self.kind_of(v)
             && let Some(mmu) = uffd::context(kind)
         {
@@ -171,6 +179,9 @@ impl ArenaInner {
     }
 
     fn flags_of(&self, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
+        if v.object.is_exclusive() {
+            return exclusive::flags_of(v);
+        }
         let mut flags = tracking;
         flags |= match v.prot {
             Prot::None => VmFlags::empty(),
@@ -239,9 +250,11 @@ impl ArenaInner {
         // The gate before the lock: evictions hold it while they look who maps the object.
         let mut written_unseen = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
-        let occupied = vmas.overlapping(&range).first().map(|v| v.range.clone());
-        let mapped = match occupied {
-            Some(range) => Err(Error::Occupied { range }),
+        let occupied = vmas.overlapping(&range).first().map(|v| Error::Occupied { range: v.range.clone() });
+        let refused = occupied.or_else(|| exclusive::refusal(&entry.object));
+        let opened = refused.is_none();
+        let mapped = match refused {
+            Some(error) => Err(error),
             None => {
                 entry.object.i_mmap().add(self);
                 entry.object.vm_ops().open(entry.object.mapping());
@@ -249,7 +262,7 @@ impl ArenaInner {
             }
         };
         if let Err(error) = mapped {
-            if !matches!(error, Error::Occupied { .. }) {
+            if opened {
                 entry.object.vm_ops().close(entry.object.mapping());
             }
             registry::lock().vmas.put(index);
@@ -284,6 +297,7 @@ impl ArenaInner {
             let why = "the object's room ends before the range does (its maximal length, rounded up to 2 MiB)";
             return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
         }
+        exclusive::check_map(self, object, prot, sharing)?;
         if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }
@@ -310,6 +324,7 @@ impl ArenaInner {
             // Pointing at nothing needs no new table where the range was pointed at something.
             let _ = self.point(&v.range, None);
             section::synchronize();
+            let _ = exclusive::leave(&v.object);
             if !self.unmap_kernel(&v.range, &v.range) {
                 std::mem::forget(Arc::clone(&v.object));
             }
@@ -320,6 +335,10 @@ impl ArenaInner {
     /// mmap(PROT_NONE) and REGISTER.
     fn map_kernel(&self, v: &VmaEntry) -> Result<()> {
         let op = "Arena::map";
+        #[cfg(feature = "userfaultfd")]
+        if v.object.is_exclusive() {
+            return exclusive::map_kernel(self, v);
+        }
         let (addr, len) = (self.address(v.range.start), v.range.len());
         let share = if v.sharing == Sharing::Shared { mem::MAP_SHARED } else { mem::MAP_PRIVATE };
         let flags = share | mem::MAP_FIXED | mem::MAP_NORESERVE;
@@ -416,6 +435,10 @@ impl ArenaInner {
         if hit.is_empty() {
             return Ok(());
         }
+        let is_cut = |v: &VmaEntry| v.range.start < range.start || range.end < v.range.end;
+        if hit.iter().any(|v| v.object.is_exclusive() && is_cut(v)) {
+            return Err(Error::Denied { op, what: "an exclusive object is unmapped whole" });
+        }
         let stay = self.cut_around(op, &hit, range)?;
         self.replace(vmas, &hit, &stay, range)?;
         // Nobody can promote or install in the range any more: its own vmas are gone, the neighbours are narrower.
@@ -423,6 +446,9 @@ impl ArenaInner {
         for v in &hit {
             if let Err(error) = self.demote_entry(v, range) {
                 // The extents that could not be registered again go with the mapping, if the kernel lets it go.
+                result = Err(error);
+            }
+            if let Err(error) = exclusive::leave(&v.object) {
                 result = Err(error);
             }
         }
@@ -519,6 +545,9 @@ impl ArenaInner {
         if prot == Prot::ReadWrite && hit.iter().any(|v| v.sharing == Sharing::Shared && !v.object.writable) {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }
+        if hit.iter().any(|v| v.object.is_exclusive()) {
+            return Err(Error::Denied { op, what: "an exclusive object's protection is what it was mapped with" });
+        }
         let mut new = self.cut_around(op, &hit, range)?;
         for v in &hit {
             let mut cut = v.cut(v.range.start.max(range.start)..v.range.end.min(range.end));
@@ -540,48 +569,6 @@ impl ArenaInner {
         }
         let protected = r.map_err(system(op, "mprotect"));
         demoted.and(protected)
-    }
-
-    pub(crate) fn zap(&self, range: &Range<usize>) -> Result<()> {
-        let op = "Arena::zap";
-        let vmas = self.vmas();
-        vmas.check_pins(op, range)?;
-        let hit = vmas.overlapping(range);
-        if hit.iter().any(|v| v.sharing == Sharing::Private) {
-            return Err(Error::Denied { op, what: "a private mapping's written pages would be lost" });
-        }
-        for v in &hit {
-            self.zap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)))
-                .map_err(system(op, "madvise"))?;
-        }
-        Ok(())
-    }
-
-    /// Drops the page-table entries of a shared range.
-    fn zap_kernel(&self, range: &Range<usize>) -> std::result::Result<(), Errno> {
-        let (addr, len) = (self.address(range.start), range.len());
-        if self.trap == Trap::Segv {
-            // SAFETY: the arena's own range; touching it faults again.
-            unsafe { mem::mprotect(addr, len, mem::PROT_NONE) }?;
-        } else {
-            #[cfg(feature = "userfaultfd")]
-            // SAFETY: shared mappings only (the callers check): pages stay in the cache.
-            unsafe { uffd::zap(addr, len) }?;
-        }
-        self.forget_mapped(range);
-        Ok(())
-    }
-
-    /// Removes poison markers that system calls would meet (Monitor).
-    pub(crate) fn unpoison(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<()> {
-        let vmas = self.vmas();
-        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object) && v.sharing == Sharing::Shared) {
-            if let Some(range) = range_of(v, from, to) {
-                vmas.check_pins("Object::heal", &range)?;
-                self.zap_kernel(&range).map_err(system("Object::heal", "madvise"))?;
-            }
-        }
-        Ok(())
     }
 }
 

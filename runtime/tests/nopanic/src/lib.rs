@@ -19,9 +19,11 @@ use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::{VmFault, VmOps};
 use softfault_mm::vmstat::VmStat;
 use softfault_platform::host::Host;
+use softfault_platform::mmu::exclusive::ExclusiveMmu;
 use softfault_platform::mmu::segv::SegvMmu;
 use softfault_platform::mmu::uffd::UffdMmu;
 use softfault_platform::section::{self, Slot};
+use softfault_platform::store::exclusive::ExclusiveOps;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::ObjectOps;
 use softfault_platform::store::zero::ZeroStore;
@@ -81,7 +83,11 @@ pub fn nopanic_mmu_segv(mmu: &SegvMmu, addr: usize, nr: usize, prot: Prot, stage
 }
 
 #[unsafe(no_mangle)]
-pub fn nopanic_object_ops(ops: &ObjectOps<'_>, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
+pub fn nopanic_mmu_exclusive(mmu: &ExclusiveMmu, addr: usize, nr: usize, prot: Prot, staged: &Staged) {
+    every_mmu_method(mmu, addr, nr, prot, staged);
+}
+
+fn every_ops_method<O: AddressSpaceOps>(ops: &O, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
     black_box(ops.read_folio(pgoff, nr).is_ok());
     black_box(ops.zero_folio(pgoff, nr).is_ok());
     black_box(ops.read_staged(pgoff, staged).is_ok());
@@ -91,6 +97,16 @@ pub fn nopanic_object_ops(ops: &ObjectOps<'_>, pgoff: u64, nr: u32, staged: &Sta
         black_box(page);
     });
     ops.copy_from_page(pgoff, nr as usize, bytes);
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_object_ops(ops: &ObjectOps<'_>, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
+    every_ops_method(ops, pgoff, nr, staged, bytes);
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_exclusive_ops(ops: &ExclusiveOps<'_>, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
+    every_ops_method(ops, pgoff, nr, staged, bytes);
 }
 
 fn every_store_method<S: Store>(store: &S, pos: u64, page: &mut PageMut<'_>) {
