@@ -12,15 +12,21 @@ use crate::floors;
 use crate::subject::{Delivery, Shape, Subject};
 use softfault_benches::area::{Mapping, Memfd, shuffled};
 use softfault_benches::machine::Pinned;
+use softfault_benches::monitor::Wait;
+#[cfg(feature = "peers")]
+use softfault_benches::monitor::wait_for;
+#[cfg(not(feature = "peers"))]
+use softfault_benches::monitor::{Fault, next_fault};
 use softfault_benches::report::RowSpec;
 use softfault_benches::session::{Series, Session};
 use softfault_benches::trap::{self, Trapped};
 use softfault_benches::{Context, PAGE, Result};
+#[cfg(feature = "peers")]
+use softfault_platform::sys::file;
 use softfault_platform::sys::mem::PROT_READ;
-use softfault_platform::sys::uffd::Uffd;
 #[cfg(not(feature = "peers"))]
-use softfault_platform::sys::uffd::{Filled, bits};
-use softfault_platform::sys::{Errno, file};
+use softfault_platform::sys::uffd::Filled;
+use softfault_platform::sys::uffd::Uffd;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -69,15 +75,6 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     session.measure(&rows, series)
 }
 
-/// How a monitor waits for its next message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wait {
-    /// In poll(2).
-    Poll,
-    /// By reading again.
-    Spin,
-}
-
 /// Times first touches that a monitor on processor `cpu` resolves.
 fn monitored(watched: &Trapped, order: &[u32], cpu: usize, wait: Wait) -> Result<f64> {
     watched.map().zap()?;
@@ -114,12 +111,7 @@ fn monitor(uffd: &Uffd, wait: Wait, stop: &AtomicBool) -> Result<()> {
     // SAFETY: a fresh duplicate of a userfaultfd, which nobody else owns; its descriptor shares the context.
     let peer = unsafe { userfaultfd::Uffd::from_raw_fd(fd) };
     loop {
-        if wait == Wait::Poll {
-            match file::poll_in([fd, -1], -1) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno).context("poll"),
-            }
-        }
+        wait_for(uffd, wait)?;
         let Some(userfaultfd::Event::Pagefault { addr, .. }) = peer.read_event().map_err(wrong)? else { continue };
         let page = (addr as usize & !(PAGE - 1)) as *mut std::ffi::c_void;
         let stopping = stop.load(Ordering::Acquire);
@@ -137,24 +129,7 @@ fn monitor(uffd: &Uffd, wait: Wait, stop: &AtomicBool) -> Result<()> {
 #[cfg(not(feature = "peers"))]
 fn monitor(uffd: &Uffd, wait: Wait, stop: &AtomicBool) -> Result<()> {
     loop {
-        if wait == Wait::Poll {
-            match file::poll_in([uffd.fd(), -1], -1) {
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno).context("poll"),
-            }
-        }
-        // `struct uffd_msg`: the address of a page fault is the third word.
-        let mut message = [0u8; 32];
-        match file::read(uffd.fd(), &mut message) {
-            Ok(_) => {}
-            Err(Errno::EAGAIN) => continue,
-            Err(errno) => return Err(errno).context("reading a message"),
-        }
-        let [.., _, addr, _] = message.as_chunks::<8>().0 else { continue };
-        if message[0] != bits::EVENT_PAGEFAULT {
-            continue;
-        }
-        let page = usize::from_ne_bytes(*addr) & !(PAGE - 1);
+        let Some(Fault { page, .. }) = next_fault(uffd, wait)? else { continue };
         let stopping = stop.load(Ordering::Acquire);
         match uffd.cont(page, PAGE, 0) {
             Filled::All => {}

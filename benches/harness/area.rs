@@ -13,10 +13,19 @@ use std::time::Instant;
 /// Where in a page the loads land: not at its start, where a handler could confuse an address with its page.
 const TOUCH_OFFSET: usize = 8;
 
+/// Where in a page the stores land: a byte that no load of the pattern looks at.
+const WRITE_OFFSET: usize = 72;
+
 /// Returns the byte that fills page `index` of every object here. It is never 0, which a hole would read as.
 #[must_use]
 pub fn page_byte(index: usize) -> u8 {
     u8::try_from(index % 251).map_or(1, |b| b + 1)
+}
+
+/// Returns the byte that a store leaves in page `index`: never the one that was there.
+#[must_use]
+pub fn written_byte(index: usize) -> u8 {
+    !page_byte(index)
 }
 
 /// Writes `len_bytes` bytes of the pattern, a mebibyte at a time.
@@ -117,10 +126,25 @@ impl HotFile {
         Ok(hot)
     }
 
+    /// Makes the file cold: written back, and out of the kernel's page cache.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn cool(&self) -> Result<()> {
+        self.file.sync_all().context("syncing the file")?;
+        file::fadvise_dontneed(self.fd()).context("posix_fadvise")
+    }
+
     /// Returns where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the open file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Returns the descriptor, still owned by `self`.
@@ -143,7 +167,7 @@ impl Drop for HotFile {
     }
 }
 
-/// A shared mapping of a whole object, aligned to an extent; unmapped on drop.
+/// A mapping of a whole object, aligned to an extent; unmapped on drop.
 #[derive(Debug)]
 pub struct Mapping {
     base: usize,
@@ -156,11 +180,35 @@ impl Mapping {
     /// # Errors
     /// The kernel's.
     pub fn shared(fd: i32, len_bytes: usize, prot: i32) -> Result<Self> {
+        let mapping = Self::plain(fd, len_bytes, prot)?;
+        mapping.advise(mem::MADV_NOHUGEPAGE)?;
+        Ok(mapping)
+    }
+
+    /// Maps the first `len_bytes` bytes of `fd`, as any program would.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn plain(fd: i32, len_bytes: usize, prot: i32) -> Result<Self> {
+        Self::of(fd, len_bytes, prot, mem::MAP_SHARED)
+    }
+
+    /// Maps `len_bytes` bytes of private memory that costs nothing until it is touched, without huge pages.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn anonymous(len_bytes: usize) -> Result<Self> {
+        let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_NORESERVE;
+        let mapping = Self::of(-1, len_bytes, mem::PROT_READ | mem::PROT_WRITE, flags)?;
+        mapping.advise(mem::MADV_NOHUGEPAGE)?;
+        Ok(mapping)
+    }
+
+    fn of(fd: i32, len_bytes: usize, prot: i32, flags: i32) -> Result<Self> {
         let base = mem::reserve(len_bytes, EXTENT).context("reserving address space")?;
         let mapping = Self { base, len_bytes };
         // SAFETY: the range was reserved two lines above; nobody else knows it.
-        unsafe { mem::mmap(base, len_bytes, prot, mem::MAP_SHARED | mem::MAP_FIXED, fd, 0) }.context("mmap")?;
-        mapping.advise(mem::MADV_NOHUGEPAGE)?;
+        unsafe { mem::mmap(base, len_bytes, prot, flags | mem::MAP_FIXED, fd, 0) }.context("mmap")?;
         Ok(mapping)
     }
 
@@ -291,6 +339,64 @@ impl View<'_> {
     }
 }
 
+/// Pages to load from and to store to, whoever resolves their faults.
+#[derive(Clone, Copy, Debug)]
+pub struct ViewMut<'a> {
+    view: View<'a>,
+}
+
+impl<'a> ViewMut<'a> {
+    /// Makes a view of raw memory.
+    ///
+    /// # Safety
+    /// As [`View::new`]. Whoever calls [`ViewMut::store`] has seen to it that the memory is mapped writable, and that no
+    /// reference into it exists.
+    #[must_use]
+    pub unsafe fn new(base: usize, len_bytes: usize) -> Self {
+        // SAFETY: the caller's contract.
+        Self { view: unsafe { View::new(base, len_bytes) } }
+    }
+
+    /// Returns the same pages, to load from.
+    #[must_use]
+    pub fn view(&self) -> View<'a> {
+        self.view
+    }
+
+    /// Stores [`written_byte`] into page `index`.
+    ///
+    /// # Panics
+    /// When there is no such page.
+    #[inline(always)]
+    pub fn store(&self, index: usize) {
+        assert!(index < self.view.pages, "page {index} of {}", self.view.pages);
+        // SAFETY: inside the view, which `new`'s caller keeps mapped, and writable for whoever stores.
+        unsafe { store(self.view.base + index * PAGE + WRITE_OFFSET, written_byte(index)) }
+    }
+
+    /// Loads the byte that [`ViewMut::store`] writes.
+    ///
+    /// # Panics
+    /// When there is no such page.
+    #[must_use]
+    pub fn stored(&self, index: usize) -> u8 {
+        assert!(index < self.view.pages, "page {index} of {}", self.view.pages);
+        // SAFETY: inside the view, which `new`'s caller keeps mapped.
+        unsafe { load(self.view.base + index * PAGE + WRITE_OFFSET) }
+    }
+}
+
+/// Returns the bytes of `page` that loads and [`ViewMut::stored`] look at, of a page that is at hand as a slice.
+#[must_use]
+pub fn bytes_of(page: &[u8; PAGE]) -> (u8, u8) {
+    (page[TOUCH_OFFSET], page[WRITE_OFFSET])
+}
+
+/// Does to a page that is at hand as a slice what [`ViewMut::store`] does to one in memory.
+pub fn store_into(page: &mut [u8; PAGE], index: usize) {
+    page[WRITE_OFFSET] = written_byte(index);
+}
+
 /// The length in bytes of the instruction in `load`, which a handler adds to the instruction pointer to skip it.
 pub const LOAD_LEN: usize = 3;
 
@@ -306,6 +412,16 @@ unsafe fn load(addr: usize) -> u8 {
     unsafe { asm!("movzx ecx, byte ptr [rax]", in("rax") addr, out("ecx") value, options(nostack, preserves_flags)) };
     // The instruction zero-extends: only one byte of the register can be set.
     value.to_le_bytes()[0]
+}
+
+/// Stores a byte by one instruction that the compiler cannot see into.
+///
+/// # Safety
+/// `addr` is mapped writable and nothing refers to it; a fault there has somebody to resolve it.
+#[inline(always)]
+unsafe fn store(addr: usize, byte: u8) {
+    // SAFETY: one store to memory that the caller vouches for; nothing else is read, written or clobbered.
+    unsafe { asm!("mov byte ptr [rax], cl", in("rax") addr, in("cl") byte, options(nostack, preserves_flags)) };
 }
 
 /// Compares the sum of the bytes loaded in `order` with what the pattern gives.
@@ -373,6 +489,18 @@ mod tests {
         memfd.punch().expect("punched");
         assert_eq!(map.view().touch(5), 0);
         map.view().time_touches(&order).expect_err("zeros are not the pattern");
+    }
+
+    #[test]
+    fn stores_are_seen_and_leave_the_pattern() {
+        let map = Mapping::anonymous(2 * MIB).expect("memory");
+        // SAFETY: the mapping is writable and outlives the view.
+        let view = unsafe { ViewMut::new(map.base(), map.len_bytes()) };
+        view.store(3);
+        assert_eq!((view.stored(3), view.stored(4), view.view().touch(3)), (written_byte(3), 0, 0));
+        let mut page = [page_byte(3); PAGE];
+        store_into(&mut page, 3);
+        assert_eq!(bytes_of(&page), (page_byte(3), written_byte(3)));
     }
 
     #[test]

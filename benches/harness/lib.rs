@@ -8,9 +8,14 @@
 pub mod area;
 pub mod args;
 pub mod machine;
+pub mod monitor;
+#[path = "../replacement/sim/mod.rs"]
+pub mod replacement;
 pub mod report;
 pub mod session;
+pub mod together;
 pub mod trap;
+pub mod workload;
 
 use softfault_platform::sys::Errno;
 
@@ -45,9 +50,23 @@ pub enum Error {
     /// The command line cannot be understood.
     #[error("{0}")]
     Usage(String),
+    /// Something is missing on this machine or in this build: the rows that need it are skipped with this reason.
+    #[error("{0}")]
+    Absent(String),
     /// A side did something else than it was timed for; its figure would be worthless.
     #[error("{0}")]
     Wrong(String),
+}
+
+impl Error {
+    /// Returns the error once more, as text, for another row that it costs.
+    #[must_use]
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Absent(why) => Self::Absent(why.clone()),
+            other => Self::Wrong(other.to_string()),
+        }
+    }
 }
 
 /// A result of this crate.

@@ -2,6 +2,7 @@
 
 use crate::{Context, Error, Result};
 use softfault_platform::sys::thread::{CpuMask, affinity, set_affinity};
+use std::path::Path;
 
 /// The two processors that benchmarks use.
 #[derive(Clone, Copy, Debug)]
@@ -80,4 +81,18 @@ pub fn describe() -> String {
         field(&read("/proc/meminfo"), "MemTotal"),
         read("/proc/loadavg").split(' ').next().unwrap_or("?"),
     )
+}
+
+/// Returns one line that names the file system below `dir`: its type, device and options.
+#[must_use]
+pub fn file_system(dir: &Path) -> String {
+    let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        let (device, point, kind, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        dir.starts_with(point).then(|| (point.len(), format!("files on {kind} ({device}, {options})")))
+    });
+    // The longest mount point; of equal ones the last, which hides the others.
+    below.max_by_key(|(len, _)| *len).map_or_else(|| "files on an unknown file system".to_owned(), |(_, text)| text)
 }

@@ -13,6 +13,15 @@ pub enum Ratio {
     Paired,
 }
 
+/// How several references make one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Combine {
+    /// Their sum, run by run.
+    Sum,
+    /// The one whose median is lowest.
+    Best,
+}
+
 /// What a row is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct RowSpec {
@@ -20,8 +29,10 @@ pub struct RowSpec {
     pub name: &'static str,
     /// The series it shows.
     pub series: &'static str,
-    /// The series whose sum it is set against; none for a floor.
+    /// The series it is set against; none for a floor.
     pub reference: &'static [&'static str],
+    /// How they make one.
+    pub combine: Combine,
     /// How the ratio is taken.
     pub ratio: Ratio,
     /// The ratio it should not exceed, for the table only.
@@ -34,7 +45,15 @@ impl RowSpec {
     /// A row without a reference, named like its series, in nanoseconds a page.
     #[must_use]
     pub const fn floor(name: &'static str) -> Self {
-        Self { name, series: name, reference: &[], ratio: Ratio::Medians, goal: None, unit: "ns/page" }
+        Self {
+            name,
+            series: name,
+            reference: &[],
+            combine: Combine::Sum,
+            ratio: Ratio::Medians,
+            goal: None,
+            unit: "ns/page",
+        }
     }
 
     /// A row set against the sum of `reference`.
@@ -45,13 +64,20 @@ impl RowSpec {
         reference: &'static [&'static str],
         goal: Option<f64>,
     ) -> Self {
-        Self { name, series, reference, ratio: Ratio::Medians, goal, unit: "ns/page" }
+        Self { name, series, reference, combine: Combine::Sum, ratio: Ratio::Medians, goal, unit: "ns/page" }
     }
 
     /// The same row with paired ratios.
     #[must_use]
     pub const fn paired(mut self) -> Self {
         self.ratio = Ratio::Paired;
+        self
+    }
+
+    /// The same row against the best of its references.
+    #[must_use]
+    pub const fn best(mut self) -> Self {
+        self.combine = Combine::Best;
         self
     }
 
@@ -112,7 +138,12 @@ impl Row {
     }
 
     fn reference(&self) -> Option<String> {
-        (!self.spec.reference.is_empty()).then(|| self.spec.reference.join("+"))
+        let names = self.spec.reference;
+        match (names.is_empty(), self.spec.combine) {
+            (true, _) => None,
+            (false, Combine::Sum) => Some(names.join("+")),
+            (false, Combine::Best) => Some(format!("min({})", names.join(","))),
+        }
     }
 
     /// Returns the row as a JSON object.
@@ -183,6 +214,20 @@ pub fn write_json(path: &Path, rows: &[Row]) -> Result<()> {
     std::fs::write(path, format!("{rows:#}\n")).context("writing the JSON file")
 }
 
+/// Makes one reference of several, run by run.
+#[must_use]
+pub fn combine<'a>(how: Combine, all: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
+    match how {
+        Combine::Sum => {
+            let add = |acc: Vec<f64>, next: &Vec<f64>| acc.iter().zip(next).map(|(a, b)| a + b).collect();
+            let mut all = all;
+            let first = all.next().cloned().unwrap_or_default();
+            all.fold(first, add)
+        }
+        Combine::Best => all.min_by(|a, b| median(a).total_cmp(&median(b))).cloned().unwrap_or_default(),
+    }
+}
+
 /// Returns the median; the mean of the middle two of an even number, NaN of none.
 #[must_use]
 pub fn median(samples: &[f64]) -> f64 {
@@ -217,6 +262,16 @@ mod tests {
         let (a, b) = (vec![1.0, 1.0, 2.0, 2.0, 2.0], vec![1.1, 1.1, 1.1, 2.2, 2.2]);
         let paired = Row::new(SPEC.paired(), b, a).ratio().expect("has a reference");
         assert!((paired - 1.1).abs() < 1e-9, "{paired}");
+    }
+
+    #[test]
+    fn references_add_up_or_the_best_counts() {
+        let (a, b) = (vec![1.0, 2.0], vec![10.0, 20.0]);
+        assert_eq!(combine(Combine::Sum, [&a, &b].into_iter()), [11.0, 22.0]);
+        assert_eq!(combine(Combine::Best, [&b, &a].into_iter()), [1.0, 2.0]);
+        assert!(combine(Combine::Sum, std::iter::empty()).is_empty());
+        let best = Row::new(SPEC.best(), vec![1.0], vec![1.0]).to_json();
+        assert_eq!(best["reference"], "min(b,c)");
     }
 
     #[test]

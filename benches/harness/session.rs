@@ -2,7 +2,7 @@
 
 use crate::args::Options;
 use crate::machine::{Cpus, Pinned};
-use crate::report::{Row, RowSpec, write_json};
+use crate::report::{Row, RowSpec, combine, write_json};
 use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -35,7 +35,9 @@ pub struct Session {
     pub cpus: Cpus,
     rows: Vec<Row>,
     known: BTreeSet<&'static str>,
-    absent: Vec<String>,
+    /// Reasons, and the rows that each of them costs.
+    absent: BTreeMap<String, Vec<&'static str>>,
+    reasons: BTreeMap<&'static str, String>,
     failed: Vec<String>,
 }
 
@@ -46,7 +48,15 @@ impl Session {
     /// As [`Cpus::find`].
     pub fn new(options: Options) -> Result<Self> {
         let cpus = Cpus::find()?;
-        Ok(Self { options, cpus, rows: Vec::new(), known: BTreeSet::new(), absent: Vec::new(), failed: Vec::new() })
+        Ok(Self {
+            options,
+            cpus,
+            rows: Vec::new(),
+            known: BTreeSet::new(),
+            absent: BTreeMap::new(),
+            reasons: BTreeMap::new(),
+            failed: Vec::new(),
+        })
     }
 
     /// Returns those of `specs` that were asked for; a group without any need not be set up.
@@ -75,14 +85,26 @@ impl Session {
         };
         for spec in specs {
             if let Some(missing) = needs(spec).find(|n| !samples.contains_key(n)) {
-                self.absent.push(format!("{} ({missing} is not measured here)", spec.name));
+                let why = self.reasons.get(missing).cloned();
+                let why = why.unwrap_or_else(|| format!("{missing} is not measured here"));
+                self.absent.entry(why).or_default().push(spec.name);
                 continue;
             }
-            let row = Row::new(*spec, samples[spec.series].clone(), sum(spec.reference.iter().map(|r| &samples[r])));
+            let reference = combine(spec.combine, spec.reference.iter().map(|r| &samples[r]));
+            let row = Row::new(*spec, samples[spec.series].clone(), reference);
             println!("{}", row.to_line());
             self.rows.push(row);
         }
         Ok(())
+    }
+
+    /// Says why `series` will be missing, for the rows that need it. It is a failure unless something is
+    /// [`Error::Absent`].
+    pub fn lack(&mut self, series: &'static str, why: &Error) {
+        self.reasons.insert(series, why.to_string());
+        if !matches!(why, Error::Absent(_)) {
+            self.failed(series, why);
+        }
     }
 
     /// Adds a remark to a row that was measured; nothing happens when it was not.
@@ -109,7 +131,7 @@ impl Session {
         if let Some(path) = &self.options.json {
             write_json(path, &self.rows)?;
         }
-        self.absent.iter().for_each(|a| println!("absent: {a}"));
+        self.absent.iter().for_each(|(why, rows)| println!("absent ({why}): {}", rows.join(", ")));
         self.failed.iter().for_each(|f| println!("FAILED: {f}"));
         Ok(self.failed.is_empty())
     }
@@ -139,11 +161,6 @@ fn sample(series: &mut [Series<'_>], runs: usize) -> Result<BTreeMap<&'static st
     Ok(samples)
 }
 
-fn sum<'a>(mut all: impl Iterator<Item = &'a Vec<f64>>) -> Vec<f64> {
-    let first = all.next().cloned().unwrap_or_default();
-    all.fold(first, |acc, next| acc.iter().zip(next).map(|(a, b)| a + b).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,11 +178,5 @@ mod tests {
         drop(series);
         assert_eq!(order.into_inner(), "ab".to_owned() + "ab" + "ba" + "ba");
         assert_eq!(samples["a"].len(), 3);
-    }
-
-    #[test]
-    fn references_add_up_run_by_run() {
-        assert_eq!(sum([vec![1.0, 2.0], vec![10.0, 20.0]].iter()), [11.0, 22.0]);
-        assert!(sum([].iter()).is_empty());
     }
 }

@@ -27,6 +27,14 @@ pub enum Action {
     FillExpose,
 }
 
+/// Decides about the faults of a bare handler.
+pub trait Resolve: Sync {
+    /// Resolves the fault at `addr`; returns whether the instruction may run again.
+    ///
+    /// # Context: handler
+    fn resolve(&self, addr: usize) -> bool;
+}
+
 /// What a handler needs to know.
 #[derive(Debug)]
 pub struct Target<'a> {
@@ -42,8 +50,8 @@ pub struct Target<'a> {
     pub source: Option<(&'a Mapping, i32)>,
 }
 
-/// The target of the handler that is installed; null when none is.
-static CURRENT: AtomicPtr<Target<'static>> = AtomicPtr::new(null_mut());
+/// Where the handler that is installed finds whom to ask; null when none is.
+static CURRENT: AtomicPtr<&'static dyn Resolve> = AtomicPtr::new(null_mut());
 
 /// Runs `f` while faults of `signo` go to a bare handler with `target`.
 ///
@@ -52,18 +60,25 @@ static CURRENT: AtomicPtr<Target<'static>> = AtomicPtr::new(null_mut());
 /// # Errors
 /// Whatever `f` returns, or the kernel's; [`Error::Wrong`] when a handler is installed already.
 pub fn with_handler<T>(signo: i32, target: &Target<'_>, f: impl FnOnce() -> Result<T>) -> Result<T> {
-    let erased = core::ptr::from_ref(target).cast_mut().cast::<Target<'static>>();
-    if CURRENT.compare_exchange(null_mut(), erased, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-        return Err(Error::Wrong("a bare handler is installed already".to_owned()));
-    }
-    let handler: unsafe extern "C" fn(i32, *const SigInfo, *mut c_void) = match target.action {
+    let handler: Handler = match target.action {
         // Two functions, so that the floor of delivery does not pay for a look at what to do.
         Action::Skip => on_skip,
         _ => on_fault,
     };
+    installed(signo, handler, target, f)
+}
+
+/// A handler as the kernel calls it.
+type Handler = unsafe extern "C" fn(i32, *const SigInfo, *mut c_void);
+
+fn installed<T>(signo: i32, handler: Handler, who: &dyn Resolve, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    let erased = core::ptr::from_ref(&who).cast_mut().cast::<&'static dyn Resolve>();
+    if CURRENT.compare_exchange(null_mut(), erased, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+        return Err(Error::Wrong("a bare handler is installed already".to_owned()));
+    }
     let flags = signal::SA_SIGINFO | signal::SA_NODEFER | signal::SA_ONSTACK;
     let act = KernelSigaction { handler: handler as usize, flags, restorer: 0, mask: 0 };
-    // SAFETY: both functions have the SA_SIGINFO signature and find their target, which outlives `Installed` below.
+    // SAFETY: both functions have the SA_SIGINFO signature and find whom to ask, who outlives `Installed` below.
     let old = unsafe { signal::set(signo, &act) };
     let _installed = Installed { signo, old: old.context("sigaction")? };
     f()
@@ -98,18 +113,16 @@ unsafe extern "C" fn on_skip(_: i32, _: *const SigInfo, uc: *mut c_void) {
 unsafe extern "C" fn on_fault(signo: i32, info: *const SigInfo, _: *mut c_void) {
     // SAFETY: the kernel's second argument, in the handler it was passed to.
     let addr = unsafe { (*info).addr };
-    // SAFETY: null, or the target of the `with_handler` that is running, borrowed until it has returned.
-    let target = unsafe { CURRENT.load(Ordering::Acquire).as_ref() };
-    if !target.is_some_and(|t| t.resolve(addr)) {
+    // SAFETY: null, or borrowed by the `installed` that is running until it has returned.
+    let who = unsafe { CURRENT.load(Ordering::Acquire).as_ref() };
+    if !who.is_some_and(|w| w.resolve(addr)) {
         // Not ours, or not resolved: let the same instruction die of it.
         // SAFETY: the default disposition is fit for any signal.
         let _ = unsafe { signal::set(signo, &KernelSigaction { handler: SIG_DFL, ..Default::default() }) };
     }
 }
 
-impl Target<'_> {
-    /// Resolves one fault; returns whether the instruction may run again.
-    #[inline(always)]
+impl Resolve for Target<'_> {
     fn resolve(&self, addr: usize) -> bool {
         let offset = addr.wrapping_sub(self.map.base()) & !(self.window_bytes - 1);
         if offset >= self.map.len_bytes() {
@@ -123,7 +136,9 @@ impl Target<'_> {
             Action::FillExpose => self.fill(offset) && self.expose(offset),
         }
     }
+}
 
+impl Target<'_> {
     fn cont(&self, offset: usize) -> bool {
         let Some(uffd) = self.uffd else { return false };
         // Exists: another thread was faster with the same page.
@@ -202,6 +217,14 @@ impl Trapped {
 /// As [`with_handler`].
 pub fn with_sigbus<T>(target: &Target<'_>, f: impl FnOnce() -> Result<T>) -> Result<T> {
     with_handler(SIGBUS, target, f)
+}
+
+/// Runs `f` while a bare handler asks `who` about the faults that arrive as SIGBUS; see [`with_handler`].
+///
+/// # Errors
+/// As [`with_handler`].
+pub fn with_resolver<T>(who: &dyn Resolve, f: impl FnOnce() -> Result<T>) -> Result<T> {
+    installed(SIGBUS, on_fault, who, f)
 }
 
 /// Runs `f` while a bare handler resolves the faults that arrive as SIGSEGV; see [`with_handler`].

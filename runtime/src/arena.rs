@@ -267,6 +267,12 @@ impl ArenaInner {
         Ok(())
     }
 
+    /// Counts a pin in or out of the extents that `range` touches.
+    pub(crate) fn count_user_pins(&self, range: &Range<usize>, more: bool) {
+        let last = (range.end - 1) >> EXTENT_SHIFT;
+        self.extents.lend()[range.start >> EXTENT_SHIFT..=last].iter().for_each(|e| e.count_user_pin(more));
+    }
+
     /// Resolves a touch of `offset` without touching.
     fn fault_one(&self, offset: usize, access: Access) -> Option<VmFaultReason> {
         let slot = Slot::enter_patiently().ok()?;

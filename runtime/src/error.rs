@@ -93,6 +93,40 @@ pub enum Error {
         /// Its error.
         errno: Errno,
     },
+    /// The store did not take pages: they stay dirty.
+    #[error("{op}: writing object bytes {:#x}..{:#x} to the store failed: {error:?}", range.start, range.end)]
+    Writeback {
+        /// The call.
+        op: &'static str,
+        /// Object bytes.
+        range: Range<u64>,
+        /// Why.
+        error: softfault_mm::types::FillError,
+    },
+    /// The store could not make durable what it was given: what is cached of it is dirty again.
+    #[error("{op}: flushing the store failed: {error}; nothing written since the last flush is durable")]
+    Flush {
+        /// The call.
+        op: &'static str,
+        /// Why.
+        error: softfault_platform::store::StoreError,
+    },
+    /// A flush failed after pages had left the cache: what was written to them is gone.
+    #[error("{op}: a failed flush lost what was written to object bytes {ranges:x?}; write them again")]
+    Lost {
+        /// The call.
+        op: &'static str,
+        /// Object bytes.
+        ranges: Vec<Range<u64>>,
+    },
+    /// Pages are held: not to be written back.
+    #[error("{op}: object bytes {:#x}..{:#x} are held dirty; drop the hold first", range.start, range.end)]
+    Held {
+        /// The call.
+        op: &'static str,
+        /// Object bytes.
+        range: Range<u64>,
+    },
     /// Reading the environment failed.
     #[error("{op}: {source}")]
     Io {

@@ -18,7 +18,7 @@ use crate::object::ObjectBuilder;
 use softfault_mm::folio::FolioWord;
 use softfault_mm::mapping::FailurePolicy;
 use softfault_platform::store::Store;
-use softfault_platform::store::object::{Retries, Rmap};
+use softfault_platform::store::object::Retries;
 
 impl ObjectBuilder {
     /// Makes the object *exclusive*: its pages live in the private memory of the one arena that maps it, and nowhere
@@ -82,7 +82,6 @@ pub(crate) fn not_there(op: &'static str) -> Error {
 /// What an object's parts are, as `ObjectInner::new` has them.
 pub(crate) struct Parts {
     pub(crate) store: &'static dyn Store,
-    pub(crate) rmap: &'static dyn Rmap,
     pub(crate) folios: &'static [FolioWord],
     pub(crate) len_bytes: u64,
     pub(crate) retries: Retries,
@@ -95,12 +94,11 @@ impl Parts {
     pub(crate) fn new(
         b: &ObjectBuilder,
         store: &'static dyn Store,
-        rmap: &'static dyn Rmap,
         folios: &'static [FolioWord],
         handler_safe: bool,
         name: u64,
     ) -> Self {
         let (len_bytes, retries, policy) = (b.len_bytes, b.retries, b.policy);
-        Self { store, rmap, folios, len_bytes, retries, handler_safe, policy, name }
+        Self { store, folios, len_bytes, retries, handler_safe, policy, name }
     }
 }

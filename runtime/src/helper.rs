@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
+use softfault_mm::vmscan;
 use softfault_platform::host::{self, Host, Job};
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd::UffdMmu;
@@ -116,12 +117,12 @@ impl Drop for Pool {
 }
 
 /// Makes the two ends of "this thread runs".
-fn started() -> (Arc<AtomicU32>, Arc<AtomicU32>) {
+pub(crate) fn started() -> (Arc<AtomicU32>, Arc<AtomicU32>) {
     let running = Arc::new(AtomicU32::new(0));
     (Arc::clone(&running), running)
 }
 
-fn wait_until_running(running: &AtomicU32) {
+pub(crate) fn wait_until_running(running: &AtomicU32) {
     while running.load(Ordering::Acquire) == 0 {
         std::thread::yield_now();
     }
@@ -138,6 +139,7 @@ fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
         match job {
             Job::Fill(claim) => fault::fill_here(host.env(), &ctx, claim),
             Job::Tell(telling) => fault::tell_here(host.env(), 0, telling),
+            Job::Writeback(claim) => vmscan::write_here(host.env(), 0, claim),
         }
         host::job_done();
     }

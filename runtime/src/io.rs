@@ -16,6 +16,7 @@ use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::host::Woken;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
+use softfault_mm::vmscan::{self, Freed};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
 use softfault_platform::sys::mem;
@@ -66,7 +67,17 @@ fn fill_missing(env: Env<'_>, ctx: &Ctx<'_>, object: &ObjectInner, pgoff: u64) -
     let window = u64::from(mapping.fill_window);
     let start = pgoff & !(window - 1);
     let end = start.saturating_add(window).min(mapping.nr_pages());
-    let Some(claim) = filemap::claim_run(mapping, pgoff, start, end)? else { return Ok(()) };
+    let claim = match filemap::claim_run(mapping, pgoff, start, end) {
+        Ok(Some(claim)) => claim,
+        Ok(None) => return Ok(()),
+        Err(FillError::NoMemory) => {
+            return match vmscan::try_to_free_pages(env, ctx, mapping.account, mapping.stat) {
+                Freed::Nothing => Err(FillError::NoMemory),
+                Freed::Some | Freed::Later => Ok(()),
+            };
+        }
+        Err(error) => return Err(error),
+    };
     if mapping.deadline_ns == u64::MAX {
         fault::fill_here(env, ctx, claim);
     } else if let Err(claim) = env.park.submit(claim) {
@@ -196,7 +207,7 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
             // Nobody may store to it: it is read again, up to the new end.
             word.unpin();
             let host = Host::detached();
-            filemap::drop_pages(object.mapping(), host.env().park, 0, pgoff, pgoff + 1, true) == 1
+            vmscan::discard_range(host.env(), object.mapping(), 0, pgoff, pgoff + 1) == 1
         }
         Lookup::Busy(_) | Lookup::Overdue | Lookup::NoPins => false,
         Lookup::PastEnd | Lookup::Absent | Lookup::Poisoned(_) => true,

@@ -11,20 +11,28 @@ mod calibrate;
 pub mod delivery;
 pub mod error;
 mod exclusive;
+pub mod file;
+mod flusher;
 mod helper;
 mod io;
+mod kswapd;
 mod lease;
+mod memory;
 pub mod object;
 pub mod pin;
 mod registry;
 mod rmap;
 pub mod runtime;
 pub mod stats;
+pub mod swap;
 mod vmas;
+pub mod writeback;
+mod zswap;
 
 pub use arena::{Arena, ArenaBuilder, Prot, Sharing};
 pub use delivery::{Delivery, DeliveryReport};
 pub use error::{Error, Result};
+pub use file::FileOptions;
 pub use object::{Object, ObjectBuilder};
 pub use pin::Pin;
 pub use runtime::{Runtime, RuntimeBuilder};
@@ -36,6 +44,7 @@ pub use softfault_mm::{filemap, shmem};
 pub use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
 pub use softfault_platform::sys::Errno;
 pub use stats::Stats;
+pub use writeback::{Held, Invalidated};
 
 /// The kind of access to a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,13 +8,15 @@ use crate::lease::Lease;
 use crate::registry;
 use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
+use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
-use softfault_mm::mapping::Mapping;
+use softfault_mm::folio::DIRTY;
+use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_mm::{filemap, truncate};
+use softfault_mm::{truncate, vmscan};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
@@ -59,6 +61,14 @@ impl ObjectBuilder {
             private_past_cache: true,
             exclusive: None,
         }
+    }
+    /// Sets the length, where it is known only after the other options.
+    pub(crate) fn len(mut self, bytes: u64) -> Self {
+        self.len_bytes = bytes;
+        self
+    }
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
     }
     /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
     #[must_use]
@@ -131,7 +141,15 @@ impl ObjectBuilder {
         }
         let store = Box::new(Guarded(store));
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing { store, handler_safe: false, store_faults: false, always_dirty: false, ops })
+        self.build(Backing {
+            store,
+            handler_safe: false,
+            store_faults: false,
+            always_dirty: false,
+            persistent: true,
+            dirty_goes: true,
+            ops,
+        })
     }
 
     /// Makes the object over a store that is called in the faulting thread, in a signal handler.
@@ -149,21 +167,44 @@ impl ObjectBuilder {
         }
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
         let store_faults = store.touches_arenas();
-        self.build(Backing { store, handler_safe: true, store_faults, always_dirty: false, ops })
+        self.build(Backing {
+            store,
+            handler_safe: true,
+            store_faults,
+            always_dirty: false,
+            persistent: true,
+            dirty_goes: true,
+            ops,
+        })
     }
 
-    /// Makes the object of anonymous memory.
+    /// Makes the object of anonymous memory, over the runtime's swap file if it has one.
     ///
     /// # Errors
     /// [`Error::Exhausted`].
     pub fn anonymous(mut self) -> Result<Object> {
         self.writable = true;
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        let (store, handler_safe): (Box<dyn Store>, bool) = match &self.runtime.inner.swap {
+            None => (Box::new(ZeroStore), true),
+            Some(swap) => {
+                // The object may grow to the end of its last chunk.
+                let max = self.max_len_bytes.max(self.len_bytes);
+                let max = max.checked_next_multiple_of(EXTENT_SIZE as u64).unwrap_or(max);
+                let (store, handler_safe) = swap.store("ObjectBuilder::anonymous", max)?;
+                (if handler_safe { store } else { Box::new(Guarded(store)) }, handler_safe)
+            }
+        };
+        // Without swap its bytes are nowhere else: stores need no tracking, and nothing ever leaves.
+        let always_dirty = self.runtime.inner.swap.is_none();
+        let dirty_goes = !always_dirty;
         self.build(Backing {
-            store: Box::new(ZeroStore),
-            handler_safe: true,
+            store,
+            handler_safe,
             store_faults: false,
-            always_dirty: true,
+            always_dirty,
+            persistent: false,
+            dirty_goes,
             ops,
         })
     }
@@ -187,6 +228,8 @@ impl ObjectBuilder {
             handler_safe: true,
             store_faults: false,
             always_dirty: false,
+            persistent: false,
+            dirty_goes: false,
             ops,
         })
     }
@@ -199,10 +242,18 @@ impl ObjectBuilder {
         parent_only("object")?;
         self.check_exclusive(false)?;
         let plan = Plan::new(&self, len / PAGE_SIZE, backing.always_dirty)?;
+        if plan.is_some() && self.writable && !backing.store.rereads_unflushed() {
+            let why = "pages are written as they leave, and the store cannot give them back before it is flushed";
+            return Err(Error::Argument { op: "ObjectBuilder::exclusive", arg: "store", value: 0, why });
+        }
         let rt = Arc::clone(&self.runtime.inner);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
-        Ok(Object { inner: Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id)) })
+        let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
+        if inner.persistent {
+            inner.rt.add_writable(&inner);
+        }
+        Ok(Object { inner })
     }
 }
 
@@ -247,6 +298,10 @@ struct Backing {
     handler_safe: bool,
     store_faults: bool,
     always_dirty: bool,
+    /// What is written is to be found in the store later: the object is synced, and written back when it goes.
+    persistent: bool,
+    /// Dirty pages have somewhere to go.
+    dirty_goes: bool,
     ops: Box<dyn VmOps>,
 }
 
@@ -262,6 +317,7 @@ pub(crate) struct ObjectInner {
     pub(crate) offset: u64,
     pub(crate) len_max: usize,
     pub(crate) writable: bool,
+    pub(crate) persistent: bool,
     pub(crate) dsync: bool,
     pub(crate) sync_wp: bool,
     // Dropped in this order: what borrows before what is borrowed.
@@ -272,6 +328,7 @@ pub(crate) struct ObjectInner {
     vm_ops: Option<Lease<dyn VmOps>>,
     id: u32,
     i_mmap: Option<Lease<IMmap>>,
+    flush_state: FlushState,
     pid: u32,
 }
 
@@ -299,8 +356,6 @@ impl ObjectInner {
         let store_ref = unsafe { store.lend() };
         // SAFETY: the object holds the runtime, which holds the account.
         let account = unsafe { rt.account.lend() };
-        // SAFETY: as for the store.
-        let rmap = unsafe { i_mmap.lend() };
         // SAFETY: the object holds the space, and with it the ports.
         let ports = unsafe { &*std::ptr::from_ref(space.region.ports()) };
         let region = &space.region;
@@ -308,14 +363,13 @@ impl ObjectInner {
             FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset), len_bytes: len };
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
         let a_ops = unsafe {
-            let name = u64::from(id);
-            ObjectOps::new(memory, store_ref, rmap, b.len_bytes, b.retries, backing.handler_safe, b.policy, name)
+            ObjectOps::new(memory, store_ref, b.len_bytes, b.retries, backing.handler_safe, b.policy, u64::from(id))
         };
         let a_ops = Lease::new(Box::new(a_ops));
         // SAFETY: the object holds the space, so the words outlive it.
         let folios = unsafe { space.region.folios(offset, len) };
         let (handler_safe, name) = (backing.handler_safe, u64::from(id));
-        let exclusive = plan.map(|p| p.build(&Parts::new(b, store_ref, rmap, folios, handler_safe, name)));
+        let exclusive = plan.map(|p| p.build(&Parts::new(b, store_ref, folios, handler_safe, name)));
         // SAFETY: as above.
         let chunks = unsafe { space.region.chunks(offset, len) };
         let mapping = Mapping {
@@ -332,12 +386,16 @@ impl ObjectInner {
             handler_safe: backing.handler_safe,
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
+            dirty_goes: backing.dirty_goes && (exclusive.is_none() || b.writable),
+            exclusive: exclusive.is_some(),
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
             fill_window: b.fill_window_pages,
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
             account,
+            flush_turn: AtomicU32::new(0),
+            flush_wanted: AtomicU32::new(0),
             stat: rt.stat,
         };
         let mapping = Lease::new(Box::new(mapping));
@@ -350,6 +408,7 @@ impl ObjectInner {
             offset,
             len_max: len,
             writable: b.writable,
+            persistent: b.writable && backing.persistent,
             dsync: b.dsync,
             sync_wp: b.mkwrite || has_mkwrite,
             mapping: Some(mapping),
@@ -359,6 +418,7 @@ impl ObjectInner {
             vm_ops: Some(vm_ops),
             id,
             i_mmap: Some(i_mmap),
+            flush_state: FlushState::default(),
             pid: std::process::id(),
         }
     }
@@ -371,6 +431,12 @@ impl ObjectInner {
     }
     pub(crate) fn a_ops(&self) -> &'static ObjectOps<'static> {
         lend(self.a_ops.as_ref())
+    }
+    pub(crate) fn store(&self) -> &'static dyn Store {
+        lend(self.store.as_ref())
+    }
+    pub(crate) fn flush_state(&self) -> &FlushState {
+        &self.flush_state
     }
     /// Returns whether first stores must fault.
     pub(crate) fn is_synchronous(&self) -> bool {
@@ -416,6 +482,9 @@ fn lend<T: ?Sized>(part: Option<&Lease<T>>) -> &'static T {
 impl Drop for ObjectInner {
     #[expect(unsafe_code, reason = "gives the object's range of the cache back")]
     fn drop(&mut self) {
+        if self.persistent && self.pid == std::process::id() {
+            self.write_back_last();
+        }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
         let exclusive = self.exclusive.take();
@@ -425,7 +494,9 @@ impl Drop for ObjectInner {
             std::thread::sleep(Duration::from_millis(1));
             patience -= 1;
         }
-        if mapping.users.load(Ordering::Acquire) != 0 || self.pid != std::process::id() {
+        // No new user from here: reclaim finds the object by its number for as long as that is published.
+        let ended = mapping.users.compare_exchange(0, DYING, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if !ended || self.pid != std::process::id() {
             // A store that never returns still owns its pages (or this is a forked child): the range is given up, not
             // reused. `store` and `vm_ops` are what such a thread may be running in.
             mapping.leak();
@@ -440,6 +511,8 @@ impl Drop for ObjectInner {
         vmatree::publish_mapping(self.id, None);
         section::synchronize();
         let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
+        let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
+        mapping.account_cleaned(dirty as u64);
         mapping.account.uncharge(cached as u64);
         drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
@@ -488,34 +561,19 @@ impl Object {
 
     /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
     ///
-    /// Returns how many pages went. Pages that were or may have been written stay: none of an object that ever had
-    /// a shared mapping with stores permitted, and none of anonymous memory. A writable exclusive object's are written.
+    /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
+    /// first); a writable exclusive object's are written on their way.
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
     pub fn evict(&self, range: std::ops::Range<u64>) -> Result<u64> {
         parent_only("Object::evict")?;
         let m = self.inner.mapping();
-        // ```text
-        // evict                              map(shared, stores permitted)
-        // no writable mapping? none
-        //                                    publish; a neighbour is mapped, written: nobody is told
-        // clean -> evicting -> punch: the write is lost
-        // ```
-        // so a new mapping waits here until we are done, and after a writable one nothing is evicted any more.
-        // Should one of them be the last reference to its arena by then, it is dropped after the gate is open again.
-        let _arenas = self.inner.arenas();
-        let gate = self.inner.i_mmap().gate();
-        if m.always_dirty || *gate {
-            return Ok(0);
-        }
         let from = pages_of(range.start);
         let to = (range.end >> PAGE_SHIFT).max(from).min(m.folios.len() as u64);
         let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
         self.inner.demote(from, to)?;
-        let host = Host::detached();
-        let drop_pages = || filemap::drop_pages(m, host.env().park, 0, from, to, self.inner.evicts_dirty());
-        Ok(self.inner.i_mmap().while_frozen(&self.inner, drop_pages))
+        Ok(vmscan::reclaim_range(Host::detached().env(), m, 0, from, to))
     }
 
     /// Forgets that pages of the byte range were poisoned: the next touch asks the store anew.
@@ -551,6 +609,11 @@ impl Object {
         }
         let _arenas = self.inner.arenas();
         let _gate = self.inner.i_mmap().gate();
+        let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
+        if len_bytes > self.len() && self.inner.writable {
+            // The store grows first: bytes past its end cannot be read.
+            self.inner.store().set_len(len_bytes).map_err(moved)?;
+        }
         self.inner.a_ops().set_len(len_bytes);
         self.inner.exclusive.iter().for_each(|e| e.set_len(len_bytes));
         let old = truncate::i_size_write(m, len_bytes);
@@ -563,10 +626,11 @@ impl Object {
         let host = Host::detached();
         for _ in 0..2_000 {
             self.inner.demote(from, to)?;
-            let truncate = || truncate::truncate_pagecache(m, host.env().park, 0, to);
-            let dropped = self.inner.i_mmap().while_frozen(&self.inner, truncate) == 0;
+            let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
             if dropped && io::zero_tail(&self.inner, len_bytes) {
-                return Ok(());
+                // The store shrinks last: nobody writes past the new end any more.
+                let shrunk = if self.inner.writable { self.inner.store().set_len(len_bytes) } else { Ok(()) };
+                return shrunk.map_err(moved);
             }
             std::thread::sleep(Duration::from_millis(1));
         }

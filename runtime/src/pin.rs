@@ -9,8 +9,9 @@ use crate::io;
 use crate::object::ObjectInner;
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use softfault_platform::section;
 use softfault_platform::sys::mem;
-use softfault_platform::vmatree;
+use softfault_platform::vmatree::{self, Trap};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -42,6 +43,11 @@ impl Pin {
         // From here nothing unmaps, protects or zaps the range.
         vmas.pins.push(range.clone());
         drop(vmas);
+        if arena.trap == Trap::Segv {
+            // Reclaim that has looked already may hide a whole granule yet: it is in a section.
+            arena.count_user_pins(&range, true);
+            section::synchronize();
+        }
         let mut pin = Self { arena: Arc::clone(arena), range: range.clone(), pages: Vec::new() };
         let pages = range
             .clone()
@@ -95,6 +101,9 @@ impl Drop for Pin {
             vmas.pins.swap_remove(i);
         }
         drop(vmas);
+        if self.arena.trap == Trap::Segv {
+            self.arena.count_user_pins(&self.range, false);
+        }
         for page in self.pages.drain(..) {
             if let Some(word) = page.word() {
                 word.unpin();

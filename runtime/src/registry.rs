@@ -99,6 +99,8 @@ impl Registry {
         vmatree::init().map_err(system(OP, "mmap"))?;
         staging::init().map_err(system(OP, "mmap"))?;
         host::init();
+        // Without it first stores cannot be found, and every page that may be stored to counts as dirty.
+        let _ = softfault_platform::sys::pagemap::init();
         entry::init();
         budget::init(max_map_count());
         match &mut self.helpers {

@@ -3,20 +3,26 @@
 use crate::arena::ArenaBuilder;
 use crate::delivery::{self, Delivery, DeliveryReport};
 use crate::error::{Error, Result, parent_only, system};
-use crate::lease::Lease;
-use crate::object::{Object, ObjectBuilder};
+use crate::file::FileOptions;
+use crate::flusher::{Flusher, Policy, Writables};
+use crate::kswapd::Kswapd;
+use crate::lease::{Lease, Table};
+use crate::memory;
+use crate::object::{Object, ObjectBuilder, ObjectInner};
 use crate::registry;
 use crate::stats::Stats;
-use softfault_mm::mapping::CacheAccount;
+use crate::swap::{Swap, SwapOptions};
+use softfault_mm::lru::Lruvec;
+use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::sync::AtomicU64;
 use softfault_mm::vmstat::VmStat;
 use softfault_platform::cache::Region;
-use softfault_platform::sys::{Errno, file};
+use softfault_platform::sys::Errno;
 use std::fs::File;
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// A page-fault runtime. Cheap to clone; the last clone, arena and object end it.
 #[derive(Clone, Debug)]
@@ -27,9 +33,16 @@ pub struct Runtime {
 #[derive(Debug)]
 pub(crate) struct RuntimeInner {
     pub(crate) stat: &'static VmStat,
-    pub(crate) account: Lease<CacheAccount>,
+    // Dropped in this order: the threads, what they borrow, and what that borrows.
+    flusher: Option<Flusher>,
+    kswapd: Option<Kswapd>,
+    pub(crate) account: Lease<CacheAccount<'static>>,
+    queues: [Table<AtomicU64>; 3],
+    writables: Arc<Writables>,
     pub(crate) report: DeliveryReport,
     pub(crate) fill_window_pages: u32,
+    /// Where anonymous memory goes; `None`: it stays.
+    pub(crate) swap: Option<Swap>,
     regions: Mutex<Vec<Arc<Space>>>,
     /// The frames of exclusive objects.
     #[cfg(feature = "userfaultfd")]
@@ -110,17 +123,40 @@ impl Space {
 /// Options of a [`Runtime`].
 #[derive(Clone, Debug)]
 pub struct RuntimeBuilder {
-    cache_limit_bytes: u64,
+    cache_limit_bytes: Option<u64>,
+    writeback: Policy,
     fillers: usize,
     fill_window_pages: u32,
+    swap: Option<SwapOptions>,
 }
 
 impl RuntimeBuilder {
-    /// Bounds the bytes of cached pages over all objects; default: no bound. A fault that would pass it is
-    /// `VM_FAULT_OOM` (SIGBUS): nothing is reclaimed on its own yet, see [`Object::evict`].
+    /// Lets anonymous memory leave the cache, to `bytes` of `path`: a file, which is overwritten, or a folder, in which a
+    /// file without a name is made (`std::env::temp_dir()`, say; not on a tmpfs, which is memory itself). It takes disk
+    /// space as pages are written, and is read and written past the kernel's cache where the file system can.
+    ///
+    /// Pages of zeros take neither space nor I/O.
+    #[must_use]
+    pub fn swap(mut self, path: impl Into<PathBuf>, bytes: u64) -> Self {
+        let zswap_bytes = self.swap.take().map_or(0, |s| s.zswap_bytes);
+        self.swap = Some(SwapOptions { path: path.into(), bytes, zswap_bytes });
+        self
+    }
+    /// Keeps pages that lz4 makes smaller than three quarters in up to `bytes` of memory in front of the swap file, where
+    /// they cost no I/O; call [`RuntimeBuilder::swap`] first. This memory is on top of the cache's limit, and is kept
+    /// until the runtime ends.
+    #[must_use]
+    pub fn zswap(mut self, bytes: u64) -> Self {
+        let none = SwapOptions { path: PathBuf::new(), bytes: 0, zswap_bytes: 0 };
+        self.swap.get_or_insert(none).zswap_bytes = bytes;
+        self
+    }
+    /// Bounds the bytes of cached pages over all objects; default: half of what the process's memory cgroup (or the
+    /// machine) has. Pages that are not used leave the cache for others; a fault for which nothing can leave, because
+    /// everything is pinned or held, is `VM_FAULT_OOM` (SIGBUS).
     #[must_use]
     pub fn cache_limit(mut self, bytes: u64) -> Self {
-        self.cache_limit_bytes = bytes;
+        self.cache_limit_bytes = Some(bytes);
         self
     }
     /// Sets how many threads call stores that are not handler-safe; default 4. More are started, up to 64, while work
@@ -137,28 +173,51 @@ impl RuntimeBuilder {
         self
     }
 
+    /// Sets how often mappings are scanned for stores, and after how long dirty pages are written though nobody asks;
+    /// defaults 500 ms and 5 s.
+    #[must_use]
+    pub fn writeback(mut self, interval: Duration, expire: Duration) -> Self {
+        self.writeback.interval = interval.max(Duration::from_millis(1));
+        self.writeback.expire = expire;
+        self
+    }
+
     /// Makes the runtime: maps the tables, installs the signal handlers, starts the fillers.
     ///
     /// # Errors
     /// [`Error::Exhausted`] where address space is too limited, [`Error::System`], [`Error::Io`].
+    #[expect(unsafe_code, reason = "the helper threads borrow the account")]
     pub fn build(self) -> Result<Runtime> {
         if softfault_platform::child::in_child() {
             let what = "a forked child of a process with a runtime cannot make its own: exec first";
             return Err(Error::Denied { op: "RuntimeBuilder::build", what });
         }
+        let swap = self.swap.as_ref().map(Swap::open).transpose()?;
         let mut registry = registry::lock();
         registry.enter(self.fillers)?;
         let stat = registry.take_stat();
         drop(registry);
-        let account = CacheAccount {
-            nr_pages: AtomicU64::new(0),
-            limit_pages: AtomicU64::new(self.cache_limit_bytes >> PAGE_SHIFT),
-        };
+        let limit = self.cache_limit_bytes.unwrap_or_else(memory::default_limit_bytes) >> PAGE_SHIFT;
+        let queues = new_queues(limit)?;
+        let [small, main, probation] = &queues;
+        let lru = Lruvec::new(small.lend(), main.lend(), probation.lend(), limit);
+        let account = Lease::new(Box::new(CacheAccount::new(limit, lru)));
+        // SAFETY: `RuntimeInner` drops the thread before the account.
+        let kswapd = unsafe { Kswapd::start(&account, stat) }?;
+        let writables = Arc::<Writables>::default();
+        // SAFETY: as above.
+        let lent = unsafe { account.lend() };
+        let flusher = Flusher::start(Arc::clone(&writables), lent, self.writeback)?;
         let inner = RuntimeInner {
             stat,
-            account: Lease::new(Box::new(account)),
+            flusher: Some(flusher),
+            kswapd: Some(kswapd),
+            account,
+            queues,
+            writables,
             report: delivery::probe(),
             fill_window_pages: self.fill_window_pages,
+            swap,
             regions: Mutex::new(Vec::new()),
             #[cfg(feature = "userfaultfd")]
             frames: Mutex::new(None),
@@ -172,7 +231,13 @@ impl Runtime {
     /// Returns options at their defaults.
     #[must_use]
     pub fn builder() -> RuntimeBuilder {
-        RuntimeBuilder { cache_limit_bytes: u64::MAX, fillers: 4, fill_window_pages: 16 }
+        RuntimeBuilder {
+            cache_limit_bytes: None,
+            writeback: Policy::default(),
+            fillers: 4,
+            fill_window_pages: 16,
+            swap: None,
+        }
     }
 
     /// Makes a runtime with default options.
@@ -188,8 +253,7 @@ impl Runtime {
     /// # Errors
     /// [`Error::Io`], [`Error::Exhausted`].
     pub fn open_file(&self, path: impl AsRef<Path>) -> Result<Object> {
-        let file = File::open(path).map_err(|source| Error::Io { op: "Runtime::open_file", source })?;
-        self.file(&file)
+        self.file_options().open(path)
     }
 
     /// Makes a read-only object of an open file (the descriptor is duplicated).
@@ -197,11 +261,29 @@ impl Runtime {
     /// # Errors
     /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
     pub fn file(&self, file: &File) -> Result<Object> {
-        let op = "Runtime::file";
-        let len = file.metadata().map_err(|source| Error::Io { op, source })?.len();
-        let fd = file::dup_cloexec(file.as_raw_fd()).map_err(system(op, "fcntl"))?;
-        let store = softfault_platform::store::file::FileStore::new(fd, 0);
-        self.object(len).handler_store(Box::new(store))
+        self.file_options().file(file)
+    }
+
+    /// Opens a file as an object that may be written; its length is what it is now.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Exhausted`].
+    pub fn open_file_rw(&self, path: impl AsRef<Path>) -> Result<Object> {
+        self.file_options().writable(true).open(path)
+    }
+
+    /// Makes an object that may be written of a file that is open for reading and writing.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
+    pub fn file_rw(&self, file: &File) -> Result<Object> {
+        self.file_options().writable(true).file(file)
+    }
+
+    /// Begins an object of a file: writable or not, past the kernel's cache or not.
+    #[must_use]
+    pub fn file_options(&self) -> FileOptions {
+        FileOptions::new(self.clone())
     }
 
     /// Makes `len_bytes` of anonymous memory, which begins as zeros.
@@ -246,9 +328,15 @@ impl Runtime {
         crate::calibrate::measure_delivery(self, mode)
     }
 
-    /// Changes the cache's limit; pages above a lower one stay until they are evicted.
+    /// Changes the cache's limit. Pages above a lower one leave in the background; until then nothing new comes in but for
+    /// what goes.
     pub fn set_cache_limit(&self, bytes: u64) {
-        self.inner.account.limit_pages.store(bytes >> PAGE_SHIFT, std::sync::atomic::Ordering::Relaxed);
+        let account = &self.inner.account;
+        account.lru.grow(bytes >> PAGE_SHIFT);
+        account.limit_pages.store(bytes >> PAGE_SHIFT, std::sync::atomic::Ordering::SeqCst);
+        if account.wants_kswapd() {
+            softfault_platform::sys::futex::wake_all(account.bell_addr());
+        }
     }
 
     /// Names the threads that could not take our signals, see [`crate::audit`].
@@ -288,6 +376,16 @@ impl RuntimeInner {
         Ok((space, (at * EXTENT_SIZE) as u64))
     }
 
+    /// Has the flusher look after an object.
+    pub(crate) fn add_writable(&self, object: &Arc<ObjectInner>) {
+        self.writables.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(object));
+    }
+
+    /// Returns the bytes of address space and of memory, at most, that the queues of reclaim take.
+    pub(crate) fn queue_bytes(&self) -> u64 {
+        self.queues.iter().map(|q| q.lend().len() as u64 * 8).sum()
+    }
+
     /// Returns the bytes of memory that the cache's memfds occupy. Statistics wait for nobody: 0 while an object is
     /// being made.
     pub(crate) fn allocated_bytes(&self) -> u64 {
@@ -298,6 +396,21 @@ impl RuntimeInner {
     pub(crate) fn nr_regions(&self) -> usize {
         self.regions.try_lock().map_or(0, |regions| regions.len())
     }
+}
+
+/// Maps the queues of reclaim: for the limit, or for all memory, so that the limit may be raised; of memory only what is
+/// used.
+fn new_queues(limit_pages: u64) -> Result<[Table<AtomicU64>; 3]> {
+    let most = memory::total_bytes() >> PAGE_SHIFT;
+    let mut last = Errno::ENOMEM;
+    for pages in [most, limit_pages.min(most)] {
+        let len = Lruvec::len_for(pages) as usize;
+        match (Table::new(len), Table::new(len), Table::new(len)) {
+            (Ok(a), Ok(b), Ok(c)) => return Ok([a, b, c]),
+            (Err(e), _, _) | (_, Err(e), _) | (_, _, Err(e)) => last = e,
+        }
+    }
+    Err(system("Runtime::build", "mmap")(last))
 }
 
 /// Makes a region: as large as the process's limits allow (it is sparse), at least as large as the object.
@@ -321,9 +434,12 @@ impl Drop for RuntimeInner {
         if self.pid != std::process::id() {
             // A forked child: nothing of this is its own.
             // The lock may have been held by a thread that does not exist here: it is not taken.
+            std::mem::forget((self.flusher.take(), self.kswapd.take()));
             std::mem::forget(std::mem::take(self.regions.get_mut().unwrap_or_else(PoisonError::into_inner)));
             return;
         }
+        drop(self.flusher.take());
+        drop(self.kswapd.take());
         let leftover = registry::lock().leave(self.stat);
         drop(leftover);
     }

@@ -39,8 +39,17 @@ impl Stats {
         let mut counters: Vec<_> = Event::ALL.iter().map(|(e, name)| (*name, rt.stat.event(*e))).collect();
         let relaxed = std::sync::atomic::Ordering::Relaxed;
         counters.push(("nr_cached_pages", rt.account.nr_pages.load(relaxed)));
+        counters.push(("nr_cache_limit_pages", rt.account.limit()));
+        counters.push(("nr_dirty", rt.account.nr_dirty.load(relaxed)));
+        counters.push(("nr_writeback", rt.account.nr_writeback.load(relaxed)));
+        counters.push(("nr_inactive", rt.account.lru.small.len()));
+        counters.push(("nr_active", rt.account.lru.main.len()));
+        counters.push(("nr_probation", rt.account.lru.probation.len()));
+        counters.push(("queue_bytes_reserved", rt.queue_bytes()));
         counters.push(("cache_bytes_allocated", rt.allocated_bytes()));
         counters.push(("cache_memfds", rt.nr_regions() as u64));
+        counters.extend(rt.swap.iter().flat_map(crate::swap::Swap::counters));
+        counters.push(("process_direct_fallbacks", softfault_platform::store::direct::fallbacks()));
         #[cfg(feature = "userfaultfd")]
         {
             let (mapped, free) = rt.exclusive_pages();

@@ -21,6 +21,7 @@ use crate::object::ObjectInner;
 use crate::registry;
 use delegations::DelegationInner;
 use softfault_mm::failpoint;
+use softfault_mm::host::Which;
 use softfault_mm::ops::Mmu;
 use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::sync::Ordering;
@@ -68,6 +69,20 @@ impl Drop for MapCount {
 impl VmaEntry {
     pub(crate) fn may_write_shared(&self) -> bool {
         self.sharing == Sharing::Shared && self.object.writable
+    }
+    fn which(&self) -> Which {
+        if self.sharing == Sharing::Shared { Which::Shared } else { Which::Private }
+    }
+    /// Lets reclaim and write-back find the vma, whose record is written.
+    fn list(&self) {
+        let _lists = self.object.i_mmap().lists();
+        // SAFETY: `write_record` filled the record; `unlist` and `section::synchronize` come before the number is free.
+        unsafe { vmatree::rmap_add(self.object.mapping().id, self.which(), self.index) };
+    }
+    /// Takes the vma off that list again; readers may still see it until `section::synchronize` has returned.
+    fn unlist(&self) {
+        let _lists = self.object.i_mmap().lists();
+        vmatree::rmap_remove(self.object.mapping().id, self.which(), self.index);
     }
     fn pgoff_at(&self, offset: usize) -> u64 {
         self.pgoff + ((offset - self.range.start) >> PAGE_SHIFT) as u64
@@ -248,7 +263,7 @@ impl ArenaInner {
         let map = MapCount::new(&object);
         let entry = VmaEntry { range: range.clone(), pgoff, object, prot, sharing, index, delegation: None, _map: map };
         // The gate before the lock: evictions hold it while they look who maps the object.
-        let mut written_unseen = entry.object.i_mmap().gate();
+        let gate = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
         let occupied = vmas.overlapping(&range).first().map(|v| Error::Occupied { range: v.range.clone() });
         let refused = occupied.or_else(|| exclusive::refusal(&entry.object));
@@ -268,8 +283,7 @@ impl ArenaInner {
             registry::lock().vmas.put(index);
             return Err(error);
         }
-        *written_unseen |= entry.may_write_shared();
-        drop(written_unseen);
+        drop(gate);
         vmas.map.insert(range.start, entry);
         Ok(())
     }
@@ -312,6 +326,7 @@ impl ArenaInner {
     fn map_and_publish(&self, v: &VmaEntry) -> Result<()> {
         let r = self.map_kernel(v).and_then(|()| {
             self.write_record(v);
+            v.list();
             self.point(&v.range, Some(v.index))?;
             if self.trap == Trap::Segv {
                 return Ok(());
@@ -323,6 +338,7 @@ impl ArenaInner {
         if r.is_err() {
             // Pointing at nothing needs no new table where the range was pointed at something.
             let _ = self.point(&v.range, None);
+            v.unlist();
             section::synchronize();
             let _ = exclusive::leave(&v.object);
             if !self.unmap_kernel(&v.range, &v.range) {
@@ -448,6 +464,10 @@ impl ArenaInner {
                 // The extents that could not be registered again go with the mapping, if the kernel lets it go.
                 result = Err(error);
             }
+            self.harvest_for_good(v, range);
+        }
+        unlist_all(&hit);
+        for v in &hit {
             if let Err(error) = exclusive::leave(&v.object) {
                 result = Err(error);
             }
@@ -495,7 +515,7 @@ impl ArenaInner {
             for v in old {
                 let _ = self.point(&v.range, Some(v.index));
             }
-            section::synchronize();
+            unlist_all(new);
             for v in new {
                 v.object.vm_ops().close(v.object.mapping());
                 registry::lock().vmas.put(v.index);
@@ -517,6 +537,9 @@ impl ArenaInner {
     fn point_all(&self, old: &[VmaEntry], new: &[VmaEntry], hole: &Range<usize>) -> Result<()> {
         for v in new {
             self.write_record(v);
+            v.list();
+        }
+        for v in new {
             self.point(&v.range, Some(v.index))?;
         }
         for v in old {
@@ -559,6 +582,7 @@ impl ArenaInner {
         // An extent that two vmas share now cannot stay native. What can still fail is remembered, not returned at once:
         // the old records must be retired, and the kernel told, either way.
         let demoted: Result<()> = hit.iter().try_for_each(|v| self.demote_borders(v, range));
+        unlist_all(&hit);
         self.retire(&hit);
         // By protection, what is exposed is hidden again and comes back with the next touch, as the vma says.
         let bits = if self.trap == Trap::Segv { mem::PROT_NONE } else { prot_bits(prot) };
@@ -570,6 +594,12 @@ impl ArenaInner {
         let protected = r.map_err(system(op, "mprotect"));
         demoted.and(protected)
     }
+}
+
+/// Has reclaim and write-back leave the vmas alone: nobody sees them any more when this returns.
+fn unlist_all(old: &[VmaEntry]) {
+    old.iter().for_each(VmaEntry::unlist);
+    section::synchronize();
 }
 
 /// Returns the arena range of the object's pages `from..to`, as far as the entry maps them.

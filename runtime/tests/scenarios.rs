@@ -63,7 +63,9 @@ fn shared_writable() {
         assert_eq!(object.read_at(0, &mut got).unwrap(), got.len());
         same("through read_at", &got, &want);
         assert_eq!(store(&b, 0, 1), Err(SEGV), "the reader may not store");
-        assert_eq!(object.evict(0..len).unwrap(), 0, "what may have been written stays");
+        let gone = object.evict(0..len).unwrap();
+        assert!(gone <= 42, "{gone} of 64 pages went, of which 22 are written");
+        same("what was written stays", &bytes(&a, 0..len as usize), &want);
     });
 }
 

@@ -36,6 +36,9 @@ impl Claim {
     /// Turns the token into two words, for a queue.
     #[must_use]
     pub fn into_words(self) -> [u64; 2] {
+        self.words()
+    }
+    pub(crate) fn words(&self) -> [u64; 2] {
         [(u64::from(self.mapping) << 32) | u64::from(self.nr), self.pgoff]
     }
     /// Turns two words back into the token they were, for the queue's other end.

@@ -170,7 +170,9 @@ impl ExtentState {
 #[repr(C, align(128))]
 pub struct Extent {
     word: AtomicU64,
-    pad: [AtomicU64; 7],
+    /// Pins of programs on ranges that touch the extent: a granule of it is then not hidden whole.
+    user_pins: AtomicU64,
+    pad: [AtomicU64; 6],
     mapped: [AtomicU64; EXTENT_PAGES.div_ceil(64)],
 }
 
@@ -180,9 +182,25 @@ impl Extent {
     pub fn new() -> Self {
         Self {
             word: AtomicU64::new(0),
+            user_pins: AtomicU64::new(0),
             pad: core::array::from_fn(|_| AtomicU64::new(0)),
             mapped: core::array::from_fn(|_| AtomicU64::new(0)),
         }
+    }
+
+    /// Counts a program's pin in (`true`) or out. Who counts in waits for the sections that may have looked before.
+    pub fn count_user_pin(&self, more: bool) {
+        if more {
+            self.user_pins.fetch_add(1, Ordering::SeqCst);
+        } else {
+            self.user_pins.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Returns how many pins of programs touch the extent.
+    #[must_use]
+    pub fn user_pins(&self) -> u64 {
+        self.user_pins.load(Ordering::SeqCst)
     }
 
     /// Returns the state.

@@ -9,32 +9,20 @@ use crate::ctx::Ctx;
 use crate::failpoint;
 use crate::filemap;
 use crate::folio::{DSYNCED, FolioWord, State};
-use crate::host::{AddressSpace, Park, Woken};
+pub use crate::host::Env;
+use crate::host::Woken;
+use crate::memcontrol::CacheAccount;
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
+use crate::vmscan::{self, Freed};
 use crate::vmstat::Stage;
 
 /// How often one trap tries again before it returns to the instruction, which then traps anew.
 ///
 /// Any number is correct; this one lets a fault that waits, fills and maps finish in one trap, and bounds the handler.
 const MAX_ATTEMPTS: usize = 16;
-
-/// What the walk needs around it.
-#[derive(Clone, Copy)]
-pub struct Env<'a> {
-    /// Lends vmas and objects.
-    pub mm: &'a dyn AddressSpace,
-    /// Sleeps and passes work on.
-    pub park: &'a dyn Park,
-}
-
-impl core::fmt::Debug for Env<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str("Env")
-    }
-}
 
 /// What outside work left for the next attempt.
 enum Next {
@@ -143,6 +131,7 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
         Work::Fill(claim) => do_fill(env, ctx, claim),
         Work::Cow(claim) => do_cow_read(env, ctx, claim),
         Work::Dsync(claim) => do_dsync(env, ctx, claim),
+        Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
         Work::Tell(telling) => {
             do_tell(env, ctx, telling);
             Next::Again
@@ -157,7 +146,7 @@ fn drop_work(env: Env<'_>, work: Work) {
     match work {
         Work::None | Work::Wait(..) => {}
         Work::Fill(claim) => give_up(env, claim),
-        Work::Cow(claim) | Work::Dsync(claim) => release(env, claim),
+        Work::Cow(claim) | Work::Dsync(claim) | Work::Reclaim(claim) => release(env, claim),
         Work::Tell(telling) => untell(env, telling),
     }
 }
@@ -168,6 +157,31 @@ fn do_wait(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Next {
         Woken::LookAgain => Next::Again,
         Woken::TimedOut => Next::TimedOut,
         Woken::NotNow => Next::Later,
+    }
+}
+
+/// Makes room in the cache: the fault's page is claimed by the next attempt.
+#[inline(never)]
+fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    let mut freed = Freed::Nothing;
+    env.mm.with_claim(&claim, &mut |m| {
+        freed = vmscan::try_to_free_pages(env, ctx, m.account, m.stat);
+        if freed == Freed::Nothing {
+            m.stat.reason(ctx.stripe, VmFaultReason::OOM);
+        }
+    });
+    release(env, claim);
+    match freed {
+        Freed::Some => Next::Again,
+        Freed::Later => Next::Later,
+        Freed::Nothing => Next::Fail(FillError::NoMemory),
+    }
+}
+
+/// Wakes the background reclaimer when the cache has grown past its low watermark.
+fn wake_kswapd(env: Env<'_>, account: &CacheAccount<'_>) {
+    if account.wants_kswapd() {
+        env.park.wake(account.bell_addr());
     }
 }
 
@@ -220,8 +234,10 @@ pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
             let began = ctx.now();
             // The counters outlive every object; the object itself may be gone when the claim is spent.
             let stat = m.stat;
+            let account = m.account;
             // The verdict is in the words; the next walk reads it there.
             let _ = filemap::read_claimed(m, env.park, ctx.stripe, claim);
+            wake_kswapd(env, account);
             if ctx.clock.is_some() {
                 stat.stage(ctx.stripe, Stage::Fill, ctx.now().wrapping_sub(began));
             }

@@ -17,8 +17,9 @@
 
 use crate::claim::Claim;
 use crate::failpoint;
-use crate::folio::{DIRTY, FolioWord, OVERDUE, State, Wake};
+use crate::folio::{DIRTY, Folio, FolioWord, OVERDUE, REFERENCED, State, Wake};
 use crate::host::Park;
+use crate::lru::Entry;
 use crate::mapping::{FailurePolicy, Mapping};
 use crate::ops::{Installed, Prot, WaitKey};
 use crate::page::{EXTENT_SHIFT, PAGE_SHIFT};
@@ -56,8 +57,11 @@ pub fn get_folio<'a>(mapping: &'a Mapping<'_>, pgoff: u64, set: u64) -> Lookup<'
     }
     let Some(word) = mapping.folio(pgoff) else { return Lookup::PastEnd };
     failpoint!(LOOKUP_PIN);
-    let seen = match word.try_pin(set) {
-        Ok(_) => return Lookup::Pinned(word),
+    let seen = match word.try_pin(set | REFERENCED) {
+        Ok(old) => {
+            account_pinned(mapping, old, set);
+            return Lookup::Pinned(word);
+        }
         Err(seen) => seen,
     };
     match seen.state() {
@@ -70,6 +74,14 @@ pub fn get_folio<'a>(mapping: &'a Mapping<'_>, pgoff: u64, set: u64) -> Lookup<'
             // It moved on between the two looks; an impossible key makes the sleeper look again at once.
             None => Lookup::Busy(WaitKey { addr: word.futex_addr(), seen: !word.load().low() }),
         },
+    }
+}
+
+/// Counts a page that a pin has made dirty.
+#[inline]
+fn account_pinned(mapping: &Mapping<'_>, old: Folio, set: u64) {
+    if set & DIRTY != 0 && !old.has(DIRTY) {
+        mapping.account_dirtied(1);
     }
 }
 
@@ -125,6 +137,11 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
         }
         // Somebody else claimed it between the look and the claim: look again.
         Ok(None) => VmFaultReason::RETRY,
+        Err(FillError::NoMemory) => {
+            // The cache is full: pages have to go first, and that is done outside the section.
+            vmf.work = Work::Reclaim(hold(mapping, vmf.pgoff()));
+            VmFaultReason::RETRY
+        }
         Err(error) => error.reason(),
     }
 }
@@ -136,11 +153,10 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
 /// # Errors
 /// [`FillError::NoMemory`] when the cache's limit does not allow even one page.
 pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Result<Option<Claim>, FillError> {
-    let claim = |p: u64| mapping.folio(p).is_some_and(|w| w.try_claim().is_ok());
     if !mapping.account.charge(1) {
         return Err(FillError::NoMemory);
     }
-    if !claim(pgoff) {
+    if !try_claim(mapping, pgoff) {
         mapping.account.uncharge(1);
         return Ok(None);
     }
@@ -153,7 +169,7 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
         if !absent(p) || !mapping.account.charge(1) {
             return false;
         }
-        let won = claim(p);
+        let won = try_claim(mapping, p);
         if !won {
             mapping.account.uncharge(1);
         }
@@ -170,6 +186,26 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
     Ok(Some(Claim::new(mapping.id, lo, u32::try_from(hi - lo).unwrap_or(0))))
 }
 
+/// Claims one page. If it went so lately that it belongs to the working set, it is referenced from the start.
+fn try_claim(mapping: &Mapping<'_>, pgoff: u64) -> bool {
+    let Some(word) = mapping.folio(pgoff) else { return false };
+    let Ok(old) = word.try_claim() else { return false };
+    let limit = mapping.account.limit();
+    if old.shadow() != 0 && mapping.account.lru.is_workingset(old.shadow(), limit) {
+        word.set(REFERENCED);
+        mapping.stat.add(0, Event::WORKINGSET_ACTIVATE, 1);
+    }
+    true
+}
+
+/// Holds the object and names pages of it, for work on a thread that found it by its number; `None`: it is being ended.
+///
+/// The caller is in a section. The pages are not claimed.
+#[must_use]
+pub fn try_hold_pages(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Claim> {
+    mapping.try_hold().then(|| Claim::new(mapping.id, pgoff, u32::try_from(nr).unwrap_or(0)))
+}
+
 /// Takes a claim of no pages: it keeps the object alive for work outside the section.
 pub fn hold(mapping: &Mapping<'_>, pgoff: u64) -> Claim {
     mapping.users.fetch_add(1, Ordering::Relaxed);
@@ -184,7 +220,7 @@ pub fn release(mapping: &Mapping<'_>, claim: Claim) {
     drop(claim);
 }
 
-fn each(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, leave: impl Fn(&FolioWord) -> Wake) {
+pub(crate) fn each(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, leave: impl Fn(&FolioWord) -> Wake) {
     each_waking(mapping, &|addr| park.wake(addr), from, to, leave);
 }
 
@@ -278,10 +314,26 @@ fn publish_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), stripe: usize, fr
         if let Some(chunk) = mapping.chunk(p) {
             chunk.add_uptodate(chunk_end - p);
         }
-        each_waking(mapping, wake, p, chunk_end, |w| w.publish(set));
+        for q in p..chunk_end {
+            publish_one(mapping, wake, q, set);
+        }
         p = chunk_end;
     }
     mapping.stat.add(stripe, Event::PGPGIN, to.saturating_sub(from));
+}
+
+/// filling -> uptodate for one page, and its place in the queues of reclaim.
+fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64) {
+    let Some(word) = mapping.folio(pgoff) else { return };
+    let claimed = word.load();
+    mapping.account_dirtied(u64::from(set & DIRTY != 0));
+    if word.publish(set) == Wake::Needed {
+        wake(word.futex_addr());
+    }
+    // Afterwards, under the name it was published by: who pops the entry of a page that is still being filled would take
+    // it for a stale one. If the page has left again by now, it is one.
+    let entry = Entry::named(mapping.id, pgoff, claimed.version());
+    let _ = mapping.account.lru.add(entry, claimed.has(REFERENCED));
 }
 
 /// Gives up the pages of a claim without a verdict (no filler could be had), and spends it.
@@ -305,6 +357,10 @@ pub fn fill_with(vmf: &mut VmFault<'_>, f: &mut dyn FnMut(&mut [u8])) -> VmFault
     }
     match claim_run(mapping, pgoff, pgoff, pgoff.saturating_add(1)) {
         Ok(None) => return fault(vmf, set),
+        Err(FillError::NoMemory) => {
+            vmf.work = Work::Reclaim(hold(mapping, pgoff));
+            return VmFaultReason::RETRY;
+        }
         Err(error) => return error.reason(),
         Ok(Some(claim)) => {
             mapping.a_ops.with_page_mut(pgoff, f);
@@ -363,7 +419,16 @@ fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
         && p != vmf.pgoff()
         && vma.extent(addr).is_some_and(|e| e.maybe_mapped(crate::extent::Extent::page_index(addr)));
     let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> PAGE_SHIFT));
-    !hint && told && vma.mapping.folio(p).is_some_and(|w| w.try_pin(set).is_ok())
+    if hint || !told {
+        return false;
+    }
+    let Some(word) = vma.mapping.folio(p) else { return false };
+    let own = p == vmf.pgoff();
+    let pinned = if own { word.try_pin(set | REFERENCED) } else { word.try_pin_around(set) };
+    if let Ok(old) = pinned {
+        account_pinned(vma.mapping, old, set);
+    }
+    pinned.is_ok()
 }
 
 /// Installs the pinned pages `from..to`, unpins them, and says whether the faulting one is among the mapped.
@@ -430,71 +495,4 @@ pub fn note_mapped(vma: &Vma<'_>, addr: usize, nr: usize) {
         left -= here;
         at = at.saturating_add(here << PAGE_SHIFT);
     }
-}
-
-/// Drops the clean, unpinned pages of `from..to` (dirty ones too if `discard`) from the cache; returns how many went.
-///
-/// The chunk's native extents must have been demoted: where one is left the chunk is skipped. Not for handlers' sake
-/// but for the caller's: a punch takes the file system's locks.
-pub fn drop_pages(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, discard: bool) -> u64 {
-    let mut dropped = 0;
-    let mut p = from;
-    while p < to {
-        let chunk_end = (p | (u64::from(CLAIM_MAX) - 1)).saturating_add(1).min(to);
-        if let Some(chunk) = mapping.chunk(p)
-            && chunk.try_get_evict()
-        {
-            let n = drop_in_chunk(mapping, park, p, chunk_end, discard);
-            chunk.sub_uptodate(n);
-            chunk.put_evict();
-            dropped += n;
-        }
-        p = chunk_end;
-    }
-    mapping.account.uncharge(dropped);
-    mapping.stat.add(stripe, Event::PGSTEAL, dropped);
-    dropped
-}
-
-/// evicting -> absent, or uptodate again, each page by itself: one that must stay does not keep its neighbours.
-#[cold]
-fn drop_one_by_one(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64) -> u64 {
-    let mut dropped = 0;
-    for p in from..to {
-        if mapping.a_ops.punch(p, 1).is_ok() {
-            each(mapping, park, p, p.saturating_add(1), FolioWord::evicted);
-            dropped += 1;
-        } else {
-            each(mapping, park, p, p.saturating_add(1), FolioWord::evict_undo);
-        }
-    }
-    dropped
-}
-
-/// uptodate -> evicting -> punched -> absent, run by run.
-fn drop_in_chunk(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, discard: bool) -> u64 {
-    let take = |p: u64| mapping.folio(p).is_some_and(|w| if discard { w.try_discard() } else { w.try_evict() }.is_ok());
-    let mut dropped = 0;
-    let mut run = from;
-    for p in from..=to {
-        if p < to && take(p) {
-            continue;
-        }
-        if run < p {
-            let nr = u32::try_from(p - run).unwrap_or(0);
-            // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
-            mapping.a_ops.unmap(run, nr);
-            failpoint!(EVICT_PUNCH);
-            let punched = mapping.a_ops.punch(run, nr).is_ok();
-            failpoint!(EVICT_DONE);
-            if punched {
-                each(mapping, park, run, p, FolioWord::evicted);
-                dropped += p - run;
-            } else {
-                dropped += drop_one_by_one(mapping, park, run, p);
-            }
-        }
-        run = p.saturating_add(1);
-    }
-    dropped
 }

@@ -1,20 +1,21 @@
 //! The folio word: one `AtomicU64` per page of an object, holding the state, the flags, the pins and the version.
 //!
 //! ```text
-//!  63        48 47        32 31        16 15      8 7 6 5 4 3 2   0
-//! +------------+------------+------------+---------+-+-+-+-+-+-----+
-//! | version hi |    pins    | version lo |  error  |S|O|W|R|D|state|
-//! +------------+------------+------------+---------+-+-+-+-+-+-----+
-//!                                         S dsynced  O overdue  W waiters  R referenced  D dirty
+//!  63        48 47        32 31        16 15 14 13 12 11 10    8 7 6 5 4 3 2   0
+//! +------------+------------+------------+--+--+--+-----+-------+-+-+-+-+-+-----+
+//! | version hi |    pins    | version lo |U |A |H | Y Y | error |S|O|W|R|D|state|
+//! +------------+------------+------------+--+--+--+-----+-------+-+-+-+-+-+-----+
+//!   U unmapped  A readahead  H held  Y unsynced (two turns)  S dsynced  O overdue  W waiters  R referenced  D dirty
 //! ```
 //! State, flags and waiters lie in the low half, which a futex can compare. All-zero is `absent`, so a table of words
-//! is an untouched anonymous mapping.
+//! is an untouched anonymous mapping. An absent page has no pins: the field holds its *shadow* instead, the time of its
+//! eviction (as Linux keeps a shadow entry in the slot of an evicted folio, `mm/workingset.c`).
 //!
 //! | state     | who may leave it                     | mapped? | bytes may be    | pins  | left by                                    |
 //! |-----------|--------------------------------------|---------|-----------------|-------|--------------------------------------------|
-//! | absent    | anyone, by claiming                  | never   | nothing         | 0     | [`FolioWord::try_claim`]                   |
+//! | absent    | anyone, by claiming                  | never   | nothing         | shadow | [`FolioWord::try_claim`]                   |
 //! | filling   | only the owner of the claim          | never   | written, owner  | 0     | [`FolioWord::publish`], [`FolioWord::fail`], [`FolioWord::abandon`] |
-//! | uptodate  | evict, write-back, rewrite: pins = 0 | yes     | read and written under a pin | any | [`FolioWord::try_evict`], [`FolioWord::try_writeback`], [`FolioWord::try_rewrite`] |
+//! | uptodate  | evict, write-back, rewrite: pins = 0 | yes     | read and written under a pin | any | [`FolioWord::try_evict`], [`FolioWord::try_discard`], [`FolioWord::try_writeback`], [`FolioWord::try_rewrite`] |
 //! | writeback | only the flusher                     | yes     | as uptodate     | any   | [`FolioWord::end_writeback`]               |
 //! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`] |
 //! | poisoned  | anyone, by claiming again            | never   | nothing         | 0     | [`FolioWord::try_claim`], [`FolioWord::forget_poison`] |
@@ -32,6 +33,20 @@
 //!                                  clean -> evicting -> punch: the write is lost
 //! ```
 //! (tests/loom_folio.rs keeps this race and fails when the pin is taken out)
+//!
+//! # Two stages of reclaim
+//! A mapped page gives no sign of being used. So reclaim first takes its mappings away ([`FolioWord::try_unmap`] sets
+//! `UNMAPPED` and clears `REFERENCED`), and drops it later only if nobody came for it: whoever installs a mapping of the
+//! page itself sets `REFERENCED` with its pin, and who installs neighbours passes over `UNMAPPED` pages
+//! ([`FolioWord::try_pin_around`]). Therefore `UNMAPPED` without `REFERENCED` means that no shared mapping has the page:
+//! ```text
+//! reclaim                                 a thread
+//! pin: UNMAPPED, -REFERENCED
+//!                                         maps it:          +REFERENCED with its pin: not dropped
+//! zap everywhere, unpin
+//!                                         maps it:          as above
+//! CAS UNMAPPED, -REFERENCED, clean, pins = 0 -> evicting: nothing to unmap, one punch
+//! ```
 //!
 //! # Context: handler
 
@@ -57,8 +72,19 @@ pub const OVERDUE: u64 = 1 << 6;
 /// The store has made the page's block durable (`NEEDDSYNC` was answered).
 pub const DSYNCED: u64 = 1 << 7;
 
+/// Written to the store in this turn of its flushes, not flushed yet. Kept when the page leaves the cache.
+pub const UNSYNCED: [u64; 2] = [1 << 11, 1 << 12];
+/// Not written back before it is released (write-ahead logs). Kept when the page leaves the cache.
+pub const HELD: u64 = 1 << 13;
+/// Touching it starts the next readahead window. Linux: `PG_readahead`.
+pub const READAHEAD: u64 = 1 << 14;
+/// Reclaim took its mappings away and waits whether anybody misses them.
+pub const UNMAPPED: u64 = 1 << 15;
+
 const ERROR_SHIFT: u32 = 8;
-const ERROR: u64 = 0xff << ERROR_SHIFT;
+const ERROR: u64 = 0x7 << ERROR_SHIFT;
+/// What stays when a page leaves the cache or enters it.
+const KEPT: u64 = UNSYNCED[0] | UNSYNCED[1] | HELD;
 const VERSION_LO_SHIFT: u32 = 16;
 const VERSION_LO: u64 = 0xffff << VERSION_LO_SHIFT;
 const PIN_SHIFT: u32 = 32;
@@ -115,10 +141,23 @@ impl Folio {
     pub fn has(self, flags: u64) -> bool {
         self.0 & flags == flags
     }
-    /// Returns the number of pins.
+    /// Returns the number of pins; 0 for an absent page.
     #[must_use]
     pub fn pins(self) -> u64 {
-        (self.0 & PINS) >> PIN_SHIFT
+        if self.0 & STATE == ABSENT { 0 } else { (self.0 & PINS) >> PIN_SHIFT }
+    }
+    /// Returns the shadow of an absent page: when it was evicted, 0 if that is not known.
+    #[must_use]
+    pub fn shadow(self) -> u16 {
+        if self.0 & STATE != ABSENT {
+            return 0;
+        }
+        u16::try_from((self.0 & PINS) >> PIN_SHIFT).unwrap_or(0)
+    }
+    /// Returns whether the page was written to the store and not flushed since.
+    #[must_use]
+    pub fn is_unsynced(self) -> bool {
+        self.0 & (UNSYNCED[0] | UNSYNCED[1]) != 0
     }
     /// Returns the version, which moves with every claim.
     #[must_use]
@@ -202,7 +241,8 @@ impl FolioWord {
     ///
     /// The loop ends after as many turns as other threads succeed in between: it is lock-free, not bounded, and each
     /// of those successes is somebody's progress.
-    #[inline]
+    // Always: in builds without optimisation each frame counts on a signal stack of 8 KiB.
+    #[inline(always)]
     fn update(&self, f: impl Fn(Folio) -> Option<u64>) -> Result<Folio, Folio> {
         let mut seen = self.load();
         loop {
@@ -228,6 +268,35 @@ impl FolioWord {
         })
     }
 
+    /// Takes a pin for mapping the page because a neighbour was touched: not if reclaim waits for a touch of its own.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    #[inline]
+    pub fn try_pin_around(&self, set: u64) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let room = w.0 & PINS < PINS_MAX << PIN_SHIFT;
+            (w.is_mappable() && room && !w.has(UNMAPPED)).then(|| (w.0 + PIN) | set)
+        })
+    }
+
+    /// uptodate, unpinned -> pinned, `UNMAPPED`, not `REFERENCED`: the caller takes the mappings away and unpins.
+    ///
+    /// # Errors
+    /// What was seen instead; also a page that is `UNMAPPED` already.
+    pub fn try_unmap(&self) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let idle = w.state() == State::Uptodate && w.pins() == 0 && !w.has(UNMAPPED);
+            idle.then(|| ((w.0 | UNMAPPED) & !REFERENCED) + PIN)
+        })
+    }
+
+    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason.
+    pub fn keep(&self) {
+        // Relaxed: both bits are advice; who evicts decides by CAS.
+        self.0.fetch_and(!(UNMAPPED | REFERENCED), Ordering::Relaxed);
+    }
+
     /// Drops a pin.
     #[inline]
     pub fn unpin(&self) {
@@ -243,8 +312,14 @@ impl FolioWord {
     pub fn try_claim(&self) -> Result<Folio, Folio> {
         self.update(|w| {
             let free = matches!(w.state(), State::Absent | State::Poisoned);
-            free.then_some((w.bumped() & !(STATE | ERROR | OVERDUE | DIRTY | DSYNCED)) | FILLING)
+            free.then_some((w.bumped() & (VERSION | KEPT | WAITERS)) | FILLING)
         })
+    }
+
+    /// Takes a flag away from a page that the caller owns or has pinned.
+    pub fn clear(&self, flags: u64) {
+        // Relaxed: as in set().
+        self.0.fetch_and(!flags, Ordering::Relaxed);
     }
 
     /// filling -> uptodate. Owner only.
@@ -296,13 +371,27 @@ impl FolioWord {
         self.0.fetch_or(flags, Ordering::Relaxed);
     }
 
-    /// uptodate, clean, unpinned -> evicting.
+    /// uptodate, clean, unpinned, `UNMAPPED` and not referenced since -> evicting.
     ///
     /// # Errors
     /// What was seen instead; a reclaimer skips such a page and never waits for it.
     pub fn try_evict(&self) -> Result<Folio, Folio> {
         self.update(|w| {
-            (w.state() == State::Uptodate && w.pins() == 0 && !w.has(DIRTY)).then_some((w.0 & !STATE) | EVICTING)
+            let idle = w.state() == State::Uptodate && w.pins() == 0 && w.has(UNMAPPED);
+            (idle && !w.has(DIRTY) && !w.has(REFERENCED)).then_some((w.0 & !STATE) | EVICTING)
+        })
+    }
+
+    /// uptodate, unpinned, not held -> evicting, for a page that is written on its way out (exclusive objects): `idle`: only
+    /// if `UNMAPPED` and not referenced since; `dirty`: also if it is known to be.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_take_out(&self, idle: bool, dirty: bool) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let free = w.state() == State::Uptodate && w.pins() == 0 && !w.has(HELD);
+            let unmissed = w.has(UNMAPPED) && !w.has(REFERENCED);
+            (free && (unmissed || !idle) && (dirty || !w.has(DIRTY))).then_some((w.0 & !STATE) | EVICTING)
         })
     }
 
@@ -315,11 +404,11 @@ impl FolioWord {
         self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.0 & !STATE) | EVICTING))
     }
 
-    /// evicting -> absent. Evictor only, after the punch.
-    pub fn evicted(&self) -> Wake {
+    /// evicting -> absent, leaving `shadow` (0: none). Evictor only, after the punch.
+    pub fn evicted(&self, shadow: u16) -> Wake {
         let r = self.update(|w| {
             debug_assert!(w.state() == State::Evicting, "only the evictor leaves evicting: {w:?}");
-            Some(w.0 & !(STATE | WAITERS | REFERENCED | DSYNCED | DIRTY))
+            Some((w.0 & (VERSION | KEPT)) | (u64::from(shadow) << PIN_SHIFT))
         });
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
@@ -346,21 +435,23 @@ impl FolioWord {
         self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.bumped() & !STATE) | FILLING))
     }
 
-    /// uptodate, dirty, unpinned -> writeback, clean.
+    /// uptodate, dirty, unpinned, not held -> writeback, clean.
     ///
     /// # Errors
     /// What was seen instead.
     pub fn try_writeback(&self) -> Result<Folio, Folio> {
         self.update(|w| {
-            (w.state() == State::Uptodate && w.pins() == 0 && w.has(DIRTY))
-                .then_some((w.0 & !(STATE | DIRTY)) | WRITEBACK)
+            let idle = w.state() == State::Uptodate && w.pins() == 0;
+            (idle && w.has(DIRTY) && !w.has(HELD)).then_some((w.0 & !(STATE | DIRTY)) | WRITEBACK)
         })
     }
 
-    /// writeback -> uptodate; dirty again when it was written (or the store failed) meanwhile.
-    pub fn end_writeback(&self, ok: bool) -> Wake {
-        let set = if ok { 0 } else { DIRTY };
-        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS)) | UPTODATE | set));
+    /// writeback -> uptodate, with the flags of `set`: `UNSYNCED`, or `DIRTY` again when the store failed. A page that was
+    /// written meanwhile is dirty as it is.
+    pub fn end_writeback(&self, set: u64) -> Wake {
+        // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty.
+        let owed = UNSYNCED[0] | UNSYNCED[1];
+        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | owed)) | UPTODATE | set));
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 }
@@ -410,10 +501,17 @@ mod tests {
         w.unpin();
         assert!(w.try_evict().is_err(), "dirty pages are not dropped");
         w.try_writeback().unwrap();
-        let _ = w.end_writeback(true);
+        let _ = w.end_writeback(0);
+        assert!(w.try_evict().is_err(), "mapped pages are not dropped");
+        w.try_unmap().unwrap();
+        assert!(w.try_evict().is_err(), "the one who unmaps holds a pin");
+        w.unpin();
         w.try_evict().unwrap();
-        let _ = w.evicted();
+        let _ = w.evicted(7);
         assert_eq!(w.load().state(), State::Absent);
+        assert_eq!((w.load().shadow(), w.load().pins()), (7, 0));
+        w.try_claim().unwrap();
+        assert_eq!(w.load().pins(), 0, "a shadow is no pin");
     }
 
     #[test]
@@ -423,8 +521,46 @@ mod tests {
         w.try_writeback().unwrap();
         assert!(w.try_pin(DIRTY).is_ok(), "writeback may be pinned");
         w.unpin();
-        let _ = w.end_writeback(true);
+        let _ = w.end_writeback(0);
         assert!(w.load().has(DIRTY));
+    }
+
+    #[test]
+    fn a_touch_after_unmapping_saves_the_page() {
+        let w = uptodate();
+        w.try_unmap().unwrap();
+        w.unpin();
+        assert!(w.try_pin_around(0).is_err(), "a neighbour's window would hide the next touch");
+        w.try_pin(REFERENCED).unwrap();
+        w.unpin();
+        assert!(w.try_evict().is_err(), "it is mapped again");
+        w.keep();
+        assert!(w.try_pin_around(0).is_ok());
+    }
+
+    #[test]
+    fn what_a_flush_still_owes_survives_eviction_and_refill() {
+        let w = uptodate();
+        w.set(DIRTY);
+        w.try_writeback().unwrap();
+        let _ = w.end_writeback(UNSYNCED[1]);
+        w.try_unmap().unwrap();
+        w.unpin();
+        w.try_evict().unwrap();
+        let _ = w.evicted(1);
+        assert!(w.load().is_unsynced());
+        w.try_claim().unwrap();
+        let _ = w.publish(0);
+        assert!(w.load().is_unsynced());
+    }
+
+    #[test]
+    fn held_pages_are_not_written_back() {
+        let w = uptodate();
+        w.set(DIRTY | HELD);
+        w.try_writeback().unwrap_err();
+        w.clear(HELD);
+        w.try_writeback().unwrap();
     }
 
     #[test]
@@ -461,8 +597,10 @@ mod tests {
         assert_eq!(low, w.load().low());
         assert_eq!(w.publish(0), Wake::Needed);
         assert_ne!(low, w.load().low(), "the futex word moved");
+        w.try_unmap().unwrap();
+        w.unpin();
         w.try_evict().unwrap();
-        assert_eq!(w.evicted(), Wake::No);
+        assert_eq!(w.evicted(0), Wake::No);
     }
 
     #[test]

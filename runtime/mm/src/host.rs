@@ -4,7 +4,7 @@ use crate::claim::{Claim, Telling};
 use crate::ctx::Ctx;
 use crate::delegation::Delegation;
 use crate::mapping::Mapping;
-use crate::ops::{Staged, WaitKey};
+use crate::ops::{Staged, WaitKey, Zap};
 use crate::types::VmFaultReason;
 use crate::vma::Vma;
 
@@ -29,6 +29,18 @@ pub trait AddressSpace {
     /// Runs `f` on the delegation (and the object) of a telling, which the telling keeps alive; `f` may sleep.
     fn with_telling<'f>(&self, telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f));
 
+    /// Runs `f` inside a section in which objects and the vmas that map them can be looked up by number; `false`: this
+    /// thread cannot enter one, `f` was not run.
+    ///
+    /// # Context: handler
+    fn with_rmap<'f>(&self, f: &mut (dyn FnMut(&dyn Rmap) + 'f)) -> bool;
+
+    /// Runs `f` with the memory of one batch of reclaim, and no asynchronous signal until it returns; `false`: none is
+    /// free now, `f` was not run.
+    ///
+    /// # Context: handler
+    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool;
+
     /// Claims a staging page; `None`: all are in use.
     ///
     /// # Context: handler
@@ -38,6 +50,74 @@ pub trait AddressSpace {
     ///
     /// # Context: handler
     fn put_staged(&self, staged: Staged);
+}
+
+/// What code outside a section needs around it.
+#[derive(Clone, Copy)]
+pub struct Env<'a> {
+    /// Lends vmas and objects.
+    pub mm: &'a dyn AddressSpace,
+    /// Sleeps and passes work on.
+    pub park: &'a dyn Park,
+}
+
+impl core::fmt::Debug for Env<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("Env")
+    }
+}
+
+/// Which mappings of an object are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// Those whose stores reach the object.
+    Shared,
+    /// Those with copies of their own.
+    Private,
+}
+
+/// From an object to its mappings. Linux: `i_mmap`, `mm/rmap.c`. Valid inside the section it was lent in.
+///
+/// A vma is found here from before it is published until after nobody walks it any more:
+/// ```text
+/// map                                 reclaim
+/// add to the list (Release)
+/// publish; a fault pins, installs, unpins
+///                                     CAS with pins = 0: sees the unpin
+///                                     walks the list: sees the vma
+/// ```
+pub trait Rmap {
+    /// Returns the object with this number, if there is one.
+    fn mapping(&self, id: u32) -> Option<&Mapping<'_>>;
+
+    /// Calls `f` for each vma of the object.
+    fn for_each_vma<'f>(&self, id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f));
+}
+
+/// How many pages one batch of reclaim takes: they share one flush of the TLBs.
+pub const BATCH: usize = 64;
+
+/// The memory of one batch of reclaim: too much for a signal stack.
+#[derive(Debug)]
+pub struct Batch {
+    /// The pages: object and page number.
+    pub pages: [(u32, u64); BATCH],
+    /// What is to be unmapped.
+    pub zaps: [Zap; BATCH],
+}
+
+impl Batch {
+    /// Returns an empty one.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { pages: [(0, 0); BATCH], zaps: [Zap { addr: 0, len_bytes: 0 }; BATCH] }
+    }
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// What woke a sleeper.
@@ -59,6 +139,11 @@ pub trait Park {
     /// the thread sleeps.
     fn wait(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken;
 
+    /// Sleeps as [`Park::wait`] does, until the cache may have got on: a thread that does not wait says so for longer.
+    fn nap(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
+        self.wait(ctx, key, timeout_ns)
+    }
+
     /// Wakes everyone who sleeps on the word at `addr`.
     ///
     /// # Context: handler
@@ -79,6 +164,17 @@ pub trait Park {
     /// # Errors
     /// The telling, when there is no room or no worker.
     fn submit_telling(&self, telling: Telling) -> Result<(), Telling>;
+
+    /// Passes pages to a thread that writes them out: the claim holds the object, and names pages that are its own
+    /// affair. Linux: `wakeup_flusher_threads`.
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// The claim, when there is no room or no such thread.
+    fn submit_writeback(&self, claim: Claim) -> Result<(), Claim> {
+        Err(claim)
+    }
 
     /// Gives the processor away once.
     ///

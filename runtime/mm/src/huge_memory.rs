@@ -25,7 +25,7 @@
 
 use crate::extent::{Extent, ExtentState};
 use crate::failpoint;
-use crate::folio::{DIRTY, FolioWord};
+use crate::folio::{DIRTY, FolioWord, UNMAPPED};
 use crate::ops::Installed;
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{VmFaultReason, VmFlags};
@@ -146,13 +146,16 @@ fn all_uptodate(vma: &Vma<'_>, pgoff: u64) -> bool {
         return false;
     }
     if !takes_pins(vma) {
-        return words.iter().all(|w| w.load().is_mappable());
+        return words.iter().map(FolioWord::load).all(|w| w.is_mappable() && !w.has(UNMAPPED));
     }
     for (i, word) in words.iter().enumerate() {
         // A page in write-back becomes dirty again.
-        if word.try_pin(DIRTY).is_err() {
-            unpin(words.get(..i).unwrap_or(&[]));
-            return false;
+        match word.try_pin_around(DIRTY) {
+            Ok(old) => vma.mapping.account_dirtied(u64::from(!old.has(DIRTY))),
+            Err(_) => {
+                unpin(words.get(..i).unwrap_or(&[]));
+                return false;
+            }
         }
     }
     true

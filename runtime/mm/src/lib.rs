@@ -12,12 +12,17 @@
 //! sync
 //! trace vmstat ctx
 //! folio extent claim ops
+//! lru
+//! memcontrol
 //! mapping
 //! delegation
 //! vma
 //! host
 //! filemap
 //! huge_memory userfaultfd
+//! rmap
+//! writeback
+//! vmscan
 //! shmem
 //! memory truncate
 //! fault
@@ -51,6 +56,10 @@ pub mod extent;
 pub mod folio;
 pub mod ops;
 
+pub mod lru;
+
+pub mod memcontrol;
+
 pub mod mapping;
 
 pub mod delegation;
@@ -64,6 +73,12 @@ pub mod filemap;
 pub mod huge_memory;
 #[cfg(feature = "userfaultfd")]
 pub mod userfaultfd;
+
+pub mod rmap;
+
+pub mod writeback;
+
+pub mod vmscan;
 
 pub mod shmem;
 

@@ -2,6 +2,7 @@
 
 use crate::extent::ChunkWord;
 use crate::folio::FolioWord;
+use crate::memcontrol::CacheAccount;
 use crate::ops::AddressSpaceOps;
 use crate::page::{chunk_of, pages_of, pgoff_index};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -20,42 +21,8 @@ pub enum FailurePolicy {
     Abort,
 }
 
-/// The cache's size over all objects of a runtime.
-#[derive(Debug)]
-pub struct CacheAccount {
-    /// Pages in the cache or being filled.
-    pub nr_pages: AtomicU64,
-    /// The most there may be.
-    pub limit_pages: AtomicU64,
-}
-
-impl CacheAccount {
-    /// Takes `nr` pages from the limit; `false`: it would be passed, nothing changed.
-    ///
-    /// # Context: handler
-    #[must_use]
-    pub fn charge(&self, nr: u64) -> bool {
-        let mut before = self.nr_pages.load(Ordering::Relaxed);
-        loop {
-            let after = before.saturating_add(nr);
-            // Never above the limit, not even for a moment: another fault would be refused for it.
-            if after > self.limit_pages.load(Ordering::Relaxed) {
-                return false;
-            }
-            match self.nr_pages.compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(now) => before = now,
-            }
-        }
-    }
-
-    /// Gives `nr` pages back.
-    ///
-    /// # Context: handler
-    pub fn uncharge(&self, nr: u64) {
-        self.nr_pages.fetch_sub(nr, Ordering::Relaxed);
-    }
-}
+/// Added to `users` by who ends the object: no new work may be begun for it.
+pub const DYING: u32 = 1 << 31;
 
 /// An object's pages. Linux: `struct address_space`.
 #[derive(Debug)]
@@ -78,6 +45,11 @@ pub struct Mapping<'g> {
     pub store_faults: bool,
     /// The object's content is nowhere else (anonymous memory): stores need no tracking.
     pub always_dirty: bool,
+    /// Dirty pages have somewhere to go: a store that takes them. If not, they stay.
+    pub dirty_goes: bool,
+    /// The pages lie in the only mapping there is, private memory, and cannot be unmapped without leaving: `punch` takes
+    /// them out whole, finds by itself which were stored to, and writes those. What `punch` leaves `DIRTY` was written.
+    pub exclusive: bool,
     /// A private first store may be read past the cache.
     pub staging: bool,
     /// Pages read at once when one is missing.
@@ -88,8 +60,12 @@ pub struct Mapping<'g> {
     pub users: AtomicU32,
     /// Calls of `map` whose mappings, whole or in pieces, are still there.
     pub nr_maps: AtomicU32,
-    /// The cache's limit.
-    pub account: &'g CacheAccount,
+    /// The cache's limit, and who is reclaimed first.
+    pub account: &'g CacheAccount<'g>,
+    /// Which of the two `UNSYNCED` bits write-back sets now.
+    pub flush_turn: AtomicU32,
+    /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
+    pub flush_wanted: AtomicU32,
     /// Where its events are counted.
     pub stat: &'g VmStat,
 }
@@ -101,6 +77,47 @@ impl Mapping<'_> {
     pub fn nr_pages(&self) -> u64 {
         // Pairs with the Release of truncate: who sees the old end may still map; truncate waits for them.
         pages_of(self.i_size.load(Ordering::Acquire))
+    }
+
+    /// Counts a user that found the object by its number; `false`: it is being ended.
+    ///
+    /// The caller is in a section, and so knows only that the object is there until the section ends.
+    #[must_use]
+    pub fn try_hold(&self) -> bool {
+        let mut seen = self.users.load(Ordering::Relaxed);
+        while seen & DYING == 0 {
+            // Relaxed: the section orders it; who ends the object waits for sections after it has set DYING.
+            match self.users.compare_exchange_weak(seen, seen.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+
+    /// Counts pages that became dirty.
+    pub fn account_dirtied(&self, nr: u64) {
+        if nr > 0 {
+            self.account.nr_dirty.fetch_add(nr, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts pages that are dirty no more.
+    pub fn account_cleaned(&self, nr: u64) {
+        if nr > 0 {
+            self.account.nr_dirty.fetch_sub(nr, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether `punch` may have to call a store that must not be called in a handler or inside a section.
+    #[must_use]
+    pub fn punch_waits(&self) -> bool {
+        self.exclusive && self.dirty_goes && (!self.handler_safe || self.store_faults)
+    }
+
+    /// Asks for a flush of the store.
+    pub fn want_flush(&self) {
+        self.flush_wanted.store(1, Ordering::Relaxed);
     }
 
     /// Returns the word of page `pgoff`.

@@ -63,10 +63,57 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// As `release_extents`.
     fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool, protect: bool) -> Result<(), Installed>;
 
+    /// Takes the mappings of these ranges (address, pages) away; the pages stay cached. The ranges are of shared mappings,
+    /// and one call flushes each processor's TLB about once.
+    ///
+    /// # Context: handler
+    ///
+    /// `false`: a range could not be taken away (a host that hides by protection is out of vmas); its pages stay.
+    fn zap(&self, ranges: &[Zap]) -> bool;
+
+    /// Makes the next store to each of the `nr` pages at `addr` be noted, or fault. `false`: the host could not.
+    ///
+    /// # Context: handler
+    fn write_protect(&self, addr: usize, nr: usize) -> bool;
+
+    /// Calls `found(addr, nr)` for the runs among the `nr` pages at `addr` to which a store was noted since they were
+    /// protected; where the host notes nothing, because stores fault, never.
+    ///
+    /// # Context: handler
+    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize));
+
+    /// Returns what the host's page table has of the page at `addr`, where first stores are noted.
+    ///
+    /// # Context: handler
+    fn pte(&self, addr: usize) -> Pte;
+
     /// Changes the count of vmas that promotions cost the process; `false`: over budget, nothing changed.
     ///
     /// # Context: handler
     fn charge_vmas(&self, delta: i64) -> bool;
+}
+
+/// A range to be unmapped: address and pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Zap {
+    /// First address.
+    pub addr: usize,
+    /// Length in bytes, a multiple of the page.
+    pub len_bytes: usize,
+}
+
+/// A page-table entry, as far as dirtiness goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pte {
+    /// Nothing there: never mapped since, or zapped after a store.
+    None,
+    /// Mapped, no store since it was protected.
+    Clean,
+    /// Mapped, and stored to.
+    Written,
+    /// Not mapped, and the host remembers that it was protected: no store before it was zapped.
+    Marker,
 }
 
 /// How a page is installed.
@@ -120,12 +167,21 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// Why not.
     fn dsync(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
 
-    /// Makes the pages, which are `evicting`, unreachable in every arena where a punch alone would not: a range that
-    /// was exposed by protection would be filled with zeros by the kernel. Linux: `try_to_unmap`.
+    /// Gives the pages' bytes to the store; they are `writeback`, and others may be storing to them. On failure says how
+    /// many whole pages before the bad one the store has taken.
     ///
-    /// Control plane: may lock and sleep. Called before [`AddressSpaceOps::punch`]; no page can be installed any more,
-    /// because no pin can be had.
-    fn unmap(&self, _pgoff: u64, _nr: u32) {}
+    /// # Context: as `read_folio`
+    ///
+    /// # Errors
+    /// The number of pages taken, and why the next one was not.
+    fn write_folio(&self, _pgoff: u64, _nr: u32) -> Result<(), (u32, FillError)> {
+        Err((0, FillError::Io))
+    }
+
+    /// Returns whether what the store took can be read from it before it is flushed.
+    fn rereads_unflushed(&self) -> bool {
+        true
+    }
 
     /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller. (Or they are `filling`: a fill
     /// that failed, or whose pages lie past the end by now.)
@@ -134,6 +190,22 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// At least one page must stay. Others of the run may be gone: asking again page by page says which, since dropping a
     /// page that is gone is no error. Of a single page: it is still there, whole.
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
+
+    /// As `punch`, of pages whose bytes are void: nothing of them is written.
+    ///
+    /// # Errors
+    /// As `punch`.
+    fn discard(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
+        self.punch(pgoff, nr)
+    }
+
+    /// Returns whether a page of an exclusive object, which the caller has pinned, was stored to since it was filled or
+    /// written; others may be storing to it.
+    ///
+    /// # Context: handler
+    fn is_written(&self, _pgoff: u64) -> bool {
+        false
+    }
 
     /// Lends the bytes of one page that the caller owns (`filling`).
     ///

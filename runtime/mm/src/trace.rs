@@ -52,10 +52,22 @@ pub enum Point {
     PARK,
     /// The end of the object was lowered, its pages are still there.
     TRUNCATE_DROP,
+    /// A page is marked for unmapping, and still mapped.
+    UNMAP_MARKED,
+    /// The page-table entries were looked at, not zapped yet.
+    UNMAP_LOOKED,
+    /// The page is zapped, not looked at again yet.
+    UNMAP_ZAPPED,
+    /// Pages are `writeback`, their mappings still open to stores.
+    WRITEBACK_TAKEN,
+    /// The mappings are protected, the bytes not read yet.
+    WRITEBACK_PROTECTED,
+    /// The store has the bytes, the pages are still `writeback`.
+    WRITEBACK_WRITTEN,
 }
 
 /// How many points there are.
-pub const NR_POINTS: usize = Point::TRUNCATE_DROP as usize + 1;
+pub const NR_POINTS: usize = Point::WRITEBACK_WRITTEN as usize + 1;
 
 #[cfg(all(debug_assertions, not(loom)))]
 pub use armed::{arm_gate, arm_spin, disarm, hit, hits, is_caught};

@@ -12,11 +12,11 @@
 //! and finds the new end when it wants to publish (tests/loom_fault.rs).
 
 use crate::failpoint;
-use crate::filemap;
-use crate::host::Park;
+use crate::host::Env;
 use crate::mapping::Mapping;
 use crate::page::pages_of;
 use crate::sync::{Ordering, fence};
+use crate::vmscan;
 
 /// Sets the end of the object; returns the old one. Growing needs nothing more.
 pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
@@ -29,10 +29,10 @@ pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
 
 /// Drops the pages past the end, up to page `old_pages`; returns how many are still pinned, being filled or counted
 /// native, and must be tried again.
-pub fn truncate_pagecache(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, old_pages: u64) -> u64 {
+pub fn truncate_pagecache(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, old_pages: u64) -> u64 {
     let from = pages_of(mapping.i_size.load(Ordering::Acquire));
     failpoint!(TRUNCATE_DROP);
-    filemap::drop_pages(mapping, park, stripe, from, old_pages, true);
+    vmscan::discard_range(env, mapping, stripe, from, old_pages);
     let left = |p: &u64| {
         mapping.folio(*p).is_some_and(|w| {
             let seen = w.load();

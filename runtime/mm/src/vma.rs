@@ -99,6 +99,8 @@ pub enum Work {
     Cow(Claim),
     /// Make a page's block durable; as above.
     Dsync(Claim),
+    /// Make room in the cache; as above.
+    Reclaim(Claim),
     /// Call the delegate.
     Tell(Telling),
     /// Sleep on a word.

@@ -67,6 +67,30 @@ events! {
     PGPOISON = "pgpoison";
     /// Pages dropped from the cache.
     PGSTEAL = "pgsteal";
+    /// Pages that reclaim took out of their mappings, to see whether they are missed.
+    PGDEACTIVATE = "pgdeactivate";
+    /// Pages that were missed in time, or held.
+    PGACTIVATE = "pgactivate";
+    /// Pages that came back soon after they were dropped.
+    WORKINGSET_ACTIVATE = "workingset_activate";
+    /// Faults and calls that had to make room by themselves.
+    ALLOCSTALL = "allocstall";
+    /// Pages looked at by them.
+    PGSCAN_DIRECT = "pgscan_direct";
+    /// Pages looked at by the background reclaimer.
+    PGSCAN_KSWAPD = "pgscan_kswapd";
+    /// Pages written to a store.
+    PGPGOUT = "pgpgout";
+    /// Write requests made to stores.
+    WRITEBACK_CALLS = "writeback_calls";
+    /// Write requests that failed.
+    WRITEBACK_ERRORS = "writeback_errors";
+    /// Flushes of stores.
+    FLUSH_CALLS = "flush_calls";
+    /// Flushes that failed.
+    FLUSH_ERRORS = "flush_errors";
+    /// Pages whose writes a failed flush lost.
+    FLUSH_LOST = "flush_lost";
     /// Minor faults told to a delegate.
     UFFD_MINOR_TOLD = "uffd_minor_told";
     /// Missing pages on a delegated range.

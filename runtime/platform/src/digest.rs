@@ -33,14 +33,25 @@ impl Key {
     }
 
     /// Returns the digest of a page.
-    ///
-    /// In assembly because it runs on signal stacks of 8 KiB: in a debug build the same loop in Rust takes 1 KiB of one.
     #[inline]
     #[must_use]
     pub fn digest(&self, page: &[u8; PAGE_SIZE]) -> [u64; 2] {
+        // SAFETY: a page that is borrowed.
+        unsafe { self.digest_racy(page.as_ptr()) }
+    }
+
+    /// Returns the digest of the page at `page`, to which others may be storing: each word is read once.
+    ///
+    /// In assembly because it runs on signal stacks of 8 KiB: in a debug build the same loop in Rust takes 1 KiB of one.
+    ///
+    /// # Safety
+    /// `page` is mapped for loads during the call.
+    #[inline]
+    #[must_use]
+    pub unsafe fn digest_racy(&self, page: *const u8) -> [u64; 2] {
         let (mut lo, mut hi) = (0u64, 0u64);
         // sum of (m[2i] + k[2i] mod 2^64) * (m[2i+1] + k[2i+1] mod 2^64), mod 2^128.
-        // SAFETY: reads the 4096 bytes of the page and the as many of the key, both borrowed; writes registers alone.
+        // SAFETY: reads the 4096 bytes of the page (contract) and as many of the key, borrowed; writes registers alone.
         unsafe {
             core::arch::asm!(
                 "2:",
@@ -54,13 +65,13 @@ impl Key {
                 "add {i}, 16",
                 "cmp {i}, 4096",
                 "jne 2b",
-                page = in(reg) page.as_ptr(),
+                page = in(reg) page,
                 key = in(reg) self.0.as_ptr(),
                 i = inout(reg) 0usize => _,
                 lo = inout(reg) lo,
                 hi = inout(reg) hi,
                 out("rax") _, out("rdx") _,
-                options(nostack, pure, readonly)
+                options(nostack, readonly)
             );
         }
         [lo, hi]

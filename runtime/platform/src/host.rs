@@ -2,13 +2,13 @@
 
 use crate::section::Slot;
 use crate::sys::{Errno, file, futex, signal, thread};
-use crate::{staging, vmatree};
+use crate::vmatree::{self, Lists};
+use crate::{reclaim, staging};
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
-use softfault_mm::fault::Env;
-use softfault_mm::host::{AddressSpace, Park, Woken};
+use softfault_mm::host::{AddressSpace, Batch, Env, Park, Rmap, Woken};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::{Staged, WaitKey};
 use softfault_mm::sync::{AtomicU64, Cell, Ring};
@@ -20,6 +20,8 @@ const QUEUE_LEN: usize = 1024;
 
 static FILLS: [Cell<2>; QUEUE_LEN] = [const { Cell::new() }; QUEUE_LEN];
 static FILLS_ENDS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static WRITES: [Cell<2>; QUEUE_LEN] = [const { Cell::new() }; QUEUE_LEN];
+static WRITES_ENDS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static TELLS: [Cell<4>; QUEUE_LEN] = [const { Cell::new() }; QUEUE_LEN];
 static TELLS_ENDS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 /// Moves with every submission; helpers sleep on it.
@@ -35,6 +37,9 @@ static READY: AtomicU32 = AtomicU32::new(0);
 fn fills() -> Ring<'static, 2> {
     Ring::new(&FILLS, &FILLS_ENDS[0], &FILLS_ENDS[1])
 }
+fn writes() -> Ring<'static, 2> {
+    Ring::new(&WRITES, &WRITES_ENDS[0], &WRITES_ENDS[1])
+}
 fn tells() -> Ring<'static, 4> {
     Ring::new(&TELLS, &TELLS_ENDS[0], &TELLS_ENDS[1])
 }
@@ -43,6 +48,7 @@ fn tells() -> Ring<'static, 4> {
 pub fn init() {
     if READY.swap(1, Ordering::Relaxed) == 0 {
         fills().init();
+        writes().init();
         tells().init();
     }
 }
@@ -54,6 +60,8 @@ pub enum Job {
     Fill(Claim),
     /// Call the delegate.
     Tell(Telling),
+    /// Write the dirty ones among the pages that the claim names.
+    Writeback(Claim),
 }
 
 /// Announces (`true`) or retires a helper thread that calls [`next_job`].
@@ -105,7 +113,7 @@ pub fn is_starved() -> bool {
         let [head, tail] = ends;
         head.load(Ordering::Relaxed) != tail.load(Ordering::Relaxed)
     };
-    SLEEPERS.load(Ordering::SeqCst) == 0 && (queued(&FILLS_ENDS) || queued(&TELLS_ENDS))
+    SLEEPERS.load(Ordering::SeqCst) == 0 && (queued(&FILLS_ENDS) || queued(&TELLS_ENDS) || queued(&WRITES_ENDS))
 }
 
 /// Returns how many jobs were ever taken from the queues: whether helpers get on.
@@ -113,7 +121,9 @@ pub fn is_starved() -> bool {
 pub fn jobs_taken() -> u64 {
     let [fills, _] = &FILLS_ENDS;
     let [tells, _] = &TELLS_ENDS;
-    fills.load(Ordering::Relaxed).wrapping_add(tells.load(Ordering::Relaxed))
+    let [writes, _] = &WRITES_ENDS;
+    let taken = |head: &AtomicU64| head.load(Ordering::Relaxed);
+    taken(fills).wrapping_add(taken(tells)).wrapping_add(taken(writes))
 }
 
 /// Sleeps until work is submitted that no helper is free for, or `stop` is non-zero. For the thread that starts more.
@@ -130,6 +140,7 @@ pub fn next_job(stop: &AtomicU32) -> Option<Job> {
         let bell = BELL.load(Ordering::SeqCst);
         let job = fills().pop().map(|w| Job::Fill(Claim::from_words(w)));
         let job = job.or_else(|| tells().pop().map(|w| Job::Tell(Telling::from_words(w))));
+        let job = job.or_else(|| writes().pop().map(|w| Job::Writeback(Claim::from_words(w))));
         if job.is_some() {
             // Two submitters may both have seen this helper asleep: one of their jobs is left, and nobody else comes.
             if is_starved() {
@@ -231,7 +242,13 @@ impl AddressSpace for Host {
         // A section must not be interrupted: a handler of the program's that faults inside it would be refused, and one
         // that jumps away would leave it entered for ever. In our own handlers the mask is in force already.
         let outside = if self.handler { 0 } else { signal::block(signal::HANDLER_MASK) };
-        let r = self.with_slot(|slot| vmatree::with_vma(slot, address, |vma| f(vma))).flatten();
+        let r = match self.slot.try_borrow() {
+            Ok(slot) => match slot.as_ref() {
+                Some(slot) => vmatree::with_vma(slot, address, f),
+                None => None,
+            },
+            Err(_) => None,
+        };
         if !self.handler {
             signal::set_mask(outside);
         }
@@ -247,6 +264,27 @@ impl AddressSpace for Host {
         if let (Some(d), Some(m)) = found {
             f(d, m);
         }
+    }
+    fn with_rmap<'f>(&self, f: &mut (dyn FnMut(&dyn Rmap) + 'f)) -> bool {
+        let outside = if self.handler { 0 } else { signal::block(signal::HANDLER_MASK) };
+        let mut entered = self.with_slot(|slot| slot.section(|| f(&Lists::new(slot)))).is_some();
+        if !entered && let Ok(slot) = Slot::enter_patiently() {
+            slot.section(|| f(&Lists::new(&slot)));
+            entered = true;
+        }
+        if !self.handler {
+            signal::set_mask(outside);
+        }
+        entered
+    }
+    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
+        // A handler of the program's that jumps away would keep the batch for ever.
+        let outside = if self.handler { 0 } else { signal::block(signal::HANDLER_MASK) };
+        let have = reclaim::with_batch(f);
+        if !self.handler {
+            signal::set_mask(outside);
+        }
+        have
     }
     fn get_staged(&self) -> Option<Staged> {
         staging::get()
@@ -303,6 +341,14 @@ impl Park for Host {
             return Err(telling);
         }
         tells().push(telling.into_words()).map_err(Telling::from_words)?;
+        ring();
+        Ok(())
+    }
+    fn submit_writeback(&self, claim: Claim) -> Result<(), Claim> {
+        if HELPERS.load(Ordering::Acquire) == 0 {
+            return Err(claim);
+        }
+        writes().push(claim.into_words()).map_err(Claim::from_words)?;
         ring();
         Ok(())
     }

@@ -5,6 +5,7 @@
 //! ```text
 //! sys                       raw system calls; alone names libc
 //! child section staging     forked? who is inside a walk, pages for private copies
+//! reclaim                   memory for batches of reclaim
 //! cache digest              the memfds and the words of their pages; was a page changed?
 //! frames                    recycled pages of exclusive objects
 //! mmu store                 installing pages, filling them
@@ -41,6 +42,7 @@ pub mod child;
 pub mod digest;
 #[cfg(feature = "userfaultfd")]
 pub mod frames;
+pub mod reclaim;
 pub mod section;
 pub mod staging;
 

@@ -5,6 +5,7 @@
 //! granules   one u64 for each 2 MiB of an arena               -> vma, or a split table
 //! split      one u32 for each 4 KiB of a granule that is shared by several vmas
 //! records    the vmas themselves
+//! lists      for each object the vmas that map it, shared and private: who is next, by vma number
 //! ```
 //! The tables are process-wide, since signal dispositions are, and are never unmapped. The control plane writes them
 //! under one lock (the caller's); handlers read them inside a section. An entry that is cleared or replaced may be
@@ -17,6 +18,7 @@ use crate::sys::{Errno, mem};
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::delegation::Delegation;
+use softfault_mm::host::{Rmap, Which};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::vma::Vma;
@@ -66,6 +68,8 @@ struct Tables {
     splits: AtomicUsize,
     mappings: AtomicUsize,
     delegations: AtomicUsize,
+    links: AtomicUsize,
+    heads: AtomicUsize,
 }
 
 static TABLES: Tables = Tables {
@@ -75,6 +79,8 @@ static TABLES: Tables = Tables {
     splits: AtomicUsize::new(0),
     mappings: AtomicUsize::new(0),
     delegations: AtomicUsize::new(0),
+    links: AtomicUsize::new(0),
+    heads: AtomicUsize::new(0),
 };
 
 type Record = MaybeUninit<Vma<'static>>;
@@ -101,6 +107,8 @@ pub fn init() -> Result<(), Errno> {
     table(&TABLES.splits, NR_SPLITS * size_of::<Split>())?;
     table(&TABLES.mappings, NR_MAPPINGS * size_of::<AtomicPtr<()>>())?;
     table(&TABLES.delegations, NR_DELEGATIONS * size_of::<AtomicPtr<()>>())?;
+    table(&TABLES.links, NR_VMAS * size_of::<Link>())?;
+    table(&TABLES.heads, NR_MAPPINGS * size_of::<[AtomicU32; 2]>())?;
     table(&TABLES.page_map, NR_GRANULES * size_of::<AtomicU32>())
 }
 
@@ -142,6 +150,84 @@ fn mapping_entry(id: u32) -> Option<&'static AtomicPtr<Mapping<'static>>> {
 fn delegation_entry(id: u32) -> Option<&'static AtomicPtr<Delegation<'static>>> {
     // SAFETY: `delegations` was mapped for NR_DELEGATIONS of AtomicPtr: zero is null.
     unsafe { entry(&TABLES.delegations, id as usize, NR_DELEGATIONS) }
+}
+
+/// A vma's place in its object's list: numbers plus one, 0 for none.
+#[derive(Debug)]
+struct Link {
+    next: AtomicU32,
+    prev: AtomicU32,
+}
+
+fn link(index: u32) -> Option<&'static Link> {
+    // SAFETY: `links` was mapped for NR_VMAS of Link, whose fields are atomics: zero is valid.
+    unsafe { entry(&TABLES.links, index as usize, NR_VMAS) }
+}
+fn head(id: u32, which: Which) -> Option<&'static AtomicU32> {
+    // SAFETY: `heads` was mapped for NR_MAPPINGS of two AtomicU32.
+    let heads: &[AtomicU32; 2] = unsafe { entry(&TABLES.heads, id as usize, NR_MAPPINGS) }?;
+    let [shared, private] = heads;
+    Some(if which == Which::Shared { shared } else { private })
+}
+
+/// Adds vma `index` to an object's list, before it is published. Control plane, under the object's gate.
+///
+/// # Safety
+/// Record `index` was filled by [`write_vma`] and stays so until [`rmap_remove`] and [`section::synchronize`] have
+/// returned.
+pub unsafe fn rmap_add(id: u32, which: Which, index: u32) {
+    let (Some(head), Some(link)) = (head(id, which), link(index)) else { return };
+    let first = head.load(Ordering::Relaxed);
+    link.next.store(first, Ordering::Relaxed);
+    link.prev.store(0, Ordering::Relaxed);
+    if let Some(next) = first.checked_sub(1).and_then(self::link) {
+        next.prev.store(index + 1, Ordering::Relaxed);
+    }
+    // SeqCst: before the publication of the vma. Who finds a page unpinned after an install through it finds it here.
+    head.store(index + 1, Ordering::SeqCst);
+}
+
+/// Takes vma `index` off its object's list. Who walks the list may still see it until [`section::synchronize`] has
+/// returned: its own link stays. Control plane, under the object's gate.
+pub fn rmap_remove(id: u32, which: Which, index: u32) {
+    let (Some(head), Some(link)) = (head(id, which), link(index)) else { return };
+    let (next, prev) = (link.next.load(Ordering::Relaxed), link.prev.load(Ordering::Relaxed));
+    if let Some(next) = next.checked_sub(1).and_then(self::link) {
+        next.prev.store(prev, Ordering::Relaxed);
+    }
+    match prev.checked_sub(1).and_then(self::link) {
+        Some(prev) => prev.next.store(next, Ordering::SeqCst),
+        None => head.store(next, Ordering::SeqCst),
+    }
+}
+
+/// The lists, for the length of a section.
+#[derive(Debug)]
+pub struct Lists<'a>(core::marker::PhantomData<&'a Slot>);
+
+impl<'a> Lists<'a> {
+    /// Lends the lists inside the section that `slot` is in.
+    pub(crate) fn new(_inside: &'a Slot) -> Self {
+        Self(core::marker::PhantomData)
+    }
+}
+
+impl Rmap for Lists<'_> {
+    fn mapping(&self, id: u32) -> Option<&Mapping<'_>> {
+        let ptr = mapping_entry(id)?.load(Ordering::SeqCst);
+        // SAFETY: null, or published from a `&'static`; an object is freed only after it was withdrawn and the sections
+        // that may have seen it have ended, ours among them.
+        unsafe { ptr.as_ref() }
+    }
+    fn for_each_vma<'f>(&self, id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f)) {
+        let mut at = head(id, which).map_or(0, |h| h.load(Ordering::SeqCst));
+        while let Some(index) = at.checked_sub(1) {
+            let (Some(record), Some(link)) = (record(index), link(index)) else { return };
+            // SAFETY: `rmap_add`'s contract: the record is filled, and not reused before our section ends.
+            f(unsafe { record.assume_init_ref() });
+            at = link.next.load(Ordering::SeqCst);
+        }
+    }
 }
 
 /// Returns the arena slot that holds `address`, if any: one load.
@@ -360,7 +446,8 @@ pub unsafe fn detach_split(slot: u32, address: usize) {
 pub fn publish_mapping(id: u32, mapping: Option<&'static Mapping<'static>>) {
     if let Some(e) = mapping_entry(id) {
         // Release pairs with the Acquire of mapping().
-        e.store(mapping.map_or(core::ptr::null_mut(), |m| core::ptr::from_ref(m).cast_mut()), Ordering::Release);
+        // SeqCst: a withdrawal, before the loads of synchronize().
+        e.store(mapping.map_or(core::ptr::null_mut(), |m| core::ptr::from_ref(m).cast_mut()), Ordering::SeqCst);
     }
 }
 
@@ -399,7 +486,8 @@ pub fn with_vma<R>(inside: &Slot, address: usize, f: impl FnOnce(&Vma<'_>) -> R)
         // section keeps the control plane from reusing it.
         let vma = unsafe { r.assume_init_ref() };
         // A record is narrowed only by publishing another one: the address was inside when its entry was written.
-        (vma.start <= address && address < vma.end).then(|| f(vma))
+        // No closure: in builds without optimisation each frame counts on a signal stack of 8 KiB.
+        if vma.start <= address && address < vma.end { Some(f(vma)) } else { None }
     })
 }
 

@@ -52,9 +52,6 @@ impl ObjectInner {
     pub(crate) fn check_mapped(&self, _op: &'static str) -> Result<()> {
         Ok(())
     }
-    pub(crate) fn evicts_dirty(&self) -> bool {
-        false
-    }
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the other build refuses")]

@@ -11,13 +11,13 @@ use crate::registry;
 use crate::runtime::RuntimeInner;
 use crate::vmas::VmaEntry;
 use crate::{Access, VmFaultReason};
-use softfault_mm::filemap;
 use softfault_mm::folio::{FolioWord, State};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::AddressSpaceOps;
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::Ordering;
 use softfault_mm::types::VmFlags;
+use softfault_mm::vmscan;
 use softfault_platform::frames::Frames;
 use softfault_platform::host::Host;
 use softfault_platform::mmu::exclusive::ExclusiveMmu;
@@ -60,7 +60,6 @@ impl Plan {
         let ops = ExclusiveOps::new(
             self.frames,
             parts.store,
-            parts.rmap,
             parts.folios,
             self.filled.lend(),
             self.facts,
@@ -101,11 +100,6 @@ impl ObjectInner {
     /// Returns the operations of an exclusive object.
     pub(crate) fn exclusive(&self) -> Option<&'static ExclusiveOps<'static>> {
         self.exclusive.as_ref().map(Exclusive::lend)
-    }
-
-    /// Returns whether dropping pages for their memory's sake may drop dirty ones: they are written on their way.
-    pub(crate) fn evicts_dirty(&self) -> bool {
-        self.exclusive().is_some_and(|ops| ops.facts().writes_back)
     }
 
     /// Returns the address of pinned page `pgoff`, for a call that reads or writes its bytes; `None`: an exclusive object
@@ -161,7 +155,7 @@ pub(crate) fn refusal(object: &ObjectInner) -> Option<Error> {
         std::thread::sleep(Duration::from_millis(1));
     }
     let host = Host::detached();
-    filemap::drop_pages(m, host.env().park, 0, 0, m.folios.len() as u64, true);
+    vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
     None
 }
 
@@ -236,30 +230,42 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
     let Some(ops) = object.exclusive() else { return Ok(()) };
     let m = object.mapping();
     let host = Host::detached();
-    let drop_pages = || filemap::drop_pages(m, host.env().park, 0, 0, m.folios.len() as u64, true);
-    // Pages are held by calls that copy them, and by evictions: for moments. Whom the store fails is not asked for ever.
-    let failed = ops.write_errors();
-    // What is not written goes with the mapping, at once.
-    let mut patience = if ops.facts().writes_back { 200 } else { 0 };
-    if patience > 0 {
-        drop_pages();
-    }
-    while first_present(m).is_some() && patience > 0 && ops.write_errors() < failed + 3 {
-        patience -= 1;
-        std::thread::sleep(Duration::from_micros(100));
-        drop_pages();
-    }
-    let lost = first_present(m).filter(|_| ops.write_errors() > failed);
+    let lost = if object.persistent { write_all(m, ops) } else { None };
     ops.leave();
     // Now dropping only changes words. Who pinned a page before is copying from the mapping, and is waited for.
-    drop_pages();
+    let discard = || vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
+    discard();
     while first_present(m).is_some() {
         std::thread::sleep(Duration::from_micros(100));
-        drop_pages();
+        discard();
+    }
+    if !object.persistent && ops.facts().writes_back {
+        // Swap: what reclaim has put there goes the way of what it has not.
+        let _ = object.store().punch(0, object.len_max as u64);
     }
     let reason = VmFaultReason::SIGBUS;
     let error = |p| Error::Fault { op: "Arena::unmap", access: Access::Write, offset: p << PAGE_SHIFT, reason };
     lost.map_or(Ok(()), |p| Err(error(p)))
+}
+
+/// Takes every page out and has those that were changed written; returns the first that the store did not take.
+fn write_all(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
+    let host = Host::detached();
+    // Pages are pinned by calls that copy them, for moments. Whom the store fails is not asked for ever.
+    let failed = ops.write_errors();
+    let mut patience = 2_000;
+    loop {
+        vmscan::evict_exclusive(host.env(), m, 0, m.folios.len() as u64, true);
+        let left = first_present(m)?;
+        if patience == 0 || ops.write_errors() >= failed + 3 {
+            return Some(left);
+        }
+        // What is being written now is waited for, however long the store takes.
+        if m.folio(left).is_some_and(|w| w.load().state() == State::Uptodate) {
+            patience -= 1;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Returns the first page that is in the cache, or on its way out.

@@ -1,11 +1,15 @@
-//! Dropping page-table entries of shared mappings.
+//! Taking pages out of an arena while they stay cached, without losing the kernel's notes of who wrote.
 
-#![expect(unsafe_code, reason = "drops entries of the arena's own address range")]
+#![expect(unsafe_code, reason = "drops page-table entries of the arena's own range")]
 
-use super::{ArenaInner, range_of};
+use super::{ArenaInner, VmaEntry, range_of};
 use crate::arena::Sharing;
 use crate::error::{Error, Result, system};
 use crate::object::ObjectInner;
+use softfault_mm::folio::DIRTY;
+use softfault_mm::host::Batch;
+use softfault_mm::page::PAGE_SIZE;
+use softfault_mm::rmap;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd;
 use softfault_platform::sys::{Errno, mem};
@@ -23,14 +27,31 @@ impl ArenaInner {
             return Err(Error::Denied { op, what: "a private mapping's written pages would be lost" });
         }
         for v in &hit {
-            self.zap_kernel(&(v.range.start.max(range.start)..v.range.end.min(range.end)))
+            self.zap_kernel(v, &(v.range.start.max(range.start)..v.range.end.min(range.end)))
                 .map_err(system(op, "madvise"))?;
         }
         Ok(())
     }
 
-    /// Drops the page-table entries of a shared range.
-    pub(super) fn zap_kernel(&self, range: &Range<usize>) -> std::result::Result<(), Errno> {
+    /// Drops the page-table entries of a range of a shared mapping.
+    pub(super) fn zap_kernel(&self, v: &VmaEntry, range: &Range<usize>) -> std::result::Result<(), Errno> {
+        if v.may_write_shared() && self.trap != Trap::Segv {
+            // The entries are the kernel's notes of who wrote: they are read on the way.
+            let (from, to) = (v.pgoff_at(range.start), v.pgoff_at(range.end));
+            let mut batch = Box::new(Batch::new());
+            // A page pinned for a moment, by a fault next to it, is unpinned in the next.
+            let mut patience = 1_000;
+            while rmap::zap_vma(&self.vma_of(v), from, to, &mut batch) > 0 && patience > 0 {
+                std::thread::yield_now();
+                patience -= 1;
+            }
+            return if patience == 0 { Err(Errno::EBUSY) } else { Ok(()) };
+        }
+        self.zap_plain(range)
+    }
+
+    /// Drops the page-table entries of a range, whatever they note.
+    fn zap_plain(&self, range: &Range<usize>) -> std::result::Result<(), Errno> {
         let (addr, len) = (self.address(range.start), range.len());
         if self.trap == Trap::Segv {
             // SAFETY: the arena's own range; touching it faults again.
@@ -50,9 +71,40 @@ impl ArenaInner {
         for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object) && v.sharing == Sharing::Shared) {
             if let Some(range) = range_of(v, from, to) {
                 vmas.check_pins("Object::heal", &range)?;
-                self.zap_kernel(&range).map_err(system("Object::heal", "madvise"))?;
+                self.unpoison_vma(v, &range).map_err(system("Object::heal", "madvise"))?;
             }
         }
         Ok(())
+    }
+
+    /// Drops the entries of pages that are not cached: markers, if anything.
+    fn unpoison_vma(&self, v: &VmaEntry, range: &Range<usize>) -> std::result::Result<(), Errno> {
+        let m = v.object.mapping();
+        for at in range.clone().step_by(PAGE_SIZE) {
+            let Some(word) = m.folio(v.pgoff_at(at)) else { continue };
+            if word.load().is_mappable() {
+                continue;
+            }
+            self.zap_plain(&(at..at + PAGE_SIZE))?;
+            // It may have been filled, mapped and written since the look, and the note of that went with the entry.
+            if let Ok(old) = word.try_pin(DIRTY) {
+                m.account_dirtied(u64::from(!old.has(DIRTY)));
+                word.unpin();
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what was written through a mapping that is going away, while nobody can write through it any more.
+    pub(super) fn harvest_for_good(&self, v: &VmaEntry, range: &Range<usize>) {
+        let gone = v.range.start.max(range.start)..v.range.end.min(range.end);
+        if self.trap == Trap::Segv || !v.may_write_shared() {
+            return;
+        }
+        // SAFETY: the arena's own range, unpublished and drained. Where the kernel cannot split its vma a thread may still
+        // be storing, to memory that is being unmapped below it.
+        let _ = unsafe { mem::mprotect(self.address(gone.start), gone.len(), mem::PROT_NONE) };
+        let (from, to) = (v.pgoff_at(gone.start), v.pgoff_at(gone.end));
+        rmap::harvest_vma(&self.vma_of(v), from, to);
     }
 }

@@ -6,7 +6,7 @@
 use super::budget;
 use crate::sys::Errno;
 use crate::sys::uffd::{Uffd, bits};
-use softfault_mm::ops::{Installed, Mmu, Prot, Staged};
+use softfault_mm::ops::{Installed, Mmu, Prot, Pte, Staged, Zap};
 use softfault_mm::page::PAGE_SIZE;
 
 /// The page tables of arenas, as far as exclusive objects lie in them.
@@ -77,6 +77,18 @@ impl Mmu for ExclusiveMmu {
     }
     fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool, _protect: bool) -> Result<(), Installed> {
         Err(Installed::Gone)
+    }
+    /// A page that is zapped is gone: only `punch` takes pages out.
+    fn zap(&self, _ranges: &[Zap]) -> bool {
+        false
+    }
+    fn write_protect(&self, _addr: usize, _nr: usize) -> bool {
+        false
+    }
+    /// Nothing is noted: the pages' digests tell.
+    fn written(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize)) {}
+    fn pte(&self, _addr: usize) -> Pte {
+        Pte::None
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)

@@ -5,7 +5,7 @@
 
 use super::budget;
 use crate::sys::{Errno, mem};
-use softfault_mm::ops::{Installed, Mmu, Prot, Staged};
+use softfault_mm::ops::{Installed, Mmu, Prot, Pte, Staged, Zap};
 use softfault_mm::page::PAGE_SIZE;
 
 /// The page tables of arenas that are served by SIGSEGV.
@@ -44,6 +44,20 @@ impl Mmu for SegvMmu {
     }
     fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool, _protect: bool) -> Result<(), Installed> {
         Err(Installed::Gone)
+    }
+    fn zap(&self, ranges: &[Zap]) -> bool {
+        ranges.iter().all(|r| {
+            // SAFETY: the walk names ranges of published vmas, inside a section; a touch faults again.
+            unsafe { mem::mprotect(r.addr, r.len_bytes, mem::PROT_NONE) }.is_ok()
+        })
+    }
+    fn write_protect(&self, _addr: usize, _nr: usize) -> bool {
+        // By hiding: `zap`. Exposing for loads would expose pages that are not there.
+        false
+    }
+    fn written(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize)) {}
+    fn pte(&self, _addr: usize) -> Pte {
+        Pte::None
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)

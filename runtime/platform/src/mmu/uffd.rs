@@ -7,9 +7,9 @@
 use super::budget;
 use crate::staging;
 use crate::sys::uffd::{DONTWAKE, Filled, Uffd, bits};
-use crate::sys::{Errno, mem};
+use crate::sys::{Errno, mem, pagemap};
 use core::sync::atomic::{AtomicPtr, Ordering};
-use softfault_mm::ops::{Installed, Mmu, Prot, Staged};
+use softfault_mm::ops::{Installed, Mmu, Prot, Pte, Staged, Zap};
 use softfault_mm::page::PAGE_SIZE;
 
 /// The page tables of arenas that are served by one userfaultfd context.
@@ -69,7 +69,9 @@ impl UffdMmu {
         // Write protection comes whole or not at all: WP_ASYNC without the shmem feature would protect nothing.
         // CONTINUE_MODE_WP came between the two and has no feature bit: a kernel that knows WP_ASYNC knows it too.
         let whole = like | bits::FEATURE_WP_ASYNC;
-        let like = if have & whole == whole { like } else { 0 };
+        // And what the kernel notes must be found: without PAGEMAP_SCAN (or /proc) nobody would.
+        let found = kind == Kind::Sync || pagemap::is_open();
+        let like = if have & whole == whole && found { like } else { 0 };
         let wp = like & WP_FEATURES == WP_FEATURES;
         Ok(Self { uffd: Uffd::open(kind.open_flags(), need | like)?, kind, wp })
     }
@@ -170,6 +172,48 @@ impl Mmu for UffdMmu {
             self.uffd.writeprotect(addr, len_bytes, true).map_err(errno_to_installed)?;
         }
         Ok(())
+    }
+    fn zap(&self, ranges: &[Zap]) -> bool {
+        // SAFETY: the walk names ranges of shared mappings of published vmas, inside a section: pages stay cached.
+        unsafe { mem::zap_ranges(ranges) }
+    }
+    fn write_protect(&self, addr: usize, nr: usize) -> bool {
+        let len = nr * PAGE_SIZE;
+        if !self.wp {
+            return false;
+        }
+        if self.kind != Kind::Sync && pagemap::protect_written(addr, len).is_ok() {
+            return true;
+        }
+        // By protecting everything; in between a store is noted nowhere only if the range is changing hands, and then
+        // its pages are dirty and pinned.
+        loop {
+            match self.uffd.writeprotect(addr, len, true) {
+                Err(Errno::EAGAIN) => {}
+                r => return r.is_ok(),
+            }
+        }
+    }
+    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
+        let scanned = pagemap::each_written(addr, nr * PAGE_SIZE, &mut |at, len| found(at, len / PAGE_SIZE));
+        if scanned.is_err() {
+            // Nobody knows: everything counts as written.
+            found(addr, nr);
+        }
+    }
+    fn pte(&self, addr: usize) -> Pte {
+        match pagemap::look(addr) {
+            Ok(c) if c & pagemap::PAGE_IS_PRESENT != 0 => {
+                if c & pagemap::PAGE_IS_WRITTEN != 0 {
+                    Pte::Written
+                } else {
+                    Pte::Clean
+                }
+            }
+            Ok(c) if c & pagemap::PAGE_IS_SWAPPED != 0 => Pte::Marker,
+            Ok(_) => Pte::None,
+            Err(_) => Pte::Written,
+        }
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)

@@ -27,7 +27,7 @@
 //! next `enter`.
 
 use super::Store;
-use super::object::{Retries, Rmap};
+use super::object::Retries;
 use super::source::Source;
 use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
 use crate::sys::{mem, thread};
@@ -108,7 +108,6 @@ impl Drop for Held<'_> {
 pub struct ExclusiveOps<'s> {
     frames: &'s Frames,
     source: Source<'s>,
-    rmap: &'s dyn Rmap,
     folios: &'s [FolioWord],
     filled: &'s [Filled],
     facts: Facts,
@@ -132,7 +131,6 @@ impl<'s> ExclusiveOps<'s> {
     pub fn new(
         frames: &'s Frames,
         store: &'s dyn Store,
-        rmap: &'s dyn Rmap,
         folios: &'s [FolioWord],
         filled: &'s [Filled],
         facts: Facts,
@@ -144,7 +142,7 @@ impl<'s> ExclusiveOps<'s> {
     ) -> Self {
         let source = Source { store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name };
         let (place, nr_mapped, write_errors) = (Place::default(), AtomicU64::new(0), AtomicU64::new(0));
-        Self { frames, source, rmap, folios, filled, facts, place, nr_mapped, write_errors }
+        Self { frames, source, folios, filled, facts, place, nr_mapped, write_errors }
     }
 
     /// Sets the end past which the store is not asked.
@@ -307,6 +305,25 @@ impl<'s> ExclusiveOps<'s> {
         Ok(taken)
     }
 
+    /// Copies the pages from `pgoff` on into frames, gives them to the store, and remembers what it has.
+    fn write_copies(&self, held: &Held<'_>, pgoff: u64, slots: &mut Slots<'_>) -> Result<(), FillError> {
+        let nr = slots.nr();
+        let Some(src) = held.address(pgoff, nr as u64) else { return Ok(()) };
+        let to = slots.pages_mut();
+        // SAFETY: the pages are `writeback` or pinned, hence mapped, and `held` keeps the mapping; the frames are ours.
+        unsafe { mem::copy_racy(to.as_mut_ptr(), src as *const u8, nr * PAGE_SIZE) };
+        // SAFETY: the frames are ours, and nobody stores to them.
+        let r = unsafe { self.source.write(pgoff, slots.address(0), nr as u32) };
+        if let Err(error) = r {
+            self.write_errors.fetch_add(1, Ordering::Relaxed);
+            return Err(error.fill_error());
+        }
+        for i in 0..nr {
+            self.note_filled(pgoff + i as u64, slots.page(i));
+        }
+        Ok(())
+    }
+
     /// Gives changed pages to the store; `false`: they must stay.
     fn write_back(&self, pgoff: u64, address: usize, nr: usize) -> bool {
         if self.source.wanted(pgoff, nr as u32) == 0 {
@@ -319,8 +336,13 @@ impl<'s> ExclusiveOps<'s> {
         let r = unsafe { self.source.write(pgoff, address, nr as u32) };
         if r.is_err() {
             self.write_errors.fetch_add(1, Ordering::Relaxed);
+            return false;
         }
-        r.is_ok()
+        // The evictor reads from the flag what was written.
+        for word in (0..nr as u64).filter_map(|i| self.word(pgoff + i)) {
+            word.set(DIRTY);
+        }
+        true
     }
 
     /// Moves frames back to where they came from: their bytes are nowhere else.
@@ -380,8 +402,8 @@ impl<'s> ExclusiveOps<'s> {
         Ok(())
     }
 
-    /// Drops pages that were filled, or not, and never published.
-    fn discard(&self, held: &Held<'_>, pgoff: u64, nr: u32) {
+    /// Drops what is there of pages that nobody wants.
+    fn drop_present(&self, held: &Held<'_>, pgoff: u64, nr: u32) {
         for at in pgoff..pgoff + u64::from(nr) {
             if let Some(src) = held.address(at, 1)
                 && mem::is_resident(src)
@@ -429,15 +451,43 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
         Ok(())
     }
 
-    fn unmap(&self, pgoff: u64, nr: u32) {
-        self.rmap.unmap(pgoff, nr);
+    /// Writes copies: the pages stay where they are, and a store to one after it was copied shows in its digest.
+    fn write_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        let Some(held) = self.place.hold() else { return Ok(()) };
+        let mut done = 0;
+        while done < nr {
+            let slots = self.frames.take_patiently((nr - done) as usize, Want::Full);
+            let mut slots = slots.ok_or((done, FillError::NoMemory))?;
+            slots.populate();
+            self.write_copies(&held, pgoff + u64::from(done), &mut slots).map_err(|e| (done, e))?;
+            done += slots.nr() as u32;
+        }
+        Ok(())
+    }
+
+    fn is_written(&self, pgoff: u64) -> bool {
+        if !self.is_tracked() {
+            return false;
+        }
+        let Some(held) = self.place.hold() else { return false };
+        let (Some(address), Some(Filled([a, b]))) = (held.address(pgoff, 1), self.filled.get(pgoff_index(pgoff)))
+        else {
+            return false;
+        };
+        // SAFETY: the caller pinned the page, so it is mapped; `held` keeps the mapping.
+        let now = unsafe { self.frames.key().digest_racy(address as *const u8) };
+        now != [a.load(Ordering::Relaxed), b.load(Ordering::Relaxed)]
+    }
+
+    fn rereads_unflushed(&self) -> bool {
+        self.source.store.rereads_unflushed()
     }
 
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
         // Mapped nowhere: the words are all that is left of the pages.
         let Some(held) = self.place.hold() else { return Ok(()) };
         if self.word(pgoff).is_some_and(|w| w.load().state() == State::Filling) {
-            self.discard(&held, pgoff, nr);
+            self.drop_present(&held, pgoff, nr);
             return Ok(());
         }
         let (mut at, end) = (pgoff, pgoff + u64::from(nr));
@@ -453,6 +503,13 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
                 }
                 Err(obstacle) => return Err(error_of(obstacle)),
             }
+        }
+        Ok(())
+    }
+
+    fn discard(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
+        if let Some(held) = self.place.hold() {
+            self.drop_present(&held, pgoff, nr);
         }
         Ok(())
     }

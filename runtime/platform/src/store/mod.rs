@@ -3,12 +3,16 @@
 //! A [`Store`] is called by a filler thread and may do what it likes. A [`HandlerStore`] promises to be callable in a
 //! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
 
+pub mod direct;
 #[cfg(feature = "userfaultfd")]
 pub mod exclusive;
 pub mod file;
 pub mod object;
+mod part;
 #[cfg(feature = "userfaultfd")]
 mod source;
+pub mod swap;
+pub mod swapfile;
 pub mod zero;
 
 use crate::cache::Ports;

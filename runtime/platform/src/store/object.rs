@@ -1,6 +1,6 @@
 //! An object's `AddressSpaceOps`: its range of the cache's memory, and its store.
 
-use super::{PageMut, Store, StoreError};
+use super::{PageMut, PageRef, Store, StoreError};
 use crate::cache::Ports;
 use crate::staging;
 use crate::sys::{file, mem, text, thread};
@@ -34,18 +34,10 @@ pub struct FolioMemory<'s> {
     pub len_bytes: usize,
 }
 
-/// Who knows which arenas map an object. Linux: `i_mmap`.
-pub trait Rmap: Send + Sync {
-    /// Hides pages `pgoff..pgoff + nr` of the object in every arena that would reach them past a punch, and forgets
-    /// the hints about them. Control plane.
-    fn unmap(&self, pgoff: u64, nr: u32);
-}
-
 /// An object's range of a region, and its store.
 pub struct ObjectOps<'s> {
     memory: FolioMemory<'s>,
     store: &'s dyn Store,
-    rmap: &'s dyn Rmap,
     /// The end of the object: the store is never asked for bytes past it.
     i_size: AtomicU64,
     retries: Retries,
@@ -67,18 +59,16 @@ impl<'s> ObjectOps<'s> {
     /// The memory is the object's alone: mapped writable at `memory.alias`, over its whole maximal size, for as long
     /// as the value lives.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "one constructor, one caller; each is a fact of the object")]
     pub unsafe fn new(
         memory: FolioMemory<'s>,
         store: &'s dyn Store,
-        rmap: &'s dyn Rmap,
         len_bytes: u64,
         retries: Retries,
         handler_safe: bool,
         policy: FailurePolicy,
         name: u64,
     ) -> Self {
-        Self { memory, store, rmap, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
+        Self { memory, store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
     }
 
     /// Sets the end past which the store is not asked.
@@ -134,6 +124,34 @@ impl<'s> ObjectOps<'s> {
         }
     }
 
+    /// Writes copies, page by page, for a store that must see bytes which nobody changes meanwhile.
+    fn write_copies(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        let staged = loop {
+            match staging::get() {
+                Some(staged) => break staged,
+                None => thread::sched_yield(),
+            }
+        };
+        let mut result = Ok(());
+        for i in 0..nr {
+            let p = pgoff + u64::from(i);
+            let len = self.wanted(p, 1);
+            if len == 0 {
+                break;
+            }
+            let copy = staging::address(&staged) as *mut u8;
+            copy_out(self.address(p).cast_const(), copy, len);
+            // SAFETY: the staging page is ours until it is put back. It has no descriptor.
+            let page = unsafe { PageRef::new(copy, len, -1, 0) };
+            if let Err(e) = self.store.write(p << PAGE_SHIFT, &page) {
+                result = Err((i, e.fill_error()));
+                break;
+            }
+        }
+        staging::put(&staged);
+        result
+    }
+
     /// Says on standard error what ended the process, and ends it (policy `Abort`).
     #[cold]
     fn abort(&self, pgoff: u64) -> ! {
@@ -184,8 +202,23 @@ impl AddressSpaceOps for ObjectOps<'_> {
         self.store.dsync(pgoff << PAGE_SHIFT, len).map_err(StoreError::fill_error)
     }
 
-    fn unmap(&self, pgoff: u64, nr: u32) {
-        self.rmap.unmap(pgoff, nr);
+    fn write_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        if self.store.is_stable() {
+            return self.write_copies(pgoff, nr);
+        }
+        let len = self.wanted(pgoff, nr);
+        let pos = pgoff << PAGE_SHIFT;
+        if len == 0 {
+            // Past the end by now: nobody may see these bytes again.
+            return Ok(());
+        }
+        // SAFETY: the pages are `writeback`: they stay in the memfd until that ends, mapped at their alias.
+        let pages = unsafe { PageRef::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
+        self.store.write(pos, &pages).map_err(|e| (0, e.fill_error()))
+    }
+
+    fn rereads_unflushed(&self) -> bool {
+        self.store.rereads_unflushed()
     }
 
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {

@@ -1,6 +1,7 @@
 //! Descriptors: pread(2), pwrite(2), ftruncate(2), close(2), poll(2) and the small rest.
 
 use super::syscall::{Errno, syscall6};
+use super::text;
 
 /// Reads up to `len_bytes` bytes at `offset` into raw memory; see pread(2). Retries `EINTR`.
 ///
@@ -62,6 +63,17 @@ pub fn write(fd: i32, src: &[u8]) -> Result<usize, Errno> {
     unsafe { syscall6(libc::SYS_write, [fd as usize, src.as_ptr() as usize, src.len(), 0, 0, 0]) }
 }
 
+/// Opens a file for reading, close-on-exec; see open(2). Control plane.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_rdonly(path: &core::ffi::CStr) -> Result<i32, Errno> {
+    let args = [path.as_ptr() as usize, (libc::O_RDONLY | libc::O_CLOEXEC) as usize, 0, 0, 0, 0];
+    // SAFETY: the path is a valid C string for the length of the call.
+    let fd = unsafe { syscall6(libc::SYS_open, args) }?;
+    Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}
+
 /// Opens a file for reading and writing, close-on-exec; see open(2). Control plane.
 ///
 /// # Errors
@@ -71,6 +83,55 @@ pub fn open_rdwr(path: &core::ffi::CStr) -> Result<i32, Errno> {
     // SAFETY: the path is a valid C string for the length of the call.
     let fd = unsafe { syscall6(libc::SYS_open, args) }?;
     Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}
+
+/// Opens the file behind a descriptor once more, through `/proc`, close-on-exec: a description of its own, with its own
+/// flags and its own memory of write errors. Control plane.
+///
+/// # Errors
+/// `EINVAL` where the file system has no direct I/O, `ENOENT` without `/proc`, the kernel's others; see open(2).
+pub fn reopen(fd: i32, write: bool, direct: bool) -> Result<i32, Errno> {
+    let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+    text::put_decimal(path.get_mut(14..24), u64::from(fd.unsigned_abs()));
+    let access = if write { libc::O_RDWR } else { libc::O_RDONLY };
+    let flags = access | libc::O_CLOEXEC | if direct { libc::O_DIRECT } else { 0 };
+    // SAFETY: the path ends with a zero and lives for the length of the call.
+    let new = unsafe { syscall6(libc::SYS_open, [path.as_ptr() as usize, flags as usize, 0, 0, 0, 0]) }?;
+    Ok(i32::try_from(new).unwrap_or(i32::MAX))
+}
+
+/// Makes a file's data durable, and the metadata needed to find it; see fdatasync(2). Retries `EINTR`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EIO`, `ENOSPC`, `EDQUOT`: of any write since the last call on this description; said once.
+pub fn fdatasync(fd: i32) -> Result<(), Errno> {
+    loop {
+        // SAFETY: touches no memory.
+        let r = unsafe { syscall6(libc::SYS_fdatasync, [fd as usize, 0, 0, 0, 0, 0]) };
+        if r != Err(Errno::EINTR) {
+            return r.map(drop);
+        }
+    }
+}
+
+/// Allocates the blocks of a range without changing a byte or the file's length; see fallocate(2). Retries `EINTR`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `ENOSPC`; `EOPNOTSUPP` where the file system cannot.
+pub fn allocate_blocks(fd: i32, offset: u64, len_bytes: u64) -> Result<(), Errno> {
+    let mode = libc::FALLOC_FL_KEEP_SIZE as usize;
+    loop {
+        // SAFETY: touches no memory and changes no byte of the file.
+        let r =
+            unsafe { syscall6(libc::SYS_fallocate, [fd as usize, mode, offset as usize, len_bytes as usize, 0, 0]) };
+        if r != Err(Errno::EINTR) {
+            return r.map(drop);
+        }
+    }
 }
 
 /// Moves up to `len_bytes` bytes from `from` at `offset` to `to` at its own position, inside the kernel; see
@@ -186,4 +247,14 @@ pub fn eventfd() -> Result<i32, Errno> {
     // SAFETY: touches no memory.
     let fd = unsafe { syscall6(libc::SYS_eventfd2, [0, libc::EFD_CLOEXEC as usize, 0, 0, 0, 0]) }?;
     Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}
+
+/// Drops a whole file's clean pages from the kernel's page cache; see posix_fadvise(2), `POSIX_FADV_DONTNEED`.
+///
+/// # Errors
+/// `EBADF`, `ESPIPE`.
+pub fn fadvise_dontneed(fd: i32) -> Result<(), Errno> {
+    let args = [fd as usize, 0, 0, libc::POSIX_FADV_DONTNEED as usize, 0, 0];
+    // SAFETY: touches no memory; the file's bytes stay what they are.
+    unsafe { syscall6(libc::SYS_fadvise64, args) }.map(drop)
 }

@@ -2,6 +2,7 @@
 
 use super::syscall::{Errno, syscall6};
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 /// No access.
 pub const PROT_NONE: i32 = libc::PROT_NONE;
@@ -54,6 +55,33 @@ pub unsafe fn copy_racy(dst: *mut u8, src: *const u8, len_bytes: usize) {
             options(nostack, preserves_flags)
         );
     }
+}
+
+/// Returns whether `len_bytes` bytes, which others may be storing to meanwhile, are all zero. Each is looked at once.
+///
+/// # Context: handler
+///
+/// # Safety
+/// `src..src + len_bytes` is mapped readable.
+#[must_use]
+pub unsafe fn is_zero_racy(src: *const u8, len_bytes: usize) -> bool {
+    let end = src as usize + len_bytes;
+    let mut at = src.cast_mut();
+    while (at as usize) < end {
+        let is_word = (at as usize).is_multiple_of(8) && end - at as usize >= 8;
+        let is_zero = if is_word {
+            // SAFETY: eight aligned readable bytes (checked, and the contract); the loads are atomic.
+            unsafe { AtomicU64::from_ptr(at.cast()) }.load(Ordering::Relaxed) == 0
+        } else {
+            // SAFETY: one readable byte (contract).
+            unsafe { AtomicU8::from_ptr(at) }.load(Ordering::Relaxed) == 0
+        };
+        if !is_zero {
+            return false;
+        }
+        at = at.wrapping_add(if is_word { 8 } else { 1 });
+    }
+    true
 }
 
 /// Maps `len_bytes` bytes; see mmap(2).
@@ -157,6 +185,35 @@ pub fn is_resident(addr: usize) -> bool {
     // SAFETY: mincore writes one byte a page, for one page, to a byte that is exclusively borrowed; it touches no page.
     let r = unsafe { syscall6(libc::SYS_mincore, [addr, 4096, core::ptr::from_mut(&mut page) as usize, 0, 0, 0]) };
     r.is_ok() && page & 1 != 0
+}
+
+/// Names the calling process to calls that take a process's descriptor, since Linux 6.14.
+const PIDFD_SELF: isize = -10_000;
+
+/// Drops the page-table entries of several ranges with one flush of the other processors' TLBs, where the kernel can (Linux
+/// 6.16); one by one elsewhere. Pages of shared mappings stay in their object. `false`: one could not be dropped.
+///
+/// # Context: handler
+///
+/// # Safety
+/// The ranges are the caller's, of shared mappings.
+pub unsafe fn zap_ranges(ranges: &[softfault_mm::ops::Zap]) -> bool {
+    // A `Zap` is a `struct iovec`: address and length, `repr(C)`.
+    let args =
+        [PIDFD_SELF as usize, ranges.as_ptr() as usize, ranges.len(), MADV_DONTNEED.cast_unsigned() as usize, 0, 0];
+    let wanted: usize = ranges.iter().map(|r| r.len_bytes).sum();
+    // SAFETY: the slice is borrowed for the call; the caller owns what is dropped.
+    if unsafe { syscall6(libc::SYS_process_madvise, args) } == Ok(wanted) {
+        return true;
+    }
+    ranges.iter().all(|r| {
+        // SAFETY: the caller owns what is dropped.
+        match unsafe { madvise(r.addr, r.len_bytes, MADV_DONTNEED) } {
+            // SAFETY: as above; the range is locked.
+            Err(Errno::EINVAL) => unsafe { madvise(r.addr, r.len_bytes, MADV_DONTNEED_LOCKED) }.is_ok(),
+            r => r.is_ok(),
+        }
+    })
 }
 
 /// Creates a memfd, close-on-exec, sealable; see memfd_create(2). Control plane.

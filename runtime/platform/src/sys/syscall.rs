@@ -25,6 +25,8 @@ impl Errno {
     pub const EAGAIN: Errno = Errno(libc::EAGAIN);
     /// Out of memory or of mappings.
     pub const ENOMEM: Errno = Errno(libc::ENOMEM);
+    /// In use.
+    pub const EBUSY: Errno = Errno(libc::EBUSY);
     /// Bad address.
     pub const EFAULT: Errno = Errno(libc::EFAULT);
     /// Already there.
@@ -58,6 +60,7 @@ impl Errno {
             Self::EIO => "EIO",
             Self::EAGAIN => "EAGAIN",
             Self::ENOMEM => "ENOMEM",
+            Self::EBUSY => "EBUSY",
             Self::EFAULT => "EFAULT",
             Self::EEXIST => "EEXIST",
             Self::EINVAL => "EINVAL",

@@ -45,6 +45,10 @@ impl Park for Impatient<'_> {
     fn wait(&self, _ctx: &Ctx<'_>, _key: WaitKey, timeout_ns: u64) -> Woken {
         if self.age_ns >= timeout_ns { Woken::TimedOut } else { Woken::NotNow }
     }
+    fn nap(&self, _ctx: &Ctx<'_>, _key: WaitKey, _timeout_ns: u64) -> Woken {
+        // The access is looked at again soon; after a while somebody has to say that there is no memory.
+        if self.age_ns >= NAP_PATIENCE_NS { Woken::LookAgain } else { Woken::NotNow }
+    }
     fn wake(&self, addr: usize) {
         self.host.wake(addr);
     }
@@ -54,8 +58,14 @@ impl Park for Impatient<'_> {
     fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
         self.host.submit_telling(telling)
     }
+    fn submit_writeback(&self, claim: Claim) -> Result<(), Claim> {
+        self.host.submit_writeback(claim)
+    }
     fn relax(&self) {}
 }
+
+/// How long an access for which there is no room in the cache is put off before it is told so.
+const NAP_PATIENCE_NS: u64 = 2_000_000_000;
 
 /// Serves messages until `stop` is set; `bell_fd` becomes readable then, and when a helper has finished something.
 ///

@@ -26,8 +26,10 @@ use softfault_platform::section::{self, Slot};
 use softfault_platform::store::exclusive::ExclusiveOps;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::ObjectOps;
+use softfault_platform::store::swap::SwapStore;
+use softfault_platform::store::swapfile::SwapFile;
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{PageMut, Store};
+use softfault_platform::store::{PageMut, PageRef, Store};
 use softfault_platform::sys::signal::SigInfo;
 use softfault_platform::trap::{entry, monitor};
 
@@ -69,6 +71,12 @@ fn every_mmu_method<M: Mmu>(mmu: &M, addr: usize, nr: usize, prot: Prot, staged:
     mmu.wake(addr, nr);
     black_box(mmu.release_extents(addr, nr, prot.wp).is_ok());
     black_box(mmu.take_extents(addr, nr, prot.wp, prot.write).is_ok());
+    black_box(mmu.zap(&[Zap { addr, len_bytes: nr }]));
+    black_box(mmu.write_protect(addr, nr));
+    mmu.written(addr, nr, &mut |addr, nr| {
+        black_box((addr, nr));
+    });
+    black_box(mmu.pte(addr));
     black_box(mmu.charge_vmas(nr as i64));
 }
 
@@ -93,6 +101,10 @@ fn every_ops_method<O: AddressSpaceOps>(ops: &O, pgoff: u64, nr: u32, staged: &S
     black_box(ops.read_staged(pgoff, staged).is_ok());
     black_box(ops.dsync(pgoff, nr).is_ok());
     black_box(ops.punch(pgoff, nr).is_ok());
+    black_box(ops.discard(pgoff, nr).is_ok());
+    black_box(ops.write_folio(pgoff, nr).is_ok());
+    black_box(ops.is_written(pgoff));
+    black_box(ops.rereads_unflushed());
     ops.with_page_mut(pgoff, &mut |page| {
         black_box(page);
     });
@@ -117,6 +129,25 @@ fn every_store_method<S: Store>(store: &S, pos: u64, page: &mut PageMut<'_>) {
 #[unsafe(no_mangle)]
 pub fn nopanic_store_file(store: &FileStore, pos: u64, page: &mut PageMut<'_>) {
     every_store_method(store, pos, page);
+}
+
+/// What writes back and gives back, where that is done in a handler.
+fn every_writing_method<S: Store>(store: &S, pos: u64, pages: &PageRef<'_>) {
+    black_box(store.write(pos, pages).is_ok());
+    black_box(store.flush().is_ok());
+    black_box(store.punch(pos, pos).is_ok());
+    black_box(store.set_len(pos).is_ok());
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_store_file_writing(store: &FileStore, pos: u64, pages: &PageRef<'_>) {
+    every_writing_method(store, pos, pages);
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_store_swap(store: &SwapStore<&SwapFile>, pos: u64, page: &mut PageMut<'_>, pages: &PageRef<'_>) {
+    every_store_method(store, pos, page);
+    every_writing_method(store, pos, pages);
 }
 
 #[unsafe(no_mangle)]

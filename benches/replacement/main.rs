@@ -1,0 +1,81 @@
+//! Which replacement policy, and how tuned: hit rates, faults and weighted cost of policies over traces.
+//!
+//! `cargo bench -p softfault-benches --bench replacement -- [--json FILE] [--quick] [--only TRACE,..]`
+//!
+//! A simulation with fixed seeds: two runs print the same figures, whatever the machine. `--runs` and `--dir` change
+//! nothing.
+
+mod candidates;
+mod table;
+
+use candidates::Candidate;
+use softfault_benches::args::Options;
+use softfault_benches::replacement::trace::Shape;
+use softfault_benches::replacement::{self, Counts};
+use softfault_benches::{Error, Result};
+use std::process::ExitCode;
+
+/// Cache sizes, in percent of the object.
+const CACHES_PCT: &[u32] = &[1, 10, 25];
+/// Accesses per page of the object; a quarter of them warms the cache up.
+const PASSES: usize = 16;
+
+/// What one candidate did to one trace in one cache.
+struct Cell {
+    cache_pct: u32,
+    shape: Shape,
+    candidate: &'static str,
+    group: candidates::Group,
+    counts: Counts,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("replacement: {e}");
+            ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let options = Options::from_env(env!("CARGO_TARGET_TMPDIR"))?;
+    let shapes = wanted(&options)?;
+    if options.list {
+        shapes.iter().for_each(|s| println!("{}", s.name()));
+        return Ok(());
+    }
+    let nr_pages: u32 = if options.quick { 1 << 13 } else { 1 << 15 };
+    let candidates = candidates::all();
+    let mut cells = Vec::new();
+    for &cache_pct in CACHES_PCT {
+        for &shape in &shapes {
+            simulate(nr_pages, cache_pct, shape, &candidates, &mut cells);
+        }
+    }
+    println!("object {nr_pages} pages, {PASSES} accesses a page, the first quarter not counted");
+    table::print(&cells, &shapes, &candidates);
+    match &options.json {
+        Some(path) => table::write_json(path, nr_pages, &cells),
+        None => Ok(()),
+    }
+}
+
+/// Returns the traces that were asked for.
+fn wanted(options: &Options) -> Result<Vec<Shape>> {
+    if let Some(unknown) = options.only.iter().find(|o| !Shape::ALL.iter().any(|s| s.name() == *o)) {
+        return Err(Error::Usage(format!("--only {unknown}: no such trace; see --list")));
+    }
+    Ok(Shape::ALL.iter().copied().filter(|s| options.wants(s.name())).collect())
+}
+
+fn simulate(nr_pages: u32, cache_pct: u32, shape: Shape, candidates: &[Candidate], cells: &mut Vec<Cell>) {
+    let limit = nr_pages * cache_pct / 100;
+    let trace = shape.generate(nr_pages, limit, nr_pages as usize * PASSES);
+    for candidate in candidates {
+        let mut policy = (candidate.make)(nr_pages as usize, limit as usize, &trace);
+        let counts = replacement::run(policy.as_mut(), &trace, trace.len() / 4);
+        cells.push(Cell { cache_pct, shape, candidate: candidate.name, group: candidate.group, counts });
+    }
+}

@@ -1,0 +1,366 @@
+//! The queues of reclaim: in which order pages are looked at. Linux: `mm/vmscan.c`'s lists, `mm/workingset.c`.
+//!
+//! S3-FIFO with the reference bit that a fault runtime can have. A page enters `small`; reclaim unmaps pages at the tail
+//! of `small` (while that is longer than its share) or of `main` and moves them to `probation`; a page that is missed
+//! there goes to the head of `main`, any other leaves the cache and leaves a *shadow*: when it went. A page that comes
+//! back within as many evictions as `main` is long belonged to the working set, and enters `main` at once.
+//! ```text
+//!  fill --(no shadow, or an old one)--> small ---+              +--(missed)--> main
+//!  fill --(young shadow)--------------> main ----+--> probation-+
+//!                                                               +--(not missed)--> absent, with a shadow
+//! ```
+//! So a scan passes through `small` and `probation` alone, and costs a hot page one minor fault for each time that
+//! reclaim goes round `main`.
+//!
+//! The queues hold numbers, not pages: an entry may be stale (the page left otherwise, and perhaps came back), which its
+//! popper notices by the version.
+//!
+//! # Context: handler
+
+use crate::folio::Folio;
+use crate::sync::{AtomicU64, Ordering};
+
+/// A queue of non-zero words for many producers and consumers, in borrowed zeroed memory. Nothing is lost and nothing
+/// is doubled; the order is first in, first out but for threads that overtake each other.
+///
+/// A cell is taken by the CAS that fills or empties it, and the ends are moved afterwards, by whoever comes by:
+/// ```text
+/// producer A                      producer B
+/// cell[t]: 0 -> a
+///                                 cell[t] is taken: tail t -> t+1 for A; cell[t+1]: 0 -> b
+/// tail t -> t+1: done already
+/// ```
+/// A producer that slept since it read `tail` may fill a cell that lies outside of head..tail by then; its item is
+/// found when the tail has come round.
+#[derive(Debug)]
+pub struct Fifo<'g> {
+    cells: &'g [AtomicU64],
+    /// Cells in use, a power of two less one; it only grows.
+    mask: AtomicU64,
+    head: AtomicU64,
+    tail: AtomicU64,
+}
+
+impl<'g> Fifo<'g> {
+    /// Wraps borrowed zeroed cells, of which the first `len` (rounded down to a power of two) are used for now.
+    #[must_use]
+    pub fn new(cells: &'g [AtomicU64], len: u64) -> Self {
+        let fifo = Self { cells, mask: AtomicU64::new(0), head: AtomicU64::new(0), tail: AtomicU64::new(0) };
+        fifo.grow(len);
+        fifo
+    }
+
+    /// Uses more cells. Items at indices that mean another cell now are found when the ends come round.
+    pub fn grow(&self, len: u64) {
+        let most = self.cells.len() as u64;
+        let len = if len < most { len } else { most };
+        let mask = if len == 0 { 0 } else { (1 << (63 - len.leading_zeros())) - 1 };
+        self.mask.fetch_max(mask, Ordering::Relaxed);
+    }
+
+    fn cell(&self, at: u64) -> Option<&'g AtomicU64> {
+        self.cells.get(usize::try_from(at & self.mask.load(Ordering::Relaxed)).ok()?)
+    }
+
+    /// Appends `item`, which is not 0; `false`: no room.
+    pub fn push(&self, item: u64) -> bool {
+        loop {
+            let tail = self.tail.load(Ordering::Relaxed);
+            let len = tail.wrapping_sub(self.head.load(Ordering::Relaxed));
+            if len.cast_signed() > self.mask.load(Ordering::Relaxed).cast_signed() {
+                return false;
+            }
+            let Some(cell) = self.cell(tail) else { return false };
+            // Release pairs with the Acquire of pop(): what was done to the page before comes before what reclaim does.
+            let won = cell.compare_exchange(0, item, Ordering::Release, Ordering::Relaxed).is_ok();
+            let _ = self.tail.compare_exchange(tail, tail.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            if won {
+                return true;
+            }
+        }
+    }
+
+    /// Takes the oldest item.
+    pub fn pop(&self) -> Option<u64> {
+        loop {
+            let head = self.head.load(Ordering::Relaxed);
+            if self.tail.load(Ordering::Relaxed).wrapping_sub(head).cast_signed() <= 0 {
+                return None;
+            }
+            let cell = self.cell(head)?;
+            let seen = cell.load(Ordering::Relaxed);
+            let won = seen != 0 && cell.compare_exchange(seen, 0, Ordering::Acquire, Ordering::Relaxed).is_ok();
+            let _ = self.head.compare_exchange(head, head.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
+            if won {
+                return Some(seen);
+            }
+        }
+    }
+
+    /// Returns about how many items there are.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        let len = self.tail.load(Ordering::Relaxed).wrapping_sub(self.head.load(Ordering::Relaxed));
+        if len.cast_signed() < 0 { 0 } else { len }
+    }
+
+    /// Returns whether there seem to be none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+const PGOFF_BITS: u32 = 34;
+const VERSION_BITS: u32 = 11;
+const ID_SHIFT: u32 = PGOFF_BITS + VERSION_BITS;
+/// Objects whose pages queues can name.
+pub const NR_MAPPINGS_MAX: u64 = 1 << (64 - ID_SHIFT - 1);
+
+/// A page as a queue names it: one word, not 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry(pub u64);
+
+impl Entry {
+    /// Names page `pgoff` of object `id` as it is in the cache now.
+    #[must_use]
+    pub fn new(id: u32, pgoff: u64, word: Folio) -> Self {
+        Self::named(id, pgoff, word.version())
+    }
+    /// Names page `pgoff` of object `id` in the life that began with `version`.
+    #[must_use]
+    pub fn named(id: u32, pgoff: u64, version: u32) -> Self {
+        let version = u64::from(version) & ((1 << VERSION_BITS) - 1);
+        let page = pgoff & ((1 << PGOFF_BITS) - 1);
+        Self((1 << 63) | (u64::from(id) << ID_SHIFT) | (version << PGOFF_BITS) | page)
+    }
+    /// Returns the object.
+    #[must_use]
+    pub fn mapping_id(self) -> u32 {
+        u32::try_from((self.0 & !(1 << 63)) >> ID_SHIFT).unwrap_or(0)
+    }
+    /// Returns the page.
+    #[must_use]
+    pub fn pgoff(self) -> u64 {
+        self.0 & ((1 << PGOFF_BITS) - 1)
+    }
+    /// Returns whether the page is still the one that was named, as far as eleven bits tell.
+    #[must_use]
+    pub fn is_current(self, word: Folio) -> bool {
+        word.is_mappable() && Self::new(self.mapping_id(), self.pgoff(), word) == self
+    }
+}
+
+/// The queues of one cache.
+#[derive(Debug)]
+pub struct Lruvec<'g> {
+    /// Pages that came in and were not missed yet.
+    pub small: Fifo<'g>,
+    /// Pages that were missed at least once.
+    pub main: Fifo<'g>,
+    /// Pages without mappings, waiting to be missed.
+    pub probation: Fifo<'g>,
+    /// Pages evicted so far: the clock of the shadows.
+    evictions: AtomicU64,
+}
+
+/// `small` is a tenth of the cache.
+const SMALL_SHARE: u64 = 10;
+/// `probation` is an eighth of the cache.
+const PROBATION_SHARE: u64 = 8;
+/// Ticks of the shadows' clock in one cache's worth of evictions.
+const SHADOW_TICKS: u64 = 1 << 13;
+
+impl<'g> Lruvec<'g> {
+    /// Makes queues of three pieces of zeroed memory.
+    #[must_use]
+    pub fn new(small: &'g [AtomicU64], main: &'g [AtomicU64], probation: &'g [AtomicU64], limit_pages: u64) -> Self {
+        let len = Self::len_for(limit_pages);
+        Self {
+            small: Fifo::new(small, len),
+            main: Fifo::new(main, len),
+            probation: Fifo::new(probation, len),
+            evictions: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns how many cells each queue needs for a cache of `limit_pages`.
+    #[must_use]
+    pub fn len_for(limit_pages: u64) -> u64 {
+        // Stale entries take room too: a page that was truncated away and came back stands twice for a while.
+        limit_pages.saturating_mul(2).clamp(1024, 1 << PGOFF_BITS).next_power_of_two()
+    }
+
+    /// Makes room for a larger cache.
+    pub fn grow(&self, limit_pages: u64) {
+        let len = Self::len_for(limit_pages);
+        for queue in [&self.small, &self.main, &self.probation] {
+            queue.grow(len);
+        }
+    }
+
+    /// Enters a page that was filled; `active`: it belongs to the working set. `false`: no queue has room.
+    pub fn add(&self, entry: Entry, active: bool) -> bool {
+        let (first, second) = if active { (&self.main, &self.small) } else { (&self.small, &self.main) };
+        first.push(entry.0) || second.push(entry.0)
+    }
+
+    /// Returns whether `small` is longer than its share of a cache of `limit_pages`.
+    #[must_use]
+    pub fn is_small_long(&self, limit_pages: u64) -> bool {
+        self.small.len() > limit_pages / SMALL_SHARE
+    }
+
+    /// Returns how many pages `probation` should hold.
+    #[must_use]
+    pub fn probation_target(limit_pages: u64) -> u64 {
+        limit_pages / PROBATION_SHARE
+    }
+
+    fn tick_pages(limit_pages: u64) -> u64 {
+        (limit_pages / SHADOW_TICKS).max(1)
+    }
+
+    /// Counts an eviction and returns its shadow, never 0. Linux: `workingset_eviction`.
+    pub fn shadow(&self, limit_pages: u64) -> u16 {
+        let now = self.evictions.fetch_add(1, Ordering::Relaxed) / Self::tick_pages(limit_pages);
+        u16::try_from(now & 0x7fff).unwrap_or(0) | 0x8000
+    }
+
+    /// Returns whether a page with this shadow went so lately that a `main` as long as it is now would still have it.
+    /// Linux: `workingset_refault`.
+    #[must_use]
+    pub fn is_workingset(&self, shadow: u16, limit_pages: u64) -> bool {
+        if shadow & 0x8000 == 0 {
+            return false;
+        }
+        let tick = Self::tick_pages(limit_pages);
+        let now = self.evictions.load(Ordering::Relaxed) / tick;
+        let distance = now.wrapping_sub(u64::from(shadow)) & 0x7fff;
+        distance.saturating_mul(tick) <= limit_pages.saturating_sub(limit_pages / SMALL_SHARE)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::folio::FolioWord;
+
+    fn cells(n: usize) -> Vec<AtomicU64> {
+        (0..n).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    #[test]
+    fn a_queue_keeps_order_and_refuses_when_full() {
+        let cells = cells(8);
+        let q = Fifo::new(&cells, 4);
+        for lap in 0..5 {
+            for i in 1..=4 {
+                assert!(q.push(lap * 10 + i));
+            }
+            assert!(!q.push(99), "four cells");
+            for i in 1..=4 {
+                assert_eq!(q.pop(), Some(lap * 10 + i));
+            }
+            assert_eq!(q.pop(), None);
+        }
+    }
+
+    #[test]
+    fn growing_loses_nothing() {
+        let cells = cells(64);
+        let q = Fifo::new(&cells, 4);
+        let mut left: std::collections::BTreeSet<u64> = (1..=7).collect();
+        for i in 1..=3 {
+            assert!(q.push(i));
+        }
+        assert_eq!(q.pop(), Some(1));
+        left.remove(&1);
+        assert!(q.push(4) && q.push(5));
+        q.grow(64);
+        assert!(q.push(6) && q.push(7));
+        for turn in 0..1000u64 {
+            if let Some(i) = q.pop() {
+                assert!(i >= 1000 || left.remove(&i), "{i} came twice");
+            }
+            assert!(q.push(1000 + turn));
+        }
+        assert!(left.is_empty(), "never came: {left:?}");
+    }
+
+    #[test]
+    fn nothing_is_lost_or_doubled_between_threads() {
+        let cells = cells(64);
+        let q = Fifo::new(&cells, 64);
+        let got = std::sync::Mutex::new(Vec::new());
+        std::thread::scope(|s| {
+            for t in 0..2u64 {
+                let q = &q;
+                s.spawn(move || {
+                    for i in 0..20_000 {
+                        while !q.push(1 + t * 100_000 + i) {
+                            std::thread::yield_now();
+                        }
+                    }
+                });
+            }
+            for _ in 0..2 {
+                s.spawn(|| {
+                    let mut mine = Vec::new();
+                    let mut idle = 0;
+                    while idle < 20_000 {
+                        match q.pop() {
+                            Some(i) => {
+                                mine.push(i);
+                                idle = 0;
+                            }
+                            None => {
+                                idle += 1;
+                                std::thread::yield_now();
+                            }
+                        }
+                    }
+                    got.lock().unwrap().extend(mine);
+                });
+            }
+        });
+        let mut got = got.into_inner().unwrap();
+        got.extend(std::iter::from_fn(|| q.pop()));
+        got.extend(cells.iter().map(|c| c.load(Ordering::Relaxed)).filter(|v| *v != 0));
+        got.sort_unstable();
+        assert_eq!(got.len(), 40_000);
+        got.dedup();
+        assert_eq!(got.len(), 40_000, "something came twice");
+    }
+
+    #[test]
+    fn an_entry_knows_its_page_until_the_page_is_another() {
+        let w = FolioWord::new();
+        w.try_claim().unwrap();
+        let _ = w.publish(0);
+        let e = Entry::new(262_143, (1 << 34) - 1, w.load());
+        assert_eq!((e.mapping_id(), e.pgoff()), (262_143, (1 << 34) - 1));
+        assert!(e.is_current(w.load()));
+        w.try_discard().unwrap();
+        let _ = w.evicted(0);
+        assert!(!e.is_current(w.load()), "absent");
+        w.try_claim().unwrap();
+        let _ = w.publish(0);
+        assert!(!e.is_current(w.load()), "another life");
+    }
+
+    #[test]
+    fn shadows_tell_the_working_set() {
+        let (a, b, c) = (cells(1024), cells(1024), cells(1024));
+        for limit in [512u64, 1 << 20] {
+            let lru = Lruvec::new(&a, &b, &c, limit);
+            let shadow = lru.shadow(limit);
+            assert!(lru.is_workingset(shadow, limit));
+            assert!(!lru.is_workingset(0, limit), "never evicted");
+            (0..limit / 2).for_each(|_| _ = lru.shadow(limit));
+            assert!(lru.is_workingset(shadow, limit), "half a cache ago");
+            (0..limit).for_each(|_| _ = lru.shadow(limit));
+            assert!(!lru.is_workingset(shadow, limit), "a cache and a half ago");
+        }
+    }
+}

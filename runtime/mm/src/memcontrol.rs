@@ -1,0 +1,163 @@
+//! What bounds the cache: the limit, its watermarks, and who is told when they are passed. Linux: `mm/memcontrol.c`.
+//!
+//! ```text
+//!   0 ........................ high ...... low ... limit
+//!   kswapd sleeps               ^           ^      ^
+//!                     kswapd stops   kswapd is woken   faulting threads reclaim by themselves
+//! ```
+//!
+//! # Context: handler
+
+use crate::lru::Lruvec;
+use crate::ops::WaitKey;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// The cache's size over all objects of a runtime, or of one object that has a limit of its own.
+#[derive(Debug)]
+pub struct CacheAccount<'g> {
+    /// Pages in the cache or being filled.
+    pub nr_pages: AtomicU64,
+    /// The most there may be.
+    pub limit_pages: AtomicU64,
+    /// Pages known to be dirty: written by a fault, by a call, or found by a scan.
+    pub nr_dirty: AtomicU64,
+    /// Pages being written out.
+    pub nr_writeback: AtomicU64,
+    /// In which order pages are reclaimed.
+    pub lru: Lruvec<'g>,
+    /// Moves when pages were given back while somebody waited.
+    progress: AtomicU32,
+    /// Threads that wait for progress.
+    waiters: AtomicU32,
+    /// Moves when the background reclaimer is wanted.
+    bell: AtomicU32,
+    /// The background reclaimer sleeps on the bell.
+    idle: AtomicU32,
+}
+
+/// Watermarks lie a sixty-fourth and a thirty-second of the limit below it.
+const LOW_SHARE: u64 = 64;
+const HIGH_SHARE: u64 = 32;
+/// Pages between limit and low watermark at most.
+const GAP_MAX: u64 = 2048;
+
+impl<'g> CacheAccount<'g> {
+    /// Makes an empty account.
+    #[must_use]
+    pub fn new(limit_pages: u64, lru: Lruvec<'g>) -> Self {
+        Self {
+            nr_pages: AtomicU64::new(0),
+            limit_pages: AtomicU64::new(limit_pages),
+            nr_dirty: AtomicU64::new(0),
+            nr_writeback: AtomicU64::new(0),
+            lru,
+            progress: AtomicU32::new(0),
+            waiters: AtomicU32::new(0),
+            bell: AtomicU32::new(0),
+            idle: AtomicU32::new(0),
+        }
+    }
+
+    /// Returns the limit.
+    #[must_use]
+    pub fn limit(&self) -> u64 {
+        self.limit_pages.load(Ordering::Relaxed)
+    }
+
+    /// Takes `nr` pages from the limit; `false`: it would be passed, nothing changed.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn charge(&self, nr: u64) -> bool {
+        let mut before = self.nr_pages.load(Ordering::Relaxed);
+        loop {
+            let after = before.saturating_add(nr);
+            // Never above the limit, not even for a moment: another fault would be refused for it.
+            if after > self.limit() {
+                return false;
+            }
+            match self.nr_pages.compare_exchange_weak(before, after, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(now) => before = now,
+            }
+        }
+    }
+
+    /// Gives `nr` pages back.
+    ///
+    /// # Context: handler
+    pub fn uncharge(&self, nr: u64) {
+        if nr > 0 {
+            self.nr_pages.fetch_sub(nr, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns how many pages the background reclaimer is to free now: down to its high watermark.
+    #[must_use]
+    pub fn excess(&self) -> u64 {
+        let limit = self.limit();
+        let target = limit.saturating_sub((limit / HIGH_SHARE).min(GAP_MAX * 2));
+        self.nr_pages.load(Ordering::Relaxed).saturating_sub(target)
+    }
+
+    /// Returns whether the low watermark is passed while the background reclaimer sleeps; says so to one caller only.
+    ///
+    /// ```text
+    /// reclaimer                     thread
+    /// idle = 1; excess? no
+    ///                               passes the mark; idle 1 -> 0: rings
+    /// sleeps on the bell as it was: moved, looks again
+    /// ```
+    #[must_use]
+    pub fn wants_kswapd(&self) -> bool {
+        let limit = self.limit();
+        let low = limit.saturating_sub((limit / LOW_SHARE).min(GAP_MAX));
+        // SeqCst with doze(): either we see it idle, or it sees our pages.
+        self.nr_pages.load(Ordering::SeqCst) > low && self.rouse()
+    }
+
+    /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.
+    #[must_use]
+    pub fn rouse(&self) -> bool {
+        if self.idle.load(Ordering::SeqCst) == 0 || self.idle.swap(0, Ordering::SeqCst) == 0 {
+            return false;
+        }
+        self.bell.fetch_add(1, Ordering::SeqCst);
+        true
+    }
+
+    /// The background reclaimer is about to sleep: returns what on, looked at before its last look at the pages.
+    pub fn doze(&self) -> WaitKey {
+        let seen = self.bell.load(Ordering::SeqCst);
+        self.idle.store(1, Ordering::SeqCst);
+        WaitKey { addr: self.bell_addr(), seen }
+    }
+
+    /// Returns the address of the background reclaimer's bell.
+    #[must_use]
+    pub fn bell_addr(&self) -> usize {
+        core::ptr::from_ref(&self.bell).addr()
+    }
+
+    /// Begins a wait for pages to be given back, or write-back to end: returns what to sleep on.
+    pub fn begin_wait(&self) -> WaitKey {
+        // SeqCst with end_of_work(): either it sees a waiter, or we sleep on what it has moved already.
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        WaitKey { addr: core::ptr::from_ref(&self.progress).addr(), seen: self.progress.load(Ordering::SeqCst) }
+    }
+
+    /// Ends a wait.
+    pub fn end_wait(&self) {
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Returns the address to wake if anybody waits for progress.
+    #[must_use]
+    pub fn progressed(&self) -> Option<usize> {
+        if self.waiters.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        self.progress.fetch_add(1, Ordering::SeqCst);
+        Some(core::ptr::from_ref(&self.progress).addr())
+    }
+}

@@ -1,0 +1,349 @@
+//! From the pages of an object to the addresses where they are mapped. Linux: `mm/rmap.c`.
+//!
+//! Everything here runs inside the section that lent the [`Rmap`].
+//!
+//! # Context: handler
+
+use crate::extent::Extent;
+use crate::failpoint;
+use crate::folio::{DIRTY, REFERENCED};
+use crate::host::{BATCH, Batch, Rmap, Which};
+use crate::huge_memory;
+use crate::mapping::Mapping;
+use crate::ops::{Pte, Zap};
+use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use crate::types::VmFlags;
+use crate::vma::Vma;
+
+/// Returns where `vma` maps the pages `from..to`: the first address, and how many pages from there. Linux: `vma_address`.
+#[must_use]
+pub fn vma_range(vma: &Vma<'_>, from: u64, to: u64) -> Option<(usize, usize)> {
+    let lo = from.max(vma.pgoff);
+    let hi = to.min(vma.pgoff_end());
+    (lo < hi).then(|| (vma.address_of(lo), crate::page::pgoff_index(hi - lo)))
+}
+
+/// Takes back the native extents over the chunk that holds `pgoff`, in every mapping; `false`: one is left.
+pub fn demote_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u64) -> bool {
+    let Some(chunk) = mapping.chunk(pgoff) else { return false };
+    let first = pgoff & !(EXTENT_PAGES as u64 - 1);
+    for which in [Which::Shared, Which::Private] {
+        if chunk.nr_native() == 0 {
+            break;
+        }
+        rmap.for_each_vma(mapping.id, which, &mut |vma| {
+            if let Some((addr, nr)) = vma_range(vma, first, first.saturating_add(EXTENT_PAGES as u64)) {
+                let base = addr & !(EXTENT_SIZE - 1);
+                let extents = (addr - base + (nr << PAGE_SHIFT)).div_ceil(EXTENT_SIZE);
+                // What cannot be taken back stays counted, and its pages stay.
+                let _ = huge_memory::demote_run(vma, stripe, base, extents);
+            }
+        });
+    }
+    chunk.nr_native() == 0
+}
+
+/// Counts an eviction in the chunk of `pgoff`, taking native extents back first; `false`: one is left.
+pub fn get_evict(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u64) -> bool {
+    let Some(chunk) = mapping.chunk(pgoff) else { return false };
+    chunk.try_get_evict() || (demote_chunk(rmap, mapping, stripe, pgoff) && chunk.try_get_evict())
+}
+
+/// Takes `pages` of object `id` out of every shared mapping, and finds out whether they were written.
+///
+/// The pages were pinned by `try_unmap`. Under `WP_ASYNC` nothing stops a writer between two steps, so a page is clean
+/// only if the host's marker says so when everything is over:
+/// ```text
+/// reclaim                          a thread
+/// look: clean
+///                                  writes: noted in the PTE
+/// zap: the note is gone
+/// look: no marker -> dirty
+///
+/// look: nothing mapped
+///                                  maps it (REFERENCED), writes: noted
+/// zap: the note is gone
+/// look: no marker, REFERENCED -> dirty
+/// ```
+/// (probes: 777 lost writes in 20 s without the second look)
+pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
+    rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| unmap_from(vma, mapping, pages, zaps));
+    rmap.for_each_vma(mapping.id, Which::Private, &mut |vma| {
+        if vma.granule_pages == 0 {
+            // The punch takes clean pages out of it and leaves its copies.
+            each_address(vma, mapping.id, pages, |_, _, addr| note_zapped(vma, addr, 1));
+        } else {
+            // Hidden by protection, which destroys nothing: a punch below an exposed granule would show zeros.
+            zap_pages(vma, mapping.id, pages, zaps);
+        }
+    });
+}
+
+fn unmap_from(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
+    let tracked = vma.flags.contains(VmFlags::WP_ASYNC) && vma.is_wp();
+    let seen = tracked.then(|| look_before(vma, mapping, pages));
+    zap_pages(vma, mapping.id, pages, zaps);
+    failpoint!(UNMAP_ZAPPED);
+    if let Some(seen) = seen {
+        look_after(vma, mapping, pages, seen);
+    }
+}
+
+/// Takes the pages of `from..to` out of one vma, which is shared, and keeps what was noted of stores. Linux:
+/// `zap_vma_pages`. Pages that are pinned stay mapped; returns how many.
+///
+/// # Context: control plane; the vma stays as it is until the call returns
+pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch) -> u64 {
+    let mapping = vma.mapping;
+    let Batch { pages, zaps } = batch;
+    let mut left = 0;
+    let mut p = from;
+    while p < to {
+        let end = p.saturating_add(BATCH as u64).min(to);
+        let mut nr = 0;
+        for q in p..end {
+            let Some(word) = mapping.folio(q) else { break };
+            // Not if reclaim unmaps it already: it does so in every mapping.
+            if word.try_unmap().is_ok() {
+                if let Some(at) = pages.get_mut(nr) {
+                    *at = (mapping.id, q);
+                    nr += 1;
+                }
+            } else if word.load().is_mappable() && word.load().pins() > 0 {
+                left += 1;
+            }
+        }
+        let pages = pages.get(..nr).unwrap_or(&[]);
+        unmap_from(vma, mapping, pages, zaps);
+        for (_, q) in pages {
+            if let Some(word) = mapping.folio(*q) {
+                word.keep();
+                word.unpin();
+            }
+        }
+        p = end;
+    }
+    left
+}
+
+fn each_address(vma: &Vma<'_>, id: u32, pages: &[(u32, u64)], mut f: impl FnMut(usize, u64, usize)) {
+    for (i, (of, pgoff)) in pages.iter().enumerate() {
+        if *of == id
+            && let Some((addr, _)) = vma_range(vma, *pgoff, pgoff.saturating_add(1))
+        {
+            f(i, *pgoff, addr);
+        }
+    }
+}
+
+/// What the first look saw: one bit a page of the batch.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    protected: u64,
+    nothing: u64,
+}
+
+fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Seen {
+    let mut seen = Seen::default();
+    each_address(vma, mapping.id, pages, |i, pgoff, addr| match vma.mmu.pte(addr) {
+        Pte::Written => mark_dirty(mapping, pgoff),
+        Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
+        Pte::None => seen.nothing |= 1 << i,
+    });
+    failpoint!(UNMAP_LOOKED);
+    seen
+}
+
+fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: Seen) {
+    each_address(vma, mapping.id, pages, |i, pgoff, addr| {
+        let bit = 1u64 << i;
+        let touched = || mapping.folio(pgoff).is_some_and(|w| w.load().has(REFERENCED));
+        let lost =
+            (seen.protected & bit != 0 && vma.mmu.pte(addr) != Pte::Marker) || (seen.nothing & bit != 0 && touched());
+        if lost {
+            mark_dirty(mapping, pgoff);
+        }
+    });
+}
+
+/// Sets `DIRTY` on a page that the caller has pinned, or that is `writeback` and the caller's.
+fn mark_dirty(mapping: &Mapping<'_>, pgoff: u64) {
+    if let Some(word) = mapping.folio(pgoff)
+        && !word.load().has(DIRTY)
+    {
+        word.set(DIRTY);
+        mapping.account_dirtied(1);
+    }
+}
+
+/// Unmaps the pages in one vma, neighbours in one range, by as few calls as their number permits.
+fn zap_pages(vma: &Vma<'_>, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
+    let mut nr = 0usize;
+    each_address(vma, id, pages, |_, _, addr| {
+        let (addr, len_bytes) = widen(vma, addr);
+        note_zapped(vma, addr, len_bytes >> PAGE_SHIFT);
+        let last = nr.wrapping_sub(1);
+        if let Some(z) = zaps.get_mut(last)
+            && z.addr <= addr
+            && addr <= z.addr + z.len_bytes
+        {
+            z.len_bytes = z.len_bytes.max(addr + len_bytes - z.addr);
+        } else if let Some(z) = zaps.get_mut(nr) {
+            *z = Zap { addr, len_bytes };
+            nr += 1;
+        }
+    });
+    let zaps = zaps.get(..nr).unwrap_or(&[]);
+    if !zaps.is_empty() && !vma.mmu.zap(zaps) && !zap_whole(vma) {
+        // They stay mapped, and so they count as touched: nobody drops them.
+        each_address(vma, id, pages, |_, pgoff, _| {
+            if let Some(word) = vma.mapping.folio(pgoff) {
+                word.set(REFERENCED);
+            }
+        });
+    }
+}
+
+/// Hides the whole vma where the host is out of vmas for hiding a part: that splits nothing.
+fn zap_whole(vma: &Vma<'_>) -> bool {
+    if vma.granule_pages == 0 {
+        return false;
+    }
+    note_zapped(vma, vma.start, (vma.end - vma.start) >> PAGE_SHIFT);
+    vma.mmu.zap(&[Zap { addr: vma.start, len_bytes: vma.end - vma.start }])
+}
+
+/// Returns the whole granule where a page is exposed with its neighbours: hiding it alone would split a vma of the
+/// kernel's. A granule in which a program holds a pin stays, but for the page.
+fn widen(vma: &Vma<'_>, addr: usize) -> (usize, usize) {
+    let pinned = vma.extent(addr).is_some_and(|e| e.user_pins() != 0);
+    if vma.granule_pages <= 1 || pinned {
+        return (addr, PAGE_SIZE);
+    }
+    let len = vma.granule_pages << PAGE_SHIFT;
+    let start = (addr & !(len - 1)).max(vma.start);
+    let end = (addr & !(len - 1)).saturating_add(len).min(vma.end);
+    (start, end - start)
+}
+
+/// Forgets the hints about `nr` pages from `addr`, and lets the windows over them start anew.
+pub fn note_zapped(vma: &Vma<'_>, addr: usize, nr: usize) {
+    let mut left = nr;
+    let mut at = addr;
+    while left > 0 {
+        let index = Extent::page_index(at);
+        let here = left.min(EXTENT_PAGES - index);
+        if let Some(extent) = vma.extent(at) {
+            extent.note_zapped(index, here);
+            extent.reset_window();
+        }
+        left -= here;
+        at = at.saturating_add(here << PAGE_SHIFT);
+    }
+}
+
+/// Hides pages that are being dropped, dirty or not, where a punch would not: a granule that is exposed by protection
+/// would be filled with zeros by the kernel.
+pub fn hide(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) {
+    for which in [Which::Shared, Which::Private] {
+        rmap.for_each_vma(mapping.id, which, &mut |vma| {
+            let Some((addr, nr)) = vma_range(vma, from, to) else { return };
+            note_zapped(vma, addr, nr);
+            if vma.granule_pages == 0 {
+                return;
+            }
+            let (start, _) = widen(vma, addr);
+            let (last, len) = widen(vma, addr + ((nr - 1) << PAGE_SHIFT));
+            note_zapped(vma, start, (last + len - start) >> PAGE_SHIFT);
+            let hidden = vma.mmu.zap(&[Zap { addr: start, len_bytes: last + len - start }]) || zap_whole(vma);
+            debug_assert!(hidden, "protecting a whole vma splits nothing");
+        });
+    }
+}
+
+/// Makes the next store to each of the pages `from..to`, which are `writeback`, be noted or fault, in every mapping
+/// whose stores reach the object. Linux: `folio_mkclean`.
+pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) {
+    rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| {
+        let Some((addr, nr)) = vma_range(vma, from, to) else { return };
+        if !vma.flags.intersects(VmFlags::MAYWRITE) {
+            return;
+        }
+        if vma.is_wp() && vma.granule_pages == 0 {
+            if !vma.mmu.write_protect(addr, nr) {
+                (from..to).for_each(|p| mark_dirty(mapping, p));
+            }
+            return;
+        }
+        // Nobody would see the next store: the next touch has to come to us, and makes the page dirty.
+        let mut at = from;
+        while vma.granule_pages == 0 && at < to {
+            let _ = demote_chunk(rmap, mapping, stripe, at);
+            at = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1);
+        }
+        note_zapped(vma, addr, nr);
+        if !vma.mmu.zap(&[Zap { addr, len_bytes: nr << PAGE_SHIFT }]) && !zap_whole(vma) {
+            (from..to).for_each(|p| mark_dirty(mapping, p));
+        }
+    });
+}
+
+/// Marks the pages of `from..to` dirty that were written through some mapping; nothing is protected anew. Returns how
+/// many were found.
+///
+/// A page that reclaim is unmapping meanwhile may be missed: its note is gone and its word not dirty yet. Who must not miss
+/// one waits for the sections that were entered before, and looks at the words afterwards.
+pub fn harvest(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
+    if mapping.exclusive {
+        return harvest_exclusive(mapping, from, to);
+    }
+    let mut nr = 0;
+    rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| {
+        nr += harvest_vma(vma, from, to);
+    });
+    nr
+}
+
+/// The same for an exclusive object, whose pages say so themselves.
+fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
+    let mut nr = 0;
+    for p in from..to {
+        let Some(word) = mapping.folio(p) else { break };
+        // A page that is leaving is written on its way.
+        if word.load().has(DIRTY) || word.try_pin(0).is_err() {
+            continue;
+        }
+        if mapping.a_ops.is_written(p)
+            && let Ok(old) = word.try_pin(DIRTY)
+        {
+            mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+            word.unpin();
+            nr += 1;
+        }
+        word.unpin();
+    }
+    nr
+}
+
+/// The same for one mapping.
+pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
+    let Some((addr, nr)) = vma_range(vma, from, to) else { return 0 };
+    if !vma.flags.contains(VmFlags::WP_ASYNC) || !vma.is_wp() {
+        return 0;
+    }
+    let mut found = 0;
+    vma.mmu.written(addr, nr, &mut |addr, nr| {
+        let first = vma.pgoff_at(addr);
+        for p in first..first.saturating_add(nr as u64) {
+            // A page that is leaving was found dirty by who makes it leave.
+            if let Some(word) = vma.mapping.folio(p)
+                && let Ok(old) = word.try_pin(DIRTY)
+            {
+                vma.mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+                word.unpin();
+                found += 1;
+            }
+        }
+    });
+    found
+}

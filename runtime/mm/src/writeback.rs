@@ -1,0 +1,168 @@
+//! Dirty pages go to the store. Linux: `mm/page-writeback.c`, `fs/fs-writeback.c`.
+//!
+//! ```text
+//! dirty --try_writeback--> writeback, clean --mkclean, write_folio--> uptodate, unsynced
+//! ```
+//! The order is the rule. The flag is cleared before the mappings are protected, and the bytes are read afterwards:
+//! ```text
+//! flusher                              a thread
+//! writeback, -DIRTY
+//!                                      stores: not noted, its PTE is open; but the bytes are read later
+//! protects everywhere
+//!                                      stores: noted, or +DIRTY under a pin: dirty again when this is over
+//! reads the bytes, the store has them
+//! -> uptodate
+//! ```
+//! A page is `UNSYNCED` from here until a flush that began later has succeeded. The flag has two bits, which take turns, so
+//! that a flush takes away only what it covers:
+//! ```text
+//! flush                                flusher
+//! turn a -> b
+//!                                      the store has a page: +b
+//! fdatasync: does it cover that page?
+//! -a: the page stays unsynced
+//! ```
+
+use crate::failpoint;
+use crate::folio::{DIRTY, FolioWord, State, UNSYNCED};
+use crate::host::{Env, Rmap};
+use crate::mapping::Mapping;
+use crate::page::EXTENT_PAGES;
+use crate::rmap;
+use crate::sync::Ordering;
+use crate::types::FillError;
+use crate::vmstat::Event;
+
+/// The longest run that is written at once: 2 MiB.
+const RUN_MAX: u64 = EXTENT_PAGES as u64;
+
+/// Returns the bit that write-back sets now.
+#[must_use]
+pub fn unsynced_bit(mapping: &Mapping<'_>) -> u64 {
+    // Acquire pairs with the AcqRel of begin_flush(): who reads the new turn has not been covered by that flush.
+    let [a, b] = UNSYNCED;
+    if mapping.flush_turn.load(Ordering::Acquire) & 1 == 0 { a } else { b }
+}
+
+/// Begins a flush: returns the bit that it takes away if it succeeds.
+#[must_use]
+pub fn begin_flush(mapping: &Mapping<'_>) -> u64 {
+    let [a, b] = UNSYNCED;
+    if mapping.flush_turn.fetch_add(1, Ordering::AcqRel) & 1 == 0 { a } else { b }
+}
+
+/// Takes the pages from `from` on that are dirty and not pinned; returns the first that is not. They are `writeback`.
+fn take_run(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
+    let mut p = from;
+    while p < to && p - from < RUN_MAX && mapping.folio(p).is_some_and(|w| w.try_writeback().is_ok()) {
+        p += 1;
+    }
+    mapping.account_cleaned(p - from);
+    p
+}
+
+/// Writes the dirty pages among `from..to` that are neither pinned nor held; returns how many.
+///
+/// # Context: as the store
+///
+/// # Errors
+/// The first page that the store did not take, and why; it and the rest of its run are dirty again.
+pub fn writeout(
+    env: Env<'_>,
+    mapping: &Mapping<'_>,
+    stripe: usize,
+    from: u64,
+    to: u64,
+) -> Result<u64, (u64, FillError)> {
+    let mut written = 0;
+    let mut result = Ok(());
+    let mut p = from;
+    while p < to {
+        let end = take_run(mapping, p, to);
+        if end > p {
+            match write_run(env, mapping, stripe, p, end) {
+                Ok(()) => written += end - p,
+                Err(e) if result.is_ok() => result = Err(e),
+                Err(_) => {}
+            }
+        }
+        p = end.max(p.saturating_add(1));
+    }
+    result.map(|()| written)
+}
+
+/// Protects and writes a run of pages that are `writeback`, and ends it.
+fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> Result<(), (u64, FillError)> {
+    let nr = to - from;
+    mapping.account.nr_writeback.fetch_add(nr, Ordering::Relaxed);
+    failpoint!(WRITEBACK_TAKEN);
+    let protected = env.mm.with_rmap(&mut |r: &dyn Rmap| rmap::mkclean(r, mapping, stripe, from, to));
+    failpoint!(WRITEBACK_PROTECTED);
+    let written = mapping.a_ops.write_folio(from, u32::try_from(nr).unwrap_or(0));
+    failpoint!(WRITEBACK_WRITTEN);
+    let good = match written {
+        Ok(()) => to,
+        Err((good, _)) => from.saturating_add(u64::from(good)).min(to),
+    };
+    let unsynced = unsynced_bit(mapping);
+    // Unprotected pages may be written unseen from here on: they stay dirty.
+    let set = if protected { unsynced } else { unsynced | DIRTY };
+    each(env, mapping, from, good, |w| w.end_writeback(set));
+    each(env, mapping, good, to, |w| w.end_writeback(DIRTY));
+    mapping.account_dirtied(if protected { to - good } else { nr });
+    mapping.account.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
+    mapping.stat.add(stripe, Event::PGPGOUT, good - from);
+    mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);
+    if let Some(addr) = mapping.account.progressed() {
+        env.park.wake(addr);
+    }
+    match written {
+        Ok(()) => Ok(()),
+        Err((_, error)) => {
+            mapping.stat.add(stripe, Event::WRITEBACK_ERRORS, 1);
+            Err((good, error))
+        }
+    }
+}
+
+fn each(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, leave: impl Fn(&FolioWord) -> crate::folio::Wake) {
+    for p in from..to {
+        if let Some(word) = mapping.folio(p)
+            && leave(word) == crate::folio::Wake::Needed
+        {
+            env.park.wake(word.futex_addr());
+        }
+    }
+}
+
+/// Ends a flush that succeeded: what it covered is durable.
+pub fn end_flush(mapping: &Mapping<'_>, bit: u64) {
+    for word in mapping.folios {
+        if word.load().has(bit) {
+            word.clear(bit);
+        }
+    }
+}
+
+/// Ends a flush that failed: every page that the store was given since the last one that succeeded is dirty again if it is
+/// still cached. Calls `lost(pgoff)` for each that is not: the store may have dropped it, and nobody else has it.
+pub fn fail_flush(mapping: &Mapping<'_>, lost: &mut dyn FnMut(u64)) {
+    for (p, word) in (0u64..).zip(mapping.folios) {
+        let seen = word.load();
+        // A page in write-back has been written, perhaps, and is not marked yet.
+        if !seen.is_unsynced() && seen.state() != State::Writeback {
+            continue;
+        }
+        match word.try_pin(DIRTY) {
+            Ok(old) => {
+                mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+                word.unpin();
+            }
+            Err(_) => {
+                let [a, b] = UNSYNCED;
+                word.clear(a | b);
+                lost(p);
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Parts of what a store is to fill or take, and what both can do without a store.
+
+use super::{PageMut, PageRef, StoreError};
+use crate::sys::{Errno, mem};
+use core::marker::PhantomData;
+use softfault_mm::page::PAGE_SIZE;
+
+/// Bytes of one's own, to ask a store outside the cache: a test of it, say.
+impl<'a> From<&'a mut [u8]> for PageMut<'a> {
+    fn from(bytes: &'a mut [u8]) -> Self {
+        // SAFETY: an exclusive slice for `'a`; there is no descriptor.
+        unsafe { Self::new(bytes.as_mut_ptr(), bytes.len(), -1, 0) }
+    }
+}
+
+/// Bytes of one's own, to give to a store outside the cache.
+impl<'a> From<&'a [u8]> for PageRef<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        // SAFETY: a slice that is readable for `'a`; there is no descriptor.
+        unsafe { Self::new(bytes.as_ptr(), bytes.len(), -1, 0) }
+    }
+}
+
+impl PageMut<'_> {
+    /// Borrows up to `len_bytes` bytes from `offset` on; none past the end.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn part(&mut self, offset: usize, len_bytes: usize) -> PageMut<'_> {
+        let offset = offset.min(self.len_bytes);
+        PageMut {
+            ptr: self.ptr.wrapping_add(offset),
+            len_bytes: len_bytes.min(self.len_bytes - offset),
+            fd: self.fd,
+            fd_offset: self.fd_offset + offset as u64,
+            ports: self.ports,
+            owner: PhantomData,
+        }
+    }
+
+    /// Makes bytes that nothing was written to since their pages were holes zeros: by allocation alone, which costs
+    /// half of writing them. The cache's pages are holes when a fill begins. Memory that is not the cache's is written.
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// [`StoreError::NoMemory`], [`StoreError::Io`].
+    pub fn allocate_zeros(&mut self) -> Result<(), StoreError> {
+        if self.fd < 0 {
+            self.write_zeros();
+            return Ok(());
+        }
+        match mem::allocate(self.fd, self.fd_offset, self.len_bytes.next_multiple_of(PAGE_SIZE) as u64) {
+            Ok(()) => Ok(()),
+            Err(Errno::ENOMEM | Errno::ENOSPC) => Err(StoreError::NoMemory),
+            Err(e) => Err(StoreError::Io(e)),
+        }
+    }
+
+    /// Writes zeros, whatever was there.
+    ///
+    /// # Context: handler
+    pub fn write_zeros(&mut self) {
+        // SAFETY: `len_bytes` exclusive writable bytes at `ptr` (`new`'s contract).
+        unsafe { self.ptr.write_bytes(0, self.len_bytes) };
+    }
+
+    /// Makes holes of the pages again, after a fill that failed half way: a later one may rely on holes.
+    ///
+    /// # Context: handler
+    pub(super) fn make_holes(&mut self) {
+        if self.fd >= 0 && self.len_bytes > 0 {
+            let len = self.len_bytes.next_multiple_of(PAGE_SIZE) as u64;
+            // SAFETY: the caller owns the pages (`new`'s contract) and gives their bytes up. If it fails, the punch of
+            // whoever gives up the claim fails too, and the word says that nobody may look.
+            let _ = unsafe { mem::punch_hole(self.fd, self.fd_offset, len) };
+        }
+    }
+}
+
+impl PageRef<'_> {
+    /// Borrows up to `len_bytes` bytes from `offset` on; none past the end.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn part(&self, offset: usize, len_bytes: usize) -> PageRef<'_> {
+        let offset = offset.min(self.len_bytes);
+        PageRef {
+            ptr: self.ptr.wrapping_add(offset),
+            len_bytes: len_bytes.min(self.len_bytes - offset),
+            fd: self.fd,
+            fd_offset: if self.fd < 0 { 0 } else { self.fd_offset + offset as u64 },
+            owner: PhantomData,
+        }
+    }
+
+    /// Returns whether every byte was zero when it was looked at.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn is_zero(&self) -> bool {
+        // SAFETY: `len_bytes` readable bytes at `ptr` (`new`'s contract).
+        unsafe { mem::is_zero_racy(self.ptr, self.len_bytes) }
+    }
+}

@@ -1,0 +1,171 @@
+//! `/proc/self/pagemap` and its PAGEMAP_SCAN ioctl: which pages were stored to. See
+//! Documentation/admin-guide/mm/pagemap.rst.
+//!
+//! A page that was never mapped counts as written there, so `PRESENT` is asked for beside it.
+
+use super::syscall::{Errno, syscall6};
+use super::{file, mem};
+use core::sync::atomic::{AtomicI32, Ordering};
+
+/// Not write-protected, or never mapped.
+pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
+/// Mapped.
+pub const PAGE_IS_PRESENT: u64 = 1 << 3;
+/// Not mapped, with something left in the entry: for a shared mapping, the marker of a protection.
+pub const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+const WP_MATCHING: u64 = 1 << 0;
+const CHECK_WPASYNC: u64 = 1 << 1;
+const PAGEMAP_SCAN: usize = (3 << 30) | (size_of::<ScanArg>() << 16) | ((b'f' as usize) << 8) | 16;
+
+/// A run of pages of the same categories.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Region {
+    /// First address.
+    pub start: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// `PAGE_IS_*`, as far as asked for.
+    pub categories: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct ScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+static FD: AtomicI32 = AtomicI32::new(-1);
+
+/// Opens the file, once a process; it stays open. Control plane, under the caller's lock.
+///
+/// # Errors
+/// `ENOENT` without /proc, `ENOTTY` where the kernel has no PAGEMAP_SCAN (before Linux 6.7).
+pub fn init() -> Result<(), Errno> {
+    if FD.load(Ordering::Relaxed) >= 0 {
+        return Ok(());
+    }
+    let fd = file::open_rdonly(c"/proc/self/pagemap")?;
+    let page = mem::map_zeroed(4096)?;
+    let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask(PAGE_IS_PRESENT) };
+    let works = scan(fd, &mut arg, &mut []);
+    // SAFETY: the page mapped above, which nobody else has seen.
+    let _ = unsafe { mem::munmap(page, 4096) };
+    if let Err(e) = works {
+        file::close(fd);
+        return Err(e);
+    }
+    FD.store(fd, Ordering::Release);
+    Ok(())
+}
+
+/// Returns whether stores can be found by scanning.
+#[must_use]
+pub fn is_open() -> bool {
+    FD.load(Ordering::Acquire) >= 0
+}
+
+fn ask(any_of: u64) -> ScanArg {
+    ScanArg {
+        size: size_of::<ScanArg>() as u64,
+        category_anyof_mask: any_of,
+        return_mask: any_of,
+        ..ScanArg::default()
+    }
+}
+
+fn scan(fd: i32, arg: &mut ScanArg, regions: &mut [Region]) -> Result<usize, Errno> {
+    if !regions.is_empty() {
+        arg.vec = regions.as_mut_ptr() as u64;
+        arg.vec_len = regions.len() as u64;
+    }
+    let args = [fd as usize, PAGEMAP_SCAN, core::ptr::from_mut(arg) as usize, 0, 0, 0];
+    // SAFETY: the request encodes the argument's size; `arg` and `regions` are exclusively borrowed for the call.
+    unsafe { syscall6(libc::SYS_ioctl, args) }
+}
+
+/// Returns the categories of the page at `addr`, of `PRESENT`, `WRITTEN` and `SWAPPED`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+pub fn look(addr: usize) -> Result<u64, Errno> {
+    let mut region = [Region::default()];
+    let mut arg = ScanArg {
+        start: addr as u64,
+        end: addr as u64 + 4096,
+        ..ask(PAGE_IS_PRESENT | PAGE_IS_WRITTEN | PAGE_IS_SWAPPED)
+    };
+    let n = scan(FD.load(Ordering::Acquire), &mut arg, &mut region)?;
+    let [region] = region;
+    Ok(if n > 0 { region.categories } else { 0 })
+}
+
+/// Protects every mapped page of the range that was stored to, in one step each with finding out that it was.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EPERM` where part of the range is not registered for asynchronous write protection; the kernel's others.
+pub fn protect_written(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
+    while at < end {
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            flags: WP_MATCHING | CHECK_WPASYNC,
+            start: at,
+            end,
+            category_mask: PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
+            return_mask: PAGE_IS_WRITTEN,
+            ..ScanArg::default()
+        };
+        let mut regions = [Region::default(); 8];
+        scan(FD.load(Ordering::Acquire), &mut arg, &mut regions)?;
+        if arg.walk_end <= at {
+            return Err(Errno::EINVAL);
+        }
+        at = arg.walk_end;
+    }
+    Ok(())
+}
+
+/// Calls `found(addr, len_bytes)` for each run of mapped pages in the range that was stored to.
+///
+/// # Errors
+/// The kernel's.
+pub fn each_written(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, usize)) -> Result<(), Errno> {
+    let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
+    while at < end {
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            start: at,
+            end,
+            category_mask: PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
+            return_mask: PAGE_IS_WRITTEN,
+            ..ScanArg::default()
+        };
+        let mut regions = [Region::default(); 16];
+        let n = scan(FD.load(Ordering::Acquire), &mut arg, &mut regions)?;
+        for r in regions.iter().take(n) {
+            found(r.start as usize, (r.end - r.start) as usize);
+        }
+        if arg.walk_end <= at {
+            return Err(Errno::EINVAL);
+        }
+        at = arg.walk_end;
+    }
+    Ok(())
+}

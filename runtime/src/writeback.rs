@@ -1,0 +1,439 @@
+//! What a program wants to be sure of: that its writes are durable, in which order, and what was lost.
+
+use crate::error::{Error, Result, parent_only};
+use crate::object::{Object, ObjectInner};
+use softfault_mm::ctx::Ctx;
+use softfault_mm::folio::{DIRTY, FolioWord, HELD, State};
+use softfault_mm::host::Env;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::ops::WaitKey;
+use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, pages_of};
+use softfault_mm::types::FillError;
+use softfault_mm::vmstat::Event;
+use softfault_mm::{rmap, vmscan, writeback};
+use softfault_platform::host::Host;
+use softfault_platform::section;
+use softfault_platform::store::StoreError;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What an object knows of its flushes.
+#[derive(Debug, Default)]
+pub(crate) struct FlushState {
+    /// Flushes that failed so far.
+    failures: AtomicU64,
+    /// Pages whose last write a failed flush took away; also keeps flushes apart.
+    lost: Mutex<Vec<Range<u64>>>,
+    /// Page ranges that are held.
+    held: Mutex<Vec<Range<u64>>>,
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Turns byte offsets into the pages they touch.
+fn pages(m: &Mapping<'_>, range: &Range<u64>) -> Range<u64> {
+    let end = pages_of(range.end).min(m.nr_pages());
+    (range.start >> PAGE_SHIFT).min(end)..end
+}
+
+fn bytes(pages: &Range<u64>) -> Range<u64> {
+    pages.start << PAGE_SHIFT..pages.end << PAGE_SHIFT
+}
+
+/// Adds a page to a sorted list of ranges, at its end.
+fn push(list: &mut Vec<Range<u64>>, page: u64) {
+    match list.last_mut() {
+        Some(last) if last.end == page => last.end += 1,
+        _ => list.push(page..page + 1),
+    }
+}
+
+/// Takes a page out of a list of ranges.
+fn remove(list: &mut Vec<Range<u64>>, page: u64) {
+    let Some(i) = list.iter().position(|r| r.contains(&page)) else { return };
+    let r = list.remove(i);
+    for part in [page + 1..r.end, r.start..page] {
+        if !part.is_empty() {
+            list.insert(i, part);
+        }
+    }
+}
+
+impl ObjectInner {
+    /// Marks every page of the range dirty that was written before the call.
+    pub(crate) fn harvest(&self, env: Env<'_>, range: &Range<u64>) {
+        let m = self.mapping();
+        let mut p = range.start;
+        while p < range.end {
+            let end = (p | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(range.end);
+            env.mm.with_rmap(&mut |r| {
+                rmap::harvest(r, m, p, end);
+            });
+            p = end;
+        }
+        // Reclaim that took a mapping away before our scan has said in the word, when its section ends, that the page was
+        // written.
+        section::synchronize();
+    }
+
+    /// Gives every byte of the pages that was written before the call to the store. Returns the first held page, if a
+    /// held one is dirty.
+    pub(crate) fn write_back(&self, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
+        let m = self.mapping();
+        let host = Host::detached();
+        self.harvest(host.env(), range);
+        let failed = |(p, error): (u64, FillError)| Error::Writeback { op, range: bytes(&(p..p + 1)), error };
+        writeback::writeout(host.env(), m, 0, range.start, range.end).map_err(failed)?;
+        let mut held = None;
+        for p in range.clone() {
+            let Some(word) = m.folio(p) else { break };
+            let seen = word.load();
+            if seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
+                let skipped = settle(host.env(), m, word, p).map_err(failed)?;
+                held = held.or_else(|| skipped.then_some(p));
+            }
+        }
+        Ok(held)
+    }
+
+    /// Makes durable what the store was given. Serialised: a failure is everybody's.
+    pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
+        let m = self.mapping();
+        let mut lost = lock(&self.flush_state().lost);
+        m.flush_wanted.store(0, Ordering::Relaxed);
+        let turn = writeback::begin_flush(m);
+        m.stat.add(0, Event::FLUSH_CALLS, 1);
+        match self.store().flush() {
+            Ok(()) => {
+                // A page that was written again since it was lost is there now.
+                if !lost.is_empty() {
+                    let again = m.folios.iter().enumerate().filter(|(_, w)| w.load().has(turn));
+                    again.for_each(|(p, _)| remove(&mut lost, p as u64));
+                }
+                writeback::end_flush(m, turn);
+                Ok(())
+            }
+            Err(error) => {
+                // What reclaim takes out of an exclusive object is marked when it is gone, not while it is written.
+                while m.exclusive && m.folios.iter().any(|w| w.load().state() == State::Evicting) {
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                }
+                let before = lost.len();
+                writeback::fail_flush(m, &mut |p| {
+                    remove(&mut lost, p);
+                    push(&mut lost, p);
+                    m.stat.add(0, Event::FLUSH_LOST, 1);
+                });
+                let _ = before;
+                m.stat.add(0, Event::FLUSH_ERRORS, 1);
+                // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
+                self.flush_state().failures.fetch_add(1, Ordering::Release);
+                Err(Error::Flush { op, error })
+            }
+        }
+    }
+
+    fn sync(&self, op: &'static str, range: &Range<u64>, skip_held: bool) -> Result<()> {
+        let m = self.mapping();
+        loop {
+            // ```text
+            // this call                                another
+            // writes its pages
+            //                                          flush fails: our pages too may be gone, and are dirty again
+            // flush succeeds: it had nothing to write
+            // ```
+            let failures = self.flush_state().failures.load(Ordering::Acquire);
+            let range = range.start..range.end.min(m.nr_pages());
+            let held = self.write_back(op, &range)?;
+            if let Some(p) = held.filter(|_| !skip_held) {
+                return Err(Error::Held { op, range: bytes(&(p..p + 1)) });
+            }
+            self.flush(op)?;
+            if self.flush_state().failures.load(Ordering::Acquire) == failures {
+                break;
+            }
+        }
+        let lost = lock(&self.flush_state().lost);
+        let ours: Vec<_> = lost
+            .iter()
+            .map(|r| r.start.max(range.start)..r.end.min(range.end))
+            .filter(|r| !r.is_empty())
+            .map(|r| bytes(&r))
+            .collect();
+        if ours.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: ours }) }
+    }
+
+    /// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.
+    pub(crate) fn write_back_last(&self) {
+        let all = 0..self.mapping().nr_pages();
+        let _ = self.write_back("drop", &all);
+    }
+}
+
+/// Turns to wait for transient pins (an ioctl long) before a page counts as pinned by the program.
+const PATIENCE: u32 = 2_000;
+
+/// Has one page written that a run could not take. `true`: it is held, and dirty.
+fn settle(env: Env<'_>, m: &Mapping<'_>, word: &FolioWord, p: u64) -> std::result::Result<bool, (u64, FillError)> {
+    let ctx = Ctx::thread(0);
+    for _ in 0..PATIENCE {
+        let seen = word.load();
+        match seen.state() {
+            // What is being written may have been read before the last store that we answer for.
+            State::Writeback => {
+                if let Some(low) = word.mark_waiter(State::Writeback) {
+                    env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
+                }
+            }
+            State::Uptodate if seen.has(DIRTY | HELD) => return Ok(true),
+            State::Uptodate if seen.has(DIRTY) => {
+                if writeback::writeout(env, m, 0, p, p + 1)? > 0 {
+                    return Ok(false);
+                }
+                std::thread::yield_now();
+            }
+            _ => return Ok(false),
+        }
+    }
+    // Pinned for long, perhaps for stores by a device: its bytes as they are now, and it stays dirty.
+    if word.try_pin(0).is_ok() {
+        let written = m.a_ops.write_folio(p, 1);
+        word.unpin();
+        written.map_err(|(_, error)| (p, error))?;
+    }
+    Ok(false)
+}
+
+/// Pages that are not written back for as long as the value lives; see [`Object::hold_dirty`].
+#[derive(Debug)]
+pub struct Held {
+    object: Object,
+    pages: Range<u64>,
+}
+
+impl Held {
+    /// Returns the bytes that are held.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        bytes(&self.pages)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if softfault_platform::child::in_child() {
+            return;
+        }
+        let inner = &self.object.inner;
+        for p in self.pages.clone() {
+            if let Some(word) = inner.mapping().folio(p) {
+                word.clear(HELD);
+            }
+        }
+        lock(&inner.flush_state().held).retain(|r| *r != self.pages);
+    }
+}
+
+/// What [`Object::invalidate`] did, in pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalidated {
+    /// Dropped: the next touch asks the store.
+    pub dropped: u64,
+    /// Kept, because they were written and not written back yet, or are pinned.
+    pub kept: u64,
+}
+
+impl Object {
+    /// Makes durable every byte of the range that was written before the call, through whatever mapping or call: the pages
+    /// go to the store in ascending runs, then the store is flushed.
+    ///
+    /// # Errors
+    /// [`Error::Writeback`] and [`Error::Flush`]: nothing is promised, the pages are dirty again as far as they are cached,
+    /// and the next call tries again. [`Error::Lost`] names bytes whose writes a failed flush took away while they were not
+    /// cached: every call over them says so until they are written again or [`Object::forget_lost`]. [`Error::Held`]: a
+    /// page of the range is held and dirty; the others are durable only after a call that does not meet one.
+    pub fn sync(&self, range: Range<u64>) -> Result<()> {
+        let op = "Object::sync";
+        parent_only(op)?;
+        if !self.inner.persistent {
+            return Ok(());
+        }
+        self.inner.sync(op, &pages(self.inner.mapping(), &range), false)
+    }
+
+    /// Makes everything durable that was written before the call.
+    ///
+    /// # Errors
+    /// As [`Object::sync`].
+    pub fn sync_all(&self) -> Result<()> {
+        self.sync(0..u64::MAX)
+    }
+
+    /// Makes everything that was written before the call, and is not held, durable before anything that is written after
+    /// it: an ordering point, by waiting.
+    ///
+    /// # Errors
+    /// As [`Object::sync`], but for [`Error::Held`].
+    pub fn barrier(&self) -> Result<()> {
+        let op = "Object::barrier";
+        parent_only(op)?;
+        if !self.inner.persistent {
+            return Ok(());
+        }
+        self.inner.sync(op, &(0..self.inner.mapping().nr_pages()), true)
+    }
+
+    /// Keeps the pages of the range from being written back, whatever the pressure, until the value is dropped: a
+    /// write-ahead log must be durable before the pages it describes. Held dirty pages cannot be reclaimed: they count
+    /// against the cache's limit.
+    ///
+    /// # Errors
+    /// [`Error::Held`] where a page is held already, [`Error::Denied`] on exclusive objects.
+    pub fn hold_dirty(&self, range: Range<u64>) -> Result<Held> {
+        let op = "Object::hold_dirty";
+        parent_only(op)?;
+        let inner = &self.inner;
+        if inner.is_exclusive() {
+            return Err(Error::Denied { op, what: "an exclusive object's pages are written when they leave" });
+        }
+        let m = inner.mapping();
+        let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.folios.len() as u64);
+        let mut list = lock(&inner.flush_state().held);
+        if let Some(r) = list.iter().find(|r| r.start < pages.end && pages.start < r.end) {
+            return Err(Error::Held { op, range: bytes(r) });
+        }
+        list.push(pages.clone());
+        drop(list);
+        let host = Host::detached();
+        let ctx = Ctx::thread(0);
+        for p in pages.clone() {
+            let Some(word) = m.folio(p) else { break };
+            word.set(HELD);
+            // One that is on its way may be written after we have returned.
+            while let Some(low) = word.mark_waiter(State::Writeback) {
+                host.env().park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
+            }
+        }
+        Ok(Held { object: self.clone(), pages })
+    }
+
+    /// Returns the bytes whose writes failed flushes took away.
+    #[must_use]
+    pub fn lost(&self) -> Vec<Range<u64>> {
+        lock(&self.inner.flush_state().lost).iter().map(bytes).collect()
+    }
+
+    /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.
+    pub fn forget_lost(&self, range: Range<u64>) {
+        let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end);
+        let mut lost = lock(&self.inner.flush_state().lost);
+        let old = std::mem::take(&mut *lost);
+        for r in old {
+            for part in [r.start..r.end.min(pages.start), r.start.max(pages.end)..r.end] {
+                if !part.is_empty() {
+                    lost.push(part);
+                }
+            }
+        }
+    }
+
+    /// Drops what is cached of the range, because the store's content was changed by somebody else: the next touch reads it
+    /// anew. Pages that were written here and not written back, and pinned ones, stay. Private copies stay.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when an extent cannot be taken back.
+    pub fn invalidate(&self, range: Range<u64>) -> Result<Invalidated> {
+        let op = "Object::invalidate";
+        parent_only(op)?;
+        let m = self.inner.mapping();
+        let pages = pages(m, &range);
+        let host = Host::detached();
+        let cached = |p: &u64| m.folio(*p).is_some_and(|w| w.load().state() != State::Absent);
+        let mut dropped = 0;
+        for _ in 0..100 {
+            self.inner.demote(pages.start, pages.end)?;
+            dropped += if m.exclusive {
+                // What was written here stays, once that is known.
+                self.inner.harvest(host.env(), &pages);
+                vmscan::evict_exclusive(host.env(), m, pages.start, pages.end, false)
+            } else {
+                vmscan::reclaim_range(host.env(), m, 0, pages.start, pages.end)
+            };
+            let busy = pages
+                .clone()
+                .filter(cached)
+                .any(|p| m.folio(p).is_some_and(|w| !w.load().has(DIRTY) && w.load().state() != State::Poisoned));
+            if !busy {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        Ok(Invalidated { dropped, kept: pages.filter(cached).count() as u64 })
+    }
+
+    /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`].
+    pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
+        let op = "Object::punch_hole";
+        parent_only(op)?;
+        if !self.inner.writable {
+            return Err(Error::Denied { op, what: "the object was not made writable" });
+        }
+        let end = range.end.min(self.len());
+        if range.start >= end {
+            return Ok(());
+        }
+        let (from, to) = (pages_of(range.start), if end == self.len() { pages_of(end) } else { end >> PAGE_SHIFT });
+        if from >= to {
+            return self.zero(op, range.start..end);
+        }
+        self.zero(op, range.start..from << PAGE_SHIFT)?;
+        self.zero(op, (to << PAGE_SHIFT).min(end)..end)?;
+        let _gate = self.inner.i_mmap().gate();
+        self.discard(op, &(from..to))?;
+        let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
+        match self.inner.store().punch(hole.start, hole.end - hole.start) {
+            // What was read between the two is old.
+            Ok(()) => self.discard(op, &(from..to)),
+            Err(StoreError::Unsupported) => self.zero(op, hole),
+            Err(error) => Err(Error::Writeback { op, range: hole, error: error.fill_error() }),
+        }
+    }
+
+    fn zero(&self, op: &'static str, range: Range<u64>) -> Result<()> {
+        let zeros = [0u8; 4096];
+        let mut at = range.start;
+        while at < range.end {
+            let here = ((range.end - at) as usize).min(zeros.len());
+            let n = self.write_at(at, &zeros[..here])?;
+            if n == 0 {
+                return Err(Error::Denied { op, what: "the end of the object moved meanwhile" });
+            }
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Drops the pages, dirty or not, waiting for who fills, writes or pins them.
+    fn discard(&self, op: &'static str, pages: &Range<u64>) -> Result<()> {
+        let m = self.inner.mapping();
+        let host = Host::detached();
+        for _ in 0..2_000 {
+            self.inner.demote(pages.start, pages.end)?;
+            vmscan::discard_range(host.env(), m, 0, pages.start, pages.end);
+            let left = pages
+                .clone()
+                .any(|p| m.folio(p).is_some_and(|w| !matches!(w.load().state(), State::Absent | State::Poisoned)));
+            if !left {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_micros(500));
+        }
+        Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })
+    }
+}

@@ -1,0 +1,365 @@
+//! A disk in memory with a volatile layer, for tests of what survives: a crash keeps of what was written since the last
+//! flush what it likes, sector by sector, in any order.
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+
+use softfault::{Errno, PageMut, PageRef, Store, StoreError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// What the device writes whole or not at all.
+pub(crate) const SECTOR: usize = 512;
+type Sector = [u8; SECTOR];
+
+/// How a disk behaves. `Default`: as a good one does, a crash excepted.
+#[derive(Clone, Debug)]
+pub(crate) struct Behaviour {
+    /// What decides everything below.
+    pub(crate) seed: u64,
+    /// See [`Store::rereads_unflushed`]; if not, a read gives what the last flush made durable.
+    pub(crate) rereads_unflushed: bool,
+    /// See [`Store::is_stable`]. A stable disk reads what it is given twice, and complains if it changed.
+    pub(crate) is_stable: bool,
+    /// A flush that fails forgets what it should have made durable, as ext4's does: the next one succeeds, and what was
+    /// written before is on the disk or not.
+    pub(crate) forgets: bool,
+    /// What was forgotten is gone from the kernel's cache, too: it reads as it was before.
+    pub(crate) reverts: bool,
+    /// Every so many reads fail; 0: none. Half of them are short.
+    pub(crate) read_error_in: usize,
+    /// Every so many writes fail, having taken a part; 0: none.
+    pub(crate) write_error_in: usize,
+    /// Every so many flushes fail; 0: none but those named by [`Disk::fail_flush`].
+    pub(crate) flush_error_in: usize,
+    /// Every so many operations take `delay`; 0: none.
+    pub(crate) delay_in: usize,
+    /// How long.
+    pub(crate) delay: Duration,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self {
+            seed: 1,
+            rereads_unflushed: true,
+            is_stable: false,
+            forgets: true,
+            reverts: false,
+            read_error_in: 0,
+            write_error_in: 0,
+            flush_error_in: 0,
+            delay_in: 0,
+            delay: Duration::from_micros(200),
+        }
+    }
+}
+
+/// What was asked of a disk, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// `pos`, `len`, and whether it was done.
+    Read(u64, usize, bool),
+    /// As `Read`.
+    Write(u64, usize, bool),
+    /// Whether it was done.
+    Flush(bool),
+    /// `pos`, `len`.
+    Punch(u64, u64),
+    /// The end.
+    SetLen(u64),
+    /// `pos`, `len`.
+    Dsync(u64, u64),
+}
+
+/// The disk. What [`Disk::crash`] and [`Disk::reopen`] return is another, of the same behaviour.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    behaviour: Behaviour,
+    state: Mutex<State>,
+}
+
+#[derive(Clone, Debug)]
+struct State {
+    rng: u64,
+    /// What reads see, a multiple of the sector long; past `len` all zeros.
+    view: Vec<u8>,
+    len: u64,
+    /// What the last flush made durable.
+    durable: Vec<u8>,
+    durable_len: u64,
+    /// What each sector has been since, oldest first: whole sectors, as the kernel's cache would have written them.
+    pending: BTreeMap<usize, Vec<Sector>>,
+    pending_lens: Vec<u64>,
+    /// For each of the next flushes whether it is to fail.
+    flush_fails: VecDeque<bool>,
+    events: Vec<Event>,
+}
+
+impl Disk {
+    /// Makes a disk that holds `content`, durably.
+    pub(crate) fn new(content: &[u8], behaviour: Behaviour) -> Arc<Self> {
+        let mut view = content.to_vec();
+        view.resize(content.len().next_multiple_of(SECTOR), 0);
+        let len = content.len() as u64;
+        let state = State {
+            rng: behaviour.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            durable: view.clone(),
+            durable_len: len,
+            view,
+            len,
+            pending: BTreeMap::new(),
+            pending_lens: Vec::new(),
+            flush_fails: VecDeque::new(),
+            events: Vec::new(),
+        };
+        Arc::new(Self { behaviour, state: Mutex::new(state) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Returns what a read of everything would give.
+    pub(crate) fn content(&self) -> Vec<u8> {
+        let s = self.lock();
+        s.view[..s.len as usize].to_vec()
+    }
+    /// Returns what is on the disk whatever happens.
+    pub(crate) fn durable(&self) -> Vec<u8> {
+        let s = self.lock();
+        s.durable[..s.durable_len as usize].to_vec()
+    }
+    /// Returns what was asked so far.
+    pub(crate) fn events(&self) -> Vec<Event> {
+        self.lock().events.clone()
+    }
+    /// Forgets what was asked so far.
+    pub(crate) fn clear_events(&self) {
+        self.lock().events.clear();
+    }
+    /// Makes the flush after `after` more fail.
+    pub(crate) fn fail_flush(&self, after: usize) {
+        let mut s = self.lock();
+        if s.flush_fails.len() <= after {
+            s.flush_fails.resize(after + 1, false);
+        }
+        s.flush_fails[after] = true;
+    }
+    /// Returns how many sectors are not durable.
+    pub(crate) fn nr_volatile(&self) -> usize {
+        self.lock().pending.len()
+    }
+
+    /// Pulls the plug: returns the disk as the next boot finds it. This one goes on as if nothing had happened, so that
+    /// one run can crash at many points, and many times at each.
+    pub(crate) fn crash(&self, seed: u64) -> Arc<Self> {
+        let mut s = self.lock().clone();
+        s.rng = seed.wrapping_add(0x51_7c_c1_b7).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        s.settle();
+        Self::new(&s.durable[..s.durable_len as usize], self.behaviour.clone())
+    }
+
+    /// Ends the process alone (`kill -9`): the kernel writes everything in its own time.
+    pub(crate) fn reopen(&self) -> Arc<Self> {
+        Self::new(&self.content(), self.behaviour.clone())
+    }
+
+    fn maybe_delay(&self, s: MutexGuard<'_, State>) {
+        let mut s = s;
+        let is_late = s.one_in(self.behaviour.delay_in);
+        drop(s);
+        if is_late {
+            std::thread::sleep(self.behaviour.delay);
+        }
+    }
+
+    fn read(&self, pos: u64, dst: &mut [u8]) -> Result<(), StoreError> {
+        self.maybe_delay(self.lock());
+        let mut guard = self.lock();
+        let s = &mut *guard;
+        let fails = s.one_in(self.behaviour.read_error_in);
+        let (from, len) = if self.behaviour.rereads_unflushed { (&s.view, s.len) } else { (&s.durable, s.durable_len) };
+        let there = (len.saturating_sub(pos) as usize).min(dst.len());
+        let part = if fails { there / 2 } else { there };
+        if part > 0 {
+            dst[..part].copy_from_slice(&from[pos as usize..pos as usize + part]);
+        }
+        let r = match (fails, part < dst.len()) {
+            (true, _) if s.below(2) == 0 => Err(StoreError::Io(Errno::EIO)),
+            (true, _) | (false, true) => Err(StoreError::Short),
+            (false, false) => Ok(()),
+        };
+        s.events.push(Event::Read(pos, dst.len(), r.is_ok()));
+        r
+    }
+
+    fn write(&self, pos: u64, src: &[u8]) -> Result<(), StoreError> {
+        self.maybe_delay(self.lock());
+        let mut s = self.lock();
+        let fails = s.one_in(self.behaviour.write_error_in);
+        let part = if fails { s.below(src.len() + 1) } else { src.len() };
+        s.grow(pos + part as u64);
+        s.change(pos, part, |bytes| bytes.copy_from_slice(&src[..part]));
+        s.events.push(Event::Write(pos, src.len(), !fails));
+        if fails { Err(StoreError::Io(Errno::EIO)) } else { Ok(()) }
+    }
+
+    fn punch(&self, pos: u64, len: u64) {
+        let mut s = self.lock();
+        let here = s.len.saturating_sub(pos).min(len) as usize;
+        s.change(pos, here, |bytes| bytes.fill(0));
+        s.events.push(Event::Punch(pos, len));
+    }
+
+    fn set_len(&self, len: u64) {
+        let mut s = self.lock();
+        let past = s.len.saturating_sub(len) as usize;
+        s.change(len, past, |bytes| bytes.fill(0));
+        s.grow(len);
+        s.len = len;
+        s.pending_lens.push(len);
+        s.events.push(Event::SetLen(len));
+    }
+
+    fn flush(&self) -> Result<(), StoreError> {
+        self.maybe_delay(self.lock());
+        let mut s = self.lock();
+        let fails = s.flush_fails.pop_front().unwrap_or(false) | s.one_in(self.behaviour.flush_error_in);
+        s.events.push(Event::Flush(!fails));
+        if !fails {
+            s.make_durable();
+            return Ok(());
+        }
+        if self.behaviour.forgets {
+            let len = s.len;
+            s.settle();
+            // The length is the file system's own metadata, in its journal: that is not forgotten.
+            s.durable_len = s.durable_len.max(len);
+            let durable_end = s.durable.len().max(len.next_multiple_of(SECTOR as u64) as usize);
+            s.durable.resize(durable_end, 0);
+            s.pending_lens.push(len);
+            if self.behaviour.reverts {
+                s.view = s.durable.clone();
+                let end = len as usize;
+                s.view[end..].fill(0);
+            }
+        }
+        Err(StoreError::Io(Errno::EIO))
+    }
+}
+
+impl State {
+    fn below(&mut self, n: usize) -> usize {
+        self.rng ^= self.rng << 13;
+        self.rng ^= self.rng >> 7;
+        self.rng ^= self.rng << 17;
+        ((self.rng >> 11) % n as u64) as usize
+    }
+    fn one_in(&mut self, n: usize) -> bool {
+        n > 0 && self.below(n) == 0
+    }
+
+    fn grow(&mut self, len: u64) {
+        if len > self.len {
+            self.view.resize(self.view.len().max((len as usize).next_multiple_of(SECTOR)), 0);
+            self.len = len;
+            self.pending_lens.push(len);
+        }
+    }
+
+    /// Changes bytes that exist, and remembers what their sectors are now.
+    fn change(&mut self, pos: u64, len: usize, f: impl FnOnce(&mut [u8])) {
+        if len == 0 {
+            return;
+        }
+        let from = pos as usize;
+        f(&mut self.view[from..from + len]);
+        for sector in from / SECTOR..(from + len).div_ceil(SECTOR) {
+            let mut now = [0; SECTOR];
+            now.copy_from_slice(&self.view[sector * SECTOR..(sector + 1) * SECTOR]);
+            self.pending.entry(sector).or_default().push(now);
+        }
+    }
+
+    /// Makes what is pending durable, and nothing else: what was forgotten is not written again by itself.
+    fn make_durable(&mut self) {
+        self.durable.resize(self.durable.len().max(self.view.len()), 0);
+        for (sector, versions) in std::mem::take(&mut self.pending) {
+            if let Some(newest) = versions.last() {
+                self.durable[sector * SECTOR..(sector + 1) * SECTOR].copy_from_slice(newest);
+            }
+        }
+        self.pending_lens.clear();
+        self.durable_len = self.len;
+    }
+
+    /// Decides what of the volatile layer is on the disk: for each sector what it was, or anything it has been since, and
+    /// any of the lengths.
+    fn settle(&mut self) {
+        // Some crashes lose everything, some nothing, some a little.
+        let kept_of_4 = self.below(5);
+        let lens = std::mem::take(&mut self.pending_lens);
+        let i = self.below(lens.len() + 1);
+        self.durable_len = lens.get(i).copied().unwrap_or(self.durable_len);
+        for (sector, versions) in std::mem::take(&mut self.pending) {
+            if self.below(4) >= kept_of_4 {
+                continue;
+            }
+            let newest = versions.len() - 1;
+            let version = if self.below(2) == 0 { newest } else { self.below(versions.len()) };
+            let end = (sector + 1) * SECTOR;
+            if self.durable.len() < end {
+                self.durable.resize(end, 0);
+            }
+            self.durable[sector * SECTOR..end].copy_from_slice(&versions[version]);
+        }
+        let end = (self.durable_len as usize).next_multiple_of(SECTOR).max(self.durable.len());
+        self.durable.resize(end, 0);
+        let len = self.durable_len as usize;
+        // What lies past the end never shows again.
+        self.durable[len..].fill(0);
+    }
+}
+
+/// A store over a [`Disk`], for filler threads: it locks and allocates.
+#[derive(Clone, Debug)]
+pub(crate) struct VolatileStore(pub(crate) Arc<Disk>);
+
+impl Store for VolatileStore {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        self.0.read(pos_bytes, page.as_mut_slice())
+    }
+    fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
+        self.0.lock().events.push(Event::Dsync(pos_bytes, len_bytes));
+        Ok(())
+    }
+    fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
+        let copy = || {
+            let mut bytes = vec![0; pages.len_bytes()];
+            pages.copy_to(0, &mut bytes);
+            bytes
+        };
+        let bytes = copy();
+        if self.0.behaviour.is_stable {
+            std::thread::yield_now();
+            assert!(copy() == bytes, "the pages of a stable store change while they are written");
+        }
+        self.0.write(pos_bytes, &bytes)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush()
+    }
+    fn punch(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
+        self.0.punch(pos_bytes, len_bytes);
+        Ok(())
+    }
+    fn set_len(&self, len_bytes: u64) -> Result<(), StoreError> {
+        self.0.set_len(len_bytes);
+        Ok(())
+    }
+    fn is_stable(&self) -> bool {
+        self.0.behaviour.is_stable
+    }
+    fn rereads_unflushed(&self) -> bool {
+        self.0.behaviour.rereads_unflushed
+    }
+}
