@@ -63,8 +63,7 @@ impl Subject {
         let object = self.runtime.object(len_bytes as u64).exclusive(true).writable(workload.writes());
         let object = object.fill_window_pages(window(workload));
         let object = object.handler_store(Box::new(HotStore(Arc::clone(source)))).map_err(wrong)?;
-        // Open to stores also where there are none: pages move between mappings that are.
-        self.map_with(object, len_bytes, workload, (Prot::ReadWrite, Sharing::Private))
+        self.map(object, len_bytes, workload, Sharing::Private)
     }
 
     /// Maps a file that is larger than the memory; with `O_DIRECT` once that can be asked for.
@@ -101,19 +100,9 @@ impl Subject {
     }
 
     fn map(&self, object: Object, len_bytes: usize, workload: Workload, sharing: Sharing) -> Result<Arena> {
-        let prot = if workload.writes() { Prot::ReadWrite } else { Prot::Read };
-        self.map_with(object, len_bytes, workload, (prot, sharing))
-    }
-
-    fn map_with(
-        &self,
-        object: Object,
-        len_bytes: usize,
-        workload: Workload,
-        (prot, sharing): (Prot, Sharing),
-    ) -> Result<Arena> {
         let arena = self.runtime.arena(len_bytes).fault_around(workload == Workload::SeqRead);
         let arena = arena.build().map_err(wrong)?;
+        let prot = if workload.writes() { Prot::ReadWrite } else { Prot::Read };
         arena.map(0, &object, 0, len_bytes, prot, sharing).map_err(wrong)?;
         Ok(Arena { arena, object, len_bytes })
     }

@@ -109,7 +109,8 @@ fn run(bell: &Bell, objects: &Writables, account: &CacheAccount<'_>, policy: Pol
         let many = account.nr_dirty.load(Ordering::Relaxed) > background;
         let old = written.elapsed() >= policy.expire;
         for object in &list {
-            if many || old {
+            // Reclaim can drop an exclusive object's pages dirty or not: they are written early for their age alone.
+            if old || (many && !object.is_exclusive()) {
                 // Errors leave the pages dirty and are counted; who syncs is told.
                 let _ = object.write_back("write-back", &(0..object.mapping().nr_pages()));
             }

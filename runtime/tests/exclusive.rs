@@ -494,4 +494,218 @@ mod on {
             assert_eq!(pages_in_arenas(&rt), 0);
         });
     }
+
+    fn bounded(pages: usize) -> Runtime {
+        common::setup();
+        Runtime::builder().cache_limit((pages * PAGE) as u64).build().expect("runtime")
+    }
+
+    /// Several threads, each with bytes of its own in every page; returns what all of them wrote.
+    fn scribble(arena: &Arena, pages: usize, first: &(dyn Fn(usize) -> u8 + Sync)) -> Vec<u8> {
+        const THREADS: usize = 3;
+        let models: Vec<Vec<Option<u8>>> = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|t| {
+                    s.spawn(move || {
+                        let mut rng = Rng(31 + t as u64);
+                        let mut model = vec![None; pages * PAGE];
+                        for step in 0..6_000u32 {
+                            let at = rng.below(pages * PAGE / THREADS) * THREADS + t;
+                            let want = model[at].unwrap_or_else(|| first(at));
+                            assert_eq!(load(arena, at), Ok(want), "thread {t}, step {step}, byte {at:#x}");
+                            if rng.below(2) == 0 {
+                                store(arena, at, step as u8).expect("store");
+                                model[at] = Some(step as u8);
+                            }
+                        }
+                        model
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().expect("thread")).collect()
+        });
+        (0..pages * PAGE).map(|at| models[at % THREADS][at].unwrap_or_else(|| first(at))).collect()
+    }
+
+    #[test]
+    fn reclaim_loses_nothing() {
+        each_way("reclaim", |_, way| {
+            const PAGES: usize = 400;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, true);
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            let want = scribble(&arena, PAGES, &|at| common::byte_of(3, at as u64));
+            let s = rt.stats();
+            assert!(s.get("pgsteal") > PAGES as u64, "{way:?}: {} pages were reclaimed", s.get("pgsteal"));
+            assert!(pages_in_arenas(&rt) <= 96, "{way:?}: above the limit");
+            drop(arena);
+            same("the store", &memory.content(), &want);
+            assert_eq!(pages_in_arenas(&rt), 0);
+            assert_eq!(rt.stats().get("nr_cached_pages"), 0);
+        });
+    }
+
+    #[test]
+    fn a_mapping_for_loads_is_reclaimed() {
+        each_way("reclaim of loads", |_, way| {
+            const PAGES: usize = 400;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, false);
+            let arena = mapped(&rt, &object, Prot::Read);
+            for lap in 0..3 {
+                same(&format!("lap {lap}"), &bytes(&arena, 0..PAGES * PAGE), &memory.content());
+                assert!(pages_in_arenas(&rt) <= 96, "{way:?}: above the limit");
+            }
+            assert!(memory.reads.load(Ordering::SeqCst) * way.window as usize >= 3 * (PAGES - 96), "{way:?}");
+        });
+    }
+
+    #[test]
+    fn changes_to_a_read_only_object_fill_the_cache_and_stay() {
+        each_way("reclaim of private changes", |_, way| {
+            const PAGES: usize = 400;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, false);
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            for p in 0..40 {
+                let at = p * 10 * PAGE;
+                store(&arena, at, !common::byte_of(3, at as u64)).expect("store");
+            }
+            for p in 0..PAGES {
+                let (at, changed) = (p * PAGE, p % 10 == 0);
+                let first = common::byte_of(3, at as u64);
+                assert_eq!(load(&arena, at), Ok(if changed { !first } else { first }), "{way:?}: page {p}");
+            }
+            assert_eq!(memory.writes.load(Ordering::SeqCst), 0, "a read-only object was written");
+        });
+    }
+
+    #[test]
+    fn sync_writes_what_changed_and_leaves_it_where_it_is() {
+        each_way("sync", |rt, way| {
+            let memory = Memory::new(64 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            let mut model = memory.content();
+            same("all", &bytes(&arena, 0..64 * PAGE), &model);
+            object.populate(0..object.len()).expect("all are published");
+            for round in 0..3u8 {
+                for p in [3, 4, 5, 40] {
+                    let at = p * PAGE + usize::from(round);
+                    store(&arena, at, !model[at]).expect("store");
+                    model[at] = !model[at];
+                }
+                let n = object.write_at(50 * PAGE as u64, &[round; 10]).expect("write_at");
+                model[50 * PAGE..50 * PAGE + n].fill(round);
+                let before = memory.writes.load(Ordering::SeqCst);
+                object.sync_all().expect("sync_all");
+                same("the store", &memory.content(), &model);
+                let writes = memory.writes.load(Ordering::SeqCst) - before;
+                assert!((1..=5).contains(&writes), "{way:?}: {writes} writes");
+                assert_eq!(object.cached_pages(), 64, "{way:?}: pages left");
+            }
+            let before = memory.writes.load(Ordering::SeqCst);
+            object.sync_all().expect("sync_all");
+            assert_eq!(memory.writes.load(Ordering::SeqCst), before, "{way:?}: nothing was changed");
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 64, "{way:?}");
+            assert_eq!(memory.writes.load(Ordering::SeqCst), before, "{way:?}: what was synced was clean");
+            memory.refuse.store(true, Ordering::SeqCst);
+            store(&arena, 7, !model[7]).expect("store");
+            assert!(matches!(object.sync_all(), Err(Error::Writeback { .. })), "{way:?}");
+            memory.refuse.store(false, Ordering::SeqCst);
+            object.sync_all().expect("again");
+            assert_eq!(memory.content()[7], !model[7], "{way:?}: written by the second call");
+            assert!(matches!(object.hold_dirty(0..1), Err(Error::Denied { .. })));
+        });
+    }
+
+    #[test]
+    fn sync_under_stores_misses_nothing_that_came_before_it() {
+        each_way("sync under stores", |_, way| {
+            const PAGES: usize = 200;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, true);
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                let _stop = common::StopOnDrop(&stop);
+                let (arena, stop) = (&arena, &stop);
+                s.spawn(move || {
+                    let mut rng = Rng(5);
+                    while !stop.load(Ordering::Relaxed) {
+                        store(arena, rng.below(PAGES) * PAGE + 1, rng.below(256) as u8).expect("store");
+                    }
+                });
+                let mut rng = Rng(6);
+                for round in 0..60u8 {
+                    let at = rng.below(PAGES) * PAGE;
+                    store(arena, at, round).expect("store");
+                    object.sync_all().expect("sync_all");
+                    assert_eq!(memory.content()[at], round, "{way:?}: round {round}, byte {at:#x}");
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn invalidation_keeps_what_was_written_and_rereads_the_rest() {
+        each_way("invalidate", |rt, way| {
+            let memory = Memory::new(16 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            object.populate(0..object.len()).expect("populate");
+            store(&arena, 3 * PAGE, 77).expect("store");
+            memory.bytes.iter().for_each(|b| b.store(9, Ordering::SeqCst));
+            let done = object.invalidate(0..object.len()).expect("invalidate");
+            assert_eq!((done.dropped, done.kept), (15, 1), "{way:?}");
+            assert_eq!(memory.writes.load(Ordering::SeqCst), 0, "{way:?}");
+            assert_eq!(load(&arena, 3 * PAGE), Ok(77), "{way:?}");
+            assert_eq!(load(&arena, 4 * PAGE), Ok(9), "{way:?}");
+        });
+    }
+
+    #[test]
+    fn a_hole_is_not_written_over() {
+        each_way("hole", |rt, way| {
+            let memory = Memory::new(16 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            let mut model = memory.content();
+            store(&arena, 3 * PAGE, 77).expect("store");
+            object.punch_hole(2 * PAGE as u64 + 5..6 * PAGE as u64).expect("punch_hole");
+            model[2 * PAGE + 5..6 * PAGE].fill(0);
+            same("the mapping", &bytes(&arena, 0..16 * PAGE), &model);
+            drop(arena);
+            same("the store", &memory.content(), &model);
+        });
+    }
+
+    #[test]
+    fn anonymous_memory_goes_to_swap_and_comes_back() {
+        const PAGES: usize = 400;
+        for (by_copy, zswap) in [(false, 0), (true, 0), (false, 64 * PAGE as u64)] {
+            common::setup();
+            let dir = env!("CARGO_TARGET_TMPDIR");
+            let b = Runtime::builder().cache_limit(96 * PAGE as u64).swap(dir, (2 * PAGES * PAGE) as u64);
+            let rt = if zswap > 0 { b.zswap(zswap) } else { b }.build().expect("runtime");
+            if !rt.delivery().is_available(Delivery::InThread) {
+                println!("swap skipped: {}", rt.delivery());
+                return;
+            }
+            let way = Way { by_copy, in_handler: true, window: 1 };
+            let object = way.builder(&rt, PAGES * PAGE).anonymous().expect("object");
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            let want = scribble(&arena, PAGES, &|_| 0);
+            same("the mapping", &bytes(&arena, 0..PAGES * PAGE), &want);
+            assert!(rt.stats().get("pgsteal") > PAGES as u64, "by_copy {by_copy}, zswap {zswap}: nothing left");
+            arena.unmap(0..PAGES * PAGE).expect("unmap");
+            assert_eq!(rt.stats().get("nr_swap_slots_used"), 0, "what was unmapped is still in swap");
+            arena.map(0, &object, 0, PAGES * PAGE, Prot::ReadWrite, Sharing::Private).expect("map again");
+            assert!(bytes(&arena, 0..PAGES * PAGE).iter().all(|b| *b == 0), "unmapping drops its pages");
+        }
+    }
 }

@@ -126,7 +126,7 @@ impl Scan<'_> {
     /// Gives verdicts while probation is longer than it should be. Returns how many dirty pages lie in the batch.
     fn shrink_probation(&self, batch: &mut Batch) -> (Shrunk, usize) {
         let mut done = Shrunk::default();
-        let mut dirty = 0;
+        let (mut dirty, mut taken) = (0, 0);
         let mut run: Option<Run> = None;
         let lru = &self.account.lru;
         let target = Lruvec::probation_target(self.account.limit());
@@ -163,10 +163,20 @@ impl Scan<'_> {
                     mapping.want_flush();
                     self.enter(&lru.probation, entry);
                 }
+                Verdict::Evict if mapping.exclusive => {
+                    // From the end on: what is dirty lies at the front, and no entry is both.
+                    if let Some(at) = batch.pages.get_mut(BATCH - 1 - taken)
+                        && self.take_out(entry, mapping, word)
+                    {
+                        *at = (entry.mapping_id(), entry.pgoff());
+                        taken += 1;
+                    }
+                }
                 Verdict::Evict => done.freed += self.evict(&mut run, entry, mapping, word),
             }
         }
         done.freed += self.end_run(run.take());
+        done.freed += self.end_taken(batch, taken);
         (done, dirty)
     }
 
@@ -196,6 +206,56 @@ impl Scan<'_> {
         }
         let from = run.take().map_or(p, |r| r.from);
         *run = Some(Run { id, from, to: p + 1 });
+        freed
+    }
+
+    /// Makes a page of an exclusive object `evicting`, and its chunk count it; `false`: not now.
+    fn take_out(&self, entry: Entry, mapping: &Mapping<'_>, word: &FolioWord) -> bool {
+        let counted = rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff());
+        if counted && take_idle(mapping, word) {
+            return true;
+        }
+        if let Some(chunk) = mapping.chunk(entry.pgoff()).filter(|_| counted) {
+            chunk.put_evict();
+        }
+        self.enter(&self.account.lru.probation, entry);
+        false
+    }
+
+    /// Drops the pages of exclusive objects that were taken out: all of an object by one call, or neighbour by neighbour.
+    fn end_taken(&self, batch: &mut Batch, taken: usize) -> u64 {
+        let Batch { pages, zaps } = batch;
+        let pages = pages.get_mut(BATCH - taken..).unwrap_or_default();
+        pages.reverse();
+        let pages = &*pages;
+        let mut freed = 0;
+        each_mapping(self.rmap, pages, &mut |mapping| {
+            let at_once = mapping.a_ops.punch_pages(mapping.id, pages, zaps);
+            let mut ours = pages.iter().filter(|(id, _)| *id == mapping.id).map(|(_, p)| *p).peekable();
+            while let Some(from) = ours.next() {
+                let mut to = from.saturating_add(1);
+                while !to.is_multiple_of(EXTENT_PAGES as u64) && ours.next_if_eq(&to).is_some() {
+                    to = to.saturating_add(1);
+                }
+                freed += self.end_taken_run(mapping, from, to, at_once);
+            }
+        });
+        freed
+    }
+
+    fn end_taken_run(&self, mapping: &Mapping<'_>, from: u64, to: u64, punched: bool) -> u64 {
+        let (park, stripe) = (self.env.park, self.stripe);
+        let freed = if punched {
+            leave(mapping, park, from, to, Why::Reclaim);
+            gone(mapping, park, stripe, from, to - from)
+        } else {
+            punch(mapping, park, stripe, from, to, Why::Reclaim)
+        };
+        for _ in from..to {
+            if let Some(chunk) = mapping.chunk(from) {
+                chunk.put_evict();
+            }
+        }
         freed
     }
 
@@ -330,9 +390,11 @@ fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u
             }
         }
     }
-    if freed == 0 {
-        return 0;
-    }
+    if freed == 0 { 0 } else { gone(mapping, park, stripe, from, freed) }
+}
+
+/// Gives pages that went, of the chunk of `from`, back to the limit.
+fn gone(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, freed: u64) -> u64 {
     if let Some(chunk) = mapping.chunk(from) {
         chunk.sub_uptodate(freed);
     }

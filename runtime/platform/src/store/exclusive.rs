@@ -33,8 +33,9 @@ use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
 use crate::sys::{mem, thread};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
+use softfault_mm::host::BATCH;
 use softfault_mm::mapping::FailurePolicy;
-use softfault_mm::ops::{AddressSpaceOps, Staged};
+use softfault_mm::ops::{AddressSpaceOps, Staged, Zap};
 use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE, pgoff_index};
 use softfault_mm::types::FillError;
 
@@ -505,6 +506,27 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Through a mapping for loads nothing is changed: its pages go in place, and share one flush of the TLBs.
+    fn punch_pages(&self, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) -> bool {
+        let Some(held) = self.place.hold() else { return false };
+        if self.place.writable.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut nr = 0;
+        for (_, pgoff) in pages.iter().filter(|(of, _)| *of == id) {
+            let (Some(addr), Some(zap)) = (held.address(*pgoff, 1), zaps.get_mut(nr)) else { return false };
+            *zap = Zap { addr, len_bytes: PAGE_SIZE };
+            nr += 1;
+        }
+        // SAFETY: the pages are the caller's (evicting), unchanged, and `held` keeps their mapping.
+        if !unsafe { mem::zap_ranges(zaps.get(..nr).unwrap_or_default()) } {
+            // Some may be gone: dropping those again, one by one, is no error.
+            return false;
+        }
+        self.note_dropped(nr);
+        true
     }
 
     fn discard(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {

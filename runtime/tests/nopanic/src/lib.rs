@@ -14,7 +14,7 @@ use softfault_mm::delegation::{Delegation, MinorFault, MinorVerdict};
 use softfault_mm::fault::Env;
 use softfault_mm::host::Park;
 use softfault_mm::mapping::Mapping;
-use softfault_mm::ops::{AddressSpaceOps, Mmu, Prot, Staged, WaitKey};
+use softfault_mm::ops::{AddressSpaceOps, Mmu, Prot, Staged, WaitKey, Zap};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::{VmFault, VmOps};
 use softfault_mm::vmstat::VmStat;
