@@ -499,7 +499,7 @@ impl Arena {
     /// written pages would be lost.
     pub fn zap(&self, range: Range<usize>) -> Result<()> {
         self.inner.check_range("Arena::zap", &range)?;
-        self.inner.zap(&range)
+        self.inner.zap("Arena::zap", &range)
     }
 
     /// Hands every fully cached extent of the range to the kernel; returns how many went.

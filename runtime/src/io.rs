@@ -16,7 +16,10 @@ use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::host::Woken;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
-use softfault_mm::vmscan::{self, Freed};
+use softfault_mm::vmscan;
+use softfault_mm::vmscan::Freed;
+use softfault_mm::{memcg, writeback};
+use softfault_mm::{read_pages, readahead};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
 use softfault_platform::sys::mem;
@@ -33,20 +36,35 @@ pub(crate) fn get_pinned(
     pgoff: u64,
     set: u64,
 ) -> std::result::Result<&'static FolioWord, FillError> {
+    get_pinned_of(object, pgoff, set, 0)
+}
+
+/// As [`get_pinned`], for the first of the `req` pages that a call reads; 0: nothing is read ahead for it.
+fn get_pinned_of(
+    object: &ObjectInner,
+    pgoff: u64,
+    set: u64,
+    req: u32,
+) -> std::result::Result<&'static FolioWord, FillError> {
     let mapping = object.mapping();
     let host = Host::detached();
     let (env, ctx) = (host.env(), Ctx::thread(0));
     let mut tried = false;
     loop {
         match filemap::get_folio(mapping, pgoff, set) {
-            Lookup::Pinned(word) => return Ok(word),
+            Lookup::Pinned(word) => {
+                if req > 0 && word.take_marker() {
+                    read_pages::do_async_readahead(mapping, env.park, ctx.stripe, pgoff, req);
+                }
+                return Ok(word);
+            }
             Lookup::PastEnd => return Err(FillError::Short),
             Lookup::Overdue => return Err(FillError::Deadline),
             Lookup::NoPins => return Err(FillError::NoMemory),
             Lookup::Poisoned(error) if tried => return Err(error),
             Lookup::Absent | Lookup::Poisoned(_) => {
                 tried = true;
-                fill_missing(env, &ctx, object, pgoff)?;
+                fill_missing(env, &ctx, object, pgoff, req)?;
             }
             Lookup::Busy(key) => {
                 tried = true;
@@ -61,17 +79,25 @@ pub(crate) fn get_pinned(
     }
 }
 
-/// Claims the window around `pgoff` and reads it: here, or on a filler where the object has a deadline.
-fn fill_missing(env: Env<'_>, ctx: &Ctx<'_>, object: &ObjectInner, pgoff: u64) -> std::result::Result<(), FillError> {
+/// Claims what readahead plans for a miss at `pgoff` and reads it: here, or on a filler where the object has a deadline.
+fn fill_missing(
+    env: Env<'_>,
+    ctx: &Ctx<'_>,
+    object: &ObjectInner,
+    pgoff: u64,
+    req: u32,
+) -> std::result::Result<(), FillError> {
     let mapping = object.mapping();
-    let window = u64::from(mapping.fill_window);
-    let start = pgoff & !(window - 1);
-    let end = start.saturating_add(window).min(mapping.nr_pages());
-    let claim = match filemap::claim_run(mapping, pgoff, start, end) {
+    let rq = mapping.request(pgoff, req);
+    let plan = match req {
+        0 => readahead::around(&rq),
+        _ => mapping.ra.sync(&rq, mapping.ra.mode(), &|p| mapping.is_cached(p)),
+    };
+    let claim = match read_pages::claim_plan(mapping, env.park, ctx.stripe, pgoff, &plan) {
         Ok(Some(claim)) => claim,
         Ok(None) => return Ok(()),
         Err(FillError::NoMemory) => {
-            return match vmscan::try_to_free_pages(env, ctx, mapping.account, mapping.stat) {
+            return match memcg::try_to_free_pages(env, ctx, mapping) {
                 Freed::Nothing => Err(FillError::NoMemory),
                 Freed::Some | Freed::Later => Ok(()),
             };
@@ -106,7 +132,9 @@ fn for_each_page(
     while at < end {
         let in_page = at as usize & PAGE_MASK;
         let here = (PAGE_SIZE - in_page).min((end - at) as usize);
-        let word = match get_pinned(object, at >> PAGE_SHIFT, set) {
+        let left = readahead::pages(at >> PAGE_SHIFT, softfault_mm::page::pages_of(end));
+        let req = if access == Access::Read { left } else { 0 };
+        let word = match get_pinned_of(object, at >> PAGE_SHIFT, set, req) {
             Ok(word) => word,
             // The end moved below us: a short answer, as read(2) gives.
             Err(FillError::Short) if at >= object.mapping().i_size.load(Ordering::Acquire) => break,
@@ -119,6 +147,9 @@ fn for_each_page(
         word.unpin();
         if page.is_none() {
             return Err(exclusive::not_there(op));
+        }
+        if access == Access::Write {
+            writeback::balance_dirty_pages(Host::detached().env(), &Ctx::thread(0), object.mapping());
         }
         at += here as u64;
     }

@@ -3,6 +3,7 @@
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
 use crate::exclusive::{Exclusive, Parts, Plan};
+use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
 use crate::registry;
@@ -16,12 +17,11 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_mm::{truncate, vmscan};
+use softfault_mm::vmscan;
 use softfault_platform::host::Host;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
-use softfault_platform::sys::Errno;
+use softfault_platform::store::{HandlerStore, Store};
 use softfault_platform::{section, vmatree};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,7 +39,9 @@ pub struct ObjectBuilder {
     pub(crate) mkwrite: bool,
     dsync: bool,
     fill_window_pages: u32,
+    readahead_pages: Option<u32>,
     private_past_cache: bool,
+    cache_limit_bytes: Option<u64>,
     /// Exclusive; by copying only.
     pub(crate) exclusive: Option<bool>,
 }
@@ -47,6 +49,7 @@ pub struct ObjectBuilder {
 impl ObjectBuilder {
     pub(crate) fn new(runtime: Runtime, len_bytes: u64) -> Self {
         let fill_window_pages = runtime.inner.fill_window_pages;
+        let readahead_pages = runtime.inner.readahead_pages;
         Self {
             runtime,
             len_bytes,
@@ -58,7 +61,9 @@ impl ObjectBuilder {
             mkwrite: false,
             dsync: false,
             fill_window_pages,
+            readahead_pages,
             private_past_cache: true,
+            cache_limit_bytes: None,
             exclusive: None,
         }
     }
@@ -116,10 +121,25 @@ impl ObjectBuilder {
         self.mkwrite |= yes;
         self
     }
-    /// Sets how many pages one miss reads at most (1 to 512); default the runtime's.
+    /// Sets how many pages the thread that misses one reads at most (1 to 512); default the runtime's.
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
         self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self
+    }
+    /// Sets the largest readahead window; default the runtime's. See [`RuntimeBuilder::readahead_pages`].
+    ///
+    /// [`RuntimeBuilder::readahead_pages`]: crate::RuntimeBuilder::readahead_pages
+    #[must_use]
+    pub fn readahead_pages(mut self, max: u32) -> Self {
+        self.readahead_pages = Some(max);
+        self
+    }
+    /// Bounds the bytes of the object's cached pages, below the cache's own limit (at least 64 pages); see
+    /// [`Object::set_cache_limit`].
+    #[must_use]
+    pub fn cache_limit(mut self, bytes: u64) -> Self {
+        self.cache_limit_bytes = Some(bytes);
         self
     }
     /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
@@ -148,6 +168,7 @@ impl ObjectBuilder {
             always_dirty: false,
             persistent: true,
             dirty_goes: true,
+            reads_ahead: true,
             ops,
         })
     }
@@ -174,6 +195,7 @@ impl ObjectBuilder {
             always_dirty: false,
             persistent: true,
             dirty_goes: true,
+            reads_ahead: !store_faults,
             ops,
         })
     }
@@ -205,6 +227,7 @@ impl ObjectBuilder {
             always_dirty,
             persistent: false,
             dirty_goes,
+            reads_ahead: false,
             ops,
         })
     }
@@ -230,6 +253,7 @@ impl ObjectBuilder {
             always_dirty: false,
             persistent: false,
             dirty_goes: false,
+            reads_ahead: false,
             ops,
         })
     }
@@ -257,41 +281,6 @@ impl ObjectBuilder {
     }
 }
 
-/// A store whose panics are errors of the page: a filler that unwound would keep its pages `filling` for ever.
-struct Guarded(Box<dyn Store>);
-
-impl Store for Guarded {
-    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.read(pos_bytes, page))
-    }
-    fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.dsync(pos_bytes, len_bytes))
-    }
-    fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.write(pos_bytes, pages))
-    }
-    fn flush(&self) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.flush())
-    }
-    fn punch(&self, pos_bytes: u64, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.punch(pos_bytes, len_bytes))
-    }
-    fn set_len(&self, len_bytes: u64) -> std::result::Result<(), StoreError> {
-        guarded(|| self.0.set_len(len_bytes))
-    }
-    fn is_stable(&self) -> bool {
-        self.0.is_stable()
-    }
-    fn rereads_unflushed(&self) -> bool {
-        self.0.rereads_unflushed()
-    }
-}
-
-/// Runs a store's method; a panic of it is an error of the store.
-fn guarded(f: impl FnOnce() -> std::result::Result<(), StoreError>) -> std::result::Result<(), StoreError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).unwrap_or(Err(StoreError::Io(Errno::EIO)))
-}
-
 /// What an object is made over.
 struct Backing {
     store: Box<dyn Store>,
@@ -302,6 +291,8 @@ struct Backing {
     persistent: bool,
     /// Dirty pages have somewhere to go.
     dirty_goes: bool,
+    /// A filler may fill pages that nobody asked for.
+    reads_ahead: bool,
     ops: Box<dyn VmOps>,
 }
 
@@ -387,13 +378,18 @@ impl ObjectInner {
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
             dirty_goes: backing.dirty_goes && (exclusive.is_none() || b.writable),
+            write_blocks: store_ref.write_blocks(),
             exclusive: exclusive.is_some(),
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
             fill_window: b.fill_window_pages,
+            ra: crate::madvise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
             account,
+            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, |bytes| (bytes >> PAGE_SHIFT).max(64))),
+            nr_own: AtomicU64::new(0),
+            hand: AtomicU64::new(0),
             flush_turn: AtomicU32::new(0),
             flush_wanted: AtomicU32::new(0),
             stat: rt.stat,
@@ -513,7 +509,7 @@ impl Drop for ObjectInner {
         let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
-        mapping.account.uncharge(cached as u64);
+        mapping.uncharge(cached as u64);
         drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
@@ -551,6 +547,20 @@ impl Object {
     pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<usize> {
         parent_only("Object::write_at")?;
         io::write_at(&self.inner, offset, buf)
+    }
+
+    /// Changes the object's own limit. Pages above a lower one leave as others come.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] where the object was made without one: its pages are not counted.
+    pub fn set_cache_limit(&self, bytes: u64) -> Result<()> {
+        let limit = &self.inner.mapping().own_limit;
+        if limit.load(Ordering::Relaxed) == u64::MAX {
+            let what = "the object was made without a limit of its own";
+            return Err(Error::Denied { op: "Object::set_cache_limit", what });
+        }
+        limit.store((bytes >> PAGE_SHIFT).clamp(64, u64::MAX - 1), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Returns how many pages are in the cache.
@@ -592,49 +602,6 @@ impl Object {
             arena.unpoison(&self.inner, pages.start, pages.end)?;
         }
         Ok(healed as u64)
-    }
-
-    /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] past the maximal length, [`Error::Denied`] when a page past the end stays pinned for long (the
-    /// end is the new one all the same: such a page is SIGBUS to new touches), [`Error::Exhausted`] when an extent cannot be taken back.
-    pub fn set_len(&self, len_bytes: u64) -> Result<()> {
-        let op = "Object::set_len";
-        parent_only(op)?;
-        let m = self.inner.mapping();
-        if len_bytes > self.inner.len_max as u64 {
-            let why = "past the maximal length the object was made with";
-            return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
-        }
-        let _arenas = self.inner.arenas();
-        let _gate = self.inner.i_mmap().gate();
-        let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
-        if len_bytes > self.len() && self.inner.writable {
-            // The store grows first: bytes past its end cannot be read.
-            self.inner.store().set_len(len_bytes).map_err(moved)?;
-        }
-        self.inner.a_ops().set_len(len_bytes);
-        self.inner.exclusive.iter().for_each(|e| e.set_len(len_bytes));
-        let old = truncate::i_size_write(m, len_bytes);
-        if old <= len_bytes {
-            return Ok(());
-        }
-        // A promotion that read the old end has finished by now, or will read the new one.
-        section::synchronize();
-        let (from, to) = (len_bytes >> PAGE_SHIFT, pages_of(old));
-        let host = Host::detached();
-        for _ in 0..2_000 {
-            self.inner.demote(from, to)?;
-            let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
-            if dropped && io::zero_tail(&self.inner, len_bytes) {
-                // The store shrinks last: nobody writes past the new end any more.
-                let shrunk = if self.inner.writable { self.inner.store().set_len(len_bytes) } else { Ok(()) };
-                return shrunk.map_err(moved);
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Err(Error::Denied { op, what: "pages past the new end stay pinned or are being filled; drop the pins" })
     }
 
     /// Returns whether the store's pages are cached at `offset`, and readable without asking the store.

@@ -39,10 +39,12 @@ pub(crate) struct RuntimeInner {
     pub(crate) account: Lease<CacheAccount<'static>>,
     queues: [Table<AtomicU64>; 3],
     writables: Arc<Writables>,
+    dirty_percent: u64,
     pub(crate) report: DeliveryReport,
     pub(crate) fill_window_pages: u32,
     /// Where anonymous memory goes; `None`: it stays.
     pub(crate) swap: Option<Swap>,
+    pub(crate) readahead_pages: Option<u32>,
     regions: Mutex<Vec<Arc<Space>>>,
     /// The frames of exclusive objects.
     #[cfg(feature = "userfaultfd")]
@@ -128,6 +130,7 @@ pub struct RuntimeBuilder {
     fillers: usize,
     fill_window_pages: u32,
     swap: Option<SwapOptions>,
+    readahead_pages: Option<u32>,
 }
 
 impl RuntimeBuilder {
@@ -166,10 +169,21 @@ impl RuntimeBuilder {
         self.fillers = nr.clamp(1, 64);
         self
     }
-    /// Sets how many pages one miss reads at most (rounded to a power of two, 1 to 512); default 16.
+    /// Sets how many pages the thread that misses one reads at most (rounded to a power of two, 1 to 512); default 16.
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
         self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self
+    }
+    /// Sets the largest readahead window in pages; default twice the fill window, or 0 where that is one page.
+    ///
+    /// What a miss does not need itself, and the windows behind it while a stream goes on, the fillers read before
+    /// anybody asks. [`Advice::Sequential`](crate::Advice::Sequential) doubles it. 0 turns it off: a miss reads the
+    /// aligned fill window around it. Never read ahead are anonymous memory, vtables of the user's, stores that touch
+    /// arenas (a filler may not) and objects whose failures end the process.
+    #[must_use]
+    pub fn readahead_pages(mut self, max: u32) -> Self {
+        self.readahead_pages = Some(max);
         self
     }
 
@@ -179,6 +193,15 @@ impl RuntimeBuilder {
     pub fn writeback(mut self, interval: Duration, expire: Duration) -> Self {
         self.writeback.interval = interval.max(Duration::from_millis(1));
         self.writeback.expire = expire;
+        self
+    }
+
+    /// Sets what share of the cache (in percent) may be dirty before pages are written in the background, and before
+    /// writers to stores that wait for a device are made to wait themselves; defaults 10 and 40.
+    #[must_use]
+    pub fn dirty_limits(mut self, background_percent: u32, percent: u32) -> Self {
+        self.writeback.background_percent = u64::from(background_percent.min(100));
+        self.writeback.limit_percent = u64::from(percent.clamp(1, 100));
         self
     }
 
@@ -207,6 +230,8 @@ impl RuntimeBuilder {
         let writables = Arc::<Writables>::default();
         // SAFETY: as above.
         let lent = unsafe { account.lend() };
+        lent.dirty_limit
+            .store(limit.saturating_mul(self.writeback.limit_percent) / 100, std::sync::atomic::Ordering::Relaxed);
         let flusher = Flusher::start(Arc::clone(&writables), lent, self.writeback)?;
         let inner = RuntimeInner {
             stat,
@@ -215,9 +240,11 @@ impl RuntimeBuilder {
             account,
             queues,
             writables,
+            dirty_percent: self.writeback.limit_percent,
             report: delivery::probe(),
             fill_window_pages: self.fill_window_pages,
             swap,
+            readahead_pages: self.readahead_pages,
             regions: Mutex::new(Vec::new()),
             #[cfg(feature = "userfaultfd")]
             frames: Mutex::new(None),
@@ -237,6 +264,7 @@ impl Runtime {
             fillers: 4,
             fill_window_pages: 16,
             swap: None,
+            readahead_pages: None,
         }
     }
 
@@ -334,6 +362,8 @@ impl Runtime {
         let account = &self.inner.account;
         account.lru.grow(bytes >> PAGE_SHIFT);
         account.limit_pages.store(bytes >> PAGE_SHIFT, std::sync::atomic::Ordering::SeqCst);
+        let dirty = (bytes >> PAGE_SHIFT).saturating_mul(self.inner.dirty_percent) / 100;
+        account.dirty_limit.store(dirty, std::sync::atomic::Ordering::Relaxed);
         if account.wants_kswapd() {
             softfault_platform::sys::futex::wake_all(account.bell_addr());
         }

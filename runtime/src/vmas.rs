@@ -10,6 +10,8 @@
 
 #![expect(unsafe_code, reason = "maps objects over the arena's own address range")]
 
+mod advice;
+mod check;
 mod delegations;
 mod extents;
 mod zap;
@@ -23,7 +25,7 @@ use delegations::DelegationInner;
 use softfault_mm::failpoint;
 use softfault_mm::host::Which;
 use softfault_mm::ops::Mmu;
-use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::sync::Ordering;
 use softfault_mm::types::VmFlags;
 use softfault_mm::vma::Vma;
@@ -44,6 +46,8 @@ pub(crate) struct VmaEntry {
     pub(crate) object: Arc<ObjectInner>,
     pub(crate) prot: Prot,
     pub(crate) sharing: Sharing,
+    /// How it is said to be read: `RAND_READ`, `SEQ_READ` or nothing.
+    pub(crate) advice: VmFlags,
     index: u32,
     delegation: Option<Arc<DelegationInner>>,
     _map: Arc<MapCount>,
@@ -197,7 +201,7 @@ impl ArenaInner {
         if v.object.is_exclusive() {
             return exclusive::flags_of(v);
         }
-        let mut flags = tracking;
+        let mut flags = tracking | v.advice;
         flags |= match v.prot {
             Prot::None => VmFlags::empty(),
             Prot::Read => VmFlags::READ,
@@ -216,7 +220,7 @@ impl ArenaInner {
             flags |= VmFlags::NATIVE_OK;
         }
         if !self.fault_around {
-            flags |= VmFlags::RAND_READ;
+            flags |= VmFlags::MAP_SINGLE;
         }
         if v.delegation.is_some() {
             flags |= VmFlags::UFFD_MINOR;
@@ -261,7 +265,9 @@ impl ArenaInner {
         let pgoff = object_offset >> PAGE_SHIFT;
         let object = Arc::clone(object);
         let map = MapCount::new(&object);
-        let entry = VmaEntry { range: range.clone(), pgoff, object, prot, sharing, index, delegation: None, _map: map };
+        let (advice, delegation) = (VmFlags::empty(), None);
+        let entry =
+            VmaEntry { range: range.clone(), pgoff, object, prot, sharing, advice, index, delegation, _map: map };
         // The gate before the lock: evictions hold it while they look who maps the object.
         let gate = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
@@ -286,40 +292,6 @@ impl ArenaInner {
         drop(gate);
         vmas.map.insert(range.start, entry);
         Ok(())
-    }
-
-    fn check_map(
-        &self,
-        object: &Arc<ObjectInner>,
-        offset: usize,
-        object_offset: u64,
-        len_bytes: usize,
-        prot: Prot,
-        sharing: Sharing,
-    ) -> Result<Range<usize>> {
-        let op = "Arena::map";
-        let argument = |arg, value, why| Err(Error::Argument { op, arg, value, why });
-        if !object_offset.is_multiple_of(PAGE_SIZE as u64) {
-            return argument("object_offset", object_offset, "must be a multiple of the page size (4096)");
-        }
-        let rounded = len_bytes.checked_next_multiple_of(PAGE_SIZE);
-        let Some((len, end)) = rounded.and_then(|len| Some((len, offset.checked_add(len)?))) else {
-            return argument("len_bytes", len_bytes as u64, "the range wraps around");
-        };
-        self.check_range(op, &(offset..end))?;
-        if object_offset.checked_add(len as u64).is_none_or(|e| e > object.len_max as u64) {
-            let why = "the object's room ends before the range does (its maximal length, rounded up to 2 MiB)";
-            return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
-        }
-        exclusive::check_map(self, object, prot, sharing)?;
-        if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
-            return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
-        }
-        if sharing == Sharing::Shared && object.writable && object.is_synchronous() && !self.faults_on_first_store() {
-            let what = "synchronous writes need InThread or Segv delivery: here the first store to a page is not seen";
-            return Err(Error::Denied { op, what });
-        }
-        Ok(offset..end)
     }
 
     /// Maps, publishes and opens a new entry, or leaves the reservation as it was.
@@ -466,7 +438,8 @@ impl ArenaInner {
             }
             self.harvest_for_good(v, range);
         }
-        unlist_all(&hit);
+        // Who reclaims or writes back leaves the range alone from here on.
+        self.retire(&hit);
         for v in &hit {
             if let Err(error) = exclusive::leave(&v.object) {
                 result = Err(error);
@@ -479,7 +452,6 @@ impl ArenaInner {
                 std::mem::forget(Arc::clone(&v.object));
             }
         }
-        self.retire(&hit);
         self.reclaim_splits(range);
         result
     }
@@ -554,6 +526,7 @@ impl ArenaInner {
 
     /// Ends entries whose records nobody can see any more.
     fn retire(&self, old: &[VmaEntry]) {
+        unlist_all(old);
         for v in old {
             registry::lock().vmas.put(v.index);
             v.object.vm_ops().close(v.object.mapping());
@@ -582,7 +555,6 @@ impl ArenaInner {
         // An extent that two vmas share now cannot stay native. What can still fail is remembered, not returned at once:
         // the old records must be retired, and the kernel told, either way.
         let demoted: Result<()> = hit.iter().try_for_each(|v| self.demote_borders(v, range));
-        unlist_all(&hit);
         self.retire(&hit);
         // By protection, what is exposed is hidden again and comes back with the next touch, as the vma says.
         let bits = if self.trap == Trap::Segv { mem::PROT_NONE } else { prot_bits(prot) };

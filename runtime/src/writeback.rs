@@ -13,7 +13,6 @@ use softfault_mm::vmstat::Event;
 use softfault_mm::{rmap, vmscan, writeback};
 use softfault_platform::host::Host;
 use softfault_platform::section;
-use softfault_platform::store::StoreError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -164,6 +163,21 @@ impl ObjectInner {
             .map(|r| bytes(&r))
             .collect();
         if ours.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: ours }) }
+    }
+
+    /// Writes what is known to be dirty, without looking for more and without waiting for what is pinned.
+    pub(crate) fn write_known_dirty(&self, env: Env<'_>) -> std::result::Result<u64, (u64, FillError)> {
+        let m = self.mapping();
+        let mut written = 0;
+        let mut from = 0;
+        while from < m.nr_pages() {
+            let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
+            if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
+                written += writeback::writeout(env, m, 0, from, to)?;
+            }
+            from = to;
+        }
+        Ok(written)
     }
 
     /// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.
@@ -372,68 +386,5 @@ impl Object {
             std::thread::yield_now();
         }
         Ok(Invalidated { dropped, kept: pages.filter(cached).count() as u64 })
-    }
-
-    /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
-    ///
-    /// # Errors
-    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`].
-    pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
-        let op = "Object::punch_hole";
-        parent_only(op)?;
-        if !self.inner.writable {
-            return Err(Error::Denied { op, what: "the object was not made writable" });
-        }
-        let end = range.end.min(self.len());
-        if range.start >= end {
-            return Ok(());
-        }
-        let (from, to) = (pages_of(range.start), if end == self.len() { pages_of(end) } else { end >> PAGE_SHIFT });
-        if from >= to {
-            return self.zero(op, range.start..end);
-        }
-        self.zero(op, range.start..from << PAGE_SHIFT)?;
-        self.zero(op, (to << PAGE_SHIFT).min(end)..end)?;
-        let _gate = self.inner.i_mmap().gate();
-        self.discard(op, &(from..to))?;
-        let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
-        match self.inner.store().punch(hole.start, hole.end - hole.start) {
-            // What was read between the two is old.
-            Ok(()) => self.discard(op, &(from..to)),
-            Err(StoreError::Unsupported) => self.zero(op, hole),
-            Err(error) => Err(Error::Writeback { op, range: hole, error: error.fill_error() }),
-        }
-    }
-
-    fn zero(&self, op: &'static str, range: Range<u64>) -> Result<()> {
-        let zeros = [0u8; 4096];
-        let mut at = range.start;
-        while at < range.end {
-            let here = ((range.end - at) as usize).min(zeros.len());
-            let n = self.write_at(at, &zeros[..here])?;
-            if n == 0 {
-                return Err(Error::Denied { op, what: "the end of the object moved meanwhile" });
-            }
-            at += n as u64;
-        }
-        Ok(())
-    }
-
-    /// Drops the pages, dirty or not, waiting for who fills, writes or pins them.
-    fn discard(&self, op: &'static str, pages: &Range<u64>) -> Result<()> {
-        let m = self.inner.mapping();
-        let host = Host::detached();
-        for _ in 0..2_000 {
-            self.inner.demote(pages.start, pages.end)?;
-            vmscan::discard_range(host.env(), m, 0, pages.start, pages.end);
-            let left = pages
-                .clone()
-                .any(|p| m.folio(p).is_some_and(|w| !matches!(w.load().state(), State::Absent | State::Poisoned)));
-            if !left {
-                return Ok(());
-            }
-            std::thread::sleep(std::time::Duration::from_micros(500));
-        }
-        Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })
     }
 }

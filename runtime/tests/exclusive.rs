@@ -62,7 +62,8 @@ mod on {
                 return Err(StoreError::Io(Errno::EIO));
             }
             self.0.writes.fetch_add(1, Ordering::SeqCst);
-            let mut copy = [0u8; PAGE];
+            // On a signal stack.
+            let mut copy = [0u8; 128];
             let mut done = 0;
             while done < pages.len_bytes() {
                 let n = pages.copy_to(done, &mut copy);
@@ -249,7 +250,8 @@ mod on {
             let arena = mapped(rt, &object, Prot::ReadWrite);
             same("all", &bytes(&arena, 0..64 * PAGE), &memory.content());
             let faults = rt.stats().get("pgmajfault");
-            assert_eq!(faults, 64 / u64::from(way.window), "{way:?}: a page of the window faulted by itself");
+            // Readahead may spare some.
+            assert!(faults <= 64 / u64::from(way.window), "{way:?}: {faults}: a page of a window faulted by itself");
             object.populate(0..object.len()).expect("all are published");
             assert_eq!(object.evict(0..object.len()).expect("evict"), 64, "{way:?}: nothing was written");
             assert_eq!(memory.writes.load(Ordering::SeqCst), 0);

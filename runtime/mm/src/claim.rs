@@ -4,6 +4,9 @@
 //! crate, together with the decrement. Dropping one without spending it would keep the object for ever, so tokens are
 //! `must_use` and not `Clone`.
 
+/// In `nr`: the claim reads ahead. Claims are of far fewer pages.
+const AHEAD: u32 = 1 << 31;
+
 /// The right to fill pages `pgoff..pgoff + nr` of an object (they are `filling`, owned by the holder), or, with
 /// `nr == 0`, only to use the object at `pgoff`.
 #[must_use = "a claim must be completed, passed on or released"]
@@ -31,7 +34,16 @@ impl Claim {
     /// Returns the number of pages.
     #[must_use]
     pub fn nr(&self) -> u32 {
-        self.nr
+        self.nr & !AHEAD
+    }
+    /// Returns whether nobody asked for the pages yet: what the store cannot give stays absent then.
+    #[must_use]
+    pub fn is_ahead(&self) -> bool {
+        self.nr & AHEAD != 0
+    }
+    /// Makes it a claim for pages that nobody asked for.
+    pub fn into_ahead(self) -> Self {
+        Self { nr: self.nr | AHEAD, ..self }
     }
     /// Turns the token into two words, for a queue.
     #[must_use]
@@ -132,6 +144,8 @@ mod tests {
     fn tokens_survive_the_queue() {
         let words = Claim::new(7, u64::MAX, u32::MAX).into_words();
         assert_eq!(Claim::from_words(words), Claim::new(7, u64::MAX, u32::MAX));
+        let ahead = Claim::from_words(Claim::new(7, 3, 5).into_ahead().into_words());
+        assert!(ahead.is_ahead() && ahead.nr() == 5, "{ahead:?}");
         let t = || Telling::new(3, 9, 0x7fff_ffff_f000, true, Claim::new(1, 2, 0));
         assert_eq!(Telling::from_words(t().into_words()), t());
     }

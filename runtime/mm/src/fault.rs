@@ -11,13 +11,17 @@ use crate::filemap;
 use crate::folio::{DSYNCED, FolioWord, State};
 pub use crate::host::Env;
 use crate::host::Woken;
+use crate::memcg;
 use crate::memcontrol::CacheAccount;
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
+use crate::read_pages;
+use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
-use crate::vmscan::{self, Freed};
+use crate::vmscan::Freed;
 use crate::vmstat::Stage;
+use crate::writeback;
 
 /// How often one trap tries again before it returns to the instruction, which then traps anew.
 ///
@@ -72,6 +76,11 @@ pub fn resume_user_addr_fault(
         }
         let r = found?;
         let seen = attempt.before.without(VmFaultReason::RETRY) | r;
+        if r.intersects(VmFaultReason::COMPLETED) {
+            // Handled; nothing of the fault is held any more.
+            let _ = do_work(env, ctx, work);
+            return Some(seen);
+        }
         if !r.intersects(VmFaultReason::RETRY) || flags.intersects(FaultFlags::RETRY_NOWAIT) {
             drop_work(env, work);
             return Some(seen);
@@ -109,6 +118,11 @@ fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, wor
         let r = memory::handle_mm_fault(&mut vmf);
         debug_assert!(vmf.folio.is_none(), "no pin leaves the section");
         *work = core::mem::take(&mut vmf.work);
+        if vmf.marker != NO_MARKER {
+            // Whatever became of the fault. It claims and queues, it neither reads nor waits; and here the frames of the
+            // walk are gone from the stack.
+            read_pages::do_async_readahead(vma.mapping, env.park, ctx.stripe, vmf.marker, 1);
+        }
         let stat = vma.mapping.stat;
         memory::account_fault(ctx, stat, r, attempt.before);
         if ctx.clock.is_some() {
@@ -129,14 +143,31 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             Next::Again
         }
         Work::Fill(claim) => do_fill(env, ctx, claim),
+        Work::Read(held, mode) => do_read(env, ctx, held, mode),
         Work::Cow(claim) => do_cow_read(env, ctx, claim),
         Work::Dsync(claim) => do_dsync(env, ctx, claim),
         Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
+        Work::Throttle(claim) => do_throttle(env, ctx, claim),
         Work::Tell(telling) => {
             do_tell(env, ctx, telling);
             Next::Again
         }
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
+    }
+}
+
+/// Reads a missing page here or on a filler, and has the fillers read what lies ahead of it first.
+#[inline(never)]
+fn do_read(env: Env<'_>, ctx: &Ctx<'_>, held: Claim, mode: Mode) -> Next {
+    let mut claim = None;
+    env.mm.with_claim(&held, &mut |m| {
+        claim = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
+    });
+    release(env, held);
+    match claim {
+        Some(claim) => do_fill(env, ctx, claim),
+        // Somebody else claimed it meanwhile, or there is no room: the next attempt is TRIED, and says so.
+        None => Next::Again,
     }
 }
 
@@ -146,7 +177,11 @@ fn drop_work(env: Env<'_>, work: Work) {
     match work {
         Work::None | Work::Wait(..) => {}
         Work::Fill(claim) => give_up(env, claim),
-        Work::Cow(claim) | Work::Dsync(claim) | Work::Reclaim(claim) => release(env, claim),
+        Work::Cow(claim)
+        | Work::Dsync(claim)
+        | Work::Reclaim(claim)
+        | Work::Throttle(claim)
+        | Work::Read(claim, ..) => release(env, claim),
         Work::Tell(telling) => untell(env, telling),
     }
 }
@@ -165,7 +200,7 @@ fn do_wait(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Next {
 fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let mut freed = Freed::Nothing;
     env.mm.with_claim(&claim, &mut |m| {
-        freed = vmscan::try_to_free_pages(env, ctx, m.account, m.stat);
+        freed = memcg::try_to_free_pages(env, ctx, m);
         if freed == Freed::Nothing {
             m.stat.reason(ctx.stripe, VmFaultReason::OOM);
         }
@@ -176,6 +211,14 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
         Freed::Later => Next::Later,
         Freed::Nothing => Next::Fail(FillError::NoMemory),
     }
+}
+
+/// Lets a writer wait for write-back. Linux: `balance_dirty_pages`.
+#[inline(never)]
+fn do_throttle(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    env.mm.with_claim(&claim, &mut |m| writeback::balance_dirty_pages(env, ctx, m));
+    release(env, claim);
+    Next::Again
 }
 
 /// Wakes the background reclaimer when the cache has grown past its low watermark.

@@ -17,12 +17,13 @@
 
 use crate::claim::Claim;
 use crate::failpoint;
-use crate::folio::{DIRTY, Folio, FolioWord, OVERDUE, REFERENCED, State, Wake};
+use crate::folio::{DIRTY, Folio, FolioWord, OVERDUE, READAHEAD, REFERENCED, State, Wake};
 use crate::host::Park;
 use crate::lru::Entry;
 use crate::mapping::{FailurePolicy, Mapping};
 use crate::ops::{Installed, Prot, WaitKey};
 use crate::page::{EXTENT_SHIFT, PAGE_SHIFT};
+use crate::readahead::Mode;
 use crate::sync::{Ordering, fence};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma, Work};
@@ -96,6 +97,12 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     match get_folio(mapping, vmf.pgoff(), set) {
         Lookup::Pinned(word) => {
             vmf.folio = Some(word);
+            if !vmf.flags().intersects(FaultFlags::TRIED) {
+                mapping.ra.note_hit();
+            }
+            if word.take_marker() {
+                vmf.marker = vmf.pgoff();
+            }
             VmFaultReason::LOCKED
         }
         Lookup::PastEnd => VmFaultReason::SIGBUS,
@@ -121,13 +128,46 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     }
 }
 
-/// Claims the run of missing pages around the fault, within the fill window, the vma, the extent and the object.
+/// Marks the window's page that sets the next one off, if it is among those just claimed.
+pub fn set_marker(mapping: &Mapping<'_>, claim: &Claim, marker: u64) {
+    let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
+    if (claim.pgoff()..end).contains(&marker)
+        && let Some(word) = mapping.folio(marker)
+    {
+        word.set(READAHEAD);
+    }
+}
+
+/// Asks for the missing page and what readahead adds to it, unless it is off or was asked before.
+#[inline(never)]
+fn ask_readahead(vmf: &mut VmFault<'_>) -> bool {
+    let (mapping, mode) = (vmf.vma().mapping, vmf.vma().read_mode());
+    let asks = mapping.ra.is_on() && mode != Mode::Random && !vmf.flags().intersects(FaultFlags::TRIED);
+    if asks {
+        vmf.work = Work::Read(hold(mapping, vmf.pgoff()), mode);
+    }
+    asks
+}
+
+/// Returns the pages that a miss reads where nothing is read ahead.
+#[inline(never)]
+fn window_of(vma: &Vma<'_>) -> u64 {
+    if vma.read_mode() == Mode::Random { 1 } else { u64::from(vma.mapping.fill_window_pages()) }
+}
+
+/// Asks for the missing page, and what readahead adds; where it is off, and at a second attempt, claims the run of
+/// missing pages around the fault, within the fill window, the vma, the extent and the object.
+///
+/// Readahead plans outside the section: its arithmetic needs stack that the section's frames have used.
 fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
     if vmf.flags().intersects(FaultFlags::RETRY_NOWAIT) {
         return VmFaultReason::RETRY;
     }
     let (vma, mapping) = (vmf.vma(), vmf.vma().mapping);
-    let window = u64::from(mapping.fill_window.clamp(1, CLAIM_MAX)).next_power_of_two();
+    if ask_readahead(vmf) {
+        return VmFaultReason::MAJOR | VmFaultReason::RETRY;
+    }
+    let window = window_of(vma);
     let start = (vmf.pgoff() & !(window - 1)).max(vma.pgoff);
     let end = (vmf.pgoff() & !(window - 1)).saturating_add(window).min(vma.pgoff_end()).min(mapping.nr_pages());
     match claim_run(mapping, vmf.pgoff(), start, end) {
@@ -153,11 +193,11 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
 /// # Errors
 /// [`FillError::NoMemory`] when the cache's limit does not allow even one page.
 pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Result<Option<Claim>, FillError> {
-    if !mapping.account.charge(1) {
+    if !mapping.charge(1) {
         return Err(FillError::NoMemory);
     }
     if !try_claim(mapping, pgoff) {
-        mapping.account.uncharge(1);
+        mapping.uncharge(1);
         return Ok(None);
     }
     // From here the object is kept: its last vma may go while we read. Relaxed: the section we are in (or the
@@ -166,12 +206,12 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
     // Neighbours only where they are simply absent: a poisoned neighbour must not fail a healthy fill.
     let absent = |p: u64| mapping.folio(p).is_some_and(|w| w.load().state() == State::Absent);
     let more = |p: u64| {
-        if !absent(p) || !mapping.account.charge(1) {
+        if !absent(p) || !mapping.charge(1) {
             return false;
         }
         let won = try_claim(mapping, p);
         if !won {
-            mapping.account.uncharge(1);
+            mapping.uncharge(1);
         }
         won
     };
@@ -258,9 +298,16 @@ pub fn read_claimed(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, claim
             mapping.stat.add(stripe, Event::FILL_ERRORS, 1);
             let bad = pgoff.saturating_add(u64::from(good.min(nr.saturating_sub(1))));
             publish(mapping, park, stripe, pgoff, bad);
+            if claim.is_ahead() {
+                // Nobody asked for the page: who does asks the store anew, and gets the verdict.
+                each(mapping, park, bad, end, FolioWord::abandon);
+                mapping.uncharge(end.saturating_sub(bad));
+                release(mapping, claim);
+                return Err(error);
+            }
             let settled = settle_bad_page(mapping, park, stripe, bad, error);
             each(mapping, park, bad.saturating_add(1), end, FolioWord::abandon);
-            mapping.account.uncharge(end.saturating_sub(bad.saturating_add(1)));
+            mapping.uncharge(end.saturating_sub(bad.saturating_add(1)));
             settled
         }
     };
@@ -285,7 +332,7 @@ fn settle_bad_page(
     // What the store left half-written goes away; if that fails the word still says that nobody may look.
     let _ = mapping.a_ops.punch(pgoff, 1);
     each(mapping, park, pgoff, end, |w| w.fail(error));
-    mapping.account.uncharge(1);
+    mapping.uncharge(1);
     Err(error)
 }
 
@@ -302,7 +349,7 @@ fn publish_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), stripe: usize, fr
     if to < all {
         let _ = mapping.a_ops.punch(to, u32::try_from(all - to).unwrap_or(0));
         each_waking(mapping, wake, to, all, FolioWord::abandon);
-        mapping.account.uncharge(all - to);
+        mapping.uncharge(all - to);
     }
     // Where stores are not tracked every page must count as written from the start: its mappings are open to stores, and
     // what the word calls clean is dropped.
@@ -340,7 +387,7 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
 pub fn abandon(mapping: &Mapping<'_>, park: &dyn Park, claim: Claim) {
     let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
     each(mapping, park, claim.pgoff(), end, FolioWord::abandon);
-    mapping.account.uncharge(u64::from(claim.nr()));
+    mapping.uncharge(u64::from(claim.nr()));
     release(mapping, claim);
 }
 
@@ -406,11 +453,14 @@ pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFau
         }
         run = p.saturating_add(1);
     }
+    if !result.is_empty() && !vmf.flags().intersects(FaultFlags::TRIED) {
+        vma.mapping.ra.note_hit();
+    }
     result
 }
 
-/// Pins page `p` for a window; `false` ends the run.
-fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
+/// Pins page `p` for a window; `false` ends the run. A marker on it is taken and noted.
+fn pin_for_window(vmf: &mut VmFault<'_>, p: u64, set: u64) -> bool {
     let vma = vmf.vma();
     let addr = vma.address_of(p);
     // By granule a window that exposes for stores takes along what is exposed for loads alone; one for loads leaves
@@ -425,10 +475,12 @@ fn pin_for_window(vmf: &VmFault<'_>, p: u64, set: u64) -> bool {
     let Some(word) = vma.mapping.folio(p) else { return false };
     let own = p == vmf.pgoff();
     let pinned = if own { word.try_pin(set | REFERENCED) } else { word.try_pin_around(set) };
-    if let Ok(old) = pinned {
-        account_pinned(vma.mapping, old, set);
+    let Ok(old) = pinned else { return false };
+    account_pinned(vma.mapping, old, set);
+    if old.has(READAHEAD) && word.take_marker() {
+        vmf.marker = p;
     }
-    pinned.is_ok()
+    true
 }
 
 /// Installs the pinned pages `from..to`, unpins them, and says whether the faulting one is among the mapped.

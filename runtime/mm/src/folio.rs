@@ -76,7 +76,7 @@ pub const DSYNCED: u64 = 1 << 7;
 pub const UNSYNCED: [u64; 2] = [1 << 11, 1 << 12];
 /// Not written back before it is released (write-ahead logs). Kept when the page leaves the cache.
 pub const HELD: u64 = 1 << 13;
-/// Touching it starts the next readahead window. Linux: `PG_readahead`.
+/// Whoever maps or pins the page has the next window read. Linux: `PG_readahead`.
 pub const READAHEAD: u64 = 1 << 14;
 /// Reclaim took its mappings away and waits whether anybody misses them.
 pub const UNMAPPED: u64 = 1 << 15;
@@ -291,6 +291,17 @@ impl FolioWord {
         })
     }
 
+    /// The same for a page that may be `UNMAPPED` already.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_unmap_again(&self) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let idle = w.state() == State::Uptodate && w.pins() == 0;
+            idle.then(|| ((w.0 | UNMAPPED) & !REFERENCED) + PIN)
+        })
+    }
+
     /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason.
     pub fn keep(&self) {
         // Relaxed: both bits are advice; who evicts decides by CAS.
@@ -369,6 +380,13 @@ impl FolioWord {
         // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
         // release publishes it.
         self.0.fetch_or(flags, Ordering::Relaxed);
+    }
+
+    /// Takes the readahead marker off a page that the caller has pinned; `true`: it was there, and is the caller's.
+    #[inline]
+    pub fn take_marker(&self) -> bool {
+        // Relaxed: it orders nothing; of several takers one gets it.
+        self.load().has(READAHEAD) && self.0.fetch_and(!READAHEAD, Ordering::Relaxed) & READAHEAD != 0
     }
 
     /// uptodate, clean, unpinned, `UNMAPPED` and not referenced since -> evicting.
@@ -586,6 +604,33 @@ mod tests {
         w.try_claim().unwrap();
         let _ = w.publish(0);
         assert_eq!(w.load().0 & ERROR, 0, "healed");
+    }
+
+    #[test]
+    fn a_marker_outlives_the_fill_and_is_taken_once() {
+        let w = FolioWord::new();
+        w.try_claim().unwrap();
+        w.set(READAHEAD);
+        let _ = w.publish(0);
+        assert!(w.try_pin(0).unwrap().has(READAHEAD));
+        assert!(w.take_marker() && !w.take_marker(), "one taker gets it");
+        w.set(READAHEAD);
+        w.unpin();
+        w.try_evict().unwrap();
+        let _ = w.evicted(0);
+        w.try_claim().unwrap();
+        assert!(!w.load().has(READAHEAD), "a new life begins without it");
+    }
+
+    #[test]
+    fn every_error_fits_beside_the_flags() {
+        for code in 1..=6 {
+            let w = FolioWord::new();
+            w.try_claim().unwrap();
+            w.set(READAHEAD);
+            let _ = w.fail(FillError::from_code(code));
+            assert_eq!(w.load().error() as u8, code);
+        }
     }
 
     #[test]

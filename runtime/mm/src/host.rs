@@ -157,6 +157,13 @@ pub trait Park {
     /// The claim, when there is no room or no filler.
     fn submit(&self, claim: Claim) -> Result<(), Claim>;
 
+    /// Returns whether the fillers have more to do than they get done: nothing is read ahead then.
+    ///
+    /// # Context: handler
+    fn is_congested(&self) -> bool {
+        false
+    }
+
     /// Passes a telling to a worker.
     ///
     /// # Context: handler

@@ -11,18 +11,20 @@
 //! page types
 //! sync
 //! trace vmstat ctx
-//! folio extent claim ops
-//! lru
+//! folio extent claim ops readahead
+//! lru streams
 //! memcontrol
 //! mapping
 //! delegation
 //! vma
 //! host
 //! filemap
+//! read_pages
 //! huge_memory userfaultfd
 //! rmap
 //! writeback
 //! vmscan
+//! memcg
 //! shmem
 //! memory truncate
 //! fault
@@ -55,6 +57,9 @@ pub mod claim;
 pub mod extent;
 pub mod folio;
 pub mod ops;
+pub mod readahead;
+
+pub mod streams;
 
 pub mod lru;
 
@@ -70,6 +75,8 @@ pub mod host;
 
 pub mod filemap;
 
+pub mod read_pages;
+
 pub mod huge_memory;
 #[cfg(feature = "userfaultfd")]
 pub mod userfaultfd;
@@ -79,6 +86,8 @@ pub mod rmap;
 pub mod writeback;
 
 pub mod vmscan;
+
+pub mod memcg;
 
 pub mod shmem;
 

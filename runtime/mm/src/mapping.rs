@@ -4,9 +4,14 @@ use crate::extent::ChunkWord;
 use crate::folio::FolioWord;
 use crate::memcontrol::CacheAccount;
 use crate::ops::AddressSpaceOps;
-use crate::page::{chunk_of, pages_of, pgoff_index};
+use crate::page::{EXTENT_SHIFT, PAGE_SHIFT, chunk_of, pages_of, pgoff_index};
+use crate::readahead::Request;
+use crate::streams::Readahead;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::vmstat::VmStat;
+
+/// The longest fill window.
+const FILL_WINDOW_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
 
 /// What happens to an access whose page the store cannot give.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -50,10 +55,14 @@ pub struct Mapping<'g> {
     /// The pages lie in the only mapping there is, private memory, and cannot be unmapped without leaving: `punch` takes
     /// them out whole, finds by itself which were stored to, and writes those. What `punch` leaves `DIRTY` was written.
     pub exclusive: bool,
+    /// Writing them waits for a device.
+    pub write_blocks: bool,
     /// A private first store may be read past the cache.
     pub staging: bool,
-    /// Pages read at once when one is missing.
+    /// Pages read at once by one thread when one is missing, at most.
     pub fill_window: u32,
+    /// What is read beyond that, and before anybody asks.
+    pub ra: Readahead,
     /// How long a touch waits for a fill, `u64::MAX` for ever.
     pub deadline_ns: u64,
     /// Claims, tellings and reads in flight: the object must not go away while there are any.
@@ -62,6 +71,12 @@ pub struct Mapping<'g> {
     pub nr_maps: AtomicU32,
     /// The cache's limit, and who is reclaimed first.
     pub account: &'g CacheAccount<'g>,
+    /// The object's own limit in pages, `u64::MAX` if it has none, and its pages as far as they are counted for that.
+    pub own_limit: AtomicU64,
+    /// Pages of an object with a limit of its own.
+    pub nr_own: AtomicU64,
+    /// Where reclaim under that limit goes on.
+    pub hand: AtomicU64,
     /// Which of the two `UNSYNCED` bits write-back sets now.
     pub flush_turn: AtomicU32,
     /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
@@ -95,6 +110,36 @@ impl Mapping<'_> {
         false
     }
 
+    /// Takes `nr` pages from the cache's limit, and from the object's own if it has one; `false`: one would be passed,
+    /// nothing changed.
+    #[must_use]
+    pub fn charge(&self, nr: u64) -> bool {
+        let limit = self.own_limit.load(Ordering::Relaxed);
+        if limit == u64::MAX {
+            return self.account.charge(nr);
+        }
+        // Counted first and taken back: another fault may be refused for a moment, and tries again.
+        if self.nr_own.fetch_add(nr, Ordering::Relaxed).saturating_add(nr) <= limit && self.account.charge(nr) {
+            return true;
+        }
+        self.nr_own.fetch_sub(nr, Ordering::Relaxed);
+        false
+    }
+
+    /// Gives `nr` pages back.
+    pub fn uncharge(&self, nr: u64) {
+        if self.own_limit.load(Ordering::Relaxed) != u64::MAX {
+            self.nr_own.fetch_sub(nr, Ordering::Relaxed);
+        }
+        self.account.uncharge(nr);
+    }
+
+    /// Returns whether the object has no room below a limit of its own.
+    #[must_use]
+    pub fn is_over_own_limit(&self) -> bool {
+        self.nr_own.load(Ordering::Relaxed) >= self.own_limit.load(Ordering::Relaxed)
+    }
+
     /// Counts pages that became dirty.
     pub fn account_dirtied(&self, nr: u64) {
         if nr > 0 {
@@ -109,10 +154,10 @@ impl Mapping<'_> {
         }
     }
 
-    /// Returns whether `punch` may have to call a store that must not be called in a handler or inside a section.
+    /// Returns whether `punch` may have to call a store that waits, or must not be called in a handler: not inside a section.
     #[must_use]
     pub fn punch_waits(&self) -> bool {
-        self.exclusive && self.dirty_goes && (!self.handler_safe || self.store_faults)
+        self.exclusive && self.dirty_goes && (!self.handler_safe || self.store_faults || self.write_blocks)
     }
 
     /// Asks for a flush of the store.
@@ -125,6 +170,24 @@ impl Mapping<'_> {
     #[must_use]
     pub fn folio(&self, pgoff: u64) -> Option<&FolioWord> {
         self.folios.get(pgoff_index(pgoff))
+    }
+
+    /// Returns whether page `pgoff` is in the cache, whole.
+    #[must_use]
+    pub fn is_cached(&self, pgoff: u64) -> bool {
+        self.folio(pgoff).is_some_and(|w| w.load().is_mappable())
+    }
+
+    /// Returns an access of `req` pages at `pgoff`, as readahead knows it.
+    #[must_use]
+    pub fn request(&self, pgoff: u64, req: u32) -> Request {
+        Request { index: pgoff, req, sync_max: self.fill_window_pages(), floor: 0, end: self.nr_pages() }
+    }
+
+    /// Returns the fill window: a power of two, at most an extent.
+    #[must_use]
+    pub fn fill_window_pages(&self) -> u32 {
+        self.fill_window.clamp(1, FILL_WINDOW_MAX).next_power_of_two()
     }
 
     /// Returns the word of the chunk that holds page `pgoff`.

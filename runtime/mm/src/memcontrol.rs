@@ -23,6 +23,8 @@ pub struct CacheAccount<'g> {
     pub nr_dirty: AtomicU64,
     /// Pages being written out.
     pub nr_writeback: AtomicU64,
+    /// Writers of more dirty pages than this wait for write-back.
+    pub dirty_limit: AtomicU64,
     /// In which order pages are reclaimed.
     pub lru: Lruvec<'g>,
     /// Moves when pages were given back while somebody waited.
@@ -33,6 +35,8 @@ pub struct CacheAccount<'g> {
     bell: AtomicU32,
     /// The background reclaimer sleeps on the bell.
     idle: AtomicU32,
+    /// Moves when the flusher is wanted at once.
+    flush_bell: AtomicU32,
 }
 
 /// Watermarks lie a sixty-fourth and a thirty-second of the limit below it.
@@ -50,11 +54,13 @@ impl<'g> CacheAccount<'g> {
             limit_pages: AtomicU64::new(limit_pages),
             nr_dirty: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
+            dirty_limit: AtomicU64::new(u64::MAX),
             lru,
             progress: AtomicU32::new(0),
             waiters: AtomicU32::new(0),
             bell: AtomicU32::new(0),
             idle: AtomicU32::new(0),
+            flush_bell: AtomicU32::new(0),
         }
     }
 
@@ -137,6 +143,25 @@ impl<'g> CacheAccount<'g> {
     #[must_use]
     pub fn bell_addr(&self) -> usize {
         core::ptr::from_ref(&self.bell).addr()
+    }
+
+    /// Returns whether writers have to wait until dirty pages are written. Linux: the hard limit of
+    /// `balance_dirty_pages`.
+    #[must_use]
+    pub fn is_dirty_full(&self) -> bool {
+        self.nr_dirty.load(Ordering::Relaxed) > self.dirty_limit.load(Ordering::Relaxed)
+    }
+
+    /// Returns what the flusher sleeps on.
+    #[must_use]
+    pub fn flush_key(&self) -> WaitKey {
+        WaitKey { addr: core::ptr::from_ref(&self.flush_bell).addr(), seen: self.flush_bell.load(Ordering::SeqCst) }
+    }
+
+    /// Wants the flusher at once; returns the address to wake.
+    pub fn ring_flusher(&self) -> usize {
+        self.flush_bell.fetch_add(1, Ordering::SeqCst);
+        core::ptr::from_ref(&self.flush_bell).addr()
     }
 
     /// Begins a wait for pages to be given back, or write-back to end: returns what to sleep on.

@@ -103,8 +103,7 @@ pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch) -> u64 {
         let mut nr = 0;
         for q in p..end {
             let Some(word) = mapping.folio(q) else { break };
-            // Not if reclaim unmaps it already: it does so in every mapping.
-            if word.try_unmap().is_ok() {
+            if word.try_unmap_again().is_ok() {
                 if let Some(at) = pages.get_mut(nr) {
                     *at = (mapping.id, q);
                     nr += 1;
@@ -145,10 +144,16 @@ struct Seen {
 
 fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Seen {
     let mut seen = Seen::default();
-    each_address(vma, mapping.id, pages, |i, pgoff, addr| match vma.mmu.pte(addr) {
-        Pte::Written => mark_dirty(mapping, pgoff),
-        Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
-        Pte::None => seen.nothing |= 1 << i,
+    each_address(vma, mapping.id, pages, |i, pgoff, addr| {
+        if mapping.folio(pgoff).is_some_and(|w| w.load().has(DIRTY)) {
+            // Nothing to find out: it stays dirty while we hold the pin.
+            return;
+        }
+        match vma.mmu.pte(addr) {
+            Pte::Written => mark_dirty(mapping, pgoff),
+            Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
+            Pte::None => seen.nothing |= 1 << i,
+        }
     });
     failpoint!(UNMAP_LOOKED);
     seen

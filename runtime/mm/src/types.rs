@@ -91,7 +91,7 @@ bits! {
         DONE_COW = 0x1000;
         /// The store must make the page's block durable before the first store instruction lands.
         NEEDDSYNC = 0x2000;
-        /// Linux: handled, but the lock was dropped meanwhile. Carried until dirty throttling exists.
+        /// Handled, and the thread is to wait for write-back. Linux: handled, and the lock was dropped meanwhile.
         COMPLETED = 0x4000;
         /// `fault` changed no page table; the core must call `handle_userfault` (0 without the feature).
         UFFD_MINOR = UFFD_MINOR_VALUE;
@@ -167,10 +167,14 @@ bits! {
         NATIVE_OK = 1 << 20;
         /// A whole granule is exposed at once, by protection (SIGSEGV delivery).
         GRANULE = 1 << 21;
-        /// Fault-around is off: one page a fault.
+        /// Read in no order: one page a fault, nothing around it.
         RAND_READ = 1 << 22;
         /// Ask the delegate before `fault`, by `VmOps::get_folio_noalloc` (the kernel's later design).
         UFFD_LOOKUP_FIRST = 1 << 23;
+        /// Read in ascending order: read far ahead.
+        SEQ_READ = 1 << 24;
+        /// Fault-around is off: what a fault reads is mapped page by page.
+        MAP_SINGLE = 1 << 25;
     }
 }
 

@@ -10,6 +10,7 @@ use crate::folio::FolioWord;
 use crate::mapping::Mapping;
 use crate::ops::{Mmu, Staged, WaitKey};
 use crate::page::{EXTENT_SHIFT, PAGE_SHIFT, page_align_down, pgoff_index};
+use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
 
 /// A range of an arena over (part of) an object. Linux: `struct vm_area_struct`.
@@ -74,6 +75,18 @@ impl Vma<'_> {
         (self.start >> PAGE_SHIFT) as u64 % extent_pages == self.pgoff % extent_pages
     }
 
+    /// Returns how the vma is said to be read, or else its object.
+    #[must_use]
+    pub fn read_mode(&self) -> Mode {
+        if self.flags.intersects(VmFlags::RAND_READ) {
+            Mode::Random
+        } else if self.flags.intersects(VmFlags::SEQ_READ) {
+            Mode::Sequential
+        } else {
+            self.mapping.ra.mode()
+        }
+    }
+
     /// Returns whether a store through the vma may reach the object without anybody noting it.
     #[must_use]
     pub fn is_unseen(&self) -> bool {
@@ -95,12 +108,16 @@ pub enum Work {
     None,
     /// Read the claimed pages.
     Fill(Claim),
+    /// Read the missing page that the claim, which is of no pages, names, and what readahead adds to it.
+    Read(Claim, Mode),
     /// Read one page into a staging page, for a private copy; the claim is of no pages, it keeps the object alive.
     Cow(Claim),
     /// Make a page's block durable; as above.
     Dsync(Claim),
     /// Make room in the cache; as above.
     Reclaim(Claim),
+    /// The store is through; let its thread wait for write-back, with `COMPLETED`. As above.
+    Throttle(Claim),
     /// Call the delegate.
     Tell(Telling),
     /// Sleep on a word.
@@ -144,6 +161,8 @@ pub struct VmFault<'a> {
     pub folio: Option<&'a FolioWord>,
     /// What `RETRY` asks for.
     pub work: Work,
+    /// The marker of a readahead window that was mapped or pinned, or `NO_MARKER`.
+    pub marker: u64,
 }
 
 impl<'a> VmFault<'a> {
@@ -162,6 +181,7 @@ impl<'a> VmFault<'a> {
             timed_out: false,
             folio: None,
             work: Work::None,
+            marker: NO_MARKER,
         }
     }
     /// Returns the context.

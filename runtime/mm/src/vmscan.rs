@@ -53,10 +53,16 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
         if dirty > 0 {
             done.dirty = write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
         }
+        let mut early = 0;
         env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            done.scanned += scan.age(batch);
+            let (scanned, unmapped) = scan.age(batch);
+            done.scanned += scanned;
+            early = scan.pick_early(batch, unmapped);
         });
+        if early > 0 {
+            write_dirty(env, stripe, batch.pages.get(..early).unwrap_or(&[]));
+        }
     });
     if !have {
         env.park.relax();
@@ -270,13 +276,33 @@ impl Scan<'_> {
         freed
     }
 
-    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at.
-    fn age(&self, batch: &mut Batch) -> u64 {
+    /// Moves the pages to the front that had better be written while they are on probation, because writing them takes
+    /// long; returns how many. Those that are missed meanwhile are written once for nothing.
+    fn pick_early(&self, batch: &mut Batch, unmapped: usize) -> usize {
+        let mut nr = 0;
+        for i in 0..unmapped {
+            let Some(page) = batch.pages.get(i).copied() else { break };
+            let blocks = |m: &Mapping<'_>| {
+                m.write_blocks && m.dirty_goes && m.folio(page.1).is_some_and(|w| w.load().has(DIRTY))
+            };
+            if self.rmap.mapping(page.0).is_some_and(blocks)
+                && let Some(at) = batch.pages.get_mut(nr)
+            {
+                *at = page;
+                nr += 1;
+            }
+        }
+        nr
+    }
+
+    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at, and how
+    /// many are in the batch.
+    fn age(&self, batch: &mut Batch) -> (u64, usize) {
         let lru = &self.account.lru;
         let limit = self.account.limit();
         // Full probation gives verdicts first: the more pages wait, the longer each has to be missed.
         if lru.probation.len() > Lruvec::probation_target(limit) + BATCH as u64 {
-            return 0;
+            return (0, 0);
         }
         let (mut scanned, mut nr) = (0, 0);
         for _ in 0..batch_pages(limit) {
@@ -309,7 +335,7 @@ impl Scan<'_> {
             }
         }
         self.stat.add(self.stripe, Event::PGDEACTIVATE, nr as u64);
-        scanned
+        (scanned, nr)
     }
 
     /// Pins and marks one page for unmapping; `false`: it is gone, or is not to be unmapped now.
@@ -336,7 +362,7 @@ impl Scan<'_> {
 }
 
 /// uptodate and not missed -> evicting.
-fn take_idle(mapping: &Mapping<'_>, word: &FolioWord) -> bool {
+pub(crate) fn take_idle(mapping: &Mapping<'_>, word: &FolioWord) -> bool {
     if mapping.exclusive { take_out(mapping, word, true, true) } else { word.try_evict().is_ok() }
 }
 
@@ -359,7 +385,7 @@ fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mappin
 
 /// Why pages go.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Why {
+pub(crate) enum Why {
     /// For room: they leave a shadow.
     Reclaim,
     /// Somebody asked.
@@ -369,7 +395,7 @@ enum Why {
 }
 
 /// Punches pages that are `evicting`, makes them absent, and gives them back to the limit; returns how many went.
-fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, why: Why) -> u64 {
+pub(crate) fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, why: Why) -> u64 {
     failpoint!(EVICT_PUNCH);
     let nr = u32::try_from(to - from).unwrap_or(0);
     let drop = |p, nr| if why == Why::Void { mapping.a_ops.discard(p, nr) } else { mapping.a_ops.punch(p, nr) };
@@ -398,7 +424,7 @@ fn gone(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, freed:
     if let Some(chunk) = mapping.chunk(from) {
         chunk.sub_uptodate(freed);
     }
-    mapping.account.uncharge(freed);
+    mapping.uncharge(freed);
     mapping.stat.add(stripe, Event::PGSTEAL, freed);
     if let Some(addr) = mapping.account.progressed() {
         park.wake(addr);
@@ -432,7 +458,7 @@ const CLUSTER_PAGES: u64 = 16;
 
 /// Has dirty pages written: here, where the store may be called in a handler, else by a filler. Returns how many pages
 /// that concerns.
-fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
+pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
     let mut nr = 0;
     let mut last = None;
     for (id, pgoff) in pages {
@@ -455,7 +481,7 @@ fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
 
 fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     let mut here = false;
-    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults);
+    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults && !m.write_blocks);
     if here {
         write_here(env, stripe, claim);
     } else if let Err(claim) = env.park.submit_writeback(claim) {
@@ -511,7 +537,8 @@ const NAP_NS: u64 = 2_000_000;
 ///
 /// Gives up when it has looked at everything several times and nothing is being written out either: then all pages are
 /// pinned, held, or cannot be written.
-pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, stat: &VmStat) -> Freed {
+pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
+    let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
     let mut scanned = 0u64;
     let mut idle = 0u32;
@@ -586,22 +613,55 @@ pub fn evict_exclusive(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, 
     take_out_range(env, mapping, 0, from, to, Reach { idle: false, dirty, why: Why::Asked })
 }
 
-/// Drops the clean, unpinned, unmapped-on-the-way pages of `from..to`; dirty and pinned ones stay. Returns how many went.
-///
-/// Dirty pages of exclusive objects are written on their way.
+/// Drops the clean, unpinned pages of `from..to`, unmapping them on the way; dirty and pinned ones stay. Returns how many
+/// went. Dirty pages of exclusive objects are written on their way.
 ///
 /// # Context: control plane, or a handler; of an exclusive object, as its store
 pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
     if mapping.exclusive {
         return evict_exclusive(env, mapping, from, to, true);
     }
+    each_batch(env, mapping, from, to, &mut |r, batch, a, b| reclaim_batch(env, r, mapping, stripe, batch, a, b))
+}
+
+/// Unmaps the pages of `from..to` and puts them on probation: they go next unless they are missed. Returns how many that
+/// were. Linux: `deactivate_page`.
+pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
+    each_batch(env, mapping, from, to, &mut |r, batch, a, b| {
+        let nr = unmap_batch(r, mapping, stripe, batch, a, b);
+        let pages = batch.pages.get(..nr).unwrap_or(&[]);
+        for (id, p) in pages {
+            let Some(word) = mapping.folio(*p) else { continue };
+            let entry = Entry::new(*id, *p, word.load());
+            word.unpin();
+            if !mapping.account.lru.probation.push(entry.0) {
+                word.keep();
+            }
+        }
+        if nr > 0
+            && let Some(chunk) = mapping.chunk(a)
+        {
+            chunk.put_evict();
+        }
+        nr as u64
+    })
+}
+
+/// Calls `f` for each batch of `from..to` that has cached pages, and adds up what it returns.
+fn each_batch(
+    env: Env<'_>,
+    mapping: &Mapping<'_>,
+    from: u64,
+    to: u64,
+    f: &mut dyn FnMut(&dyn Rmap, &mut Batch, u64, u64) -> u64,
+) -> u64 {
     let mut freed = 0;
     let mut p = from;
     while p < to {
         let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
         if (p..end).any(|q| mapping.folio(q).is_some_and(|w| w.load().is_mappable())) {
             let have = env.mm.with_batch(&mut |batch| {
-                env.mm.with_rmap(&mut |r| freed += reclaim_batch(env, r, mapping, stripe, batch, p, end));
+                env.mm.with_rmap(&mut |r| freed += f(r, batch, p, end));
             });
             if !have {
                 env.park.relax();
@@ -623,21 +683,11 @@ fn reclaim_batch(
     from: u64,
     to: u64,
 ) -> u64 {
-    if !rmap::get_evict(rmap, mapping, stripe, from) {
+    let nr = unmap_batch(rmap, mapping, stripe, batch, from, to);
+    if nr == 0 {
         return 0;
     }
-    let Batch { pages, zaps } = batch;
-    let mut nr = 0;
-    for p in from..to {
-        if mapping.folio(p).is_some_and(|w| w.try_unmap().is_ok())
-            && let Some(at) = pages.get_mut(nr)
-        {
-            *at = (mapping.id, p);
-            nr += 1;
-        }
-    }
-    let pages = pages.get(..nr).unwrap_or(&[]);
-    rmap::try_to_unmap(rmap, mapping, pages, zaps);
+    let pages = batch.pages.get(..nr).unwrap_or(&[]);
     let mut freed = 0;
     let mut run: Option<(u64, u64)> = None;
     for (_, p) in pages {
@@ -664,6 +714,39 @@ fn reclaim_batch(
         chunk.put_evict();
     }
     freed
+}
+
+/// Unmaps up to a batch of pages of one chunk: they are pinned and `UNMAPPED`, and their chunk counts an eviction.
+/// Returns how many; 0: nothing is counted.
+pub(crate) fn unmap_batch(
+    rmap: &dyn Rmap,
+    mapping: &Mapping<'_>,
+    stripe: usize,
+    batch: &mut Batch,
+    from: u64,
+    to: u64,
+) -> usize {
+    if !rmap::get_evict(rmap, mapping, stripe, from) {
+        return 0;
+    }
+    let Batch { pages, zaps } = batch;
+    let mut nr = 0;
+    for p in from..to {
+        if mapping.folio(p).is_some_and(|w| w.try_unmap_again().is_ok())
+            && let Some(at) = pages.get_mut(nr)
+        {
+            *at = (mapping.id, p);
+            nr += 1;
+        }
+    }
+    if nr == 0 {
+        if let Some(chunk) = mapping.chunk(from) {
+            chunk.put_evict();
+        }
+        return 0;
+    }
+    rmap::try_to_unmap(rmap, mapping, pages.get(..nr).unwrap_or(&[]), zaps);
+    nr
 }
 
 /// Drops the unpinned pages of `from..to`, dirty or not: their bytes are void. Returns how many went.

@@ -55,6 +55,14 @@ events! {
     PGCOW_STAGED = "pgcow_staged";
     /// Pages filled from a store.
     PGPGIN = "pgpgin";
+    /// Windows passed to the fillers.
+    READAHEAD_WINDOWS = "readahead_windows";
+    /// Pages passed to the fillers before anybody asked for them.
+    READAHEAD_PAGES = "readahead_pages";
+    /// Markers met, each of which sets the next window off.
+    READAHEAD_HITS = "readahead_hits";
+    /// Misses that continue no stream.
+    MMAP_MISS = "mmap_miss";
     /// Fill requests made to stores.
     FILL_CALLS = "fill_calls";
     /// Fill requests that failed.
@@ -85,6 +93,8 @@ events! {
     WRITEBACK_CALLS = "writeback_calls";
     /// Write requests that failed.
     WRITEBACK_ERRORS = "writeback_errors";
+    /// Writers that waited because too many pages were dirty.
+    BALANCE_DIRTY = "balance_dirty_pages";
     /// Flushes of stores.
     FLUSH_CALLS = "flush_calls";
     /// Flushes that failed.

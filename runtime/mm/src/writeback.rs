@@ -23,6 +23,7 @@
 //! -a: the page stays unsynced
 //! ```
 
+use crate::ctx::Ctx;
 use crate::failpoint;
 use crate::folio::{DIRTY, FolioWord, State, UNSYNCED};
 use crate::host::{Env, Rmap};
@@ -133,6 +134,24 @@ fn each(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, leave: impl Fn(
             env.park.wake(word.futex_addr());
         }
     }
+}
+
+/// How long one store waits at most for others' pages to be written.
+const THROTTLE_NS: u64 = 10_000_000;
+
+/// Waits a little while more pages are dirty than may be: the flusher writes them meanwhile.
+pub fn balance_dirty_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) {
+    let account = mapping.account;
+    if !mapping.dirty_goes || !mapping.write_blocks || !account.is_dirty_full() {
+        return;
+    }
+    mapping.stat.add(ctx.stripe, Event::BALANCE_DIRTY, 1);
+    env.park.wake(account.ring_flusher());
+    let nap = account.begin_wait();
+    if account.is_dirty_full() {
+        let _ = env.park.nap(ctx, nap, THROTTLE_NS);
+    }
+    account.end_wait();
 }
 
 /// Ends a flush that succeeded: what it covered is durable.

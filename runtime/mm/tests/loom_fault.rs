@@ -16,7 +16,7 @@ use support::{Broken, Setup, World, check, spawn};
 
 /// Shared, writable, one page a fault; `wp`: how first stores are learnt of.
 fn shared(wp: VmFlags) -> VmFlags {
-    VmFlags::READ | VmFlags::WRITE | VmFlags::MAYWRITE | VmFlags::SHARED | VmFlags::RAND_READ | wp
+    VmFlags::READ | VmFlags::WRITE | VmFlags::MAYWRITE | VmFlags::SHARED | VmFlags::MAP_SINGLE | wp
 }
 
 fn one_page(cached: usize, broken: Broken) -> Setup {
@@ -171,7 +171,7 @@ fn a_store_survives_write_back_and_evict_when_the_kernel_notes_it() {
 #[test]
 fn fill_windows_share_the_pages_between_them() {
     check(2, || {
-        let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ;
+        let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE;
         let w = World::new(Setup { flags, nr_pages: 2, cached: 0, fill_window: 2, broken: Broken::No });
         let t = spawn(move || assert_eq!(w.load(1, 1), 5));
         assert_eq!(w.load(0, 0), 5);
@@ -257,7 +257,7 @@ fn a_window_maps_only_what_it_pinned() {
 /// ```
 #[cfg(feature = "userfaultfd")]
 fn first_touch_against(cached: usize, other: fn(&'static World)) {
-    let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ | VmFlags::UFFD_MINOR;
+    let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE | VmFlags::UFFD_MINOR;
     let w = World::new(Setup { flags, nr_pages: 1, cached, fill_window: 1, broken: Broken::No });
     let t = spawn(move || other(w));
     touch(w);

@@ -108,7 +108,7 @@ const RW: VmFlags = VmFlags::READ.union(VmFlags::WRITE).union(VmFlags::MAYWRITE)
 const SHARED: VmFlags = RW.union(VmFlags::SHARED);
 const KINDS: &[Kind] = &[
     Kind { flags: SHARED.union(VmFlags::WP_SYNC), granule: 0, mkwrite: true },
-    Kind { flags: SHARED.union(VmFlags::WP_SYNC).union(VmFlags::RAND_READ), granule: 0, mkwrite: false },
+    Kind { flags: SHARED.union(VmFlags::WP_SYNC).union(VmFlags::MAP_SINGLE), granule: 0, mkwrite: false },
     Kind { flags: SHARED.union(VmFlags::WP_ASYNC).union(VmFlags::NATIVE_OK), granule: 0, mkwrite: false },
     Kind { flags: SHARED.union(VmFlags::WP_SYNC).union(VmFlags::SYNC), granule: 0, mkwrite: false },
     Kind { flags: SHARED.union(VmFlags::WP_SYNC).union(VmFlags::GRANULE), granule: 8, mkwrite: false },

@@ -28,7 +28,7 @@ const RO: VmFlags = VmFlags::READ.union(VmFlags::SHARED);
 const RW: VmFlags = VmFlags::READ.union(VmFlags::WRITE).union(VmFlags::MAYWRITE);
 const SHARED: VmFlags = RW.union(VmFlags::SHARED).union(VmFlags::WP_SYNC);
 /// One page a fault, so that a test knows which.
-const SINGLE: VmFlags = VmFlags::RAND_READ;
+const SINGLE: VmFlags = VmFlags::MAP_SINGLE;
 
 static PLAIN: ShmemVmOps = ShmemVmOps { mkwrite: false };
 
@@ -471,7 +471,7 @@ fn windows_map_what_is_cached_around_a_touch() {
     assert_eq!(w.stat.event(Event::PGMAPPED_AROUND), 63);
     let random = world(ObjectSpec { fill_window: 64, ..ObjectSpec::pages(64) }, RO | SINGLE);
     random.read(at(20));
-    assert_eq!((0..64).filter(|p| random.kernel.is_mapped(at(*p))).count(), 1, "RAND_READ: one page a fault");
+    assert_eq!((0..64).filter(|p| random.kernel.is_mapped(at(*p))).count(), 1, "MAP_SINGLE: one page a fault");
 }
 
 #[test]

@@ -336,6 +336,9 @@ impl Park for Host {
         ring();
         Ok(())
     }
+    fn is_congested(&self) -> bool {
+        HELPERS.load(Ordering::Relaxed) == 0 || is_starved()
+    }
     fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
         if HELPERS.load(Ordering::Acquire) == 0 {
             return Err(telling);

@@ -165,7 +165,7 @@ pub(crate) fn refusal(object: &ObjectInner) -> Option<Error> {
 /// protected for its sake. No fault-around: what is cached is mapped.
 pub(crate) fn flags_of(v: &VmaEntry) -> VmFlags {
     let write = if v.prot == Prot::ReadWrite { VmFlags::WRITE } else { VmFlags::empty() };
-    VmFlags::READ | VmFlags::SHARED | VmFlags::RAND_READ | write
+    VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE | v.advice | write
 }
 
 /// mmap(PROT_NONE), REGISTER, and telling the object where it is: `ArenaInner::map_kernel` of an exclusive object.

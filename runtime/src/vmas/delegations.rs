@@ -96,7 +96,6 @@ impl ArenaInner {
         self.replace(&mut vmas, &hit, &new, range)?;
         // What can still fail is remembered, not returned at once: the old records must be retired either way.
         let demoted: Result<Vec<_>> = hit.iter().map(|v| self.demote_entry(v, range)).collect();
-        super::unlist_all(&hit);
         self.retire(&hit);
         let zapped: Result<()> = new.iter().try_for_each(|v| {
             let inside = v.range.start.max(range.start)..v.range.end.min(range.end);

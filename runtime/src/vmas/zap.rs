@@ -18,8 +18,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 impl ArenaInner {
-    pub(crate) fn zap(&self, range: &Range<usize>) -> Result<()> {
-        let op = "Arena::zap";
+    pub(crate) fn zap(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
         let vmas = self.vmas();
         vmas.check_pins(op, range)?;
         let hit = vmas.overlapping(range);

@@ -397,6 +397,7 @@ impl World {
                 always_dirty: false,
                 staging: false,
                 fill_window: setup.fill_window,
+                ra: softfault_mm::streams::Readahead::new(0),
                 deadline_ns: u64::MAX,
                 users: AtomicU32::new(0),
                 nr_maps: AtomicU32::new(2),

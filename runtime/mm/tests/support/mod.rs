@@ -475,6 +475,7 @@ pub(crate) struct ObjectSpec {
     pub(crate) always_dirty: bool,
     pub(crate) staging: bool,
     pub(crate) fill_window: u32,
+    pub(crate) ra_pages: u32,
     pub(crate) policy: FailurePolicy,
     pub(crate) deadline_ns: u64,
 }
@@ -488,6 +489,7 @@ impl ObjectSpec {
             always_dirty: false,
             staging: false,
             fill_window: 1,
+            ra_pages: 0,
             policy: FailurePolicy::Poison,
             deadline_ns: u64::MAX,
         }
@@ -610,6 +612,7 @@ impl World {
                 always_dirty: spec.always_dirty,
                 staging: spec.staging,
                 fill_window: spec.fill_window,
+                ra: softfault_mm::streams::Readahead::new(spec.ra_pages),
                 deadline_ns: spec.deadline_ns,
                 users: AtomicU32::new(0),
                 nr_maps: AtomicU32::new(0),

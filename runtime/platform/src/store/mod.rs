@@ -272,6 +272,12 @@ pub trait Store: Send + Sync {
         false
     }
 
+    /// Returns whether `write` waits for a device: reclaim then has fillers call it, several at once, also where it might
+    /// call it itself.
+    fn write_blocks(&self) -> bool {
+        false
+    }
+
     /// Returns whether `read` gives what `write` took before the next flush: if not, a page that was written back stays
     /// in the cache until a flush has succeeded.
     fn rereads_unflushed(&self) -> bool {

@@ -55,6 +55,9 @@ impl Park for Impatient<'_> {
     fn submit(&self, claim: Claim) -> Result<(), Claim> {
         self.host.submit(claim)
     }
+    fn is_congested(&self) -> bool {
+        self.host.is_congested()
+    }
     fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
         self.host.submit_telling(telling)
     }

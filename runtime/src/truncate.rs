@@ -1,0 +1,121 @@
+//! The end of an object moves, and holes are made in it. Linux: `mm/truncate.c`, `fallocate`.
+
+use crate::error::{Error, Result, parent_only};
+use crate::io;
+use crate::object::Object;
+use softfault_mm::folio::State;
+use softfault_mm::page::{PAGE_SHIFT, pages_of};
+use softfault_mm::{truncate, vmscan};
+use softfault_platform::host::Host;
+use softfault_platform::section;
+use softfault_platform::store::StoreError;
+use std::ops::Range;
+use std::time::Duration;
+
+impl Object {
+    /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] past the maximal length, [`Error::Denied`] when a page past the end stays pinned for long (the
+    /// end is the new one all the same: such a page is SIGBUS to new touches), [`Error::Exhausted`] when an extent cannot be taken back.
+    pub fn set_len(&self, len_bytes: u64) -> Result<()> {
+        let op = "Object::set_len";
+        parent_only(op)?;
+        let m = self.inner.mapping();
+        if len_bytes > self.inner.len_max as u64 {
+            let why = "past the maximal length the object was made with";
+            return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
+        }
+        let _arenas = self.inner.arenas();
+        let _gate = self.inner.i_mmap().gate();
+        let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
+        if len_bytes > self.len() && self.inner.writable {
+            // The store grows first: bytes past its end cannot be read.
+            self.inner.store().set_len(len_bytes).map_err(moved)?;
+        }
+        self.inner.a_ops().set_len(len_bytes);
+        self.inner.exclusive.iter().for_each(|e| e.set_len(len_bytes));
+        let old = truncate::i_size_write(m, len_bytes);
+        if old <= len_bytes {
+            return Ok(());
+        }
+        // A promotion that read the old end has finished by now, or will read the new one.
+        section::synchronize();
+        let (from, to) = (len_bytes >> PAGE_SHIFT, pages_of(old));
+        let host = Host::detached();
+        for _ in 0..2_000 {
+            self.inner.demote(from, to)?;
+            let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
+            if dropped && io::zero_tail(&self.inner, len_bytes) {
+                // The store shrinks last: nobody writes past the new end any more.
+                let shrunk = if self.inner.writable { self.inner.store().set_len(len_bytes) } else { Ok(()) };
+                return shrunk.map_err(moved);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(Error::Denied { op, what: "pages past the new end stay pinned or are being filled; drop the pins" })
+    }
+
+    /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`].
+    pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
+        let op = "Object::punch_hole";
+        parent_only(op)?;
+        if !self.inner.writable {
+            return Err(Error::Denied { op, what: "the object was not made writable" });
+        }
+        let end = range.end.min(self.len());
+        if range.start >= end {
+            return Ok(());
+        }
+        let (from, to) = (pages_of(range.start), if end == self.len() { pages_of(end) } else { end >> PAGE_SHIFT });
+        if from >= to {
+            return self.zero(op, range.start..end);
+        }
+        self.zero(op, range.start..from << PAGE_SHIFT)?;
+        self.zero(op, (to << PAGE_SHIFT).min(end)..end)?;
+        let _gate = self.inner.i_mmap().gate();
+        self.discard(op, &(from..to))?;
+        let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
+        match self.inner.store().punch(hole.start, hole.end - hole.start) {
+            // What was read between the two is old.
+            Ok(()) => self.discard(op, &(from..to)),
+            Err(StoreError::Unsupported) => self.zero(op, hole),
+            Err(error) => Err(Error::Writeback { op, range: hole, error: error.fill_error() }),
+        }
+    }
+
+    fn zero(&self, op: &'static str, range: Range<u64>) -> Result<()> {
+        let zeros = [0u8; 4096];
+        let mut at = range.start;
+        while at < range.end {
+            let here = ((range.end - at) as usize).min(zeros.len());
+            let n = self.write_at(at, &zeros[..here])?;
+            if n == 0 {
+                return Err(Error::Denied { op, what: "the end of the object moved meanwhile" });
+            }
+            at += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Drops the pages, dirty or not, waiting for who fills, writes or pins them.
+    fn discard(&self, op: &'static str, pages: &Range<u64>) -> Result<()> {
+        let m = self.inner.mapping();
+        let host = Host::detached();
+        for _ in 0..2_000 {
+            self.inner.demote(pages.start, pages.end)?;
+            vmscan::discard_range(host.env(), m, 0, pages.start, pages.end);
+            let left = pages
+                .clone()
+                .any(|p| m.folio(p).is_some_and(|w| !matches!(w.load().state(), State::Absent | State::Poisoned)));
+            if !left {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })
+    }
+}

@@ -1,0 +1,47 @@
+//! What a call of `map` must fulfil, checked before anything changes.
+
+use super::ArenaInner;
+use crate::arena::{Prot, Sharing};
+use crate::error::{Error, Result};
+use crate::exclusive;
+use crate::object::ObjectInner;
+use softfault_mm::page::PAGE_SIZE;
+use std::ops::Range;
+use std::sync::Arc;
+
+impl ArenaInner {
+    /// Returns the arena range that is to be mapped.
+    pub(super) fn check_map(
+        &self,
+        object: &Arc<ObjectInner>,
+        offset: usize,
+        object_offset: u64,
+        len_bytes: usize,
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<Range<usize>> {
+        let op = "Arena::map";
+        let argument = |arg, value, why| Err(Error::Argument { op, arg, value, why });
+        if !object_offset.is_multiple_of(PAGE_SIZE as u64) {
+            return argument("object_offset", object_offset, "must be a multiple of the page size (4096)");
+        }
+        let rounded = len_bytes.checked_next_multiple_of(PAGE_SIZE);
+        let Some((len, end)) = rounded.and_then(|len| Some((len, offset.checked_add(len)?))) else {
+            return argument("len_bytes", len_bytes as u64, "the range wraps around");
+        };
+        self.check_range(op, &(offset..end))?;
+        if object_offset.checked_add(len as u64).is_none_or(|e| e > object.len_max as u64) {
+            let why = "the object's room ends before the range does (its maximal length, rounded up to 2 MiB)";
+            return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
+        }
+        exclusive::check_map(self, object, prot, sharing)?;
+        if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
+            return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
+        }
+        if sharing == Sharing::Shared && object.writable && object.is_synchronous() && !self.faults_on_first_store() {
+            let what = "synchronous writes need InThread or Segv delivery: here the first store to a page is not seen";
+            return Err(Error::Denied { op, what });
+        }
+        Ok(offset..end)
+    }
+}
