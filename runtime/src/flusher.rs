@@ -142,14 +142,21 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
         let scan = since.elapsed() >= policy.interval;
         let list = alive(objects);
         let host = host::Host::detached();
+        let old = written.elapsed() >= policy.expire;
+        for id in &list {
+            // An exclusive object's pages say only when asked, one by one, whether they were stored to: when they are to be
+            // written for their age.
+            with_object(host.env(), *id, |m| {
+                if if m.exclusive { old } else { scan } {
+                    writeback::harvest(host.env(), m, &(0..m.nr_pages()));
+                }
+            });
+        }
         if scan {
-            list.iter()
-                .for_each(|id| with_object(host.env(), *id, |m| writeback::harvest(host.env(), m, &(0..m.nr_pages()))));
             since = Instant::now();
         }
         let background = account.limit().saturating_mul(policy.background_percent) / 100;
         let many = rung || account.nr_dirty.load(Ordering::Relaxed) > background;
-        let old = written.elapsed() >= policy.expire;
         for id in &list {
             if many || old {
                 // Errors leave the pages dirty and are counted; who syncs is told.

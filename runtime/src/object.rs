@@ -2,6 +2,7 @@
 
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
+use crate::exclusive::{Exclusive, Parts, Plan};
 use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
@@ -12,7 +13,7 @@ use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
 use softfault_mm::folio::DIRTY;
 use softfault_mm::mapping::{DYING, Mapping};
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, pages_of};
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
@@ -28,19 +29,21 @@ use std::time::Duration;
 /// Options of an object; see [`Runtime::object`].
 #[derive(Debug)]
 pub struct ObjectBuilder {
-    runtime: Runtime,
-    len_bytes: u64,
+    pub(crate) runtime: Runtime,
+    pub(crate) len_bytes: u64,
     max_len_bytes: u64,
-    writable: bool,
-    policy: FailurePolicy,
+    pub(crate) writable: bool,
+    pub(crate) policy: FailurePolicy,
     deadline: Option<Duration>,
-    retries: Retries,
-    mkwrite: bool,
+    pub(crate) retries: Retries,
+    pub(crate) mkwrite: bool,
     dsync: bool,
     fill_window_pages: u32,
     readahead_pages: Option<u32>,
     private_past_cache: bool,
     cache_limit_bytes: Option<u64>,
+    /// Exclusive; by copying only.
+    pub(crate) exclusive: Option<bool>,
 }
 
 impl ObjectBuilder {
@@ -61,6 +64,7 @@ impl ObjectBuilder {
             readahead_pages,
             private_past_cache: true,
             cache_limit_bytes: None,
+            exclusive: None,
         }
     }
     /// Sets the length, where it is known only after the other options.
@@ -241,6 +245,7 @@ impl ObjectBuilder {
     ///    `a_ops` that a [`Mapping`] shows have owners, and going past them shows other threads bytes of nobody's.
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
     pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
+        self.check_exclusive(true)?;
         self.build(Backing {
             store: Box::new(ZeroStore),
             handler_safe: true,
@@ -259,10 +264,16 @@ impl ObjectBuilder {
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;
         parent_only("object")?;
+        self.check_exclusive(false)?;
+        let plan = Plan::new(&self, len / PAGE_SIZE, backing.always_dirty)?;
+        if plan.is_some() && self.writable && !backing.store.rereads_unflushed() {
+            let why = "pages are written as they leave, and the store cannot give them back before it is flushed";
+            return Err(Error::Argument { op: "ObjectBuilder::exclusive", arg: "store", value: 0, why });
+        }
         let rt = Arc::clone(&self.runtime.inner);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
-        let inner = Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id));
+        let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
         if inner.persistent {
             inner.rt.add_writable(&inner);
         }
@@ -303,6 +314,7 @@ pub(crate) struct ObjectInner {
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
     a_ops: Option<Lease<ObjectOps<'static>>>,
+    pub(crate) exclusive: Option<Exclusive>,
     store: Option<Lease<dyn Store>>,
     vm_ops: Option<Lease<dyn VmOps>>,
     id: u32,
@@ -322,6 +334,7 @@ impl ObjectInner {
     fn new(
         b: &ObjectBuilder,
         backing: Backing,
+        plan: Option<Plan>,
         rt: Arc<RuntimeInner>,
         space: Arc<Space>,
         (offset, len): (u64, usize),
@@ -346,6 +359,8 @@ impl ObjectInner {
         let a_ops = Lease::new(Box::new(a_ops));
         // SAFETY: the object holds the space, so the words outlive it.
         let folios = unsafe { space.region.folios(offset, len) };
+        let (handler_safe, name) = (backing.handler_safe, u64::from(id));
+        let exclusive = plan.map(|p| p.build(&Parts::new(b, store_ref, folios, handler_safe, name)));
         // SAFETY: as above.
         let chunks = unsafe { space.region.chunks(offset, len) };
         let mapping = Mapping {
@@ -353,15 +368,19 @@ impl ObjectInner {
             folios,
             chunks,
             i_size: AtomicU64::new(b.len_bytes),
-            // SAFETY: as for the store.
-            a_ops: unsafe { a_ops.lend() },
+            a_ops: match &exclusive {
+                Some(exclusive) => exclusive.as_ops(),
+                // SAFETY: as for the store.
+                None => unsafe { a_ops.lend() },
+            },
             policy: b.policy,
             handler_safe: backing.handler_safe,
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
-            dirty_goes: backing.dirty_goes,
+            dirty_goes: backing.dirty_goes && (exclusive.is_none() || b.writable),
             write_blocks: store_ref.write_blocks(),
-            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
+            exclusive: exclusive.is_some(),
+            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
             fill_window: b.fill_window_pages,
             ra: crate::madvise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
@@ -390,6 +409,7 @@ impl ObjectInner {
             sync_wp: b.mkwrite || has_mkwrite,
             mapping: Some(mapping),
             a_ops: Some(a_ops),
+            exclusive,
             store: Some(store),
             vm_ops: Some(vm_ops),
             id,
@@ -417,6 +437,10 @@ impl ObjectInner {
     /// Returns whether first stores must fault.
     pub(crate) fn is_synchronous(&self) -> bool {
         self.sync_wp
+    }
+    /// Returns whether the object's pages live in the one arena that maps it.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.exclusive.is_some()
     }
     /// Returns the address of the alias of page `pgoff`.
     pub(crate) fn alias_at(&self, pgoff: u64) -> usize {
@@ -459,6 +483,7 @@ impl Drop for ObjectInner {
         }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
+        let exclusive = self.exclusive.take();
         let mut patience = 2_000;
         // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
         while mapping.users.load(Ordering::Acquire) != 0 && patience > 0 && self.pid == std::process::id() {
@@ -472,6 +497,7 @@ impl Drop for ObjectInner {
             // reused. `store` and `vm_ops` are what such a thread may be running in.
             mapping.leak();
             a_ops.leak();
+            exclusive.into_iter().for_each(Exclusive::leak);
             store.into_iter().for_each(Lease::leak);
             vm_ops.into_iter().for_each(Lease::leak);
             i_mmap.into_iter().for_each(Lease::leak);
@@ -484,7 +510,7 @@ impl Drop for ObjectInner {
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
         mapping.uncharge(cached as u64);
-        drop((mapping, a_ops, vm_ops, store, i_mmap));
+        drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
         registry::lock().mappings.put(self.id);
@@ -546,7 +572,7 @@ impl Object {
     /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
     ///
     /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
-    /// first).
+    /// first); a writable exclusive object's are written on their way.
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
@@ -590,6 +616,7 @@ impl Object {
     /// [`Error::Fault`].
     pub fn populate(&self, range: std::ops::Range<u64>) -> Result<()> {
         parent_only("Object::populate")?;
+        self.inner.check_mapped("Object::populate")?;
         io::populate(&self.inner, range, Access::Read)
     }
 }

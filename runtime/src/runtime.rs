@@ -46,6 +46,9 @@ pub(crate) struct RuntimeInner {
     pub(crate) swap: Option<Swap>,
     pub(crate) readahead_pages: Option<u32>,
     regions: Mutex<Vec<Arc<Space>>>,
+    /// The frames of exclusive objects.
+    #[cfg(feature = "userfaultfd")]
+    pub(crate) frames: Mutex<Option<Lease<softfault_platform::frames::Frames>>>,
     pid: u32,
 }
 
@@ -243,6 +246,8 @@ impl RuntimeBuilder {
             swap,
             readahead_pages: self.readahead_pages,
             regions: Mutex::new(Vec::new()),
+            #[cfg(feature = "userfaultfd")]
+            frames: Mutex::new(None),
             pid: std::process::id(),
         };
         Ok(Runtime { inner: Arc::new(inner) })

@@ -131,6 +131,10 @@ impl ObjectInner {
                 Ok(())
             }
             Err(error) => {
+                // What reclaim takes out of an exclusive object is marked when it is gone, not while it is written.
+                while m.exclusive && m.folios.iter().any(|w| w.load().state() == State::Evicting) {
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                }
                 let before = lost.len();
                 writeback::fail_flush(m, &mut |p| {
                     remove(&mut lost, p);
@@ -301,11 +305,14 @@ impl Object {
     /// against the cache's limit.
     ///
     /// # Errors
-    /// [`Error::Held`] where a page is held already.
+    /// [`Error::Held`] where a page is held already, [`Error::Denied`] on exclusive objects.
     pub fn hold_dirty(&self, range: Range<u64>) -> Result<Held> {
         let op = "Object::hold_dirty";
         parent_only(op)?;
         let inner = &self.inner;
+        if inner.is_exclusive() {
+            return Err(Error::Denied { op, what: "an exclusive object's pages are written when they leave" });
+        }
         let m = inner.mapping();
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.folios.len() as u64);
         let mut list = lock(&inner.flush_state().held);
@@ -362,7 +369,13 @@ impl Object {
         let mut dropped = 0;
         for _ in 0..100 {
             self.inner.demote(pages.start, pages.end)?;
-            dropped += vmscan::reclaim_range(host.env(), m, 0, pages.start, pages.end);
+            dropped += if m.exclusive {
+                // What was written here stays, once that is known.
+                harvest(host.env(), m, &pages);
+                vmscan::evict_exclusive(host.env(), m, pages.start, pages.end, false)
+            } else {
+                vmscan::reclaim_range(host.env(), m, 0, pages.start, pages.end)
+            };
             let busy = pages
                 .clone()
                 .filter(cached)

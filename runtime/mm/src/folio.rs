@@ -447,6 +447,19 @@ impl FolioWord {
         })
     }
 
+    /// uptodate, unpinned, not held -> evicting, for a page that is written on its way out (exclusive objects): `idle`: only
+    /// if `UNMAPPED` and not referenced since; `dirty`: also if it is known to be.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_take_out(&self, idle: bool, dirty: bool) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let free = w.state() == State::Uptodate && w.pins() == 0 && !w.has(HELD);
+            let unmissed = w.has(UNMAPPED) && !w.has(REFERENCED);
+            (free && (unmissed || !idle) && (dirty || !w.has(DIRTY))).then_some((w.0 & !STATE) | EVICTING)
+        })
+    }
+
     /// uptodate, unpinned -> evicting, dirty or not: the page's bytes are void (truncate, punch) once they are gone. It
     /// stays dirty until then, in case the punch fails.
     ///

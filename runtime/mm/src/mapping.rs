@@ -52,6 +52,9 @@ pub struct Mapping<'g> {
     pub always_dirty: bool,
     /// Dirty pages have somewhere to go: a store that takes them. If not, they stay.
     pub dirty_goes: bool,
+    /// The pages lie in the only mapping there is, private memory, and cannot be unmapped without leaving: `punch` takes
+    /// them out whole, finds by itself which were stored to, and writes those. What `punch` leaves `DIRTY` was written.
+    pub exclusive: bool,
     /// Writing them waits for a device.
     pub write_blocks: bool,
     /// A private first store may be read past the cache.
@@ -158,6 +161,12 @@ impl Mapping<'_> {
                 Err(now) => seen = now,
             }
         }
+    }
+
+    /// Returns whether `punch` may have to call a store that waits, or must not be called in a handler: not inside a section.
+    #[must_use]
+    pub fn punch_waits(&self) -> bool {
+        self.exclusive && self.dirty_goes && (!self.handler_safe || self.store_faults || self.write_blocks)
     }
 
     /// Asks for a flush of the store.

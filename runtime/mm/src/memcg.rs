@@ -12,7 +12,7 @@ use crate::host::{BATCH, Batch, Env, Rmap, Woken};
 use crate::mapping::Mapping;
 use crate::rmap;
 use crate::sync::Ordering;
-use crate::vmscan::{self, Freed};
+use crate::vmscan::{self, Freed, Why};
 use crate::vmstat::Event;
 
 /// What the hand did with one window of the table.
@@ -115,8 +115,9 @@ fn sweep_window(
     for p in from..to {
         let Some(word) = mapping.folio(p) else { break };
         let seen = word.load();
-        if is_idle(seen) && !seen.has(DIRTY) && word.try_evict().is_ok() {
-            swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), None);
+        let goes = if mapping.exclusive { !mapping.punch_waits() } else { !seen.has(DIRTY) };
+        if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {
+            swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), Why::Reclaim, None);
         } else if seen.has(UNMAPPED | REFERENCED) {
             word.keep();
             mapping.stat.add(stripe, Event::PGACTIVATE, 1);
@@ -136,7 +137,7 @@ fn sweep_window(
     {
         chunk.put_evict();
     }
-    let goes = |w: Folio| is_idle(w) && w.has(DIRTY) && !w.has(HELD) && mapping.dirty_goes;
+    let goes = |w: Folio| is_idle(w) && (w.has(DIRTY) || mapping.punch_waits()) && !w.has(HELD) && mapping.dirty_goes;
     for p in from..to {
         if mapping.folio(p).is_some_and(|w| goes(w.load()))
             && let Some(at) = batch.pages.get_mut(swept.dirty)

@@ -297,10 +297,34 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
 /// A page that reclaim is unmapping meanwhile may be missed: its note is gone and its word not dirty yet. Who must not miss
 /// one waits for the sections that were entered before, and looks at the words afterwards.
 pub fn harvest(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
+    if mapping.exclusive {
+        return harvest_exclusive(mapping, from, to);
+    }
     let mut nr = 0;
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| {
         nr += harvest_vma(vma, from, to);
     });
+    nr
+}
+
+/// The same for an exclusive object, whose pages say so themselves.
+fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
+    let mut nr = 0;
+    for p in from..to {
+        let Some(word) = mapping.folio(p) else { break };
+        // A page that is leaving is written on its way.
+        if word.load().has(DIRTY) || word.try_pin(0).is_err() {
+            continue;
+        }
+        if mapping.a_ops.is_written(p)
+            && let Ok(old) = word.try_pin(DIRTY)
+        {
+            mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+            word.unpin();
+            nr += 1;
+        }
+        word.unpin();
+    }
     nr
 }
 

@@ -102,13 +102,26 @@ enum Verdict {
     Evict,
 }
 
-fn verdict(entry: Entry, seen: Folio) -> Verdict {
+/// Pages of exclusive objects leave dirty or not; a store that must not be called here is called by a filler.
+fn verdict_exclusive(mapping: &Mapping<'_>, seen: Folio) -> Verdict {
+    if seen.has(HELD) || (seen.has(DIRTY) && !mapping.dirty_goes) {
+        Verdict::Keep
+    } else if mapping.punch_waits() {
+        Verdict::Dirty
+    } else {
+        Verdict::Evict
+    }
+}
+
+fn verdict(mapping: &Mapping<'_>, entry: Entry, seen: Folio) -> Verdict {
     if !entry.is_current(seen) {
         Verdict::Stale
     } else if seen.state() == State::Writeback {
         Verdict::Wait
     } else if !seen.has(UNMAPPED) || seen.has(REFERENCED) || seen.pins() > 0 || seen.has(HELD | DIRTY) {
         Verdict::Keep
+    } else if mapping.exclusive {
+        verdict_exclusive(mapping, seen)
     } else if seen.has(DIRTY) {
         Verdict::Dirty
     } else {
@@ -143,7 +156,7 @@ impl Scan<'_> {
     /// Gives verdicts while probation is longer than it should be. Returns how many dirty pages lie in the batch.
     fn shrink_probation(&self, batch: &mut Batch) -> (Shrunk, usize) {
         let mut done = Shrunk::default();
-        let mut dirty = 0;
+        let (mut dirty, mut taken) = (0, 0);
         let mut run: Option<Run> = None;
         let lru = &self.account.lru;
         let target = Lruvec::probation_target(self.account.limit());
@@ -159,7 +172,7 @@ impl Scan<'_> {
             done.scanned += 1;
             let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { continue };
             let Some(word) = mapping.folio(entry.pgoff()) else { continue };
-            let verdict = match verdict(entry, word.load()) {
+            let verdict = match verdict(mapping, entry, word.load()) {
                 Verdict::Dirty if !mapping.dirty_goes => Verdict::Keep,
                 v => v,
             };
@@ -185,10 +198,20 @@ impl Scan<'_> {
                     done.dirty += 1;
                     self.enter(&lru.probation, entry);
                 }
+                Verdict::Evict if mapping.exclusive => {
+                    // From the end on: what is dirty lies at the front, and no entry is both.
+                    if let Some(at) = batch.pages.get_mut(BATCH - 1 - taken)
+                        && self.take_out(entry, mapping, word)
+                    {
+                        *at = (entry.mapping_id(), entry.pgoff());
+                        taken += 1;
+                    }
+                }
                 Verdict::Evict => done.freed += self.evict(&mut run, entry, mapping, word),
             }
         }
         done.freed += self.end_run(run.take());
+        done.freed += self.end_taken(batch, taken);
         (done, dirty)
     }
 
@@ -208,7 +231,7 @@ impl Scan<'_> {
             self.enter(&self.account.lru.main, entry);
             return freed;
         }
-        if word.try_evict().is_err() {
+        if !take_idle(mapping, word) {
             // Somebody came for it between the two looks: the next verdict says so.
             self.enter(&self.account.lru.probation, entry);
             if !extends && let Some(chunk) = mapping.chunk(p) {
@@ -223,6 +246,56 @@ impl Scan<'_> {
         freed
     }
 
+    /// Makes a page of an exclusive object `evicting`, and its chunk count it; `false`: not now.
+    fn take_out(&self, entry: Entry, mapping: &Mapping<'_>, word: &FolioWord) -> bool {
+        let counted = rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff());
+        if counted && take_idle(mapping, word) {
+            return true;
+        }
+        if let Some(chunk) = mapping.chunk(entry.pgoff()).filter(|_| counted) {
+            chunk.put_evict();
+        }
+        self.enter(&self.account.lru.probation, entry);
+        false
+    }
+
+    /// Drops the pages of exclusive objects that were taken out: all of an object by one call, or neighbour by neighbour.
+    fn end_taken(&self, batch: &mut Batch, taken: usize) -> u64 {
+        let Batch { pages, zaps } = batch;
+        let pages = pages.get_mut(BATCH - taken..).unwrap_or_default();
+        pages.reverse();
+        let pages = &*pages;
+        let mut freed = 0;
+        each_mapping(self.rmap, pages, &mut |mapping| {
+            let at_once = mapping.a_ops.punch_pages(mapping.id, pages, zaps);
+            let mut ours = pages.iter().filter(|(id, _)| *id == mapping.id).map(|(_, p)| *p).peekable();
+            while let Some(from) = ours.next() {
+                let mut to = from.saturating_add(1);
+                while !to.is_multiple_of(EXTENT_PAGES as u64) && ours.next_if_eq(&to).is_some() {
+                    to = to.saturating_add(1);
+                }
+                freed += self.end_taken_run(mapping, from, to, at_once);
+            }
+        });
+        freed
+    }
+
+    fn end_taken_run(&self, mapping: &Mapping<'_>, from: u64, to: u64, punched: bool) -> u64 {
+        let (park, stripe) = (self.env.park, self.stripe);
+        let freed = if punched {
+            leave(mapping, park, (from, to), Why::Reclaim, None);
+            gone(mapping, park, stripe, from, to - from)
+        } else {
+            punch(mapping, park, stripe, (from, to), Why::Reclaim, None)
+        };
+        for _ in from..to {
+            if let Some(chunk) = mapping.chunk(from) {
+                chunk.put_evict();
+            }
+        }
+        freed
+    }
+
     /// Punches a run, makes its pages absent and gives them back to the limit.
     fn end_run(&self, run: Option<Run>) -> u64 {
         let Some(run) = run else { return 0 };
@@ -232,7 +305,8 @@ impl Scan<'_> {
             let of_main = run.of_main >> (p - run.from) & 1 != 0;
             self.account.lru.evicted(if of_main { Queue::Main } else { Queue::Small }, limit)
         };
-        let freed = punch(mapping, self.env.park, self.stripe, (run.from, run.to), Some(&shadow));
+        let (pages, shadows) = ((run.from, run.to), Some(&shadow as &dyn Fn(u64) -> Shadow));
+        let freed = punch(mapping, self.env.park, self.stripe, pages, Why::Reclaim, shadows);
         if freed == 0 {
             // They stay, and have been taken out of every queue.
             (run.from..run.to).for_each(|p| self.activate(mapping, p));
@@ -284,7 +358,12 @@ impl Scan<'_> {
         }
         let Batch { pages, zaps } = batch;
         let pages = pages.get(..nr).unwrap_or(&[]);
-        each_mapping(self.rmap, pages, &mut |mapping| rmap::try_to_unmap(self.rmap, mapping, pages, zaps));
+        each_mapping(self.rmap, pages, &mut |mapping| {
+            // A page that lies in its mapping would be gone with its entry: it is merely passed on, in the order it came.
+            if !mapping.exclusive {
+                rmap::try_to_unmap(self.rmap, mapping, pages, zaps);
+            }
+        });
         for (i, (id, pgoff)) in pages.iter().enumerate() {
             if let Some(mapping) = self.rmap.mapping(*id)
                 && let Some(word) = mapping.folio(*pgoff)
@@ -356,6 +435,18 @@ fn take_block(mapping: &Mapping<'_>, pgoff: u64, room: &mut [(u32, u64)]) -> usi
     nr
 }
 
+/// uptodate and not missed -> evicting.
+pub(crate) fn take_idle(mapping: &Mapping<'_>, word: &FolioWord) -> bool {
+    if mapping.exclusive { take_out(mapping, word, true, true) } else { word.try_evict().is_ok() }
+}
+
+/// The same for a page of an exclusive object, with the account of dirty pages.
+fn take_out(mapping: &Mapping<'_>, word: &FolioWord, idle: bool, dirty: bool) -> bool {
+    let Ok(old) = word.try_take_out(idle, dirty && mapping.dirty_goes) else { return false };
+    mapping.account_cleaned(u64::from(old.has(DIRTY)));
+    true
+}
+
 /// Calls `f` once for each object that the batch has pages of.
 fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mapping<'_>)) {
     for (i, (id, _)) in pages.iter().enumerate() {
@@ -366,35 +457,87 @@ fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mappin
     }
 }
 
+/// Why pages go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// For room: they leave a shadow.
+    Reclaim,
+    /// Somebody asked.
+    Asked,
+    /// Their bytes are void.
+    Void,
+}
+
 /// Punches pages that are `evicting`, makes them absent, and gives them back to the limit; returns how many went.
 pub(crate) fn punch(
     mapping: &Mapping<'_>,
     park: &dyn Park,
     stripe: usize,
     (from, to): (u64, u64),
+    why: Why,
     shadows: Shadows<'_>,
 ) -> u64 {
     failpoint!(EVICT_PUNCH);
     let nr = u32::try_from(to - from).unwrap_or(0);
-    let punched = mapping.a_ops.punch(from, nr).is_ok();
+    let drop = |p, nr| if why == Why::Void { mapping.a_ops.discard(p, nr) } else { mapping.a_ops.punch(p, nr) };
+    let punched = drop(from, nr).is_ok();
     failpoint!(EVICT_DONE);
-    if !punched {
-        filemap::each(mapping, park, from, to, FolioWord::evict_undo);
-        return 0;
+    let mut freed = 0;
+    if punched {
+        leave(mapping, park, (from, to), why, shadows);
+        freed = to - from;
+    } else {
+        // Each by itself: one that must stay does not keep its neighbours.
+        for p in from..to {
+            if nr > 1 && drop(p, 1).is_ok() {
+                leave(mapping, park, (p, p + 1), why, shadows);
+                freed += 1;
+            } else {
+                stay(mapping, park, p);
+            }
+        }
     }
+    if freed == 0 { 0 } else { gone(mapping, park, stripe, from, freed) }
+}
+
+/// Gives pages that went, of the chunk of `from`, back to the limit.
+fn gone(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, freed: u64) -> u64 {
     if let Some(chunk) = mapping.chunk(from) {
-        chunk.sub_uptodate(to - from);
+        chunk.sub_uptodate(freed);
     }
-    for p in from..to {
-        let shadow = shadows.map_or_else(Shadow::default, |of| of(p));
-        filemap::each(mapping, park, p, p + 1, |w| w.evicted(shadow.0));
-    }
-    mapping.uncharge(to - from);
-    mapping.stat.add(stripe, Event::PGSTEAL, to - from);
+    mapping.uncharge(freed);
+    mapping.stat.add(stripe, Event::PGSTEAL, freed);
     if let Some(addr) = mapping.account.progressed() {
         park.wake(addr);
     }
-    to - from
+    freed
+}
+
+/// evicting -> absent, of pages that were punched.
+fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u64), why: Why, shadows: Shadows<'_>) {
+    let limit = mapping.account.limit();
+    let shadow = |p: u64| match shadows {
+        Some(of) => of(p),
+        None if why == Why::Reclaim => mapping.account.lru.evicted(Queue::Small, limit),
+        None => Shadow::default(),
+    };
+    for p in from..to {
+        filemap::each(mapping, park, p, p + 1, |w| {
+            // Read after the store took it: see writeback::unsynced_bit.
+            if mapping.exclusive && why != Why::Void && w.load().has(DIRTY) {
+                w.set(writeback::unsynced_bit(mapping));
+            }
+            w.evicted(shadow(p).0)
+        });
+    }
+}
+
+/// evicting -> uptodate, of a page that could not be punched.
+fn stay(mapping: &Mapping<'_>, park: &dyn Park, pgoff: u64) {
+    filemap::each(mapping, park, pgoff, pgoff.saturating_add(1), |w| {
+        mapping.account_dirtied(u64::from(w.load().has(DIRTY)));
+        w.evict_undo()
+    });
 }
 
 /// How many neighbours of a dirty page are written with it.
@@ -442,8 +585,12 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     env.mm.with_claim(&id, &mut |m| {
         if let Some(claim) = pending.take() {
             let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
-            // An error leaves the pages dirty, and is counted; who asks for durability is told.
-            let _ = writeback::writeout(env, m, stripe, from, to);
+            if m.exclusive {
+                let _ = take_out_range(env, m, stripe, from, to, Reach { idle: true, dirty: true, why: Why::Reclaim });
+            } else {
+                // An error leaves the pages dirty, and is counted; who asks for durability is told.
+                let _ = writeback::writeout(env, m, stripe, from, to);
+            }
             filemap::release(m, claim);
         }
     });
@@ -510,9 +657,57 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
     }
 }
 
+/// Which pages of an exclusive object are taken out.
+#[derive(Clone, Copy)]
+struct Reach {
+    /// Only those that reclaim has passed on, and nobody touched since by a call.
+    idle: bool,
+    /// Also those that are known to have been stored to.
+    dirty: bool,
+    why: Why,
+}
+
+/// Takes pages of an exclusive object out, outside of sections: its store may wait. Returns how many went.
+fn take_out_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64, reach: Reach) -> u64 {
+    let mut freed = 0;
+    let mut p = from;
+    while p < to {
+        let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
+        // Exclusive objects have no native extents: an eviction is always counted.
+        if let Some(chunk) = mapping.chunk(p).filter(|c| c.try_get_evict()) {
+            let mut run = p;
+            for q in p..=end {
+                if q < end && mapping.folio(q).is_some_and(|w| take_out(mapping, w, reach.idle, reach.dirty)) {
+                    continue;
+                }
+                if run < q {
+                    freed += punch(mapping, env.park, stripe, (run, q), reach.why, None);
+                }
+                run = q.saturating_add(1);
+            }
+            chunk.put_evict();
+        }
+        p = end;
+    }
+    freed
+}
+
+/// Drops the unpinned pages of `from..to` of an exclusive object, writing those that were stored to; those that are known
+/// to have been stay if not `dirty`. Returns how many went.
+///
+/// # Context: as the object's store
+pub fn evict_exclusive(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, dirty: bool) -> u64 {
+    take_out_range(env, mapping, 0, from, to, Reach { idle: false, dirty, why: Why::Asked })
+}
+
 /// Drops the clean, unpinned pages of `from..to`, unmapping them on the way; dirty and pinned ones stay. Returns how many
-/// went.
+/// went. Dirty pages of exclusive objects are written on their way.
+///
+/// # Context: control plane, or a handler; of an exclusive object, as its store
 pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
+    if mapping.exclusive {
+        return evict_exclusive(env, mapping, from, to, true);
+    }
     each_batch(env, mapping, from, to, &mut |r, batch, a, b| reclaim_batch(env, r, mapping, stripe, batch, a, b))
 }
 
@@ -593,14 +788,14 @@ fn reclaim_batch(
         run = match run {
             Some((a, b)) if b == *p => Some((a, p + 1)),
             Some((a, b)) => {
-                freed += punch(mapping, env.park, stripe, (a, b), None);
+                freed += punch(mapping, env.park, stripe, (a, b), Why::Asked, None);
                 Some((*p, p + 1))
             }
             None => Some((*p, p + 1)),
         };
     }
     if let Some((a, b)) = run {
-        freed += punch(mapping, env.park, stripe, (a, b), None);
+        freed += punch(mapping, env.park, stripe, (a, b), Why::Asked, None);
     }
     if let Some(chunk) = mapping.chunk(from) {
         chunk.put_evict();
@@ -675,7 +870,7 @@ fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe
         if run < p {
             // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
             rmap::hide(rmap, mapping, run, p);
-            freed += punch(mapping, env.park, stripe, (run, p), None);
+            freed += punch(mapping, env.park, stripe, (run, p), Why::Void, None);
         }
         run = p.saturating_add(1);
     }

@@ -4,9 +4,13 @@
 //! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
 
 pub mod direct;
+#[cfg(feature = "userfaultfd")]
+pub mod exclusive;
 pub mod file;
 pub mod object;
 mod part;
+#[cfg(feature = "userfaultfd")]
+mod source;
 pub mod swap;
 pub mod swapfile;
 pub mod zero;
