@@ -105,7 +105,8 @@ impl ObjectInner {
         for p in range.clone() {
             let Some(word) = m.folio(p) else { break };
             let seen = word.load();
-            if seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
+            let leaving = m.exclusive && seen.state() == State::Evicting;
+            if leaving || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
                 let skipped = settle(host.env(), m, word, p).map_err(failed)?;
                 held = held.or_else(|| skipped.then_some(p));
             }
@@ -197,8 +198,9 @@ fn settle(env: Env<'_>, m: &Mapping<'_>, word: &FolioWord, p: u64) -> std::resul
         let seen = word.load();
         match seen.state() {
             // What is being written may have been read before the last store that we answer for.
-            State::Writeback => {
-                if let Some(low) = word.mark_waiter(State::Writeback) {
+            // And a page of an exclusive object that is leaving is being written on its way.
+            State::Writeback | State::Evicting => {
+                if let Some(low) = word.mark_waiter(seen.state()) {
                     env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
                 }
             }
