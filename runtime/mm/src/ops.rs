@@ -3,7 +3,6 @@
 //! [`Mmu`] installs and removes; [`AddressSpaceOps`] reads and drops an object's pages. `VmOps`, the `fault` vtable, is
 //! in `vma`, beside the vma it serves; what lends vmas and puts threads to sleep is in `host`.
 
-use crate::host::BATCH;
 use crate::types::FillError;
 
 /// What an install did. Counts are pages.
@@ -93,6 +92,9 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// # Context: handler
     fn charge_vmas(&self, delta: i64) -> bool;
 }
+
+/// How many pages one batch of reclaim takes: they share one flush of the TLBs.
+pub const BATCH: usize = 64;
 
 /// A range to be unmapped: address and pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
