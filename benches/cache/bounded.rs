@@ -88,7 +88,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
 fn start(session: &Session, name: &'static str, kind: Kind, len_bytes: usize) -> Result<Side> {
     let group_bytes = len_bytes / 4;
     // The kernel keeps pages of the file too, and the process has tables: well inside the group.
-    let limit_bytes = group_bytes / 8 * 5;
+    let limit_bytes = group_bytes / 8 * 7;
     if kind == Kind::Softfault {
         Subject::start(limit_bytes)?;
     }
@@ -131,7 +131,7 @@ pub(crate) fn describe(quick: bool) -> String {
     format!(
         "bounded: file {mib} MiB, cold, memory group {} MiB, cache limit {} MiB, {} to {} accesses a run",
         mib / 4,
-        mib * MIB / 4 / 8 * 5 / MIB,
+        mib * MIB / 4 / 8 * 7 / MIB,
         accesses(Workload::RandRead, quick),
         accesses(Workload::SeqRead, quick)
     )

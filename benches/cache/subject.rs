@@ -59,9 +59,11 @@ impl Subject {
 
     /// Maps an exclusive object over the opaque store `source`, none of it cached.
     pub(crate) fn exclusive(&self, source: &Arc<Source>, workload: Workload) -> Result<Arena> {
-        // To be `object(len).exclusive(true).writable(..).handler_store(..)`, mapped once with `Sharing::Private`.
-        let _ = (source, workload, Sharing::Private);
-        Err(absent("exclusive objects are not built yet"))
+        let len_bytes = source.len_bytes();
+        let object = self.runtime.object(len_bytes as u64).exclusive(true).writable(workload.writes());
+        let object = object.fill_window_pages(window(workload));
+        let object = object.handler_store(Box::new(HotStore(Arc::clone(source)))).map_err(wrong)?;
+        self.map(object, len_bytes, workload, Sharing::Private)
     }
 
     /// Maps a file that is larger than the memory; with `O_DIRECT` once that can be asked for.

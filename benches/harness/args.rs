@@ -39,7 +39,11 @@ impl Options {
         Self::parse(std::env::args().skip(1), dir)
     }
 
-    fn parse(args: impl Iterator<Item = String>, dir: &str) -> Result<Self> {
+    /// Reads `args`, without the program's name.
+    ///
+    /// # Errors
+    /// As [`Options::from_env`].
+    pub fn parse(args: impl Iterator<Item = String>, dir: &str) -> Result<Self> {
         let mut o = Self { json: None, quick: false, only: Vec::new(), dir: PathBuf::from(dir), runs: 0, list: false };
         let mut args = args;
         while let Some(arg) = args.next() {

@@ -1,11 +1,12 @@
 //! Which replacement policy, and how tuned: hit rates, faults and weighted cost of policies over traces.
 //!
-//! `cargo bench -p softfault-benches --bench replacement -- [--json FILE] [--quick] [--only TRACE,..]`
+//! `cargo bench -p softfault-benches --bench replacement -- [--live] [--json FILE] [--quick] [--only TRACE,..]`
 //!
 //! A simulation with fixed seeds: two runs print the same figures, whatever the machine. `--runs` and `--dir` change
-//! nothing.
+//! nothing. `--live` replays the traces in the running cache instead, and prints its faults beside the simulated ones.
 
 mod candidates;
+mod live;
 mod table;
 
 use candidates::Candidate;
@@ -40,13 +41,17 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
-    let options = Options::from_env(env!("CARGO_TARGET_TMPDIR"))?;
+    let (live, args): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|a| a == "--live");
+    let options = Options::parse(args.into_iter(), env!("CARGO_TARGET_TMPDIR"))?;
     let shapes = wanted(&options)?;
     if options.list {
         shapes.iter().for_each(|s| println!("{}", s.name()));
         return Ok(());
     }
     let nr_pages: u32 = if options.quick { 1 << 13 } else { 1 << 15 };
+    if !live.is_empty() {
+        return live::run(&shapes, nr_pages / 2);
+    }
     let candidates = candidates::all();
     let mut cells = Vec::new();
     for &cache_pct in CACHES_PCT {

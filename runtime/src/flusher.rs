@@ -5,32 +5,39 @@
 
 use crate::error::{Error, Result};
 use crate::object::ObjectInner;
+use crate::writeback;
+use softfault_mm::filemap;
+use softfault_mm::host::Env;
+use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_platform::host;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use softfault_platform::sys::{Errno, futex};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// An object that may have dirty pages.
+#[derive(Debug)]
+pub(crate) struct Writable {
+    object: Weak<ObjectInner>,
+    id: u32,
+}
+
+impl Writable {
+    pub(crate) fn new(object: &Arc<ObjectInner>) -> Self {
+        Self { object: Arc::downgrade(object), id: object.mapping().id }
+    }
+}
+
 /// Objects that may have dirty pages.
-pub(crate) type Writables = Mutex<Vec<Weak<ObjectInner>>>;
-
-#[derive(Debug, Default)]
-struct Bell {
-    rung: Mutex<Rung>,
-    bell: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Rung {
-    stop: bool,
-    now: bool,
-}
+pub(crate) type Writables = Mutex<Vec<Writable>>;
 
 /// The thread and what stops it.
 #[derive(Debug)]
 pub(crate) struct Flusher {
-    bell: Arc<Bell>,
+    stop: Arc<AtomicU32>,
+    account: &'static CacheAccount<'static>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -43,11 +50,18 @@ pub(crate) struct Policy {
     pub(crate) expire: Duration,
     /// More dirty pages than this share of the cache (in percent) are written at once. Linux: `dirty_background_ratio`.
     pub(crate) background_percent: u64,
+    /// Writers wait while more than this share of the cache is dirty. Linux: `dirty_ratio`.
+    pub(crate) limit_percent: u64,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { interval: Duration::from_millis(500), expire: Duration::from_secs(5), background_percent: 10 }
+        Self {
+            interval: Duration::from_millis(500),
+            expire: Duration::from_secs(5),
+            background_percent: 10,
+            limit_percent: 40,
+        }
     }
 }
 
@@ -57,64 +71,101 @@ impl Flusher {
         account: &'static CacheAccount<'static>,
         policy: Policy,
     ) -> Result<Self> {
-        let bell = Arc::new(Bell::default());
-        let theirs = Arc::clone(&bell);
+        let stop = Arc::<AtomicU32>::default();
+        let stopped = Arc::clone(&stop);
         let thread = std::thread::Builder::new()
             .name("softfault-flush".into())
             .spawn(move || {
                 host::mask_signals();
-                run(&theirs, &objects, account, policy);
+                run(&stopped, &objects, account, policy);
             })
             .map_err(|source| Error::Io { op: "Runtime::build: start the flusher", source })?;
-        Ok(Self { bell, thread: Some(thread) })
+        Ok(Self { stop, account, thread: Some(thread) })
     }
 }
 
-/// Waits for the next round; `false`: stop.
-fn next_round(bell: &Bell, interval: Duration) -> bool {
-    let mut rung = bell.rung.lock().unwrap_or_else(PoisonError::into_inner);
-    let until = Instant::now() + interval;
-    loop {
-        if rung.stop {
-            return false;
+/// Waits for the next round; `None`: stop. `Some(true)`: somebody waits for it.
+fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, got_on: bool) -> Option<bool> {
+    let key = account.flush_key();
+    // Pages that cannot be written (held, pinned, a store that fails) are tried again later, not at once.
+    let at_once = got_on && account.is_dirty_full();
+    let rung = if stop.load(Ordering::Acquire) == 0 && !at_once {
+        let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+        futex::wait(key.addr, key.seen, interval_ns) != Err(Errno::ETIMEDOUT)
+    } else {
+        true
+    };
+    (stop.load(Ordering::Acquire) == 0).then_some(rung)
+}
+
+/// Returns the numbers of the objects that are still there.
+fn alive(objects: &Writables) -> Vec<u32> {
+    let mut list = objects.lock().unwrap_or_else(PoisonError::into_inner);
+    list.retain(|w| w.object.strong_count() > 0);
+    list.iter().map(|w| w.id).collect()
+}
+
+/// Runs `f` on the object with this number, unless it is being ended: who ends it waits for `f`.
+///
+/// Not by a reference of ours to the whole object: if that were the last one, it would be dropped here, and later than its
+/// owner thinks.
+fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
+    let mut claim = None;
+    env.mm.with_rmap(&mut |r| claim = r.mapping(id).and_then(|m| filemap::try_hold_pages(m, 0, 0)));
+    let Some(claim) = claim else { return };
+    let key = claim.again();
+    let (mut pending, mut f) = (Some(claim), Some(f));
+    env.mm.with_claim(&key, &mut |m| {
+        if let (Some(claim), Some(f)) = (pending.take(), f.take()) {
+            f(m);
+            filemap::release(m, claim);
         }
-        let left = until.saturating_duration_since(Instant::now());
-        if rung.now || left.is_zero() {
-            rung.now = false;
-            return true;
-        }
-        rung = bell.bell.wait_timeout(rung, left).unwrap_or_else(PoisonError::into_inner).0;
+    });
+}
+
+/// Flushes the stores for which reclaim waits.
+fn flush_wanted(objects: &Writables) {
+    let wanted = |w: &Writable| w.object.upgrade().filter(|o| o.mapping().flush_wanted.load(Ordering::Relaxed) != 0);
+    let list: Vec<_> = objects.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(wanted).collect();
+    for object in list {
+        let _ = object.flush("write-back");
     }
 }
 
-fn run(bell: &Bell, objects: &Writables, account: &CacheAccount<'_>, policy: Policy) {
+fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy) {
     let mut written = Instant::now();
-    while next_round(bell, policy.interval) {
-        let alive = || {
-            let mut list = objects.lock().unwrap_or_else(PoisonError::into_inner);
-            list.retain(|w| w.strong_count() > 0);
-            list.iter().filter_map(Weak::upgrade).collect::<Vec<_>>()
-        };
-        let list = alive();
-        if list.is_empty() {
-            continue;
-        }
+    let mut since = Instant::now();
+    let mut got_on = false;
+    while let Some(rung) = next_round(stop, account, policy.interval, got_on) {
+        got_on = false;
+        // Scanning costs with the size of the mappings: not for every writer that waits.
+        let scan = since.elapsed() >= policy.interval;
+        let list = alive(objects);
         let host = host::Host::detached();
-        for object in &list {
-            object.harvest(host.env(), &(0..object.mapping().nr_pages()));
-        }
-        let background = account.limit() / 100 * policy.background_percent;
-        let many = account.nr_dirty.load(Ordering::Relaxed) > background;
         let old = written.elapsed() >= policy.expire;
-        for object in &list {
+        for id in &list {
+            // An exclusive object's pages say only when asked, one by one, whether they were stored to: when they are to be
+            // written for their age.
+            with_object(host.env(), *id, |m| {
+                if if m.exclusive { old } else { scan } {
+                    writeback::harvest(host.env(), m, &(0..m.nr_pages()));
+                }
+            });
+        }
+        if scan {
+            since = Instant::now();
+        }
+        let background = account.limit().saturating_mul(policy.background_percent) / 100;
+        let many = rung || account.nr_dirty.load(Ordering::Relaxed) > background;
+        for id in &list {
             if many || old {
                 // Errors leave the pages dirty and are counted; who syncs is told.
-                let _ = object.write_back("write-back", &(0..object.mapping().nr_pages()));
-            }
-            if object.mapping().flush_wanted.load(Ordering::Relaxed) != 0 {
-                let _ = object.flush("write-back");
+                with_object(host.env(), *id, |m| {
+                    got_on |= writeback::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
+                });
             }
         }
+        flush_wanted(objects);
         if many || old {
             written = Instant::now();
         }
@@ -125,11 +176,11 @@ impl Drop for Flusher {
     fn drop(&mut self) {
         let thread = self.thread.take();
         if softfault_platform::child::in_child() {
-            std::mem::forget((thread, Arc::clone(&self.bell)));
+            std::mem::forget((thread, Arc::clone(&self.stop)));
             return;
         }
-        self.bell.rung.lock().unwrap_or_else(PoisonError::into_inner).stop = true;
-        self.bell.bell.notify_all();
+        self.stop.store(1, Ordering::Release);
+        futex::wake_all(self.account.ring_flusher());
         // The last object may have gone on that very thread.
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned pages of the cache")]
 
 use crate::error::{Error, Result};
+use crate::exclusive;
 use crate::object::ObjectInner;
 use crate::{Access, VmFaultReason};
 use softfault_mm::ctx::Ctx;
@@ -15,7 +16,9 @@ use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::host::Woken;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
-use softfault_mm::vmscan::{self, Freed};
+use softfault_mm::vmscan;
+use softfault_mm::vmscan::Freed;
+use softfault_mm::{memcg, writeback};
 use softfault_mm::{read_pages, readahead};
 use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
@@ -94,7 +97,7 @@ fn fill_missing(
         Ok(Some(claim)) => claim,
         Ok(None) => return Ok(()),
         Err(FillError::NoMemory) => {
-            return match vmscan::try_to_free_pages(env, ctx, mapping.account, mapping.stat) {
+            return match memcg::try_to_free_pages(env, ctx, mapping) {
                 Freed::Nothing => Err(FillError::NoMemory),
                 Freed::Some | Freed::Later => Ok(()),
             };
@@ -122,6 +125,7 @@ fn for_each_page(
     access: Access,
     f: &mut dyn FnMut(*mut u8, usize, usize),
 ) -> Result<usize> {
+    object.check_mapped(op)?;
     let end = offset.saturating_add(len as u64).min(object.mapping().i_size.load(Ordering::Acquire));
     let set = if access == Access::Write { DIRTY } else { 0 };
     let mut at = offset;
@@ -136,8 +140,17 @@ fn for_each_page(
             Err(FillError::Short) if at >= object.mapping().i_size.load(Ordering::Acquire) => break,
             Err(error) => return Err(fault_error(op, access, at, error)),
         };
-        f((object.alias_at(at >> PAGE_SHIFT) + in_page) as *mut u8, here, (at - offset) as usize);
+        let page = object.page_at(at >> PAGE_SHIFT, access);
+        if let Some(page) = page {
+            f((page + in_page) as *mut u8, here, (at - offset) as usize);
+        }
         word.unpin();
+        if page.is_none() {
+            return Err(exclusive::not_there(op));
+        }
+        if access == Access::Write {
+            writeback::balance_dirty_pages(Host::detached().env(), &Ctx::thread(0), object.mapping());
+        }
         at += here as u64;
     }
     Ok(at.saturating_sub(offset) as usize)
@@ -216,11 +229,16 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
     }
     match filemap::get_folio(object.mapping(), pgoff, DIRTY) {
         Lookup::Pinned(word) => {
-            let tail = (object.alias_at(pgoff) + in_page) as *mut u8;
-            // SAFETY: the rest of a page that is pinned with DIRTY.
-            unsafe { tail.write_bytes(0, PAGE_SIZE - in_page) };
+            if let Some(page) = object.page_at(pgoff, Access::Write) {
+                // SAFETY: the rest of a page that is pinned with DIRTY, and open to stores.
+                unsafe { ((page + in_page) as *mut u8).write_bytes(0, PAGE_SIZE - in_page) };
+                word.unpin();
+                return true;
+            }
+            // Nobody may store to it: it is read again, up to the new end.
             word.unpin();
-            true
+            let host = Host::detached();
+            vmscan::discard_range(host.env(), object.mapping(), 0, pgoff, pgoff + 1) == 1
         }
         Lookup::Busy(_) | Lookup::Overdue | Lookup::NoPins => false,
         Lookup::PastEnd | Lookup::Absent | Lookup::Poisoned(_) => true,

@@ -70,6 +70,9 @@ pub(crate) unsafe trait ZeroedAtomics {}
 unsafe impl ZeroedAtomics for std::sync::atomic::AtomicU64 {}
 // SAFETY: an atomic integer.
 unsafe impl ZeroedAtomics for std::sync::atomic::AtomicU32 {}
+#[cfg(feature = "userfaultfd")]
+// SAFETY: made of atomic integers.
+unsafe impl ZeroedAtomics for softfault_platform::store::exclusive::Filled {}
 // SAFETY: made of atomic integers; its documentation says that zero is trapped and unmapped.
 unsafe impl ZeroedAtomics for softfault_mm::extent::Extent {}
 

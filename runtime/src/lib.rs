@@ -10,6 +10,7 @@ pub mod audit;
 mod calibrate;
 pub mod delivery;
 pub mod error;
+mod exclusive;
 pub mod file;
 mod flusher;
 mod guarded;

@@ -2,6 +2,7 @@
 
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
+use crate::exclusive::{Exclusive, Parts, Plan};
 use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
@@ -12,7 +13,7 @@ use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
 use softfault_mm::folio::DIRTY;
 use softfault_mm::mapping::{DYING, Mapping};
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, pages_of};
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
@@ -28,18 +29,21 @@ use std::time::Duration;
 /// Options of an object; see [`Runtime::object`].
 #[derive(Debug)]
 pub struct ObjectBuilder {
-    runtime: Runtime,
-    len_bytes: u64,
+    pub(crate) runtime: Runtime,
+    pub(crate) len_bytes: u64,
     max_len_bytes: u64,
-    writable: bool,
-    policy: FailurePolicy,
+    pub(crate) writable: bool,
+    pub(crate) policy: FailurePolicy,
     deadline: Option<Duration>,
-    retries: Retries,
-    mkwrite: bool,
+    pub(crate) retries: Retries,
+    pub(crate) mkwrite: bool,
     dsync: bool,
     fill_window_pages: u32,
     readahead_pages: Option<u32>,
     private_past_cache: bool,
+    cache_limit_bytes: Option<u64>,
+    /// Exclusive; by copying only.
+    pub(crate) exclusive: Option<bool>,
 }
 
 impl ObjectBuilder {
@@ -59,6 +63,8 @@ impl ObjectBuilder {
             fill_window_pages,
             readahead_pages,
             private_past_cache: true,
+            cache_limit_bytes: None,
+            exclusive: None,
         }
     }
     /// Sets the length, where it is known only after the other options.
@@ -128,6 +134,13 @@ impl ObjectBuilder {
     #[must_use]
     pub fn readahead_pages(mut self, max: u32) -> Self {
         self.readahead_pages = Some(max);
+        self
+    }
+    /// Bounds the bytes of the object's cached pages, below the cache's own limit (at least 64 pages); see
+    /// [`Object::set_cache_limit`].
+    #[must_use]
+    pub fn cache_limit(mut self, bytes: u64) -> Self {
+        self.cache_limit_bytes = Some(bytes);
         self
     }
     /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
@@ -236,6 +249,7 @@ impl ObjectBuilder {
     /// [`filemap::fault`]: crate::filemap::fault
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
     pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
+        self.check_exclusive(true)?;
         self.build(Backing {
             store: Box::new(ZeroStore),
             handler_safe: true,
@@ -254,10 +268,16 @@ impl ObjectBuilder {
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;
         parent_only("object")?;
+        self.check_exclusive(false)?;
+        let plan = Plan::new(&self, len / PAGE_SIZE, backing.always_dirty)?;
+        if plan.is_some() && self.writable && !backing.store.rereads_unflushed() {
+            let why = "pages are written as they leave, and the store cannot give them back before it is flushed";
+            return Err(Error::Argument { op: "ObjectBuilder::exclusive", arg: "store", value: 0, why });
+        }
         let rt = Arc::clone(&self.runtime.inner);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
-        let inner = Arc::new(ObjectInner::new(&self, backing, rt, space, (offset, len), id));
+        let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
         if inner.persistent {
             inner.rt.add_writable(&inner);
         }
@@ -298,6 +318,7 @@ pub(crate) struct ObjectInner {
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
     a_ops: Option<Lease<ObjectOps<'static>>>,
+    pub(crate) exclusive: Option<Exclusive>,
     store: Option<Lease<dyn Store>>,
     vm_ops: Option<Lease<dyn VmOps>>,
     id: u32,
@@ -317,6 +338,7 @@ impl ObjectInner {
     fn new(
         b: &ObjectBuilder,
         backing: Backing,
+        plan: Option<Plan>,
         rt: Arc<RuntimeInner>,
         space: Arc<Space>,
         (offset, len): (u64, usize),
@@ -341,6 +363,8 @@ impl ObjectInner {
         let a_ops = Lease::new(Box::new(a_ops));
         // SAFETY: the object holds the space, so the words outlive it.
         let folios = unsafe { space.region.folios(offset, len) };
+        let (handler_safe, name) = (backing.handler_safe, u64::from(id));
+        let exclusive = plan.map(|p| p.build(&Parts::new(b, store_ref, folios, handler_safe, name)));
         // SAFETY: as above.
         let chunks = unsafe { space.region.chunks(offset, len) };
         let mapping = Mapping {
@@ -348,20 +372,28 @@ impl ObjectInner {
             folios,
             chunks,
             i_size: AtomicU64::new(b.len_bytes),
-            // SAFETY: as for the store.
-            a_ops: unsafe { a_ops.lend() },
+            a_ops: match &exclusive {
+                Some(exclusive) => exclusive.as_ops(),
+                // SAFETY: as for the store.
+                None => unsafe { a_ops.lend() },
+            },
             policy: b.policy,
             handler_safe: backing.handler_safe,
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
-            dirty_goes: backing.dirty_goes,
-            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite,
+            dirty_goes: backing.dirty_goes && (exclusive.is_none() || b.writable),
+            write_blocks: store_ref.write_blocks(),
+            exclusive: exclusive.is_some(),
+            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
             fill_window: b.fill_window_pages,
             ra: crate::madvise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
             account,
+            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, |bytes| (bytes >> PAGE_SHIFT).max(64))),
+            nr_own: AtomicU64::new(0),
+            hand: AtomicU64::new(0),
             flush_turn: AtomicU32::new(0),
             flush_wanted: AtomicU32::new(0),
             stat: rt.stat,
@@ -381,6 +413,7 @@ impl ObjectInner {
             sync_wp: b.mkwrite || has_mkwrite,
             mapping: Some(mapping),
             a_ops: Some(a_ops),
+            exclusive,
             store: Some(store),
             vm_ops: Some(vm_ops),
             id,
@@ -408,6 +441,10 @@ impl ObjectInner {
     /// Returns whether first stores must fault.
     pub(crate) fn is_synchronous(&self) -> bool {
         self.sync_wp
+    }
+    /// Returns whether the object's pages live in the one arena that maps it.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.exclusive.is_some()
     }
     /// Returns the address of the alias of page `pgoff`.
     pub(crate) fn alias_at(&self, pgoff: u64) -> usize {
@@ -450,6 +487,7 @@ impl Drop for ObjectInner {
         }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
+        let exclusive = self.exclusive.take();
         let mut patience = 2_000;
         // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
         while mapping.users.load(Ordering::Acquire) != 0 && patience > 0 && self.pid == std::process::id() {
@@ -463,6 +501,7 @@ impl Drop for ObjectInner {
             // reused. `store` and `vm_ops` are what such a thread may be running in.
             mapping.leak();
             a_ops.leak();
+            exclusive.into_iter().for_each(Exclusive::leak);
             store.into_iter().for_each(Lease::leak);
             vm_ops.into_iter().for_each(Lease::leak);
             i_mmap.into_iter().for_each(Lease::leak);
@@ -474,8 +513,8 @@ impl Drop for ObjectInner {
         let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
-        mapping.account.uncharge(cached as u64);
-        drop((mapping, a_ops, vm_ops, store, i_mmap));
+        mapping.uncharge(cached as u64);
+        drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
         registry::lock().mappings.put(self.id);
@@ -514,6 +553,20 @@ impl Object {
         io::write_at(&self.inner, offset, buf)
     }
 
+    /// Changes the object's own limit. Pages above a lower one leave as others come.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] where the object was made without one: its pages are not counted.
+    pub fn set_cache_limit(&self, bytes: u64) -> Result<()> {
+        let limit = &self.inner.mapping().own_limit;
+        if limit.load(Ordering::Relaxed) == u64::MAX {
+            let what = "the object was made without a limit of its own";
+            return Err(Error::Denied { op: "Object::set_cache_limit", what });
+        }
+        limit.store((bytes >> PAGE_SHIFT).clamp(64, u64::MAX - 1), Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Returns how many pages are in the cache.
     #[must_use]
     pub fn cached_pages(&self) -> u64 {
@@ -523,7 +576,7 @@ impl Object {
     /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
     ///
     /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
-    /// first).
+    /// first); a writable exclusive object's are written on their way.
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
@@ -567,6 +620,7 @@ impl Object {
     /// [`Error::Fault`].
     pub fn populate(&self, range: std::ops::Range<u64>) -> Result<()> {
         parent_only("Object::populate")?;
+        self.inner.check_mapped("Object::populate")?;
         io::populate(&self.inner, range, Access::Read)
     }
 }

@@ -58,7 +58,8 @@ impl Pin {
                 return Err(Error::Denied { op, what: "the mapping does not permit stores" });
             }
             let pgoff = v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
-            let set = if access == Access::Write && v.sharing == Sharing::Shared { DIRTY } else { 0 };
+            let reaches = v.sharing == Sharing::Shared || v.object.is_exclusive();
+            let set = if access == Access::Write && reaches { DIRTY } else { 0 };
             io::get_pinned(&v.object, pgoff, set).map_err(|e| Error::Fault {
                 op,
                 access,

@@ -7,6 +7,8 @@ use crate::helper;
 #[cfg(feature = "userfaultfd")]
 use crate::lease::Lease;
 #[cfg(feature = "userfaultfd")]
+use softfault_platform::mmu::exclusive::ExclusiveMmu;
+#[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd::{self, Kind, UffdMmu};
 use softfault_platform::mmu::{budget, segv};
 #[cfg(feature = "userfaultfd")]
@@ -61,6 +63,8 @@ pub(crate) struct Registry {
     #[cfg(feature = "userfaultfd")]
     contexts: [Option<Lease<UffdMmu>>; 3],
     #[cfg(feature = "userfaultfd")]
+    exclusive: Option<Lease<ExclusiveMmu>>,
+    #[cfg(feature = "userfaultfd")]
     monitor: Option<helper::Monitor>,
 }
 
@@ -75,6 +79,8 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     helpers: None,
     #[cfg(feature = "userfaultfd")]
     contexts: [None, None, None],
+    #[cfg(feature = "userfaultfd")]
+    exclusive: None,
     #[cfg(feature = "userfaultfd")]
     monitor: None,
 });
@@ -124,6 +130,7 @@ impl Registry {
             for kind in [Kind::Async, Kind::Sync, Kind::Monitor] {
                 uffd::set_context(kind, None);
             }
+            leftover.exclusive = self.exclusive.take();
             leftover.contexts = std::mem::take(&mut self.contexts).into_iter().flatten().collect();
         }
         leftover
@@ -153,6 +160,18 @@ impl Registry {
         }
         Ok(mmu)
     }
+
+    /// Returns the process's context for exclusive objects, opening it at first use.
+    #[cfg(feature = "userfaultfd")]
+    #[expect(unsafe_code, reason = "as for the other contexts")]
+    pub(crate) fn exclusive(&mut self) -> std::result::Result<&'static ExclusiveMmu, Errno> {
+        if self.exclusive.is_none() {
+            self.exclusive = Some(Lease::new(Box::new(ExclusiveMmu::open()?)));
+        }
+        let lease = self.exclusive.as_ref().ok_or(Errno::EINVAL)?;
+        // SAFETY: as for `context`: it is dropped after the last runtime left, and with it the last pool of frames.
+        Ok(unsafe { lease.lend() })
+    }
 }
 
 /// What the last runtime leaves to be ended outside the lock.
@@ -163,6 +182,8 @@ pub(crate) struct Leftover {
     monitor: Option<helper::Monitor>,
     #[cfg(feature = "userfaultfd")]
     contexts: Vec<Lease<UffdMmu>>,
+    #[cfg(feature = "userfaultfd")]
+    exclusive: Option<Lease<ExclusiveMmu>>,
 }
 
 impl Drop for Leftover {
@@ -173,7 +194,7 @@ impl Drop for Leftover {
         // Handlers that entered before the arenas went may still be on their way out of a section.
         softfault_platform::section::synchronize();
         #[cfg(feature = "userfaultfd")]
-        self.contexts.clear();
+        drop((std::mem::take(&mut self.contexts), self.exclusive.take()));
     }
 }
 

@@ -4,7 +4,7 @@ use crate::arena::ArenaBuilder;
 use crate::delivery::{self, Delivery, DeliveryReport};
 use crate::error::{Error, Result, parent_only, system};
 use crate::file::FileOptions;
-use crate::flusher::{Flusher, Policy, Writables};
+use crate::flusher::{Flusher, Policy, Writable, Writables};
 use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
 use crate::memory;
@@ -39,12 +39,16 @@ pub(crate) struct RuntimeInner {
     pub(crate) account: Lease<CacheAccount<'static>>,
     queues: [Table<AtomicU64>; 3],
     writables: Arc<Writables>,
+    dirty_percent: u64,
     pub(crate) report: DeliveryReport,
     pub(crate) fill_window_pages: u32,
     /// Where anonymous memory goes; `None`: it stays.
     pub(crate) swap: Option<Swap>,
     pub(crate) readahead_pages: Option<u32>,
     regions: Mutex<Vec<Arc<Space>>>,
+    /// The frames of exclusive objects.
+    #[cfg(feature = "userfaultfd")]
+    pub(crate) frames: Mutex<Option<Lease<softfault_platform::frames::Frames>>>,
     pid: u32,
 }
 
@@ -192,6 +196,15 @@ impl RuntimeBuilder {
         self
     }
 
+    /// Sets what share of the cache (in percent) may be dirty before pages are written in the background, and before
+    /// writers to stores that wait for a device are made to wait themselves; defaults 10 and 40.
+    #[must_use]
+    pub fn dirty_limits(mut self, background_percent: u32, percent: u32) -> Self {
+        self.writeback.background_percent = u64::from(background_percent.min(100));
+        self.writeback.limit_percent = u64::from(percent.clamp(1, 100));
+        self
+    }
+
     /// Makes the runtime: maps the tables, installs the signal handlers, starts the fillers.
     ///
     /// # Errors
@@ -217,6 +230,8 @@ impl RuntimeBuilder {
         let writables = Arc::<Writables>::default();
         // SAFETY: as above.
         let lent = unsafe { account.lend() };
+        lent.dirty_limit
+            .store(limit.saturating_mul(self.writeback.limit_percent) / 100, std::sync::atomic::Ordering::Relaxed);
         let flusher = Flusher::start(Arc::clone(&writables), lent, self.writeback)?;
         let inner = RuntimeInner {
             stat,
@@ -225,11 +240,14 @@ impl RuntimeBuilder {
             account,
             queues,
             writables,
+            dirty_percent: self.writeback.limit_percent,
             report: delivery::probe(),
             fill_window_pages: self.fill_window_pages,
             swap,
             readahead_pages: self.readahead_pages,
             regions: Mutex::new(Vec::new()),
+            #[cfg(feature = "userfaultfd")]
+            frames: Mutex::new(None),
             pid: std::process::id(),
         };
         Ok(Runtime { inner: Arc::new(inner) })
@@ -344,6 +362,8 @@ impl Runtime {
         let account = &self.inner.account;
         account.lru.grow(bytes >> PAGE_SHIFT);
         account.limit_pages.store(bytes >> PAGE_SHIFT, std::sync::atomic::Ordering::SeqCst);
+        let dirty = (bytes >> PAGE_SHIFT).saturating_mul(self.inner.dirty_percent) / 100;
+        account.dirty_limit.store(dirty, std::sync::atomic::Ordering::Relaxed);
         if account.wants_kswapd() {
             softfault_platform::sys::futex::wake_all(account.bell_addr());
         }
@@ -388,7 +408,7 @@ impl RuntimeInner {
 
     /// Has the flusher look after an object.
     pub(crate) fn add_writable(&self, object: &Arc<ObjectInner>) {
-        self.writables.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(object));
+        self.writables.lock().unwrap_or_else(PoisonError::into_inner).push(Writable::new(object));
     }
 
     /// Returns the bytes of address space and of memory, at most, that the queues of reclaim take.

@@ -50,6 +50,12 @@ impl Stats {
         counters.push(("cache_memfds", rt.nr_regions() as u64));
         counters.extend(rt.swap.iter().flat_map(crate::swap::Swap::counters));
         counters.push(("process_direct_fallbacks", softfault_platform::store::direct::fallbacks()));
+        #[cfg(feature = "userfaultfd")]
+        {
+            let (mapped, free) = rt.exclusive_pages();
+            counters.push(("exclusive_frames", mapped + free));
+            counters.push(("exclusive_pool_bytes", free << softfault_mm::page::PAGE_SHIFT));
+        }
         counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
         counters.push(("process_handler_chained", entry::PROCESS_STAT.event(Event::HANDLER_CHAINED)));
         counters.push(("process_handler_refused", entry::PROCESS_STAT.event(Event::HANDLER_REFUSED)));

@@ -34,6 +34,7 @@ impl Object {
             self.inner.store().set_len(len_bytes).map_err(moved)?;
         }
         self.inner.a_ops().set_len(len_bytes);
+        self.inner.exclusive.iter().for_each(|e| e.set_len(len_bytes));
         let old = truncate::i_size_write(m, len_bytes);
         if old <= len_bytes {
             return Ok(());

@@ -18,6 +18,7 @@ mod zap;
 
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
+use crate::exclusive;
 use crate::object::ObjectInner;
 use crate::registry;
 use delegations::DelegationInner;
@@ -46,7 +47,7 @@ pub(crate) struct VmaEntry {
     pub(crate) prot: Prot,
     pub(crate) sharing: Sharing,
     /// How it is said to be read: `RAND_READ`, `SEQ_READ` or nothing.
-    advice: VmFlags,
+    pub(crate) advice: VmFlags,
     index: u32,
     delegation: Option<Arc<DelegationInner>>,
     _map: Arc<MapCount>,
@@ -156,6 +157,12 @@ impl ArenaInner {
     /// Returns the page tables and the tracking flags of a vma.
     fn mmu_of(&self, v: &VmaEntry) -> (&'static dyn Mmu, VmFlags) {
         #[cfg(feature = "userfaultfd")]
+        if v.object.is_exclusive()
+            && let Ok(mmu) = exclusive::mmu()
+        {
+            return (mmu, VmFlags::empty());
+        }
+        #[cfg(feature = "userfaultfd")]
         if let Some(kind) = self.kind_of(v)
             && let Some(mmu) = uffd::context(kind)
         {
@@ -191,6 +198,9 @@ impl ArenaInner {
     }
 
     fn flags_of(&self, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
+        if v.object.is_exclusive() {
+            return exclusive::flags_of(v);
+        }
         let mut flags = tracking | v.advice;
         flags |= match v.prot {
             Prot::None => VmFlags::empty(),
@@ -261,9 +271,11 @@ impl ArenaInner {
         // The gate before the lock: evictions hold it while they look who maps the object.
         let gate = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
-        let occupied = vmas.overlapping(&range).first().map(|v| v.range.clone());
-        let mapped = match occupied {
-            Some(range) => Err(Error::Occupied { range }),
+        let occupied = vmas.overlapping(&range).first().map(|v| Error::Occupied { range: v.range.clone() });
+        let refused = occupied.or_else(|| exclusive::refusal(&entry.object));
+        let opened = refused.is_none();
+        let mapped = match refused {
+            Some(error) => Err(error),
             None => {
                 entry.object.i_mmap().add(self);
                 entry.object.vm_ops().open(entry.object.mapping());
@@ -271,7 +283,7 @@ impl ArenaInner {
             }
         };
         if let Err(error) = mapped {
-            if !matches!(error, Error::Occupied { .. }) {
+            if opened {
                 entry.object.vm_ops().close(entry.object.mapping());
             }
             registry::lock().vmas.put(index);
@@ -300,6 +312,7 @@ impl ArenaInner {
             let _ = self.point(&v.range, None);
             v.unlist();
             section::synchronize();
+            let _ = exclusive::leave(&v.object);
             if !self.unmap_kernel(&v.range, &v.range) {
                 std::mem::forget(Arc::clone(&v.object));
             }
@@ -310,6 +323,10 @@ impl ArenaInner {
     /// mmap(PROT_NONE) and REGISTER.
     fn map_kernel(&self, v: &VmaEntry) -> Result<()> {
         let op = "Arena::map";
+        #[cfg(feature = "userfaultfd")]
+        if v.object.is_exclusive() {
+            return exclusive::map_kernel(self, v);
+        }
         let (addr, len) = (self.address(v.range.start), v.range.len());
         let share = if v.sharing == Sharing::Shared { mem::MAP_SHARED } else { mem::MAP_PRIVATE };
         let flags = share | mem::MAP_FIXED | mem::MAP_NORESERVE;
@@ -406,6 +423,10 @@ impl ArenaInner {
         if hit.is_empty() {
             return Ok(());
         }
+        let is_cut = |v: &VmaEntry| v.range.start < range.start || range.end < v.range.end;
+        if hit.iter().any(|v| v.object.is_exclusive() && is_cut(v)) {
+            return Err(Error::Denied { op, what: "an exclusive object is unmapped whole" });
+        }
         let stay = self.cut_around(op, &hit, range)?;
         self.replace(vmas, &hit, &stay, range)?;
         // Nobody can promote or install in the range any more: its own vmas are gone, the neighbours are narrower.
@@ -419,6 +440,11 @@ impl ArenaInner {
         }
         // Who reclaims or writes back leaves the range alone from here on.
         self.retire(&hit);
+        for v in &hit {
+            if let Err(error) = exclusive::leave(&v.object) {
+                result = Err(error);
+            }
+        }
         for v in &hit {
             let gone = v.range.start.max(range.start)..v.range.end.min(range.end);
             if !self.unmap_kernel(&gone, &v.range) {
@@ -514,6 +540,9 @@ impl ArenaInner {
         let hit = vmas.covering(op, range)?;
         if prot == Prot::ReadWrite && hit.iter().any(|v| v.sharing == Sharing::Shared && !v.object.writable) {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
+        }
+        if hit.iter().any(|v| v.object.is_exclusive()) {
+            return Err(Error::Denied { op, what: "an exclusive object's protection is what it was mapped with" });
         }
         let mut new = self.cut_around(op, &hit, range)?;
         for v in &hit {

@@ -61,36 +61,52 @@ fn remove(list: &mut Vec<Range<u64>>, page: u64) {
     }
 }
 
-impl ObjectInner {
-    /// Marks every page of the range dirty that was written before the call.
-    pub(crate) fn harvest(&self, env: Env<'_>, range: &Range<u64>) {
-        let m = self.mapping();
-        let mut p = range.start;
-        while p < range.end {
-            let end = (p | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(range.end);
+/// Marks every page of the range dirty that was written before the call.
+pub(crate) fn harvest(env: Env<'_>, m: &Mapping<'_>, range: &Range<u64>) {
+    let mut p = range.start;
+    while p < range.end {
+        let end = (p | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(range.end);
+        if m.chunk(p).is_some_and(|c| c.nr_uptodate() > 0) {
             env.mm.with_rmap(&mut |r| {
                 rmap::harvest(r, m, p, end);
             });
-            p = end;
         }
-        // Reclaim that took a mapping away before our scan has said in the word, when its section ends, that the page was
-        // written.
-        section::synchronize();
+        p = end;
     }
+    // Reclaim that took a mapping away before our scan has said in the word, when its section ends, that the page was
+    // written.
+    section::synchronize();
+}
 
+/// Writes what is known to be dirty, without looking for more and without waiting for what is pinned.
+pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::Result<u64, (u64, FillError)> {
+    let mut written = 0;
+    let mut from = 0;
+    while from < m.nr_pages() {
+        let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
+        if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
+            written += writeback::writeout(env, m, 0, from, to)?;
+        }
+        from = to;
+    }
+    Ok(written)
+}
+
+impl ObjectInner {
     /// Gives every byte of the pages that was written before the call to the store. Returns the first held page, if a
     /// held one is dirty.
     pub(crate) fn write_back(&self, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
         let m = self.mapping();
         let host = Host::detached();
-        self.harvest(host.env(), range);
+        harvest(host.env(), m, range);
         let failed = |(p, error): (u64, FillError)| Error::Writeback { op, range: bytes(&(p..p + 1)), error };
         writeback::writeout(host.env(), m, 0, range.start, range.end).map_err(failed)?;
         let mut held = None;
         for p in range.clone() {
             let Some(word) = m.folio(p) else { break };
             let seen = word.load();
-            if seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
+            let leaving = m.exclusive && seen.state() == State::Evicting;
+            if leaving || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
                 let skipped = settle(host.env(), m, word, p).map_err(failed)?;
                 held = held.or_else(|| skipped.then_some(p));
             }
@@ -116,6 +132,10 @@ impl ObjectInner {
                 Ok(())
             }
             Err(error) => {
+                // What reclaim takes out of an exclusive object is marked when it is gone, not while it is written.
+                while m.exclusive && m.folios.iter().any(|w| w.load().state() == State::Evicting) {
+                    std::thread::sleep(std::time::Duration::from_micros(100));
+                }
                 let before = lost.len();
                 writeback::fail_flush(m, &mut |p| {
                     remove(&mut lost, p);
@@ -178,8 +198,9 @@ fn settle(env: Env<'_>, m: &Mapping<'_>, word: &FolioWord, p: u64) -> std::resul
         let seen = word.load();
         match seen.state() {
             // What is being written may have been read before the last store that we answer for.
-            State::Writeback => {
-                if let Some(low) = word.mark_waiter(State::Writeback) {
+            // And a page of an exclusive object that is leaving is being written on its way.
+            State::Writeback | State::Evicting => {
+                if let Some(low) = word.mark_waiter(seen.state()) {
                     env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
                 }
             }
@@ -286,11 +307,14 @@ impl Object {
     /// against the cache's limit.
     ///
     /// # Errors
-    /// [`Error::Held`] where a page is held already.
+    /// [`Error::Held`] where a page is held already, [`Error::Denied`] on exclusive objects.
     pub fn hold_dirty(&self, range: Range<u64>) -> Result<Held> {
         let op = "Object::hold_dirty";
         parent_only(op)?;
         let inner = &self.inner;
+        if inner.is_exclusive() {
+            return Err(Error::Denied { op, what: "an exclusive object's pages are written when they leave" });
+        }
         let m = inner.mapping();
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.folios.len() as u64);
         let mut list = lock(&inner.flush_state().held);
@@ -347,7 +371,13 @@ impl Object {
         let mut dropped = 0;
         for _ in 0..100 {
             self.inner.demote(pages.start, pages.end)?;
-            dropped += vmscan::reclaim_range(host.env(), m, 0, pages.start, pages.end);
+            dropped += if m.exclusive {
+                // What was written here stays, once that is known.
+                harvest(host.env(), m, &pages);
+                vmscan::evict_exclusive(host.env(), m, pages.start, pages.end, false)
+            } else {
+                vmscan::reclaim_range(host.env(), m, 0, pages.start, pages.end)
+            };
             let busy = pages
                 .clone()
                 .filter(cached)

@@ -316,3 +316,30 @@ fn a_store_that_panics_fails_its_page_alone() {
         assert!(object.read_at(PAGE as u64, &mut [0; 8]).is_err());
     });
 }
+
+#[test]
+fn an_object_with_a_limit_of_its_own() {
+    each_mode("own limit", |rt, mode| {
+        let knobs = Arc::new(common::Knobs::default());
+        let store = Box::new(common::KnobStore(Arc::clone(&knobs)));
+        let limit = 128usize;
+        let nr = 8 * limit;
+        let object = rt.object((nr * PAGE) as u64).cache_limit((limit * PAGE) as u64).store(store).unwrap();
+        let (other, _) = knob_object(rt, (nr * PAGE) as u64, true);
+        let (a, b) = (arena(rt, mode, 4 * EXTENT), arena(rt, mode, 4 * EXTENT));
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        map(&b, 0, &other, Prot::Read, Sharing::Shared);
+        (0..nr).for_each(|p| assert_eq!(load(&b, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64))));
+        for _ in 0..2 {
+            for p in 0..nr {
+                assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}");
+                assert!(object.cached_pages() <= limit as u64, "{} pages of {limit}", object.cached_pages());
+            }
+        }
+        assert_eq!(other.cached_pages(), nr as u64, "others are not reclaimed for it");
+        object.set_cache_limit((2 * limit * PAGE) as u64).unwrap();
+        (0..nr).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
+        assert!(object.cached_pages() > limit as u64);
+        assert!(matches!(other.set_cache_limit(1 << 20), Err(Error::Denied { op: "Object::set_cache_limit", .. })));
+    });
+}

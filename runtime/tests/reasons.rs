@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::{EXTENT, KnobStore, Knobs, PAGE, arena, byte_of, each_mode, knob_object, load, map, store, until};
+use common::{
+    EXTENT, KnobStore, Knobs, PAGE, TempFile, arena, byte_of, each_mode, knob_object, load, map, store, until,
+};
 use softfault::{Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -188,7 +190,7 @@ fn what_is_carried_has_no_producer() {
         map(&a, 0, &object, Prot::ReadWrite, Sharing::Private);
         (0..2048).step_by(7).for_each(|p| store(&a, p * PAGE, 1).unwrap());
         (0..2048).for_each(|p| assert!(load(&a, p * PAGE).is_ok()));
-        for bit in [VmFaultReason::HWPOISON_LARGE, VmFaultReason::COMPLETED] {
+        for bit in [VmFaultReason::HWPOISON_LARGE] {
             assert_eq!(rt.stats().reason(bit), 0, "{bit:?}");
         }
     });
@@ -213,4 +215,22 @@ fn statistics_are_printed_by_name() {
         }
         assert_eq!(json.matches('{').count(), json.matches('}').count());
     });
+}
+
+/// `COMPLETED`: the store is through, and its thread waited because too much is dirty.
+#[test]
+fn writers_of_too_many_dirty_pages_wait() {
+    common::setup();
+    let rt = Runtime::builder().cache_limit(256 * PAGE as u64).dirty_limits(1, 2).build().unwrap();
+    let file = TempFile::new(1024 * PAGE);
+    let object = rt.open_file_rw(file.path()).unwrap();
+    let a = arena(&rt, rt.delivery().chosen, 2 * EXTENT);
+    map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    (0..1024).for_each(|p| assert_eq!(store(&a, p * PAGE, p as u8), Ok(())));
+    let stats = rt.stats();
+    assert!(stats.reason(VmFaultReason::COMPLETED) > 0, "{stats}");
+    assert!(stats.get("balance_dirty_pages") > 0);
+    object.sync_all().unwrap();
+    let written = std::fs::read(file.path()).unwrap();
+    (0..1024).for_each(|p| assert_eq!(written[p * PAGE], p as u8, "page {p}"));
 }

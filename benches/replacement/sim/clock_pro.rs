@@ -9,7 +9,7 @@ use super::list::{Links, NONE, Queue};
 use super::{Outcome, Policy};
 
 /// Hot pages that HAND_hot may pass for one eviction, staged: without a bound a first lap would unmap everything.
-const HOT_STEPS: usize = decide::BATCH_PAGES;
+const HOT_STEPS: usize = 64;
 
 /// What a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,10 +50,10 @@ impl ClockPro {
     ///
     /// Staged with a PROBATION of `probation_pct` percent of the limit, or seeing every access (`None`).
     #[must_use]
-    pub fn new(nr_pages: usize, limit: usize, probation_pct: Option<usize>) -> Self {
+    pub fn new(nr_pages: usize, limit: usize, probation_pct: Option<u64>) -> Self {
         Self {
             limit,
-            probation_target: probation_pct.map(|pct| decide::target_pages(limit, pct)),
+            probation_target: probation_pct.map(|pct| decide::target_len(limit, pct)),
             cold_target: (limit / 10).max(1),
             cold_floor: (limit / 100).max(1),
             state: vec![State::Absent; nr_pages],
@@ -96,7 +96,7 @@ impl ClockPro {
 
     /// Returns a cold page that was asked, after having refilled PROBATION; `None` if more hot pages must cool first.
     fn next_staged(&mut self, target: usize) -> Option<u32> {
-        let mut batch = if self.probation.len() <= target { decide::batch_pages(target) } else { 0 };
+        let mut batch = if self.probation.len() <= target { decide::batch_len(target) } else { 0 };
         while batch > 0 && self.nr_cold > self.probation.len() {
             let page = self.ring.next_of(&self.state, State::Cold)?;
             if !self.mapped[page as usize] || self.referenced[page as usize] {

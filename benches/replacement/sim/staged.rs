@@ -8,17 +8,18 @@
 //!                      └───────────── referenced ◀── a minor fault meanwhile
 //! ```
 
-use super::decide::{self, Regret, ShadowClock, Shadows, Window};
+use super::decide::{self, Regret, Shadow, ShadowClock, Shadows, Window};
 use super::list::{Links, Queue};
 use super::{Outcome, Policy};
+use softfault_mm::memcontrol::{high_watermark, low_watermark};
 
 /// What can be tuned. Percentages are of the limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
     /// Target of SMALL.
-    pub small_pct: usize,
+    pub small_pct: u64,
     /// Target of PROBATION.
-    pub probation_pct: usize,
+    pub probation_pct: u64,
     /// Which refaults go straight to MAIN.
     pub window: Window,
     /// Whose pages leave shadows.
@@ -33,6 +34,8 @@ pub struct Tuning {
     pub small_twice: bool,
     /// Laps through MAIN, at most, that a page may skip without being asked: one more after each good verdict.
     pub max_tenure: u8,
+    /// Whether pages are freed ahead in batches, between the watermarks of the running cache, or one by one in a full one.
+    pub ahead: bool,
 }
 
 impl Tuning {
@@ -47,17 +50,21 @@ impl Tuning {
         ask_main: true,
         small_twice: false,
         max_tenure: 0,
+        ahead: false,
     };
 
-    /// What the benchmark recommends; see its README.
+    /// What the benchmark recommends, and `softfault_mm` does; see the README.
     pub const RECOMMENDED: Self = Self {
-        small_pct: 5,
-        probation_pct: 6,
-        window: Window::Percent(100),
-        admit_every: 16,
-        regret_pct: 25,
+        small_pct: decide::SMALL_PCT,
+        probation_pct: decide::PROBATION_PCT,
+        window: Window::Percent(decide::WINDOW_PCT),
+        admit_every: decide::ADMIT_EVERY,
+        regret_pct: decide::REGRET_PCT,
         ..Self::PLAIN
     };
+
+    /// The same as it runs: with a background reclaimer, here one that is never late.
+    pub const RUNNING: Self = Self { ahead: true, ..Self::RECOMMENDED };
 }
 
 /// Where a page is.
@@ -82,20 +89,18 @@ struct Page {
     tenure: u8,
     /// Laps left to skip.
     skip: u8,
-    shadow: u16,
-    /// Whether the shadow was left by a page of MAIN.
-    shadow_of_main: bool,
+    shadow: Shadow,
 }
 
 /// The cache.
 #[derive(Debug)]
 pub struct Staged {
-    limit: usize,
+    limit: u64,
     tuning: Tuning,
     clock: ShadowClock,
     evictions: u64,
     nr_unmapped: u64,
-    /// Refaults that were kept out of a full MAIN.
+    /// Refaults that met a full and regretted MAIN.
     refused: u32,
     regret: Regret,
     pages: Vec<Page>,
@@ -115,17 +120,16 @@ impl Staged {
             referenced: false,
             tenure: 0,
             skip: 0,
-            shadow: 0,
-            shadow_of_main: false,
+            shadow: Shadow::default(),
         };
         Self {
-            limit,
+            limit: limit as u64,
             tuning,
-            clock: ShadowClock::new(limit),
+            clock: ShadowClock::new(limit as u64),
             evictions: 0,
             nr_unmapped: 0,
             refused: 0,
-            regret: Regret::new(limit),
+            regret: Regret::default(),
             pages: vec![absent; nr_pages],
             links: Links::new(nr_pages),
             small: Queue::default(),
@@ -139,7 +143,7 @@ impl Staged {
         let target = decide::target_pages(self.limit, self.tuning.probation_pct);
         let before = self.evictions;
         while self.evictions == before {
-            if self.probation.len() <= target && self.refill(decide::batch_pages(target)) {
+            if self.probation.len() as u64 <= target && self.refill(decide::batch_pages(target)) {
                 return;
             }
             let Some(pgoff) = self.probation.pop(&mut self.links) else { return };
@@ -147,12 +151,36 @@ impl Staged {
         }
     }
 
+    /// Frees pages as the background reclaimer does when the low watermark is passed.
+    fn reclaim_ahead(&mut self) {
+        if self.nr_cached() as u64 <= low_watermark(self.limit) {
+            return;
+        }
+        let target = decide::target_pages(self.limit, self.tuning.probation_pct);
+        let batch = decide::batch_pages(target);
+        while self.nr_cached() as u64 > high_watermark(self.limit) {
+            // One batch, as `softfault_mm::vmscan::shrink` does it: verdicts first.
+            for _ in 0..batch {
+                let [nr_small, nr_main, nr_probation] = self.lens();
+                if nr_probation as u64 <= target && nr_small + nr_main > 0 {
+                    break;
+                }
+                let Some(pgoff) = self.probation.pop(&mut self.links) else { break };
+                self.judge(pgoff);
+            }
+            if self.probation.len() as u64 <= target {
+                self.refill(batch);
+            }
+        }
+    }
+
     /// Unmaps a batch; returns whether it evicted a page unasked instead.
-    fn refill(&mut self, nr: usize) -> bool {
+    fn refill(&mut self, nr: u64) -> bool {
         let small_target = decide::target_pages(self.limit, self.tuning.small_pct);
         let mut nr = nr;
         while nr > 0 {
-            let Some(from) = decide::refill_from(self.small.len(), small_target, self.main.len()) else { return false };
+            let [nr_small, nr_main, _] = self.lens().map(|n| n as u64);
+            let Some(from) = decide::refill_from(nr_small, small_target, nr_main) else { return false };
             let pgoff = match from {
                 decide::Queue::Small => self.small.pop(&mut self.links),
                 decide::Queue::Main => self.main.pop(&mut self.links),
@@ -201,18 +229,19 @@ impl Staged {
         let page = &mut self.pages[pgoff as usize];
         page.state = State::Absent;
         page.mapped = false;
-        page.shadow_of_main = from == decide::Queue::Main;
-        self.regret.evicted(page.shadow_of_main);
-        page.shadow = if leaves_shadow { self.clock.stamp(self.evictions) } else { 0 };
+        if from == decide::Queue::Main {
+            self.regret = self.regret.evicted(self.limit);
+        }
+        page.shadow = if leaves_shadow { self.clock.stamp(self.evictions, from) } else { Shadow::default() };
         self.evictions += 1;
     }
 
     fn fill(&mut self, pgoff: u32) {
-        if self.nr_cached() == self.limit {
+        if self.nr_cached() as u64 == self.limit {
             self.reclaim();
         }
         let shadow = std::mem::take(&mut self.pages[pgoff as usize].shadow);
-        let queue = self.admit(pgoff, self.clock.distance(shadow, self.evictions));
+        let queue = self.admit(shadow);
         let page = &mut self.pages[pgoff as usize];
         page.mapped = true;
         page.referenced = false;
@@ -228,29 +257,32 @@ impl Staged {
                 self.main.push(&mut self.links, pgoff);
             }
         }
+        if self.tuning.ahead {
+            self.reclaim_ahead();
+        }
     }
 
-    fn admit(&mut self, pgoff: u32, distance: Option<u64>) -> decide::Queue {
-        let queue = decide::admit(distance, self.tuning.window, self.limit, self.main.len());
-        if queue == decide::Queue::Small {
-            return queue;
-        }
-        self.regret.returned(self.pages[pgoff as usize].shadow_of_main);
-        if !self.main_is_full() || !self.regret.exceeds(self.tuning.regret_pct) {
-            return queue;
-        }
-        self.refused += 1;
-        if self.refused < self.tuning.admit_every {
+    /// Returns where a filled page goes that left `shadow`.
+    fn admit(&mut self, shadow: Shadow) -> decide::Queue {
+        let window = self.tuning.window.pages(self.limit, self.main.len() as u64);
+        if !decide::is_refault(self.clock.distance(shadow, self.evictions), window) {
             return decide::Queue::Small;
         }
-        self.refused = 0;
-        queue
+        if shadow.is_of_main() {
+            self.regret = self.regret.returned();
+        }
+        if !self.main_is_full() || !self.regret.exceeds(self.tuning.regret_pct) {
+            return decide::Queue::Main;
+        }
+        let refused = self.refused;
+        self.refused = refused.wrapping_add(1);
+        if decide::is_admitted(refused, self.tuning.admit_every) { decide::Queue::Main } else { decide::Queue::Small }
     }
 
     fn main_is_full(&self) -> bool {
         let small_target = decide::target_pages(self.limit, self.tuning.small_pct);
         let probation_target = decide::target_pages(self.limit, self.tuning.probation_pct);
-        decide::main_is_full(self.small.len(), small_target, probation_target)
+        decide::main_is_full(self.small.len() as u64, small_target, probation_target)
     }
 
     /// Returns the lengths of SMALL, MAIN and PROBATION.

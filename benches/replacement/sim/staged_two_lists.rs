@@ -36,10 +36,10 @@ pub struct StagedTwoLists {
 impl StagedTwoLists {
     /// Makes an empty cache of `limit` pages for an object of `nr_pages`.
     #[must_use]
-    pub fn new(nr_pages: usize, limit: usize, probation_pct: usize) -> Self {
+    pub fn new(nr_pages: usize, limit: usize, probation_pct: u64) -> Self {
         Self {
             limit,
-            probation_target: decide::target_pages(limit, probation_pct),
+            probation_target: decide::target_len(limit, probation_pct),
             state: vec![State::Absent; nr_pages],
             mapped: vec![false; nr_pages],
             referenced: vec![false; nr_pages],
@@ -90,7 +90,7 @@ impl StagedTwoLists {
 
     /// Takes a batch from the inactive tail: to PROBATION what is mapped and unknown, judged what was asked before.
     fn refill(&mut self) {
-        for _ in 0..decide::batch_pages(self.probation_target) {
+        for _ in 0..decide::batch_len(self.probation_target) {
             let Some(page) = self.inactive.pop(&mut self.links) else { return };
             if self.mapped[page as usize] && !self.referenced[page as usize] {
                 self.unmap(page);

@@ -2,7 +2,7 @@
 
 use super::clock::Clock;
 use super::clock_pro::ClockPro;
-use super::decide::{self, Queue, Regret, ShadowClock, Window};
+use super::decide;
 use super::lru::Lru;
 use super::opt::Opt;
 use super::s3_fifo::S3Fifo;
@@ -161,11 +161,14 @@ fn staged_queues_keep_their_targets() {
     let limit = 2000;
     let trace = Shape::Zipf.generate(20_000, 2000, 200_000);
     let mut policy = Staged::new(20_000, limit, Tuning::RECOMMENDED);
-    let probation = decide::target_pages(limit, Tuning::RECOMMENDED.probation_pct);
+    let probation = decide::target_len(limit, Tuning::RECOMMENDED.probation_pct);
     for &pgoff in &trace {
         policy.access(pgoff);
         let [_, _, nr] = policy.lens();
-        assert!(nr <= probation + decide::BATCH_PAGES, "PROBATION holds {nr} pages, its target is {probation}");
+        assert!(
+            nr <= probation + decide::batch_len(probation),
+            "PROBATION holds {nr} pages, its target is {probation}"
+        );
     }
     let [small, main, _] = policy.lens();
     assert!(small < limit / 4 && main > limit / 2, "a skewed trace leaves SMALL {small} and MAIN {main} of {limit}");
@@ -186,50 +189,4 @@ fn the_guard_keeps_a_part_of_a_loop() {
     let hit_rate = |tuning| run(&mut Staged::new(20_000, 2000, tuning), &trace, trace.len() / 4).hit_rate();
     let (guarded, open) = (hit_rate(Tuning::RECOMMENDED), hit_rate(Tuning { admit_every: 1, ..Tuning::RECOMMENDED }));
     assert!(guarded > 0.6 && open < 0.3, "guarded {guarded}, without the guard {open}");
-}
-
-#[test]
-fn refill_takes_from_small_only_above_its_target() {
-    assert_eq!(decide::refill_from(0, 10, 0), None);
-    assert_eq!(decide::refill_from(11, 10, 5), Some(Queue::Small));
-    assert_eq!(decide::refill_from(10, 10, 5), Some(Queue::Main));
-    assert_eq!(decide::refill_from(1, 10, 0), Some(Queue::Small));
-}
-
-#[test]
-fn a_refault_is_admitted_within_the_window_only() {
-    assert_eq!(decide::admit(None, Window::Percent(100), 100, 50), Queue::Small);
-    assert_eq!(decide::admit(Some(99), Window::Percent(100), 100, 50), Queue::Main);
-    assert_eq!(decide::admit(Some(100), Window::Percent(100), 100, 50), Queue::Small);
-    assert_eq!(decide::admit(Some(50), Window::MainLen, 100, 50), Queue::Small);
-    assert_eq!(decide::admit(Some(49), Window::MainLen, 100, 50), Queue::Main);
-}
-
-#[test]
-fn the_shadow_clock_measures_across_its_wrap_and_is_never_zero() {
-    for limit in [1usize, 1000, 5000, 1 << 20] {
-        let clock = ShadowClock::new(limit);
-        let tick = 1 << (limit / 1024).checked_ilog2().unwrap_or(0);
-        for start in [0, 1, 65_533 * tick, 65_534 * tick, 65_535 * tick, 65_536 * tick] {
-            let stamp = clock.stamp(start);
-            assert_ne!(stamp, 0, "limit {limit}, {start} evictions");
-            for age in [0, 1, 7, 1000] {
-                let distance = clock.distance(stamp, start + age).expect("a shadow");
-                assert!(distance.abs_diff(age) < tick, "limit {limit}: {distance} for {age} after {start}");
-            }
-        }
-        assert_eq!(clock.distance(0, 12345), None);
-    }
-}
-
-#[test]
-fn regret_forgets() {
-    let mut regret = Regret::new(1600);
-    for _ in 0..99 {
-        regret.evicted(true);
-        regret.returned(true);
-    }
-    assert!(regret.exceeds(75), "every page came back");
-    (0..400).for_each(|_| regret.evicted(true));
-    assert!(!regret.exceeds(25), "of the last 400 none came back");
 }

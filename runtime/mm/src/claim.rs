@@ -26,6 +26,10 @@ impl Claim {
     pub fn mapping_id(&self) -> u32 {
         self.mapping
     }
+    /// Returns a key to the same object, for looking it up while this token is spent. Dropping it changes nothing.
+    pub fn again(&self) -> Self {
+        Self::from_words([u64::from(self.mapping) << 32, self.pgoff])
+    }
     /// Returns the first page.
     #[must_use]
     pub fn pgoff(&self) -> u64 {

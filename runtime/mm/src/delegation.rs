@@ -11,6 +11,7 @@
 //! that flips bytes would flip them twice.
 
 use crate::folio::{DIRTY, State};
+use crate::lru::Entry;
 use crate::mapping::Mapping;
 use crate::page::PAGE_SIZE;
 use crate::sync::{AtomicU32, Ordering};
@@ -50,8 +51,10 @@ impl core::fmt::Debug for MinorFault<'_> {
     }
 }
 
-/// Publishes a rewritten page on drop.
+/// Publishes a rewritten page on drop, and enters it into the queues of reclaim.
 struct Published<'a> {
+    mapping: &'a Mapping<'a>,
+    pgoff: u64,
     word: &'a crate::folio::FolioWord,
     wake: &'a dyn Fn(usize),
     set: u64,
@@ -59,9 +62,14 @@ struct Published<'a> {
 
 impl Drop for Published<'_> {
     fn drop(&mut self) {
+        let claimed = self.word.load();
+        self.mapping.account_dirtied(u64::from(self.set & DIRTY != 0 && !claimed.has(DIRTY)));
         if self.word.publish(self.set) == crate::folio::Wake::Needed {
             (self.wake)(self.word.futex_addr());
         }
+        // Its old entry is void, by the version.
+        let entry = Entry::named(self.mapping.id, self.pgoff, claimed.version());
+        let _ = self.mapping.account.lru.add(entry, false);
     }
 }
 
@@ -128,7 +136,8 @@ impl<'a> MinorFault<'a> {
         // counted itself before that, and the CAS shows it.
         let alone = self.mapping.nr_maps.load(Ordering::SeqCst) <= 1;
         // Published also when `f` unwinds: a page that stayed `filling` would hold everybody up for ever.
-        let _published = Published { word, wake: self.wake, set: if alone { DIRTY } else { 0 } };
+        let set = if alone { DIRTY } else { 0 };
+        let _published = Published { mapping: self.mapping, pgoff: self.pgoff, word, wake: self.wake, set };
         if alone {
             self.mapping.a_ops.with_page_mut(self.pgoff, f);
         }

@@ -11,6 +11,7 @@ use crate::filemap;
 use crate::folio::{DSYNCED, FolioWord, State};
 pub use crate::host::Env;
 use crate::host::Woken;
+use crate::memcg;
 use crate::memcontrol::CacheAccount;
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
@@ -18,8 +19,9 @@ use crate::read_pages;
 use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
-use crate::vmscan::{self, Freed};
+use crate::vmscan::Freed;
 use crate::vmstat::Stage;
+use crate::writeback;
 
 /// How often one trap tries again before it returns to the instruction, which then traps anew.
 ///
@@ -74,6 +76,11 @@ pub fn resume_user_addr_fault(
         }
         let r = found?;
         let seen = attempt.before.without(VmFaultReason::RETRY) | r;
+        if r.intersects(VmFaultReason::COMPLETED) {
+            // Handled; nothing of the fault is held any more.
+            let _ = do_work(env, ctx, work);
+            return Some(seen);
+        }
         if !r.intersects(VmFaultReason::RETRY) || flags.intersects(FaultFlags::RETRY_NOWAIT) {
             drop_work(env, work);
             return Some(seen);
@@ -140,6 +147,7 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
         Work::Cow(claim) => do_cow_read(env, ctx, claim),
         Work::Dsync(claim) => do_dsync(env, ctx, claim),
         Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
+        Work::Throttle(claim) => do_throttle(env, ctx, claim),
         Work::Tell(telling) => {
             do_tell(env, ctx, telling);
             Next::Again
@@ -169,7 +177,11 @@ fn drop_work(env: Env<'_>, work: Work) {
     match work {
         Work::None | Work::Wait(..) => {}
         Work::Fill(claim) => give_up(env, claim),
-        Work::Cow(claim) | Work::Dsync(claim) | Work::Reclaim(claim) | Work::Read(claim, ..) => release(env, claim),
+        Work::Cow(claim)
+        | Work::Dsync(claim)
+        | Work::Reclaim(claim)
+        | Work::Throttle(claim)
+        | Work::Read(claim, ..) => release(env, claim),
         Work::Tell(telling) => untell(env, telling),
     }
 }
@@ -188,7 +200,7 @@ fn do_wait(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Next {
 fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let mut freed = Freed::Nothing;
     env.mm.with_claim(&claim, &mut |m| {
-        freed = vmscan::try_to_free_pages(env, ctx, m.account, m.stat);
+        freed = memcg::try_to_free_pages(env, ctx, m);
         if freed == Freed::Nothing {
             m.stat.reason(ctx.stripe, VmFaultReason::OOM);
         }
@@ -199,6 +211,14 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
         Freed::Later => Next::Later,
         Freed::Nothing => Next::Fail(FillError::NoMemory),
     }
+}
+
+/// Lets a writer wait for write-back. Linux: `balance_dirty_pages`.
+#[inline(never)]
+fn do_throttle(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    env.mm.with_claim(&claim, &mut |m| writeback::balance_dirty_pages(env, ctx, m));
+    release(env, claim);
+    Next::Again
 }
 
 /// Wakes the background reclaimer when the cache has grown past its low watermark.

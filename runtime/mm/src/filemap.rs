@@ -28,6 +28,7 @@ use crate::sync::{Ordering, fence};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma, Work};
 use crate::vmstat::Event;
+use crate::workingset::Shadow;
 
 /// The longest run that one claim covers: an extent.
 pub const CLAIM_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
@@ -193,11 +194,11 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
 /// # Errors
 /// [`FillError::NoMemory`] when the cache's limit does not allow even one page.
 pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Result<Option<Claim>, FillError> {
-    if !mapping.account.charge(1) {
+    if !mapping.charge(1) {
         return Err(FillError::NoMemory);
     }
     if !try_claim(mapping, pgoff) {
-        mapping.account.uncharge(1);
+        mapping.uncharge(1);
         return Ok(None);
     }
     // From here the object is kept: its last vma may go while we read. Relaxed: the section we are in (or the
@@ -206,12 +207,12 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
     // Neighbours only where they are simply absent: a poisoned neighbour must not fail a healthy fill.
     let absent = |p: u64| mapping.folio(p).is_some_and(|w| w.load().state() == State::Absent);
     let more = |p: u64| {
-        if !absent(p) || !mapping.account.charge(1) {
+        if !absent(p) || !mapping.charge(1) {
             return false;
         }
         let won = try_claim(mapping, p);
         if !won {
-            mapping.account.uncharge(1);
+            mapping.uncharge(1);
         }
         won
     };
@@ -230,8 +231,8 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
 fn try_claim(mapping: &Mapping<'_>, pgoff: u64) -> bool {
     let Some(word) = mapping.folio(pgoff) else { return false };
     let Ok(old) = word.try_claim() else { return false };
-    let limit = mapping.account.limit();
-    if old.shadow() != 0 && mapping.account.lru.is_workingset(old.shadow(), limit) {
+    let shadow = Shadow(old.shadow());
+    if shadow.is_some() && mapping.account.lru.refault(shadow, mapping.account.limit()) {
         word.set(REFERENCED);
         mapping.stat.add(0, Event::WORKINGSET_ACTIVATE, 1);
     }
@@ -301,13 +302,13 @@ pub fn read_claimed(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, claim
             if claim.is_ahead() {
                 // Nobody asked for the page: who does asks the store anew, and gets the verdict.
                 each(mapping, park, bad, end, FolioWord::abandon);
-                mapping.account.uncharge(end.saturating_sub(bad));
+                mapping.uncharge(end.saturating_sub(bad));
                 release(mapping, claim);
                 return Err(error);
             }
             let settled = settle_bad_page(mapping, park, stripe, bad, error);
             each(mapping, park, bad.saturating_add(1), end, FolioWord::abandon);
-            mapping.account.uncharge(end.saturating_sub(bad.saturating_add(1)));
+            mapping.uncharge(end.saturating_sub(bad.saturating_add(1)));
             settled
         }
     };
@@ -332,7 +333,7 @@ fn settle_bad_page(
     // What the store left half-written goes away; if that fails the word still says that nobody may look.
     let _ = mapping.a_ops.punch(pgoff, 1);
     each(mapping, park, pgoff, end, |w| w.fail(error));
-    mapping.account.uncharge(1);
+    mapping.uncharge(1);
     Err(error)
 }
 
@@ -349,7 +350,7 @@ fn publish_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), stripe: usize, fr
     if to < all {
         let _ = mapping.a_ops.punch(to, u32::try_from(all - to).unwrap_or(0));
         each_waking(mapping, wake, to, all, FolioWord::abandon);
-        mapping.account.uncharge(all - to);
+        mapping.uncharge(all - to);
     }
     // Where stores are not tracked every page must count as written from the start: its mappings are open to stores, and
     // what the word calls clean is dropped.
@@ -387,7 +388,7 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
 pub fn abandon(mapping: &Mapping<'_>, park: &dyn Park, claim: Claim) {
     let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
     each(mapping, park, claim.pgoff(), end, FolioWord::abandon);
-    mapping.account.uncharge(u64::from(claim.nr()));
+    mapping.uncharge(u64::from(claim.nr()));
     release(mapping, claim);
 }
 

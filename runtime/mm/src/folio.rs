@@ -6,6 +6,7 @@
 //! | version hi |    pins    | version lo |U |A |H | Y Y | error |S|O|W|R|D|state|
 //! +------------+------------+------------+--+--+--+-----+-------+-+-+-+-+-+-----+
 //!   U unmapped  A readahead  H held  Y unsynced (two turns)  S dsynced  O overdue  W waiters  R referenced  D dirty
+//!   error: of a poisoned page; of one that may be mapped its lowest bit says isolated
 //! ```
 //! State, flags and waiters lie in the low half, which a futex can compare. All-zero is `absent`, so a table of words
 //! is an untouched anonymous mapping. An absent page has no pins: the field holds its *shadow* instead, the time of its
@@ -80,6 +81,10 @@ pub const HELD: u64 = 1 << 13;
 pub const READAHEAD: u64 = 1 << 14;
 /// Reclaim took its mappings away and waits whether anybody misses them.
 pub const UNMAPPED: u64 = 1 << 15;
+
+/// Taken by reclaim with its neighbour, past its own entry in the queues: that entry is void, and whoever pops it clears
+/// the flag. Shares its bit with the error of a poisoned page, which is in no queue.
+pub const ISOLATED: u64 = 1 << 8;
 
 const ERROR_SHIFT: u32 = 8;
 const ERROR: u64 = 0x7 << ERROR_SHIFT;
@@ -302,9 +307,46 @@ impl FolioWord {
         })
     }
 
-    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason.
+    /// As [`FolioWord::try_unmap`], of a page whose entry stays behind in its queue; sets `ISOLATED`.
+    ///
+    /// # Errors
+    /// What was seen instead; also a page that is `ISOLATED` already: one void entry is what a flag can count.
+    pub fn try_isolate(&self) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let idle = w.state() == State::Uptodate && w.pins() == 0 && !w.has(UNMAPPED) && !w.has(ISOLATED);
+            idle.then(|| ((w.0 | UNMAPPED | ISOLATED) & !REFERENCED) + PIN)
+        })
+    }
+
+    /// Clears `ISOLATED` in the life that `seen` belongs to; returns whether it was set, which one caller is told.
+    ///
+    /// ```text
+    /// a reclaimer                        another
+    /// pops the page's entry
+    ///                                    isolates the page with its neighbours: puts a second entry on probation
+    /// finds ISOLATED: clears it, and forgets the entry it has popped
+    /// ```
+    /// So there is one entry that counts, whichever of the two is popped first.
+    #[must_use]
+    pub fn end_isolation(&self, seen: Folio) -> bool {
+        seen.has(ISOLATED)
+            && self
+                .update(|w| {
+                    let same = w.is_mappable() && w.version() == seen.version() && w.has(ISOLATED);
+                    same.then_some(w.0 & !ISOLATED)
+                })
+                .is_ok()
+    }
+
+    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason. Nothing happens to a
+    /// pinned page: whoever is unmapping it relies on `UNMAPPED` to keep windows away.
     pub fn keep(&self) {
-        // Relaxed: both bits are advice; who evicts decides by CAS.
+        let _ = self.update(|w| (w.pins() == 0).then_some(w.0 & !(UNMAPPED | REFERENCED)));
+    }
+
+    /// The same by who unmapped it and still holds the pin.
+    pub fn keep_pinned(&self) {
+        // Relaxed: the pin's release publishes it.
         self.0.fetch_and(!(UNMAPPED | REFERENCED), Ordering::Relaxed);
     }
 
@@ -377,9 +419,14 @@ impl FolioWord {
 
     /// Sets flags on a page that the caller has pinned.
     pub fn set(&self, flags: u64) {
+        let _ = self.set_returning(flags);
+    }
+
+    /// The same; returns what was there before.
+    pub fn set_returning(&self, flags: u64) -> Folio {
         // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
         // release publishes it.
-        self.0.fetch_or(flags, Ordering::Relaxed);
+        Folio(self.0.fetch_or(flags, Ordering::Relaxed))
     }
 
     /// Takes the readahead marker off a page that the caller has pinned; `true`: it was there, and is the caller's.
@@ -397,6 +444,19 @@ impl FolioWord {
         self.update(|w| {
             let idle = w.state() == State::Uptodate && w.pins() == 0 && w.has(UNMAPPED);
             (idle && !w.has(DIRTY) && !w.has(REFERENCED)).then_some((w.0 & !STATE) | EVICTING)
+        })
+    }
+
+    /// uptodate, unpinned, not held -> evicting, for a page that is written on its way out (exclusive objects): `idle`: only
+    /// if `UNMAPPED` and not referenced since; `dirty`: also if it is known to be.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_take_out(&self, idle: bool, dirty: bool) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let free = w.state() == State::Uptodate && w.pins() == 0 && !w.has(HELD);
+            let unmissed = w.has(UNMAPPED) && !w.has(REFERENCED);
+            (free && (unmissed || !idle) && (dirty || !w.has(DIRTY))).then_some((w.0 & !STATE) | EVICTING)
         })
     }
 
@@ -432,12 +492,14 @@ impl FolioWord {
         self.update(|w| (w.state() == State::Poisoned).then_some(w.0 & !(STATE | ERROR)))
     }
 
-    /// uptodate, unpinned -> filling: a rewrite (a delegate's) with the page mapped nowhere.
+    /// uptodate, unpinned -> filling: a rewrite (a delegate's) with the page mapped nowhere. Its version moves, so its
+    /// entries in the queues of reclaim are void, and what they had marked is forgotten.
     ///
     /// # Errors
     /// What was seen instead.
     pub fn try_rewrite(&self) -> Result<Folio, Folio> {
-        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.bumped() & !STATE) | FILLING))
+        let void = STATE | UNMAPPED | ISOLATED;
+        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.bumped() & !void) | FILLING))
     }
 
     /// uptodate, dirty, unpinned, not held -> writeback, clean.
@@ -452,12 +514,12 @@ impl FolioWord {
     }
 
     /// writeback -> uptodate, with the flags of `set`: `UNSYNCED`, or `DIRTY` again when the store failed. A page that was
-    /// written meanwhile is dirty as it is.
-    pub fn end_writeback(&self, set: u64) -> Wake {
+    /// written meanwhile is dirty as it is; the second result says so.
+    pub fn end_writeback(&self, set: u64) -> (Wake, bool) {
         // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty.
         let owed = UNSYNCED[0] | UNSYNCED[1];
         let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | owed)) | UPTODATE | set));
-        r.map_or(Wake::No, |w| Wake::of(w.0))
+        r.map_or((Wake::No, false), |w| (Wake::of(w.0), w.has(DIRTY)))
     }
 }
 
@@ -506,7 +568,7 @@ mod tests {
         w.unpin();
         assert!(w.try_evict().is_err(), "dirty pages are not dropped");
         w.try_writeback().unwrap();
-        let _ = w.end_writeback(0);
+        assert_eq!(w.end_writeback(0), (Wake::No, false));
         assert!(w.try_evict().is_err(), "mapped pages are not dropped");
         w.try_unmap().unwrap();
         assert!(w.try_evict().is_err(), "the one who unmaps holds a pin");

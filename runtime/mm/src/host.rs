@@ -4,6 +4,7 @@ use crate::claim::{Claim, Telling};
 use crate::ctx::Ctx;
 use crate::delegation::Delegation;
 use crate::mapping::Mapping;
+pub use crate::ops::BATCH;
 use crate::ops::{Staged, WaitKey, Zap};
 use crate::types::VmFaultReason;
 use crate::vma::Vma;
@@ -93,9 +94,6 @@ pub trait Rmap {
     /// Calls `f` for each vma of the object.
     fn for_each_vma<'f>(&self, id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f));
 }
-
-/// How many pages one batch of reclaim takes: they share one flush of the TLBs.
-pub const BATCH: usize = 64;
 
 /// The memory of one batch of reclaim: too much for a signal stack.
 #[derive(Debug)]

@@ -11,7 +11,7 @@
 //! page types
 //! sync
 //! trace vmstat ctx
-//! folio extent claim ops readahead
+//! folio extent claim ops readahead workingset
 //! lru streams
 //! memcontrol
 //! mapping
@@ -24,6 +24,7 @@
 //! rmap
 //! writeback
 //! vmscan
+//! memcg
 //! shmem
 //! memory truncate
 //! fault
@@ -57,6 +58,7 @@ pub mod extent;
 pub mod folio;
 pub mod ops;
 pub mod readahead;
+pub mod workingset;
 
 pub mod streams;
 
@@ -85,6 +87,8 @@ pub mod rmap;
 pub mod writeback;
 
 pub mod vmscan;
+
+pub mod memcg;
 
 pub mod shmem;
 

@@ -2,15 +2,17 @@
 //!
 //! S3-FIFO with the reference bit that a fault runtime can have. A page enters `small`; reclaim unmaps pages at the tail
 //! of `small` (while that is longer than its share) or of `main` and moves them to `probation`; a page that is missed
-//! there goes to the head of `main`, any other leaves the cache and leaves a *shadow*: when it went. A page that comes
-//! back within as many evictions as `main` is long belonged to the working set, and enters `main` at once.
+//! there goes to the head of `main`, any other leaves the cache and leaves a *shadow*: when it went, and from where. A
+//! page that comes back within as many evictions as the cache has pages belongs to the working set, and enters `main`
+//! at once.
 //! ```text
 //!  fill --(no shadow, or an old one)--> small ---+              +--(missed)--> main
 //!  fill --(young shadow)--------------> main ----+--> probation-+
 //!                                                               +--(not missed)--> absent, with a shadow
 //! ```
 //! So a scan passes through `small` and `probation` alone, and costs a hot page one minor fault for each time that
-//! reclaim goes round `main`.
+//! reclaim goes round `main`. A loop that is longer than the cache would go round `main` for nothing: while `main` is
+//! full and what it gives up comes back, only one refault in some enters it ([`crate::workingset`] decides).
 //!
 //! The queues hold numbers, not pages: an entry may be stale (the page left otherwise, and perhaps came back), which its
 //! popper notices by the version.
@@ -18,7 +20,8 @@
 //! # Context: handler
 
 use crate::folio::Folio;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::workingset::{self, Queue, Regret, Shadow, ShadowClock};
 
 /// A queue of non-zero words for many producers and consumers, in borrowed zeroed memory. Nothing is lost and nothing
 /// is doubled; the order is first in, first out but for threads that overtake each other.
@@ -112,12 +115,20 @@ impl<'g> Fifo<'g> {
 }
 
 const PGOFF_BITS: u32 = 34;
-const VERSION_BITS: u32 = 11;
-const ID_SHIFT: u32 = PGOFF_BITS + VERSION_BITS;
+const VERSION_BITS: u32 = 10;
+const ORIGIN: u64 = 1 << (PGOFF_BITS + VERSION_BITS);
+const ID_SHIFT: u32 = PGOFF_BITS + VERSION_BITS + 1;
 /// Objects whose pages queues can name.
 pub const NR_MAPPINGS_MAX: u64 = 1 << (64 - ID_SHIFT - 1);
 
 /// A page as a queue names it: one word, not 0.
+///
+/// ```text
+///  63 62 ........ 45    44    43 ... 34 33 ... 0
+/// +--+--------------+--------+---------+---------+
+/// |1 |    object    | of main| version |  pgoff  |
+/// +--+--------------+--------+---------+---------+
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry(pub u64);
 
@@ -134,6 +145,16 @@ impl Entry {
         let page = pgoff & ((1 << PGOFF_BITS) - 1);
         Self((1 << 63) | (u64::from(id) << ID_SHIFT) | (version << PGOFF_BITS) | page)
     }
+    /// Notes which queue the page was taken from.
+    #[must_use]
+    pub fn taken_from(self, queue: Queue) -> Self {
+        Self(if queue == Queue::Main { self.0 | ORIGIN } else { self.0 & !ORIGIN })
+    }
+    /// Returns which queue the page was taken from.
+    #[must_use]
+    pub fn origin(self) -> Queue {
+        if self.0 & ORIGIN == 0 { Queue::Small } else { Queue::Main }
+    }
     /// Returns the object.
     #[must_use]
     pub fn mapping_id(self) -> u32 {
@@ -144,10 +165,10 @@ impl Entry {
     pub fn pgoff(self) -> u64 {
         self.0 & ((1 << PGOFF_BITS) - 1)
     }
-    /// Returns whether the page is still the one that was named, as far as eleven bits tell.
+    /// Returns whether the page is still the one that was named, as far as ten bits tell.
     #[must_use]
     pub fn is_current(self, word: Folio) -> bool {
-        word.is_mappable() && Self::new(self.mapping_id(), self.pgoff(), word) == self
+        word.is_mappable() && Self::new(self.mapping_id(), self.pgoff(), word).0 == self.0 & !ORIGIN
     }
 }
 
@@ -162,14 +183,11 @@ pub struct Lruvec<'g> {
     pub probation: Fifo<'g>,
     /// Pages evicted so far: the clock of the shadows.
     evictions: AtomicU64,
+    /// A [`Regret`].
+    regret: AtomicU64,
+    /// Refaults that met a full and regretted `main`.
+    refused: AtomicU32,
 }
-
-/// `small` is a tenth of the cache.
-const SMALL_SHARE: u64 = 10;
-/// `probation` is an eighth of the cache.
-const PROBATION_SHARE: u64 = 8;
-/// Ticks of the shadows' clock in one cache's worth of evictions.
-const SHADOW_TICKS: u64 = 1 << 13;
 
 impl<'g> Lruvec<'g> {
     /// Makes queues of three pieces of zeroed memory.
@@ -181,6 +199,8 @@ impl<'g> Lruvec<'g> {
             main: Fifo::new(main, len),
             probation: Fifo::new(probation, len),
             evictions: AtomicU64::new(0),
+            regret: AtomicU64::new(0),
+            refused: AtomicU32::new(0),
         }
     }
 
@@ -205,39 +225,78 @@ impl<'g> Lruvec<'g> {
         first.push(entry.0) || second.push(entry.0)
     }
 
-    /// Returns whether `small` is longer than its share of a cache of `limit_pages`.
+    /// Returns how many pages `small` should hold in a cache of `limit_pages`.
     #[must_use]
-    pub fn is_small_long(&self, limit_pages: u64) -> bool {
-        self.small.len() > limit_pages / SMALL_SHARE
+    pub fn small_target(limit_pages: u64) -> u64 {
+        workingset::target_pages(limit_pages, workingset::SMALL_PCT)
     }
 
     /// Returns how many pages `probation` should hold.
     #[must_use]
     pub fn probation_target(limit_pages: u64) -> u64 {
-        limit_pages / PROBATION_SHARE
+        workingset::target_pages(limit_pages, workingset::PROBATION_PCT)
     }
 
-    fn tick_pages(limit_pages: u64) -> u64 {
-        (limit_pages / SHADOW_TICKS).max(1)
-    }
-
-    /// Counts an eviction and returns its shadow, never 0. Linux: `workingset_eviction`.
-    pub fn shadow(&self, limit_pages: u64) -> u16 {
-        let now = self.evictions.fetch_add(1, Ordering::Relaxed) / Self::tick_pages(limit_pages);
-        u16::try_from(now & 0x7fff).unwrap_or(0) | 0x8000
-    }
-
-    /// Returns whether a page with this shadow went so lately that a `main` as long as it is now would still have it.
-    /// Linux: `workingset_refault`.
+    /// Returns how many pages a batch takes: few of a small cache, so that what was mapped a moment ago survives.
     #[must_use]
-    pub fn is_workingset(&self, shadow: u16, limit_pages: u64) -> bool {
-        if shadow & 0x8000 == 0 {
+    pub fn batch_pages(limit_pages: u64) -> u64 {
+        workingset::batch_pages(Self::probation_target(limit_pages))
+    }
+
+    /// Takes the entry at the tail that is to be unmapped next.
+    pub fn pop_coldest(&self, limit_pages: u64) -> Option<Entry> {
+        let (nr_small, nr_main) = (self.small.len(), self.main.len());
+        let queue = workingset::refill_from(nr_small, Self::small_target(limit_pages), nr_main)?;
+        let (first, second) = match queue {
+            Queue::Small => (Queue::Small, Queue::Main),
+            Queue::Main => (Queue::Main, Queue::Small),
+        };
+        // The other one if somebody emptied it meanwhile.
+        self.pop_from(first).or_else(|| self.pop_from(second))
+    }
+
+    fn pop_from(&self, queue: Queue) -> Option<Entry> {
+        let fifo = if queue == Queue::Main { &self.main } else { &self.small };
+        fifo.pop().map(|e| Entry(e).taken_from(queue))
+    }
+
+    /// Counts an eviction and returns the shadow to leave. Linux: `workingset_eviction`.
+    pub fn evicted(&self, from: Queue, limit_pages: u64) -> Shadow {
+        if from == Queue::Main {
+            self.update_regret(|r| r.evicted(limit_pages));
+        }
+        ShadowClock::new(limit_pages).stamp(self.evictions.fetch_add(1, Ordering::Relaxed), from)
+    }
+
+    /// Counts a fill of a page that left this shadow, and returns whether it enters `main`. Linux: `workingset_refault`.
+    #[must_use]
+    pub fn refault(&self, shadow: Shadow, limit_pages: u64) -> bool {
+        let evictions = self.evictions.load(Ordering::Relaxed);
+        let distance = ShadowClock::new(limit_pages).distance(shadow, evictions);
+        if !workingset::is_refault(distance, workingset::percent(limit_pages, workingset::WINDOW_PCT)) {
             return false;
         }
-        let tick = Self::tick_pages(limit_pages);
-        let now = self.evictions.load(Ordering::Relaxed) / tick;
-        let distance = now.wrapping_sub(u64::from(shadow)) & 0x7fff;
-        distance.saturating_mul(tick) <= limit_pages.saturating_sub(limit_pages / SMALL_SHARE)
+        if shadow.is_of_main() {
+            self.update_regret(Regret::returned);
+        }
+        let (small, probation) = (Self::small_target(limit_pages), Self::probation_target(limit_pages));
+        let regretted = || Regret::from_bits(self.regret.load(Ordering::Relaxed)).exceeds(workingset::REGRET_PCT);
+        if !workingset::main_is_full(self.small.len(), small, probation) || !regretted() {
+            return true;
+        }
+        workingset::is_admitted(self.refused.fetch_add(1, Ordering::Relaxed), workingset::ADMIT_EVERY)
+    }
+
+    fn update_regret(&self, f: impl Fn(Regret) -> Regret) {
+        let mut seen = self.regret.load(Ordering::Relaxed);
+        loop {
+            let next = f(Regret::from_bits(seen)).bits();
+            // Relaxed: advice, and nothing hangs on its order.
+            match self.regret.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
     }
 }
 
@@ -350,17 +409,65 @@ mod tests {
     }
 
     #[test]
+    fn an_entry_remembers_its_queue() {
+        let w = FolioWord::new();
+        w.try_claim().unwrap();
+        let _ = w.publish(0);
+        let e = Entry::new(262_143, (1 << 34) - 1, w.load());
+        assert_eq!(e.origin(), Queue::Small);
+        for queue in [Queue::Main, Queue::Small] {
+            let e = e.taken_from(Queue::Main).taken_from(queue);
+            assert_eq!((e.origin(), e.mapping_id(), e.pgoff()), (queue, 262_143, (1 << 34) - 1));
+            assert!(e.is_current(w.load()), "from {queue:?}");
+        }
+    }
+
+    #[test]
     fn shadows_tell_the_working_set() {
         let (a, b, c) = (cells(1024), cells(1024), cells(1024));
         for limit in [512u64, 1 << 20] {
             let lru = Lruvec::new(&a, &b, &c, limit);
-            let shadow = lru.shadow(limit);
-            assert!(lru.is_workingset(shadow, limit));
-            assert!(!lru.is_workingset(0, limit), "never evicted");
-            (0..limit / 2).for_each(|_| _ = lru.shadow(limit));
-            assert!(lru.is_workingset(shadow, limit), "half a cache ago");
-            (0..limit).for_each(|_| _ = lru.shadow(limit));
-            assert!(!lru.is_workingset(shadow, limit), "a cache and a half ago");
+            // No page of main came back, so nobody regrets.
+            _ = lru.evicted(Queue::Main, limit);
+            let shadow = lru.evicted(Queue::Small, limit);
+            assert!(lru.refault(shadow, limit));
+            assert!(!lru.refault(Shadow(0), limit), "never evicted");
+            (0..limit / 2).for_each(|_| _ = lru.evicted(Queue::Small, limit));
+            assert!(lru.refault(shadow, limit), "half a cache ago");
+            (0..limit).for_each(|_| _ = lru.evicted(Queue::Small, limit));
+            assert!(!lru.refault(shadow, limit), "a cache and a half ago");
         }
+    }
+
+    #[test]
+    fn a_full_main_that_is_regretted_lets_one_refault_in_sixteen_in() {
+        let (a, b, c) = (cells(1024), cells(1024), cells(1024));
+        let limit = 512;
+        let lru = Lruvec::new(&a, &b, &c, limit);
+        // Nothing came back of what main gave up: no regret yet.
+        let gone: Vec<_> = (0..100).map(|_| lru.evicted(Queue::Main, limit)).collect();
+        let admitted = gone.iter().take(8).filter(|s| lru.refault(**s, limit)).count();
+        assert_eq!(admitted, 8, "before there was regret");
+        gone.iter().take(20).for_each(|s| _ = lru.refault(*s, limit));
+        let before = lru.refused.load(Ordering::Relaxed) % 16;
+        assert!(before > 0, "some are refused");
+        let admitted = gone.iter().cycle().take(160).filter(|s| lru.refault(**s, limit)).count();
+        assert_eq!(admitted, 10, "of 160");
+        // A long small means that main has room.
+        (1..200).for_each(|i| assert!(lru.small.push(i)));
+        assert!(gone.iter().all(|s| lru.refault(*s, limit)), "main is not full");
+    }
+
+    #[test]
+    fn the_coldest_is_in_small_while_that_is_long() {
+        let (a, b, c) = (cells(1024), cells(1024), cells(1024));
+        let lru = Lruvec::new(&a, &b, &c, 100);
+        for i in 1..=7 {
+            assert!(lru.small.push(i) && lru.main.push(100 + i));
+        }
+        let order: Vec<_> = std::iter::from_fn(|| lru.pop_coldest(100)).map(|e| e.origin()).collect();
+        let (small, main) = ([Queue::Small; 2], [Queue::Main; 7]);
+        assert_eq!(order[..9], [&small[..], &main[..]].concat(), "five percent stay in small while main has any");
+        assert_eq!(order.len(), 14);
     }
 }

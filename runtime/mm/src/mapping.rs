@@ -52,6 +52,11 @@ pub struct Mapping<'g> {
     pub always_dirty: bool,
     /// Dirty pages have somewhere to go: a store that takes them. If not, they stay.
     pub dirty_goes: bool,
+    /// The pages lie in the only mapping there is, private memory, and cannot be unmapped without leaving: `punch` takes
+    /// them out whole, finds by itself which were stored to, and writes those. What `punch` leaves `DIRTY` was written.
+    pub exclusive: bool,
+    /// Writing them waits for a device.
+    pub write_blocks: bool,
     /// A private first store may be read past the cache.
     pub staging: bool,
     /// Pages read at once by one thread when one is missing, at most.
@@ -66,6 +71,12 @@ pub struct Mapping<'g> {
     pub nr_maps: AtomicU32,
     /// The cache's limit, and who is reclaimed first.
     pub account: &'g CacheAccount<'g>,
+    /// The object's own limit in pages, `u64::MAX` if it has none, and its pages as far as they are counted for that.
+    pub own_limit: AtomicU64,
+    /// Pages of an object with a limit of its own.
+    pub nr_own: AtomicU64,
+    /// Where reclaim under that limit goes on.
+    pub hand: AtomicU64,
     /// Which of the two `UNSYNCED` bits write-back sets now.
     pub flush_turn: AtomicU32,
     /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
@@ -99,6 +110,36 @@ impl Mapping<'_> {
         false
     }
 
+    /// Takes `nr` pages from the cache's limit, and from the object's own if it has one; `false`: one would be passed,
+    /// nothing changed.
+    #[must_use]
+    pub fn charge(&self, nr: u64) -> bool {
+        let limit = self.own_limit.load(Ordering::Relaxed);
+        if limit == u64::MAX {
+            return self.account.charge(nr);
+        }
+        // Counted first and taken back: another fault may be refused for a moment, and tries again.
+        if self.nr_own.fetch_add(nr, Ordering::Relaxed).saturating_add(nr) <= limit && self.account.charge(nr) {
+            return true;
+        }
+        self.nr_own.fetch_sub(nr, Ordering::Relaxed);
+        false
+    }
+
+    /// Gives `nr` pages back.
+    pub fn uncharge(&self, nr: u64) {
+        if self.own_limit.load(Ordering::Relaxed) != u64::MAX {
+            self.nr_own.fetch_sub(nr, Ordering::Relaxed);
+        }
+        self.account.uncharge(nr);
+    }
+
+    /// Returns whether the object has no room below a limit of its own.
+    #[must_use]
+    pub fn is_over_own_limit(&self) -> bool {
+        self.nr_own.load(Ordering::Relaxed) >= self.own_limit.load(Ordering::Relaxed)
+    }
+
     /// Counts pages that became dirty.
     pub fn account_dirtied(&self, nr: u64) {
         if nr > 0 {
@@ -108,9 +149,24 @@ impl Mapping<'_> {
 
     /// Counts pages that are dirty no more.
     pub fn account_cleaned(&self, nr: u64) {
-        if nr > 0 {
-            self.account.nr_dirty.fetch_sub(nr, Ordering::Relaxed);
+        if nr == 0 {
+            return;
         }
+        let mut seen = self.account.nr_dirty.load(Ordering::Relaxed);
+        loop {
+            // Never below 0: writers wait by this number.
+            let less = seen.saturating_sub(nr);
+            match self.account.nr_dirty.compare_exchange_weak(seen, less, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Returns whether `punch` may have to call a store that waits, or must not be called in a handler: not inside a section.
+    #[must_use]
+    pub fn punch_waits(&self) -> bool {
+        self.exclusive && self.dirty_goes && (!self.handler_safe || self.store_faults || self.write_blocks)
     }
 
     /// Asks for a flush of the store.

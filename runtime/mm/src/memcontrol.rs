@@ -23,6 +23,8 @@ pub struct CacheAccount<'g> {
     pub nr_dirty: AtomicU64,
     /// Pages being written out.
     pub nr_writeback: AtomicU64,
+    /// Writers of more dirty pages than this wait for write-back.
+    pub dirty_limit: AtomicU64,
     /// In which order pages are reclaimed.
     pub lru: Lruvec<'g>,
     /// Moves when pages were given back while somebody waited.
@@ -33,6 +35,8 @@ pub struct CacheAccount<'g> {
     bell: AtomicU32,
     /// The background reclaimer sleeps on the bell.
     idle: AtomicU32,
+    /// Moves when the flusher is wanted at once.
+    flush_bell: AtomicU32,
 }
 
 /// Watermarks lie a sixty-fourth and a thirty-second of the limit below it.
@@ -40,6 +44,18 @@ const LOW_SHARE: u64 = 64;
 const HIGH_SHARE: u64 = 32;
 /// Pages between limit and low watermark at most.
 const GAP_MAX: u64 = 2048;
+
+/// Returns the mark at which the background reclaimer is woken, in pages of a cache of `limit_pages`.
+#[must_use]
+pub fn low_watermark(limit_pages: u64) -> u64 {
+    limit_pages.saturating_sub((limit_pages / LOW_SHARE).min(GAP_MAX))
+}
+
+/// Returns the mark down to which it frees pages.
+#[must_use]
+pub fn high_watermark(limit_pages: u64) -> u64 {
+    limit_pages.saturating_sub((limit_pages / HIGH_SHARE).min(GAP_MAX * 2))
+}
 
 impl<'g> CacheAccount<'g> {
     /// Makes an empty account.
@@ -50,11 +66,13 @@ impl<'g> CacheAccount<'g> {
             limit_pages: AtomicU64::new(limit_pages),
             nr_dirty: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
+            dirty_limit: AtomicU64::new(u64::MAX),
             lru,
             progress: AtomicU32::new(0),
             waiters: AtomicU32::new(0),
             bell: AtomicU32::new(0),
             idle: AtomicU32::new(0),
+            flush_bell: AtomicU32::new(0),
         }
     }
 
@@ -95,9 +113,7 @@ impl<'g> CacheAccount<'g> {
     /// Returns how many pages the background reclaimer is to free now: down to its high watermark.
     #[must_use]
     pub fn excess(&self) -> u64 {
-        let limit = self.limit();
-        let target = limit.saturating_sub((limit / HIGH_SHARE).min(GAP_MAX * 2));
-        self.nr_pages.load(Ordering::Relaxed).saturating_sub(target)
+        self.nr_pages.load(Ordering::Relaxed).saturating_sub(high_watermark(self.limit()))
     }
 
     /// Returns whether the low watermark is passed while the background reclaimer sleeps; says so to one caller only.
@@ -110,10 +126,8 @@ impl<'g> CacheAccount<'g> {
     /// ```
     #[must_use]
     pub fn wants_kswapd(&self) -> bool {
-        let limit = self.limit();
-        let low = limit.saturating_sub((limit / LOW_SHARE).min(GAP_MAX));
         // SeqCst with doze(): either we see it idle, or it sees our pages.
-        self.nr_pages.load(Ordering::SeqCst) > low && self.rouse()
+        self.nr_pages.load(Ordering::SeqCst) > low_watermark(self.limit()) && self.rouse()
     }
 
     /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.
@@ -137,6 +151,25 @@ impl<'g> CacheAccount<'g> {
     #[must_use]
     pub fn bell_addr(&self) -> usize {
         core::ptr::from_ref(&self.bell).addr()
+    }
+
+    /// Returns whether writers have to wait until dirty pages are written. Linux: the hard limit of
+    /// `balance_dirty_pages`.
+    #[must_use]
+    pub fn is_dirty_full(&self) -> bool {
+        self.nr_dirty.load(Ordering::Relaxed) > self.dirty_limit.load(Ordering::Relaxed)
+    }
+
+    /// Returns what the flusher sleeps on.
+    #[must_use]
+    pub fn flush_key(&self) -> WaitKey {
+        WaitKey { addr: core::ptr::from_ref(&self.flush_bell).addr(), seen: self.flush_bell.load(Ordering::SeqCst) }
+    }
+
+    /// Wants the flusher at once; returns the address to wake.
+    pub fn ring_flusher(&self) -> usize {
+        self.flush_bell.fetch_add(1, Ordering::SeqCst);
+        core::ptr::from_ref(&self.flush_bell).addr()
     }
 
     /// Begins a wait for pages to be given back, or write-back to end: returns what to sleep on.

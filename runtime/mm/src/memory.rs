@@ -114,12 +114,26 @@ fn do_shared_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
         return refused;
     }
     let r = r | finish_fault(vmf);
+    let r = r | fault_dirty_shared_page(vmf, r);
     if should_fault_around(vmf) && !r.intersects(VmFaultReason::ERROR | VmFaultReason::RETRY) {
         // The neighbours, write-protected; by granule: the rest of it, dirty. The faulting page is mapped already, so
         // the answer says nothing new.
         let _ = do_fault_around(vmf);
     }
     r
+}
+
+/// A page was made dirty: where there are too many, the thread waits for write-back once its store is through. Linux:
+/// `fault_dirty_shared_page`, whose `VM_FAULT_COMPLETED` says the same.
+fn fault_dirty_shared_page(vmf: &mut VmFault<'_>, r: VmFaultReason) -> VmFaultReason {
+    let mapping = vmf.vma().mapping;
+    let full = mapping.dirty_goes && mapping.write_blocks && mapping.account.is_dirty_full();
+    let nowait = vmf.flags().intersects(FaultFlags::RETRY_NOWAIT) || vmf.ctx().nested;
+    if !full || nowait || r.intersects(VmFaultReason::ERROR | VmFaultReason::RETRY) {
+        return VmFaultReason::empty();
+    }
+    vmf.work = Work::Throttle(filemap::hold(mapping, vmf.pgoff()));
+    VmFaultReason::COMPLETED
 }
 
 /// A store to a page that is mapped write-protected (or was, a moment ago). Linux: `do_wp_page`.
@@ -145,7 +159,7 @@ fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let done = vma.mmu.unprotect(vmf.address());
     put_folio(vmf);
     match done {
-        Installed::All | Installed::Partial(_) | Installed::Exists => r,
+        Installed::All | Installed::Partial(_) | Installed::Exists => r | fault_dirty_shared_page(vmf, r),
         other => reason_of(vmf.ctx(), other),
     }
 }

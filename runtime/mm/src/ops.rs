@@ -93,6 +93,9 @@ pub trait Mmu: Sync + core::fmt::Debug {
     fn charge_vmas(&self, delta: i64) -> bool;
 }
 
+/// How many pages one batch of reclaim takes: they share one flush of the TLBs.
+pub const BATCH: usize = 64;
+
 /// A range to be unmapped: address and pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
@@ -183,11 +186,37 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
         true
     }
 
-    /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller.
+    /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller. (Or they are `filling`: a fill
+    /// that failed, or whose pages lie past the end by now.)
     ///
     /// # Errors
-    /// Nothing was dropped.
+    /// At least one page must stay. Others of the run may be gone: asking again page by page says which, since dropping a
+    /// page that is gone is no error. Of a single page: it is still there, whole.
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError>;
+
+    /// As `punch`, of all those of `pages` (object and page number) that are object `id`'s, by one call; `false`: that cannot
+    /// be done, and nothing was. `zaps` is room for it.
+    ///
+    /// # Context: handler
+    fn punch_pages(&self, _id: u32, _pages: &[(u32, u64)], _zaps: &mut [Zap; BATCH]) -> bool {
+        false
+    }
+
+    /// As `punch`, of pages whose bytes are void: nothing of them is written.
+    ///
+    /// # Errors
+    /// As `punch`.
+    fn discard(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
+        self.punch(pgoff, nr)
+    }
+
+    /// Returns whether a page of an exclusive object, which the caller has pinned, was stored to since it was filled or
+    /// written; others may be storing to it.
+    ///
+    /// # Context: handler
+    fn is_written(&self, _pgoff: u64) -> bool {
+        false
+    }
 
     /// Lends the bytes of one page that the caller owns (`filling`).
     ///

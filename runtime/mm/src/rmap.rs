@@ -116,7 +116,7 @@ pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch) -> u64 {
         unmap_from(vma, mapping, pages, zaps);
         for (_, q) in pages {
             if let Some(word) = mapping.folio(*q) {
-                word.keep();
+                word.keep_pinned();
                 word.unpin();
             }
         }
@@ -144,10 +144,16 @@ struct Seen {
 
 fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Seen {
     let mut seen = Seen::default();
-    each_address(vma, mapping.id, pages, |i, pgoff, addr| match vma.mmu.pte(addr) {
-        Pte::Written => mark_dirty(mapping, pgoff),
-        Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
-        Pte::None => seen.nothing |= 1 << i,
+    each_address(vma, mapping.id, pages, |i, pgoff, addr| {
+        if mapping.folio(pgoff).is_some_and(|w| w.load().has(DIRTY)) {
+            // Nothing to find out: it stays dirty while we hold the pin.
+            return;
+        }
+        match vma.mmu.pte(addr) {
+            Pte::Written => mark_dirty(mapping, pgoff),
+            Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
+            Pte::None => seen.nothing |= 1 << i,
+        }
     });
     failpoint!(UNMAP_LOOKED);
     seen
@@ -167,11 +173,9 @@ fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: 
 
 /// Sets `DIRTY` on a page that the caller has pinned, or that is `writeback` and the caller's.
 fn mark_dirty(mapping: &Mapping<'_>, pgoff: u64) {
-    if let Some(word) = mapping.folio(pgoff)
-        && !word.load().has(DIRTY)
-    {
-        word.set(DIRTY);
-        mapping.account_dirtied(1);
+    if let Some(word) = mapping.folio(pgoff) {
+        let before = word.set_returning(DIRTY);
+        mapping.account_dirtied(u64::from(!before.has(DIRTY)));
     }
 }
 
@@ -293,10 +297,34 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
 /// A page that reclaim is unmapping meanwhile may be missed: its note is gone and its word not dirty yet. Who must not miss
 /// one waits for the sections that were entered before, and looks at the words afterwards.
 pub fn harvest(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
+    if mapping.exclusive {
+        return harvest_exclusive(mapping, from, to);
+    }
     let mut nr = 0;
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| {
         nr += harvest_vma(vma, from, to);
     });
+    nr
+}
+
+/// The same for an exclusive object, whose pages say so themselves.
+fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
+    let mut nr = 0;
+    for p in from..to {
+        let Some(word) = mapping.folio(p) else { break };
+        // A page that is leaving is written on its way.
+        if word.load().has(DIRTY) || word.try_pin(0).is_err() {
+            continue;
+        }
+        if mapping.a_ops.is_written(p)
+            && let Ok(old) = word.try_pin(DIRTY)
+        {
+            mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+            word.unpin();
+            nr += 1;
+        }
+        word.unpin();
+    }
     nr
 }
 

@@ -91,7 +91,7 @@ bits! {
         DONE_COW = 0x1000;
         /// The store must make the page's block durable before the first store instruction lands.
         NEEDDSYNC = 0x2000;
-        /// Linux: handled, but the lock was dropped meanwhile. Carried until dirty throttling exists.
+        /// Handled, and the thread is to wait for write-back. Linux: handled, and the lock was dropped meanwhile.
         COMPLETED = 0x4000;
         /// `fault` changed no page table; the core must call `handle_userfault` (0 without the feature).
         UFFD_MINOR = UFFD_MINOR_VALUE;

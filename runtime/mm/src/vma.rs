@@ -116,6 +116,8 @@ pub enum Work {
     Dsync(Claim),
     /// Make room in the cache; as above.
     Reclaim(Claim),
+    /// The store is through; let its thread wait for write-back, with `COMPLETED`. As above.
+    Throttle(Claim),
     /// Call the delegate.
     Tell(Telling),
     /// Sleep on a word.

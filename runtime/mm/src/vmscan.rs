@@ -9,6 +9,9 @@
 //! The pages of a batch share the flushes of other processors' TLBs: unmapping is one call, and the punches that come a
 //! stage later find nothing mapped (but in private mappings, which only a punch may unmap).
 //!
+//! Where an object has more than a few mappings a page is taken with its neighbours: a punch walks every mapping, for a
+//! run of pages about as fast as for one.
+//!
 //! # Context: handler. A section is held over each of the first and the last step, and left in between: nothing that
 //! waits happens inside.
 
@@ -17,12 +20,13 @@ use crate::failpoint;
 use crate::filemap;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch, Env, Park, Rmap, Woken};
-use crate::lru::{Entry, Lruvec};
+use crate::lru::{Entry, Fifo, Lruvec};
 use crate::mapping::Mapping;
 use crate::memcontrol::CacheAccount;
 use crate::page::EXTENT_PAGES;
 use crate::rmap;
 use crate::vmstat::{Event, VmStat};
+use crate::workingset::{Queue, Shadow};
 use crate::writeback;
 
 /// What one batch did.
@@ -36,9 +40,14 @@ pub struct Shrunk {
     pub dirty: u64,
 }
 
-/// Returns how many pages a batch takes: few of a small cache, so that what was mapped a moment ago survives.
-fn batch_pages(limit_pages: u64) -> usize {
-    crate::page::pgoff_index((limit_pages / 32).clamp(8, BATCH as u64))
+/// An object with more mappings than this is reclaimed by blocks.
+const MAPS_FEW: u32 = 8;
+/// Pages in such a block.
+const BLOCK_PAGES: u64 = BATCH as u64;
+
+fn by_blocks(mapping: &Mapping<'_>) -> bool {
+    // Relaxed: a matter of speed alone.
+    mapping.nr_maps.load(crate::sync::Ordering::Relaxed) > MAPS_FEW
 }
 
 /// Looks at one batch of pages and frees those that nobody missed.
@@ -51,12 +60,18 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
             (done, dirty) = scan.shrink_probation(batch);
         });
         if dirty > 0 {
-            done.dirty = write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
+            done.dirty += write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
         }
+        let mut early = 0;
         env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            done.scanned += scan.age(batch);
+            let (scanned, unmapped) = scan.age(batch);
+            done.scanned += scanned;
+            early = scan.pick_early(batch, unmapped);
         });
+        if early > 0 {
+            write_dirty(env, stripe, batch.pages.get(..early).unwrap_or(&[]));
+        }
     });
     if !have {
         env.park.relax();
@@ -87,13 +102,26 @@ enum Verdict {
     Evict,
 }
 
-fn verdict(entry: Entry, seen: Folio) -> Verdict {
+/// Pages of exclusive objects leave dirty or not; a store that must not be called here is called by a filler.
+fn verdict_exclusive(mapping: &Mapping<'_>, seen: Folio) -> Verdict {
+    if seen.has(HELD) || (seen.has(DIRTY) && !mapping.dirty_goes) {
+        Verdict::Keep
+    } else if mapping.punch_waits() {
+        Verdict::Dirty
+    } else {
+        Verdict::Evict
+    }
+}
+
+fn verdict(mapping: &Mapping<'_>, entry: Entry, seen: Folio) -> Verdict {
     if !entry.is_current(seen) {
         Verdict::Stale
     } else if seen.state() == State::Writeback {
         Verdict::Wait
     } else if !seen.has(UNMAPPED) || seen.has(REFERENCED) || seen.pins() > 0 || seen.has(HELD | DIRTY) {
         Verdict::Keep
+    } else if mapping.exclusive {
+        verdict_exclusive(mapping, seen)
     } else if seen.has(DIRTY) {
         Verdict::Dirty
     } else {
@@ -107,27 +135,44 @@ struct Run {
     id: u32,
     from: u64,
     to: u64,
+    /// One bit a page from `from`: it came from `main`.
+    of_main: u64,
+    /// More pages are looked at until its block ends.
+    whole: bool,
 }
+
+impl Run {
+    fn takes(&self, id: u32, pgoff: u64) -> bool {
+        let in_chunk = !pgoff.is_multiple_of(EXTENT_PAGES as u64);
+        let at_block = self.whole && pgoff.is_multiple_of(BLOCK_PAGES);
+        self.id == id && self.to == pgoff && in_chunk && !at_block && pgoff - self.from < u64::from(u64::BITS)
+    }
+}
+
+/// The shadows that the pages of a run leave, if they leave any.
+type Shadows<'a> = Option<&'a dyn Fn(u64) -> Shadow>;
 
 impl Scan<'_> {
     /// Gives verdicts while probation is longer than it should be. Returns how many dirty pages lie in the batch.
     fn shrink_probation(&self, batch: &mut Batch) -> (Shrunk, usize) {
         let mut done = Shrunk::default();
-        let mut dirty = 0;
+        let (mut dirty, mut taken) = (0, 0);
         let mut run: Option<Run> = None;
         let lru = &self.account.lru;
         let target = Lruvec::probation_target(self.account.limit());
-        let most = batch_pages(self.account.limit());
-        for _ in 0..most {
+        let most = Lruvec::batch_pages(self.account.limit());
+        loop {
             let nothing_else = lru.small.is_empty() && lru.main.is_empty();
-            if lru.probation.len() <= target && !nothing_else {
+            let enough = done.scanned >= most || (lru.probation.len() <= target && !nothing_else);
+            // A block that is cut in two costs a punch more, and one more for each block that follows.
+            if enough && !run.is_some_and(|r| r.whole && done.scanned < most + BLOCK_PAGES) {
                 break;
             }
             let Some(entry) = lru.probation.pop().map(Entry) else { break };
             done.scanned += 1;
             let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { continue };
             let Some(word) = mapping.folio(entry.pgoff()) else { continue };
-            let verdict = match verdict(entry, word.load()) {
+            let verdict = match verdict(mapping, entry, word.load()) {
                 Verdict::Dirty if !mapping.dirty_goes => Verdict::Keep,
                 v => v,
             };
@@ -147,17 +192,30 @@ impl Scan<'_> {
                     self.enter(&lru.probation, entry);
                 }
                 Verdict::Evict if word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed() => {
+                    // A flush frees it: that counts as being written.
                     mapping.want_flush();
+                    self.env.park.wake(self.account.ring_flusher());
+                    done.dirty += 1;
                     self.enter(&lru.probation, entry);
+                }
+                Verdict::Evict if mapping.exclusive => {
+                    // From the end on: what is dirty lies at the front, and no entry is both.
+                    if let Some(at) = batch.pages.get_mut(BATCH - 1 - taken)
+                        && self.take_out(entry, mapping, word)
+                    {
+                        *at = (entry.mapping_id(), entry.pgoff());
+                        taken += 1;
+                    }
                 }
                 Verdict::Evict => done.freed += self.evict(&mut run, entry, mapping, word),
             }
         }
         done.freed += self.end_run(run.take());
+        done.freed += self.end_taken(batch, taken);
         (done, dirty)
     }
 
-    fn enter(&self, queue: &crate::lru::Fifo<'_>, entry: Entry) {
+    fn enter(&self, queue: &Fifo<'_>, entry: Entry) {
         if !queue.push(entry.0) {
             let _ = self.account.lru.add(entry, true);
         }
@@ -166,14 +224,14 @@ impl Scan<'_> {
     /// Takes one page into the run, ending the run first where the page is not its neighbour. Returns how many pages went.
     fn evict(&self, run: &mut Option<Run>, entry: Entry, mapping: &Mapping<'_>, word: &FolioWord) -> u64 {
         let (id, p) = (entry.mapping_id(), entry.pgoff());
-        let extends = run.is_some_and(|r| r.id == id && r.to == p && !p.is_multiple_of(EXTENT_PAGES as u64));
+        let extends = run.is_some_and(|r| r.takes(id, p));
         let freed = if extends { 0 } else { self.end_run(run.take()) };
         if !extends && !rmap::get_evict(self.rmap, mapping, self.stripe, p) {
             word.keep();
             self.enter(&self.account.lru.main, entry);
             return freed;
         }
-        if word.try_evict().is_err() {
+        if !take_idle(mapping, word) {
             // Somebody came for it between the two looks: the next verdict says so.
             self.enter(&self.account.lru.probation, entry);
             if !extends && let Some(chunk) = mapping.chunk(p) {
@@ -181,8 +239,60 @@ impl Scan<'_> {
             }
             return freed;
         }
-        let from = run.take().map_or(p, |r| r.from);
-        *run = Some(Run { id, from, to: p + 1 });
+        let new = Run { id, from: p, to: p, of_main: 0, whole: by_blocks(mapping) };
+        let run = run.get_or_insert(new);
+        run.of_main |= u64::from(entry.origin() == Queue::Main) << (p - run.from);
+        run.to = p + 1;
+        freed
+    }
+
+    /// Makes a page of an exclusive object `evicting`, and its chunk count it; `false`: not now.
+    fn take_out(&self, entry: Entry, mapping: &Mapping<'_>, word: &FolioWord) -> bool {
+        let counted = rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff());
+        if counted && take_idle(mapping, word) {
+            return true;
+        }
+        if let Some(chunk) = mapping.chunk(entry.pgoff()).filter(|_| counted) {
+            chunk.put_evict();
+        }
+        self.enter(&self.account.lru.probation, entry);
+        false
+    }
+
+    /// Drops the pages of exclusive objects that were taken out: all of an object by one call, or neighbour by neighbour.
+    fn end_taken(&self, batch: &mut Batch, taken: usize) -> u64 {
+        let Batch { pages, zaps } = batch;
+        let pages = pages.get_mut(BATCH - taken..).unwrap_or_default();
+        pages.reverse();
+        let pages = &*pages;
+        let mut freed = 0;
+        each_mapping(self.rmap, pages, &mut |mapping| {
+            let at_once = mapping.a_ops.punch_pages(mapping.id, pages, zaps);
+            let mut ours = pages.iter().filter(|(id, _)| *id == mapping.id).map(|(_, p)| *p).peekable();
+            while let Some(from) = ours.next() {
+                let mut to = from.saturating_add(1);
+                while !to.is_multiple_of(EXTENT_PAGES as u64) && ours.next_if_eq(&to).is_some() {
+                    to = to.saturating_add(1);
+                }
+                freed += self.end_taken_run(mapping, from, to, at_once);
+            }
+        });
+        freed
+    }
+
+    fn end_taken_run(&self, mapping: &Mapping<'_>, from: u64, to: u64, punched: bool) -> u64 {
+        let (park, stripe) = (self.env.park, self.stripe);
+        let freed = if punched {
+            leave(mapping, park, (from, to), Why::Reclaim, None);
+            gone(mapping, park, stripe, from, to - from)
+        } else {
+            punch(mapping, park, stripe, (from, to), Why::Reclaim, None)
+        };
+        for _ in from..to {
+            if let Some(chunk) = mapping.chunk(from) {
+                chunk.put_evict();
+            }
+        }
         freed
     }
 
@@ -190,71 +300,151 @@ impl Scan<'_> {
     fn end_run(&self, run: Option<Run>) -> u64 {
         let Some(run) = run else { return 0 };
         let Some(mapping) = self.rmap.mapping(run.id) else { return 0 };
-        let freed = punch(mapping, self.env.park, self.stripe, run.from, run.to, true);
+        let limit = self.account.limit();
+        let shadow = |p: u64| {
+            let of_main = run.of_main >> (p - run.from) & 1 != 0;
+            self.account.lru.evicted(if of_main { Queue::Main } else { Queue::Small }, limit)
+        };
+        let (pages, shadows) = ((run.from, run.to), Some(&shadow as &dyn Fn(u64) -> Shadow));
+        let freed = punch(mapping, self.env.park, self.stripe, pages, Why::Reclaim, shadows);
+        if freed == 0 {
+            // They stay, and have been taken out of every queue.
+            (run.from..run.to).for_each(|p| self.activate(mapping, p));
+        }
         if let Some(chunk) = mapping.chunk(run.from) {
             chunk.put_evict();
         }
         freed
     }
 
-    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at.
-    fn age(&self, batch: &mut Batch) -> u64 {
+    /// Moves the pages to the front that had better be written while they are on probation, because writing them takes
+    /// long; returns how many. Those that are missed meanwhile are written once for nothing.
+    fn pick_early(&self, batch: &mut Batch, unmapped: usize) -> usize {
+        let mut nr = 0;
+        for i in 0..unmapped {
+            let Some(page) = batch.pages.get(i).copied() else { break };
+            let blocks = |m: &Mapping<'_>| {
+                m.write_blocks && m.dirty_goes && m.folio(page.1).is_some_and(|w| w.load().has(DIRTY))
+            };
+            if self.rmap.mapping(page.0).is_some_and(blocks)
+                && let Some(at) = batch.pages.get_mut(nr)
+            {
+                *at = page;
+                nr += 1;
+            }
+        }
+        nr
+    }
+
+    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at, and how
+    /// many are in the batch.
+    fn age(&self, batch: &mut Batch) -> (u64, usize) {
         let lru = &self.account.lru;
         let limit = self.account.limit();
         // Full probation gives verdicts first: the more pages wait, the longer each has to be missed.
-        if lru.probation.len() > Lruvec::probation_target(limit) + BATCH as u64 {
-            return 0;
+        if lru.probation.len() > Lruvec::probation_target(limit) {
+            return (0, 0);
         }
-        let (mut scanned, mut nr) = (0, 0);
-        for _ in 0..batch_pages(limit) {
-            let from_small = lru.is_small_long(limit) || lru.main.is_empty();
-            let popped = if from_small { lru.small.pop().or_else(|| lru.main.pop()) } else { lru.main.pop() };
-            let Some(entry) = popped.map(Entry) else { break };
+        let most = crate::page::pgoff_index(Lruvec::batch_pages(limit));
+        let (mut scanned, mut nr, mut of_main) = (0, 0, 0u64);
+        while nr < most && scanned < 2 * BATCH as u64 {
+            let Some(entry) = lru.pop_coldest(limit) else { break };
             scanned += 1;
-            if self.unmap_one(entry)
-                && let Some(at) = batch.pages.get_mut(nr)
-            {
-                *at = (entry.mapping_id(), entry.pgoff());
-                nr += 1;
+            let first = nr;
+            nr += self.unmap(entry, batch.pages.get_mut(nr..most).unwrap_or(&mut []));
+            if entry.origin() == Queue::Main {
+                of_main |= (first..nr).fold(0, |bits, i| bits | 1 << i);
             }
         }
         let Batch { pages, zaps } = batch;
         let pages = pages.get(..nr).unwrap_or(&[]);
-        each_mapping(self.rmap, pages, &mut |mapping| rmap::try_to_unmap(self.rmap, mapping, pages, zaps));
-        for (id, pgoff) in pages {
+        each_mapping(self.rmap, pages, &mut |mapping| {
+            // A page that lies in its mapping would be gone with its entry: it is merely passed on, in the order it came.
+            if !mapping.exclusive {
+                rmap::try_to_unmap(self.rmap, mapping, pages, zaps);
+            }
+        });
+        for (i, (id, pgoff)) in pages.iter().enumerate() {
             if let Some(mapping) = self.rmap.mapping(*id)
                 && let Some(word) = mapping.folio(*pgoff)
             {
-                let entry = Entry::new(*id, *pgoff, word.load());
+                let from = if of_main >> i & 1 != 0 { Queue::Main } else { Queue::Small };
+                let entry = Entry::new(*id, *pgoff, word.load()).taken_from(from);
                 word.unpin();
                 self.enter(&lru.probation, entry);
             }
         }
         self.stat.add(self.stripe, Event::PGDEACTIVATE, nr as u64);
-        scanned
+        (scanned, nr)
     }
 
-    /// Pins and marks one page for unmapping; `false`: it is gone, or is not to be unmapped now.
-    fn unmap_one(&self, entry: Entry) -> bool {
-        let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { return false };
-        let Some(word) = mapping.folio(entry.pgoff()) else { return false };
-        if !entry.is_current(word.load()) {
-            return false;
+    /// Pins and marks one page for unmapping, where many mappings exist with its neighbours, and names them in `room`,
+    /// in order. Returns how many: 0 where the page is gone, or is not to be unmapped now.
+    fn unmap(&self, entry: Entry, room: &mut [(u32, u64)]) -> usize {
+        let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { return 0 };
+        let Some(word) = mapping.folio(entry.pgoff()) else { return 0 };
+        let seen = word.load();
+        if !entry.is_current(seen) || word.end_isolation(seen) {
+            return 0;
         }
+        let mut nr = 0;
         // Under an eviction's count, so that no extent is handed to the kernel while a page of it is unmapped.
-        let marked = rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) && {
-            let marked = word.try_unmap().is_ok();
+        if rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) {
+            if word.try_unmap().is_ok() {
+                nr = take_block(mapping, entry.pgoff(), room);
+            }
             if let Some(chunk) = mapping.chunk(entry.pgoff()) {
                 chunk.put_evict();
             }
-            marked
-        };
+        }
         failpoint!(UNMAP_MARKED);
-        if !marked {
+        if nr == 0 {
             self.enter(&self.account.lru.main, entry);
         }
-        marked
+        nr
     }
+
+    /// Puts a page that stays after all into `main`.
+    fn activate(&self, mapping: &Mapping<'_>, pgoff: u64) {
+        if let Some(word) = mapping.folio(pgoff) {
+            word.keep();
+            self.enter(&self.account.lru.main, Entry::new(mapping.id, pgoff, word.load()));
+        }
+    }
+}
+
+/// Names page `pgoff`, which is marked, in `room`, which is not empty; where many mappings exist marks and names the pages
+/// of its block too, as far as there is room. Returns how many it named.
+fn take_block(mapping: &Mapping<'_>, pgoff: u64, room: &mut [(u32, u64)]) -> usize {
+    let left = room.len() as u64;
+    let block = pgoff & !(BLOCK_PAGES - 1);
+    let (from, to) = match by_blocks(mapping) {
+        true if left >= BLOCK_PAGES => (block, block + BLOCK_PAGES),
+        true => (pgoff, pgoff.saturating_add(left).min(block + BLOCK_PAGES)),
+        false => (pgoff, pgoff.saturating_add(1)),
+    };
+    let mut nr = 0;
+    for p in from..to {
+        if (p == pgoff || mapping.folio(p).is_some_and(|w| w.try_isolate().is_ok()))
+            && let Some(at) = room.get_mut(nr)
+        {
+            *at = (mapping.id, p);
+            nr += 1;
+        }
+    }
+    nr
+}
+
+/// uptodate and not missed -> evicting.
+pub(crate) fn take_idle(mapping: &Mapping<'_>, word: &FolioWord) -> bool {
+    if mapping.exclusive { take_out(mapping, word, true, true) } else { word.try_evict().is_ok() }
+}
+
+/// The same for a page of an exclusive object, with the account of dirty pages.
+fn take_out(mapping: &Mapping<'_>, word: &FolioWord, idle: bool, dirty: bool) -> bool {
+    let Ok(old) = word.try_take_out(idle, dirty && mapping.dirty_goes) else { return false };
+    mapping.account_cleaned(u64::from(old.has(DIRTY)));
+    true
 }
 
 /// Calls `f` once for each object that the batch has pages of.
@@ -267,28 +457,87 @@ fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mappin
     }
 }
 
+/// Why pages go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// For room: they leave a shadow.
+    Reclaim,
+    /// Somebody asked.
+    Asked,
+    /// Their bytes are void.
+    Void,
+}
+
 /// Punches pages that are `evicting`, makes them absent, and gives them back to the limit; returns how many went.
-fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64, shadow: bool) -> u64 {
+pub(crate) fn punch(
+    mapping: &Mapping<'_>,
+    park: &dyn Park,
+    stripe: usize,
+    (from, to): (u64, u64),
+    why: Why,
+    shadows: Shadows<'_>,
+) -> u64 {
     failpoint!(EVICT_PUNCH);
     let nr = u32::try_from(to - from).unwrap_or(0);
-    let punched = mapping.a_ops.punch(from, nr).is_ok();
+    let drop = |p, nr| if why == Why::Void { mapping.a_ops.discard(p, nr) } else { mapping.a_ops.punch(p, nr) };
+    let punched = drop(from, nr).is_ok();
     failpoint!(EVICT_DONE);
-    let limit = mapping.account.limit();
-    let shadow = || if shadow { mapping.account.lru.shadow(limit) } else { 0 };
-    if !punched {
-        filemap::each(mapping, park, from, to, FolioWord::evict_undo);
-        return 0;
+    let mut freed = 0;
+    if punched {
+        leave(mapping, park, (from, to), why, shadows);
+        freed = to - from;
+    } else {
+        // Each by itself: one that must stay does not keep its neighbours.
+        for p in from..to {
+            if nr > 1 && drop(p, 1).is_ok() {
+                leave(mapping, park, (p, p + 1), why, shadows);
+                freed += 1;
+            } else {
+                stay(mapping, park, p);
+            }
+        }
     }
+    if freed == 0 { 0 } else { gone(mapping, park, stripe, from, freed) }
+}
+
+/// Gives pages that went, of the chunk of `from`, back to the limit.
+fn gone(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, freed: u64) -> u64 {
     if let Some(chunk) = mapping.chunk(from) {
-        chunk.sub_uptodate(to - from);
+        chunk.sub_uptodate(freed);
     }
-    filemap::each(mapping, park, from, to, |w| w.evicted(shadow()));
-    mapping.account.uncharge(to - from);
-    mapping.stat.add(stripe, Event::PGSTEAL, to - from);
+    mapping.uncharge(freed);
+    mapping.stat.add(stripe, Event::PGSTEAL, freed);
     if let Some(addr) = mapping.account.progressed() {
         park.wake(addr);
     }
-    to - from
+    freed
+}
+
+/// evicting -> absent, of pages that were punched.
+fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u64), why: Why, shadows: Shadows<'_>) {
+    let limit = mapping.account.limit();
+    let shadow = |p: u64| match shadows {
+        Some(of) => of(p),
+        None if why == Why::Reclaim => mapping.account.lru.evicted(Queue::Small, limit),
+        None => Shadow::default(),
+    };
+    for p in from..to {
+        filemap::each(mapping, park, p, p + 1, |w| {
+            // Read after the store took it: see writeback::unsynced_bit.
+            if mapping.exclusive && why != Why::Void && w.load().has(DIRTY) {
+                w.set(writeback::unsynced_bit(mapping));
+            }
+            w.evicted(shadow(p).0)
+        });
+    }
+}
+
+/// evicting -> uptodate, of a page that could not be punched.
+fn stay(mapping: &Mapping<'_>, park: &dyn Park, pgoff: u64) {
+    filemap::each(mapping, park, pgoff, pgoff.saturating_add(1), |w| {
+        mapping.account_dirtied(u64::from(w.load().has(DIRTY)));
+        w.evict_undo()
+    });
 }
 
 /// How many neighbours of a dirty page are written with it.
@@ -296,7 +545,7 @@ const CLUSTER_PAGES: u64 = 16;
 
 /// Has dirty pages written: here, where the store may be called in a handler, else by a filler. Returns how many pages
 /// that concerns.
-fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
+pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
     let mut nr = 0;
     let mut last = None;
     for (id, pgoff) in pages {
@@ -319,7 +568,7 @@ fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
 
 fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     let mut here = false;
-    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults);
+    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults && !m.write_blocks);
     if here {
         write_here(env, stripe, claim);
     } else if let Err(claim) = env.park.submit_writeback(claim) {
@@ -336,8 +585,12 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     env.mm.with_claim(&id, &mut |m| {
         if let Some(claim) = pending.take() {
             let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
-            // An error leaves the pages dirty, and is counted; who asks for durability is told.
-            let _ = writeback::writeout(env, m, stripe, from, to);
+            if m.exclusive {
+                let _ = take_out_range(env, m, stripe, from, to, Reach { idle: true, dirty: true, why: Why::Reclaim });
+            } else {
+                // An error leaves the pages dirty, and is counted; who asks for durability is told.
+                let _ = writeback::writeout(env, m, stripe, from, to);
+            }
             filemap::release(m, claim);
         }
     });
@@ -371,7 +624,8 @@ const NAP_NS: u64 = 2_000_000;
 ///
 /// Gives up when it has looked at everything several times and nothing is being written out either: then all pages are
 /// pinned, held, or cannot be written.
-pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, stat: &VmStat) -> Freed {
+pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
+    let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
     let mut scanned = 0u64;
     let mut idle = 0u32;
@@ -403,9 +657,57 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>
     }
 }
 
+/// Which pages of an exclusive object are taken out.
+#[derive(Clone, Copy)]
+struct Reach {
+    /// Only those that reclaim has passed on, and nobody touched since by a call.
+    idle: bool,
+    /// Also those that are known to have been stored to.
+    dirty: bool,
+    why: Why,
+}
+
+/// Takes pages of an exclusive object out, outside of sections: its store may wait. Returns how many went.
+fn take_out_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64, reach: Reach) -> u64 {
+    let mut freed = 0;
+    let mut p = from;
+    while p < to {
+        let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
+        // Exclusive objects have no native extents: an eviction is always counted.
+        if let Some(chunk) = mapping.chunk(p).filter(|c| c.try_get_evict()) {
+            let mut run = p;
+            for q in p..=end {
+                if q < end && mapping.folio(q).is_some_and(|w| take_out(mapping, w, reach.idle, reach.dirty)) {
+                    continue;
+                }
+                if run < q {
+                    freed += punch(mapping, env.park, stripe, (run, q), reach.why, None);
+                }
+                run = q.saturating_add(1);
+            }
+            chunk.put_evict();
+        }
+        p = end;
+    }
+    freed
+}
+
+/// Drops the unpinned pages of `from..to` of an exclusive object, writing those that were stored to; those that are known
+/// to have been stay if not `dirty`. Returns how many went.
+///
+/// # Context: as the object's store
+pub fn evict_exclusive(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, dirty: bool) -> u64 {
+    take_out_range(env, mapping, 0, from, to, Reach { idle: false, dirty, why: Why::Asked })
+}
+
 /// Drops the clean, unpinned pages of `from..to`, unmapping them on the way; dirty and pinned ones stay. Returns how many
-/// went.
+/// went. Dirty pages of exclusive objects are written on their way.
+///
+/// # Context: control plane, or a handler; of an exclusive object, as its store
 pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
+    if mapping.exclusive {
+        return evict_exclusive(env, mapping, from, to, true);
+    }
     each_batch(env, mapping, from, to, &mut |r, batch, a, b| reclaim_batch(env, r, mapping, stripe, batch, a, b))
 }
 
@@ -486,14 +788,14 @@ fn reclaim_batch(
         run = match run {
             Some((a, b)) if b == *p => Some((a, p + 1)),
             Some((a, b)) => {
-                freed += punch(mapping, env.park, stripe, a, b, false);
+                freed += punch(mapping, env.park, stripe, (a, b), Why::Asked, None);
                 Some((*p, p + 1))
             }
             None => Some((*p, p + 1)),
         };
     }
     if let Some((a, b)) = run {
-        freed += punch(mapping, env.park, stripe, a, b, false);
+        freed += punch(mapping, env.park, stripe, (a, b), Why::Asked, None);
     }
     if let Some(chunk) = mapping.chunk(from) {
         chunk.put_evict();
@@ -503,7 +805,14 @@ fn reclaim_batch(
 
 /// Unmaps up to a batch of pages of one chunk: they are pinned and `UNMAPPED`, and their chunk counts an eviction.
 /// Returns how many; 0: nothing is counted.
-fn unmap_batch(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, batch: &mut Batch, from: u64, to: u64) -> usize {
+pub(crate) fn unmap_batch(
+    rmap: &dyn Rmap,
+    mapping: &Mapping<'_>,
+    stripe: usize,
+    batch: &mut Batch,
+    from: u64,
+    to: u64,
+) -> usize {
     if !rmap::get_evict(rmap, mapping, stripe, from) {
         return 0;
     }
@@ -561,7 +870,7 @@ fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe
         if run < p {
             // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
             rmap::hide(rmap, mapping, run, p);
-            freed += punch(mapping, env.park, stripe, run, p, false);
+            freed += punch(mapping, env.park, stripe, (run, p), Why::Void, None);
         }
         run = p.saturating_add(1);
     }

@@ -93,6 +93,8 @@ events! {
     WRITEBACK_CALLS = "writeback_calls";
     /// Write requests that failed.
     WRITEBACK_ERRORS = "writeback_errors";
+    /// Writers that waited because too many pages were dirty.
+    BALANCE_DIRTY = "balance_dirty_pages";
     /// Flushes of stores.
     FLUSH_CALLS = "flush_calls";
     /// Flushes that failed.

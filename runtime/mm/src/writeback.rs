@@ -23,8 +23,9 @@
 //! -a: the page stays unsynced
 //! ```
 
+use crate::ctx::Ctx;
 use crate::failpoint;
-use crate::folio::{DIRTY, FolioWord, State, UNSYNCED};
+use crate::folio::{DIRTY, State, UNSYNCED, Wake};
 use crate::host::{Env, Rmap};
 use crate::mapping::Mapping;
 use crate::page::EXTENT_PAGES;
@@ -107,9 +108,8 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
     let unsynced = unsynced_bit(mapping);
     // Unprotected pages may be written unseen from here on: they stay dirty.
     let set = if protected { unsynced } else { unsynced | DIRTY };
-    each(env, mapping, from, good, |w| w.end_writeback(set));
-    each(env, mapping, good, to, |w| w.end_writeback(DIRTY));
-    mapping.account_dirtied(if protected { to - good } else { nr });
+    end(env, mapping, from, good, set);
+    end(env, mapping, good, to, DIRTY);
     mapping.account.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
     mapping.stat.add(stripe, Event::PGPGOUT, good - from);
     mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);
@@ -125,14 +125,35 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
     }
 }
 
-fn each(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, leave: impl Fn(&FolioWord) -> crate::folio::Wake) {
-    for p in from..to {
-        if let Some(word) = mapping.folio(p)
-            && leave(word) == crate::folio::Wake::Needed
-        {
+/// writeback -> uptodate for `from..to`, with the flags of `set`.
+fn end(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, set: u64) {
+    let mut dirtied = 0;
+    for word in (from..to).filter_map(|p| mapping.folio(p)) {
+        let (wake, was_dirty) = word.end_writeback(set);
+        dirtied += u64::from(set & DIRTY != 0 && !was_dirty);
+        if wake == Wake::Needed {
             env.park.wake(word.futex_addr());
         }
     }
+    mapping.account_dirtied(dirtied);
+}
+
+/// How long one store waits at most for others' pages to be written.
+const THROTTLE_NS: u64 = 10_000_000;
+
+/// Waits a little while more pages are dirty than may be: the flusher writes them meanwhile.
+pub fn balance_dirty_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) {
+    let account = mapping.account;
+    if !mapping.dirty_goes || !mapping.write_blocks || !account.is_dirty_full() {
+        return;
+    }
+    mapping.stat.add(ctx.stripe, Event::BALANCE_DIRTY, 1);
+    env.park.wake(account.ring_flusher());
+    let nap = account.begin_wait();
+    if account.is_dirty_full() {
+        let _ = env.park.nap(ctx, nap, THROTTLE_NS);
+    }
+    account.end_wait();
 }
 
 /// Ends a flush that succeeded: what it covered is durable.

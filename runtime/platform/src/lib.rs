@@ -6,7 +6,8 @@
 //! sys                       raw system calls; alone names libc
 //! child section staging     forked? who is inside a walk, pages for private copies
 //! reclaim                   memory for batches of reclaim
-//! cache                     the memfds and the words of their pages
+//! cache digest              the memfds and the words of their pages; was a page changed?
+//! frames                    recycled pages of exclusive objects
 //! mmu store                 installing pages, filling them
 //! vmatree                   from an address to its vma
 //! host                      sleeping, and the queues to helper threads
@@ -37,6 +38,10 @@ pub mod sys;
 
 pub mod cache;
 pub mod child;
+#[cfg(feature = "userfaultfd")]
+pub mod digest;
+#[cfg(feature = "userfaultfd")]
+pub mod frames;
 pub mod reclaim;
 pub mod section;
 pub mod staging;

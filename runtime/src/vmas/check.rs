@@ -3,6 +3,7 @@
 use super::ArenaInner;
 use crate::arena::{Prot, Sharing};
 use crate::error::{Error, Result};
+use crate::exclusive;
 use crate::object::ObjectInner;
 use softfault_mm::page::PAGE_SIZE;
 use std::ops::Range;
@@ -33,6 +34,7 @@ impl ArenaInner {
             let why = "the object's room ends before the range does (its maximal length, rounded up to 2 MiB)";
             return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
         }
+        exclusive::check_map(self, object, prot, sharing)?;
         if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }

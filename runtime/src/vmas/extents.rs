@@ -16,7 +16,7 @@ impl ArenaInner {
         let mut nr = 0;
         for v in vmas.overlapping(range) {
             let mut vma = self.vma_of(&v);
-            if self.trap == Trap::Segv {
+            if self.trap == Trap::Segv || v.object.is_exclusive() {
                 continue;
             }
             // Asked for by the user: also where it is not done automatically.

@@ -64,6 +64,10 @@ impl Store for FileStore {
         self.flush()
     }
 
+    fn write_blocks(&self) -> bool {
+        true
+    }
+
     fn flush(&self) -> Result<(), StoreError> {
         file::fdatasync(self.file.fd()).map_err(StoreError::Io)
     }

@@ -4,9 +4,13 @@
 //! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
 
 pub mod direct;
+#[cfg(feature = "userfaultfd")]
+pub mod exclusive;
 pub mod file;
 pub mod object;
 mod part;
+#[cfg(feature = "userfaultfd")]
+mod source;
 pub mod swap;
 pub mod swapfile;
 pub mod zero;
@@ -265,6 +269,12 @@ pub trait Store: Send + Sync {
     /// Returns whether `write` must see bytes that nobody changes meanwhile (it checksums, compresses, encrypts): it is
     /// then given a copy.
     fn is_stable(&self) -> bool {
+        false
+    }
+
+    /// Returns whether `write` waits for a device: reclaim then has fillers call it, several at once, also where it might
+    /// call it itself.
+    fn write_blocks(&self) -> bool {
         false
     }
 

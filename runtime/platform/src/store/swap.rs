@@ -397,6 +397,10 @@ impl<F: SharedSwapFile, Z: Frontswap> Store for SwapStore<F, Z> {
         self.punch(len_bytes, u64::MAX)
     }
 
+    fn write_blocks(&self) -> bool {
+        true
+    }
+
     fn is_stable(&self) -> bool {
         Z::STABLE
     }

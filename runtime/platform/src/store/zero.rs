@@ -14,5 +14,5 @@ impl Store for ZeroStore {
     }
 }
 
-// SAFETY: one raw fallocate(2).
+// SAFETY: one raw fallocate(2), or stores to the page.
 unsafe impl HandlerStore for ZeroStore {}

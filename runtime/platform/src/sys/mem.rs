@@ -176,6 +176,17 @@ pub unsafe fn madvise(addr: usize, len_bytes: usize, advice: i32) -> Result<(), 
     unsafe { syscall6(libc::SYS_madvise, [addr, len_bytes, advice.cast_unsigned() as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Returns whether a page lies at `addr`, a multiple of the page, of private anonymous memory; see mincore(2).
+///
+/// # Context: handler
+#[must_use]
+pub fn is_resident(addr: usize) -> bool {
+    let mut page = 0u8;
+    // SAFETY: mincore writes one byte a page, for one page, to a byte that is exclusively borrowed; it touches no page.
+    let r = unsafe { syscall6(libc::SYS_mincore, [addr, 4096, core::ptr::from_mut(&mut page) as usize, 0, 0, 0]) };
+    r.is_ok() && page & 1 != 0
+}
+
 /// Names the calling process to calls that take a process's descriptor, since Linux 6.14.
 const PIDFD_SELF: isize = -10_000;
 

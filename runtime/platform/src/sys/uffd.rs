@@ -19,6 +19,7 @@ pub mod bits {
     pub const FEATURE_WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
     pub const FEATURE_POISON: u64 = 1 << 14;
     pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
+    pub const FEATURE_MOVE: u64 = 1 << 16;
     pub const REGISTER_MISSING: u64 = 1;
     pub const REGISTER_WP: u64 = 2;
     pub const REGISTER_MINOR: u64 = 4;
@@ -44,11 +45,12 @@ const UFFDIO_REGISTER: usize = iowr(0x00, 32);
 const UFFDIO_UNREGISTER: usize = ior(0x01, 16);
 const UFFDIO_WAKE: usize = ior(0x02, 16);
 const UFFDIO_COPY: usize = iowr(0x03, 40);
+const UFFDIO_MOVE: usize = iowr(0x05, 40);
 const UFFDIO_WRITEPROTECT: usize = iowr(0x06, 24);
 const UFFDIO_CONTINUE: usize = iowr(0x07, 32);
 const UFFDIO_POISON: usize = iowr(0x08, 32);
 
-/// What a fill ioctl (CONTINUE, COPY, POISON) did.
+/// What a fill ioctl (CONTINUE, COPY, MOVE, POISON) did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filled {
     /// The whole range.
@@ -173,6 +175,24 @@ impl Uffd {
     pub fn copy(&self, dst: usize, src: usize, len_bytes: usize, mode: u64) -> Filled {
         let mut arg = [dst as u64, src as u64, len_bytes as u64, mode, 0];
         let r = self.ioctl(UFFDIO_COPY, &mut arg);
+        filled(r, arg[4])
+    }
+
+    /// Moves the pages at `src` to `dst`, which has none; see UFFDIO_MOVE(2const). Nothing is copied or allocated.
+    ///
+    /// Both ranges are private anonymous memory, open to loads and stores; any part of `dst`'s mapping is registered. The
+    /// page's protection and write-protection become `dst`'s: a protected page arrives unprotected. `Gone`: the first page
+    /// is not at `src`. `EBUSY`: the kernel holds it pinned, or shares it.
+    ///
+    /// # Context: handler
+    ///
+    /// # Safety
+    /// Nobody relies on the bytes at `src`, and nobody borrows those at `dst`.
+    #[inline]
+    #[must_use]
+    pub unsafe fn move_pages(&self, dst: usize, src: usize, len_bytes: usize, mode: u64) -> Filled {
+        let mut arg = [dst as u64, src as u64, len_bytes as u64, mode, 0];
+        let r = self.ioctl(UFFDIO_MOVE, &mut arg);
         filled(r, arg[4])
     }
 

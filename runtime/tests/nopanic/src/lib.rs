@@ -14,14 +14,16 @@ use softfault_mm::delegation::{Delegation, MinorFault, MinorVerdict};
 use softfault_mm::fault::Env;
 use softfault_mm::host::Park;
 use softfault_mm::mapping::Mapping;
-use softfault_mm::ops::{AddressSpaceOps, Mmu, Prot, Staged, WaitKey};
+use softfault_mm::ops::{AddressSpaceOps, Mmu, Prot, Staged, WaitKey, Zap};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::{VmFault, VmOps};
 use softfault_mm::vmstat::VmStat;
 use softfault_platform::host::Host;
+use softfault_platform::mmu::exclusive::ExclusiveMmu;
 use softfault_platform::mmu::segv::SegvMmu;
 use softfault_platform::mmu::uffd::UffdMmu;
 use softfault_platform::section::{self, Slot};
+use softfault_platform::store::exclusive::ExclusiveOps;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::ObjectOps;
 use softfault_platform::store::swap::SwapStore;
@@ -69,6 +71,12 @@ fn every_mmu_method<M: Mmu>(mmu: &M, addr: usize, nr: usize, prot: Prot, staged:
     mmu.wake(addr, nr);
     black_box(mmu.release_extents(addr, nr, prot.wp).is_ok());
     black_box(mmu.take_extents(addr, nr, prot.wp, prot.write).is_ok());
+    black_box(mmu.zap(&[Zap { addr, len_bytes: nr }]));
+    black_box(mmu.write_protect(addr, nr));
+    mmu.written(addr, nr, &mut |addr, nr| {
+        black_box((addr, nr));
+    });
+    black_box(mmu.pte(addr));
     black_box(mmu.charge_vmas(nr as i64));
 }
 
@@ -83,16 +91,34 @@ pub fn nopanic_mmu_segv(mmu: &SegvMmu, addr: usize, nr: usize, prot: Prot, stage
 }
 
 #[unsafe(no_mangle)]
-pub fn nopanic_object_ops(ops: &ObjectOps<'_>, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
+pub fn nopanic_mmu_exclusive(mmu: &ExclusiveMmu, addr: usize, nr: usize, prot: Prot, staged: &Staged) {
+    every_mmu_method(mmu, addr, nr, prot, staged);
+}
+
+fn every_ops_method<O: AddressSpaceOps>(ops: &O, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
     black_box(ops.read_folio(pgoff, nr).is_ok());
     black_box(ops.zero_folio(pgoff, nr).is_ok());
     black_box(ops.read_staged(pgoff, staged).is_ok());
     black_box(ops.dsync(pgoff, nr).is_ok());
     black_box(ops.punch(pgoff, nr).is_ok());
+    black_box(ops.discard(pgoff, nr).is_ok());
+    black_box(ops.write_folio(pgoff, nr).is_ok());
+    black_box(ops.is_written(pgoff));
+    black_box(ops.rereads_unflushed());
     ops.with_page_mut(pgoff, &mut |page| {
         black_box(page);
     });
     ops.copy_from_page(pgoff, nr as usize, bytes);
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_object_ops(ops: &ObjectOps<'_>, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
+    every_ops_method(ops, pgoff, nr, staged, bytes);
+}
+
+#[unsafe(no_mangle)]
+pub fn nopanic_exclusive_ops(ops: &ExclusiveOps<'_>, pgoff: u64, nr: u32, staged: &Staged, bytes: &mut [u8]) {
+    every_ops_method(ops, pgoff, nr, staged, bytes);
 }
 
 fn every_store_method<S: Store>(store: &S, pos: u64, page: &mut PageMut<'_>) {

@@ -1,0 +1,150 @@
+//! Reclaim inside one object that has a limit of its own. Linux: a memory cgroup's own lists.
+//!
+//! Such an object is bounded by itself as well as by the cache. Its pages stand in the cache's queues like all others; when
+//! its own limit is met, a hand goes round its table instead: it unmaps a page the first time, and drops it the next
+//! time round unless it was missed.
+//!
+//! # Context: handler
+
+use crate::ctx::Ctx;
+use crate::folio::{DIRTY, Folio, HELD, REFERENCED, State, UNMAPPED};
+use crate::host::{BATCH, Batch, Env, Rmap, Woken};
+use crate::mapping::Mapping;
+use crate::rmap;
+use crate::sync::Ordering;
+use crate::vmscan::{self, Freed, Why};
+use crate::vmstat::Event;
+
+/// What the hand did with one window of the table.
+#[derive(Default)]
+struct Swept {
+    freed: u64,
+    dirty: usize,
+}
+
+/// Frees pages for a thread that cannot go on without one: of the object, if its own limit is met, else of the cache.
+pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
+    if mapping.is_over_own_limit() {
+        free_own_pages(env, ctx, mapping)
+    } else {
+        vmscan::try_to_free_pages(env, ctx, mapping)
+    }
+}
+
+fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
+    let windows = (mapping.folios.len() as u64).div_ceil(BATCH as u64);
+    let mut empty = 0u64;
+    let mut naps = 0;
+    loop {
+        if !mapping.is_over_own_limit() {
+            return Freed::Some;
+        }
+        let swept = sweep(env, mapping, ctx.stripe);
+        if swept.freed > 0 {
+            return Freed::Some;
+        }
+        empty = if swept.dirty > 0 { 0 } else { empty.saturating_add(1) };
+        // Three times round: unmapped, looked at, and looked at again after what was busy.
+        if empty <= windows.saturating_mul(3) && swept.dirty == 0 {
+            continue;
+        }
+        let nap = mapping.account.begin_wait();
+        let woken = env.park.nap(ctx, nap, 2_000_000);
+        mapping.account.end_wait();
+        naps += 1;
+        if woken == Woken::NotNow {
+            return Freed::Later;
+        }
+        if naps > if swept.dirty > 0 { 5_000 } else { 16 } {
+            return Freed::Nothing;
+        }
+    }
+}
+
+/// Moves the hand on by one window that has cached pages.
+fn sweep(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize) -> Swept {
+    let mut swept = Swept::default();
+    let end = mapping.folios.len() as u64;
+    let have = env.mm.with_batch(&mut |batch| {
+        let from = next_window(mapping, end);
+        let to = from.saturating_add(BATCH as u64).min(end);
+        env.mm.with_rmap(&mut |r| swept = sweep_window(env, r, mapping, stripe, batch, from, to));
+        if swept.dirty > 0 {
+            vmscan::write_dirty(env, stripe, batch.pages.get(..swept.dirty).unwrap_or(&[]));
+        }
+    });
+    if !have {
+        env.park.relax();
+    }
+    swept
+}
+
+/// Takes the hand to the next window with a cached page; at most once round.
+fn next_window(mapping: &Mapping<'_>, end: u64) -> u64 {
+    let mut at = 0;
+    for _ in 0..=end / BATCH as u64 {
+        at = mapping.hand.fetch_add(BATCH as u64, Ordering::Relaxed) % end.next_multiple_of(BATCH as u64).max(1);
+        let cached = |p| mapping.folio(p).is_some_and(|w| w.load().is_mappable());
+        // A chunk without pages is passed at once.
+        let some = mapping.chunk(at).is_some_and(|c| c.nr_uptodate() > 0);
+        if some && (at..at.saturating_add(BATCH as u64).min(end)).any(cached) {
+            break;
+        }
+    }
+    at
+}
+
+fn is_idle(seen: Folio) -> bool {
+    seen.state() == State::Uptodate && seen.has(UNMAPPED) && !seen.has(REFERENCED) && seen.pins() == 0
+}
+
+/// Drops what nobody missed since the last time round, gives a second chance to what was missed, and unmaps the rest.
+fn sweep_window(
+    env: Env<'_>,
+    r: &dyn Rmap,
+    mapping: &Mapping<'_>,
+    stripe: usize,
+    batch: &mut Batch,
+    from: u64,
+    to: u64,
+) -> Swept {
+    let mut swept = Swept::default();
+    if !rmap::get_evict(r, mapping, stripe, from) {
+        return swept;
+    }
+    for p in from..to {
+        let Some(word) = mapping.folio(p) else { break };
+        let seen = word.load();
+        let goes = if mapping.exclusive { !mapping.punch_waits() } else { !seen.has(DIRTY) };
+        if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {
+            swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), Why::Reclaim, None);
+        } else if seen.has(UNMAPPED | REFERENCED) {
+            word.keep();
+            mapping.stat.add(stripe, Event::PGACTIVATE, 1);
+        }
+    }
+    if let Some(chunk) = mapping.chunk(from) {
+        chunk.put_evict();
+    }
+    let nr = vmscan::unmap_batch(r, mapping, stripe, batch, from, to);
+    for (_, p) in batch.pages.get(..nr).unwrap_or(&[]) {
+        if let Some(word) = mapping.folio(*p) {
+            word.unpin();
+        }
+    }
+    if nr > 0
+        && let Some(chunk) = mapping.chunk(from)
+    {
+        chunk.put_evict();
+    }
+    let goes = |w: Folio| is_idle(w) && (w.has(DIRTY) || mapping.punch_waits()) && !w.has(HELD) && mapping.dirty_goes;
+    for p in from..to {
+        if mapping.folio(p).is_some_and(|w| goes(w.load()))
+            && let Some(at) = batch.pages.get_mut(swept.dirty)
+        {
+            *at = (mapping.id, p);
+            swept.dirty += 1;
+        }
+    }
+    swept
+}

@@ -1,0 +1,275 @@
+//! Exclusive objects, where there is userfaultfd.
+
+#![expect(unsafe_code, reason = "lends the object's parts to handlers, and publishes where it is mapped")]
+
+use super::{Parts, not_there};
+use crate::arena::{ArenaInner, Prot, Sharing};
+use crate::error::{Error, Result, system};
+use crate::lease::{Lease, Table};
+use crate::object::{ObjectBuilder, ObjectInner};
+use crate::registry;
+use crate::runtime::RuntimeInner;
+use crate::vmas::VmaEntry;
+use crate::{Access, VmFaultReason};
+use softfault_mm::folio::{FolioWord, State};
+use softfault_mm::mapping::Mapping;
+use softfault_mm::ops::AddressSpaceOps;
+use softfault_mm::page::PAGE_SHIFT;
+use softfault_mm::sync::Ordering;
+use softfault_mm::types::VmFlags;
+use softfault_mm::vmscan;
+use softfault_platform::frames::Frames;
+use softfault_platform::host::Host;
+use softfault_platform::mmu::exclusive::ExclusiveMmu;
+use softfault_platform::store::exclusive::{ExclusiveOps, Facts, Filled};
+use softfault_platform::sys::{Errno, mem};
+use softfault_platform::vmatree::Trap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// What an exclusive object has beside the parts of every object.
+#[derive(Debug)]
+pub(crate) struct Exclusive {
+    // Dropped in this order: what borrows before what is borrowed.
+    ops: Lease<ExclusiveOps<'static>>,
+    filled: Table<Filled>,
+}
+
+/// What an exclusive object needs that may not be there: had before anything of the object is made.
+pub(crate) struct Plan {
+    frames: &'static Frames,
+    filled: Table<Filled>,
+    facts: Facts,
+}
+
+impl Plan {
+    /// Returns what the builder asks for, `None` for an object of the ordinary kind.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for options that exclude each other, [`Error::Delivery`] without userfaultfd.
+    pub(crate) fn new(b: &ObjectBuilder, nr_pages: usize, always_dirty: bool) -> Result<Option<Self>> {
+        let op = "ObjectBuilder::exclusive";
+        let Some(by_copy) = b.exclusive else { return Ok(None) };
+        let (frames, can_move) = b.runtime.inner.frames(op)?;
+        let filled = Table::new(nr_pages).map_err(system(op, "mmap"))?;
+        let facts = Facts { writes_back: b.writable && !always_dirty, always_dirty, by_copy: by_copy || !can_move };
+        Ok(Some(Self { frames, filled, facts }))
+    }
+
+    pub(crate) fn build(self, parts: &Parts) -> Exclusive {
+        let ops = ExclusiveOps::new(
+            self.frames,
+            parts.store,
+            parts.folios,
+            self.filled.lend(),
+            self.facts,
+            parts.len_bytes,
+            parts.retries,
+            parts.handler_safe,
+            parts.policy,
+            parts.name,
+        );
+        Exclusive { ops: Lease::new(Box::new(ops)), filled: self.filled }
+    }
+}
+
+impl Exclusive {
+    /// Lends the operations for as long as the object lives.
+    pub(crate) fn lend(&self) -> &'static ExclusiveOps<'static> {
+        let _ = &self.filled;
+        // SAFETY: the object drops this part after every vma and claim that holds the borrow.
+        unsafe { self.ops.lend() }
+    }
+
+    pub(crate) fn as_ops(&self) -> &'static dyn AddressSpaceOps {
+        self.lend()
+    }
+
+    pub(crate) fn set_len(&self, len_bytes: u64) {
+        self.lend().set_len(len_bytes);
+    }
+
+    /// Gives the parts up for ever: somebody may still look at them.
+    pub(crate) fn leak(self) {
+        self.ops.leak();
+        std::mem::forget(self.filled);
+    }
+}
+
+impl ObjectInner {
+    /// Returns the operations of an exclusive object.
+    pub(crate) fn exclusive(&self) -> Option<&'static ExclusiveOps<'static>> {
+        self.exclusive.as_ref().map(Exclusive::lend)
+    }
+
+    /// Returns the address of pinned page `pgoff`, for a call that reads or writes its bytes; `None`: an exclusive object
+    /// that is not mapped there, or not for stores.
+    pub(crate) fn page_at(&self, pgoff: u64, access: Access) -> Option<usize> {
+        let Some(ops) = self.exclusive() else { return Some(self.alias_at(pgoff)) };
+        let (address, writable) = ops.address(pgoff)?;
+        (writable || access == Access::Read).then_some(address)
+    }
+
+    /// Refuses calls that need the object's pages while there is nowhere for them to be.
+    pub(crate) fn check_mapped(&self, op: &'static str) -> Result<()> {
+        match self.exclusive() {
+            Some(ops) if !ops.is_mapped() => Err(not_there(op)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses to map an exclusive object in a way that it cannot be mapped.
+pub(crate) fn check_map(arena: &ArenaInner, object: &ObjectInner, prot: Prot, sharing: Sharing) -> Result<()> {
+    let denied = |what| Err(Error::Denied { op: "Arena::map", what });
+    if object.exclusive().is_none() {
+        return Ok(());
+    }
+    if arena.trap != Trap::Uffd {
+        return denied("an exclusive object needs an arena with InThread delivery");
+    }
+    if sharing != Sharing::Private {
+        return denied("an exclusive object is mapped Sharing::Private: nobody else has its pages");
+    }
+    if prot == Prot::None {
+        return denied("an exclusive object's mapping permits loads at least: its protection cannot be changed");
+    }
+    Ok(())
+}
+
+/// Returns why an exclusive object cannot be mapped now; the caller holds the object's gate.
+pub(crate) fn refusal(object: &ObjectInner) -> Option<Error> {
+    let denied = |what| Some(Error::Denied { op: "Arena::map", what });
+    let ops = object.exclusive()?;
+    if ops.is_mapped() {
+        return denied("an exclusive object is mapped at most once");
+    }
+    let m = object.mapping();
+    // A read that began under the former mapping may be about to publish pages that went with it.
+    let mut patience = 2_000;
+    while m.users.load(Ordering::Acquire) != 0 {
+        if patience == 0 {
+            return denied("the store is still reading for the former mapping");
+        }
+        patience -= 1;
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let host = Host::detached();
+    vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
+    None
+}
+
+/// Returns the flags of an exclusive object's vma.
+///
+/// `SHARED` without `MAYWRITE`: a store reaches the object (its page is this one) and makes the page dirty; nothing is
+/// protected for its sake. No fault-around: what is cached is mapped.
+pub(crate) fn flags_of(v: &VmaEntry) -> VmFlags {
+    let write = if v.prot == Prot::ReadWrite { VmFlags::WRITE } else { VmFlags::empty() };
+    VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE | v.advice | write
+}
+
+/// mmap(PROT_NONE), REGISTER, and telling the object where it is: `ArenaInner::map_kernel` of an exclusive object.
+pub(crate) fn map_kernel(arena: &ArenaInner, v: &VmaEntry) -> Result<()> {
+    let op = "Arena::map";
+    let (addr, len) = (arena.address(v.range.start), v.range.len());
+    let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_FIXED | mem::MAP_NORESERVE;
+    // SAFETY: the range is the arena's own reservation and holds no mapping (checked under the lock).
+    unsafe { mem::mmap(addr, len, mem::PROT_NONE, flags, -1, 0) }.map_err(system(op, "mmap"))?;
+    mmu()?.register(addr, len).map_err(system(op, "UFFDIO_REGISTER"))?;
+    for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP, mem::MADV_NOHUGEPAGE] {
+        // SAFETY: the range mapped above; the advice concerns children, core dumps and huge pages.
+        match unsafe { mem::madvise(addr, len, advice) } {
+            // A kernel without huge pages does not know the last one.
+            Err(Errno::EINVAL) if advice == mem::MADV_NOHUGEPAGE => {}
+            r => r.map_err(system(op, "madvise"))?,
+        }
+    }
+    if let Some(ops) = v.object.exclusive() {
+        let nr = (len >> PAGE_SHIFT) as u64;
+        // SAFETY: mapped and registered above, for this object; `leave` is called before it goes. It is opened to stores
+        // as the last step of `map`, before anybody can know of it.
+        unsafe { ops.enter(addr, v.pgoff, nr, v.prot == Prot::ReadWrite) };
+    }
+    Ok(())
+}
+
+/// Returns the page tables of exclusive objects.
+pub(crate) fn mmu() -> Result<&'static ExclusiveMmu> {
+    registry::lock().exclusive().map_err(|e| {
+        let mode = crate::Delivery::InThread;
+        Error::Delivery { mode, why: format!("exclusive objects need a userfaultfd context: {e}") }
+    })
+}
+
+impl RuntimeInner {
+    /// Returns the pool of frames, making it at first use.
+    fn frames(&self, op: &'static str) -> Result<(&'static Frames, bool)> {
+        let mmu = mmu()?;
+        let mut pool = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if pool.is_none() {
+            *pool = Some(Lease::new(Box::new(Frames::new(mmu.uffd()).map_err(system(op, "UFFDIO_REGISTER"))?)));
+        }
+        let lease = pool.as_ref().ok_or(Error::Exhausted { op, what: "frames" })?;
+        // SAFETY: the pool goes with the runtime, which every object holds.
+        Ok((unsafe { lease.lend() }, mmu.can_move()))
+    }
+
+    /// Returns the pages of exclusive objects: in arenas, and free in the pool.
+    pub(crate) fn exclusive_pages(&self) -> (u64, u64) {
+        let pool = self.frames.try_lock();
+        pool.ok().and_then(|p| p.as_ref().map(|f| (f.nr_mapped(), f.nr_full()))).unwrap_or_default()
+    }
+}
+
+/// Drops every page of an exclusive object whose vma is gone and drained, writing what was changed where the object does
+/// so, and forgets where it is mapped.
+///
+/// # Errors
+/// [`Error::Fault`] naming the first page whose changes the store did not take: they are lost.
+pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
+    let Some(ops) = object.exclusive() else { return Ok(()) };
+    let m = object.mapping();
+    let host = Host::detached();
+    let lost = if object.persistent { write_all(m, ops) } else { None };
+    ops.leave();
+    // Now dropping only changes words. Who pinned a page before is copying from the mapping, and is waited for.
+    let discard = || vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
+    discard();
+    while first_present(m).is_some() {
+        std::thread::sleep(Duration::from_micros(100));
+        discard();
+    }
+    if !object.persistent && ops.facts().writes_back {
+        // Swap: what reclaim has put there goes the way of what it has not.
+        let _ = object.store().punch(0, object.len_max as u64);
+    }
+    let reason = VmFaultReason::SIGBUS;
+    let error = |p| Error::Fault { op: "Arena::unmap", access: Access::Write, offset: p << PAGE_SHIFT, reason };
+    lost.map_or(Ok(()), |p| Err(error(p)))
+}
+
+/// Takes every page out and has those that were changed written; returns the first that the store did not take.
+fn write_all(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
+    let host = Host::detached();
+    // Pages are pinned by calls that copy them, for moments. Whom the store fails is not asked for ever.
+    let failed = ops.write_errors();
+    let mut patience = 2_000;
+    loop {
+        vmscan::evict_exclusive(host.env(), m, 0, m.folios.len() as u64, true);
+        let left = first_present(m)?;
+        if patience == 0 || ops.write_errors() >= failed + 3 {
+            return Some(left);
+        }
+        // What is being written now is waited for, however long the store takes.
+        if m.folio(left).is_some_and(|w| w.load().state() == State::Uptodate) {
+            patience -= 1;
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}
+
+/// Returns the first page that is in the cache, or on its way out.
+fn first_present(m: &Mapping<'_>) -> Option<u64> {
+    let present = |w: &FolioWord| matches!(w.load().state(), State::Uptodate | State::Writeback | State::Evicting);
+    m.folios.iter().position(present).map(|p| p as u64)
+}

@@ -1,0 +1,713 @@
+//! Exclusive objects on the real kernel: pages that are moved into their arena and out of it.
+#![allow(unsafe_code, reason = "handler stores, and stores by address")]
+#![allow(clippy::cast_possible_truncation, reason = "patterns; 64-bit only")]
+
+mod common;
+
+#[cfg(not(feature = "userfaultfd"))]
+#[test]
+fn without_the_feature_asking_for_one_is_a_typed_error() {
+    let rt = common::runtime();
+    let r = rt.object(4096).exclusive(true).anonymous();
+    assert!(matches!(r, Err(softfault::Error::Delivery { .. })), "{r:?}");
+    rt.object(4096).exclusive(false).anonymous().expect("an ordinary object");
+}
+
+#[cfg(feature = "userfaultfd")]
+mod on {
+    use crate::common::{self, EXTENT, Knobs, PAGE, Rng, arena, bytes, load, same, store};
+    use softfault::{
+        Access, Arena, Delivery, Errno, Error, HandlerStore, MinorDelegate, MinorFault, MinorVerdict, Object,
+        ObjectBuilder, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
+    };
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+
+    /// A store in memory, that says how often it was asked. It allocates nothing and takes no lock.
+    #[derive(Debug)]
+    struct Memory {
+        bytes: Box<[AtomicU8]>,
+        reads: AtomicUsize,
+        writes: AtomicUsize,
+        refuse: AtomicBool,
+    }
+
+    impl Memory {
+        fn new(len: usize) -> Arc<Self> {
+            let bytes = (0..len as u64).map(|i| AtomicU8::new(common::byte_of(3, i))).collect();
+            let (reads, writes) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            Arc::new(Self { bytes, reads, writes, refuse: AtomicBool::new(false) })
+        }
+        fn content(&self) -> Vec<u8> {
+            self.bytes.iter().map(|b| b.load(Ordering::SeqCst)).collect()
+        }
+    }
+
+    struct MemoryStore(Arc<Memory>);
+
+    impl Store for MemoryStore {
+        fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+            self.0.reads.fetch_add(1, Ordering::SeqCst);
+            let from = self.0.bytes.get(pos_bytes as usize..).ok_or(StoreError::Short)?;
+            if from.len() < page.len_bytes() {
+                return Err(StoreError::Short);
+            }
+            for (to, from) in page.as_mut_slice().iter_mut().zip(from) {
+                *to = from.load(Ordering::Relaxed);
+            }
+            Ok(())
+        }
+        fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
+            if self.0.refuse.load(Ordering::SeqCst) {
+                return Err(StoreError::Io(Errno::EIO));
+            }
+            self.0.writes.fetch_add(1, Ordering::SeqCst);
+            // On a signal stack.
+            let mut copy = [0u8; 128];
+            let mut done = 0;
+            while done < pages.len_bytes() {
+                let n = pages.copy_to(done, &mut copy);
+                let to = self.0.bytes.get(pos_bytes as usize + done..).ok_or(StoreError::Short)?;
+                to.iter().zip(&copy[..n]).for_each(|(to, from)| to.store(*from, Ordering::Relaxed));
+                done += n;
+            }
+            Ok(())
+        }
+    }
+
+    // SAFETY: atomics and stores to the page alone.
+    unsafe impl HandlerStore for MemoryStore {}
+
+    /// How a test's object is made.
+    #[derive(Clone, Copy, Debug)]
+    struct Way {
+        by_copy: bool,
+        in_handler: bool,
+        window: u32,
+    }
+
+    const WAYS: [Way; 4] = [
+        Way { by_copy: false, in_handler: true, window: 1 },
+        Way { by_copy: false, in_handler: false, window: 16 },
+        Way { by_copy: true, in_handler: true, window: 16 },
+        Way { by_copy: true, in_handler: false, window: 1 },
+    ];
+
+    impl Way {
+        fn builder(self, rt: &Runtime, len: usize) -> ObjectBuilder {
+            let b = rt.object(len as u64).fill_window_pages(self.window);
+            if self.by_copy { b.exclusive_by_copy() } else { b.exclusive(true) }
+        }
+        fn object(self, rt: &Runtime, memory: &Arc<Memory>, writable: bool) -> Object {
+            let b = self.builder(rt, memory.bytes.len()).writable(writable);
+            let store = Box::new(MemoryStore(Arc::clone(memory)));
+            if self.in_handler { b.handler_store(store) } else { b.store(store) }.expect("object")
+        }
+    }
+
+    /// Runs `f` each way; nowhere where userfaultfd is forbidden.
+    fn each_way(what: &str, f: impl Fn(&Runtime, Way)) {
+        for way in WAYS {
+            let rt = common::runtime();
+            if !rt.delivery().is_available(Delivery::InThread) {
+                println!("{what} skipped: {}", rt.delivery());
+                return;
+            }
+            f(&rt, way);
+            let s = rt.stats();
+            let pool = s.get("exclusive_pool_bytes");
+            assert_eq!(s.get("exclusive_frames") * PAGE as u64, pool, "{what}: {way:?}: pages of nobody's");
+            assert!(pool <= 8 << 20, "{what}: {way:?}: the pool holds {pool} bytes");
+            assert_eq!(s.get("nr_cached_pages"), 0, "{what}: {way:?}: pages are charged to nobody");
+            println!("{what}: {way:?} ok");
+        }
+    }
+
+    fn mapped(rt: &Runtime, object: &Object, prot: Prot) -> Arena {
+        let arena = arena(rt, Delivery::InThread, object.len() as usize);
+        arena.map(0, object, 0, object.len() as usize, prot, Sharing::Private).expect("map");
+        arena
+    }
+
+    fn pages_in_arenas(rt: &Runtime) -> u64 {
+        let s = rt.stats();
+        s.get("exclusive_frames") - s.get("exclusive_pool_bytes") / PAGE as u64
+    }
+
+    #[test]
+    fn random_stores_and_evictions_agree_with_a_model() {
+        each_way("model", |rt, way| {
+            const LEN: usize = 200 * PAGE - 1000;
+            let memory = Memory::new(LEN);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            let mut model = memory.content();
+            let mut rng = Rng(0x5eed + u64::from(way.window));
+            for step in 0..6_000u32 {
+                let at = rng.below(LEN);
+                match rng.below(16) {
+                    0 => {
+                        let end = (at + rng.below(64 * PAGE)) as u64;
+                        object.evict(at as u64..end).expect("evict");
+                    }
+                    1 => {
+                        let data = [step as u8; 5000];
+                        let n = object.write_at(at as u64, &data).expect("write_at");
+                        assert_eq!(n, data.len().min(LEN - at), "short at the end only");
+                        model[at..at + n].copy_from_slice(&data[..n]);
+                    }
+                    2 => {
+                        let mut got = [0u8; 5000];
+                        let n = object.read_at(at as u64, &mut got).expect("read_at");
+                        same("read_at", &got[..n], &model[at..at + n]);
+                    }
+                    3 => {
+                        let mut data = [0u8; 300];
+                        let n = data.len().min(LEN - at);
+                        arena.read_at(at, &mut data[..n]).expect("Arena::read_at");
+                        same("Arena::read_at", &data[..n], &model[at..at + n]);
+                        data.fill(step as u8);
+                        arena.write_at(at, &data[..n]).expect("Arena::write_at");
+                        model[at..at + n].copy_from_slice(&data[..n]);
+                    }
+                    4..10 => {
+                        store(&arena, at, step as u8).expect("store");
+                        model[at] = step as u8;
+                    }
+                    _ => assert_eq!(load(&arena, at), Ok(model[at]), "{way:?}: step {step}, byte {at:#x}"),
+                }
+            }
+            // A filler may have pages in the arena that it has not published yet.
+            common::until("every page is published", || pages_in_arenas(rt) == object.cached_pages());
+            same("the mapping", &bytes(&arena, 0..LEN), &model);
+            assert!(memory.writes.load(Ordering::SeqCst) > 0, "nothing was written back");
+            arena.unmap(0..arena.len().min(200 * PAGE)).expect("unmap");
+            same("the store", &memory.content(), &model);
+            assert_eq!(object.cached_pages(), 0);
+        });
+    }
+
+    #[test]
+    fn threads_lose_nothing_to_an_evictor() {
+        each_way("threads", |rt, way| {
+            const PAGES: usize = 96;
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            let stop = AtomicBool::new(false);
+            let evicted = AtomicUsize::new(0);
+            std::thread::scope(|s| {
+                let _stop = common::StopOnDrop(&stop);
+                for seed in 0..2 {
+                    let (object, stop, evicted) = (&object, &stop, &evicted);
+                    s.spawn(move || {
+                        let mut rng = Rng(77 + seed);
+                        while !stop.load(Ordering::Relaxed) {
+                            let p = rng.below(PAGES);
+                            let end = ((p + 1 + rng.below(20)) * PAGE) as u64;
+                            let n = object.evict((p * PAGE) as u64..end).expect("evict");
+                            evicted.fetch_add(n as usize, Ordering::Relaxed);
+                            std::thread::yield_now();
+                        }
+                    });
+                }
+                let writers: Vec<_> = (0..3usize)
+                    .map(|t| {
+                        let (arena, evicted) = (&arena, &evicted);
+                        s.spawn(move || {
+                            let mut rng = Rng(9 + t as u64);
+                            let mut model = vec![None; PAGES * PAGE];
+                            let mut step = 0u32;
+                            // Bytes t, t + 3, ... are this thread's: all three store to every page.
+                            while step < 20_000 || evicted.load(Ordering::Relaxed) < 500 {
+                                let at = rng.below(PAGES * PAGE / 3) * 3 + t;
+                                let want = model[at].unwrap_or_else(|| common::byte_of(3, at as u64));
+                                assert_eq!(load(arena, at), Ok(want), "{way:?}: thread {t}, step {step}, byte {at:#x}");
+                                store(arena, at, step as u8).expect("store");
+                                model[at] = Some(step as u8);
+                                step += 1;
+                            }
+                            model
+                        })
+                    })
+                    .collect();
+                let models: Vec<_> = writers.into_iter().map(|w| w.join().expect("writer")).collect();
+                stop.store(true, Ordering::Relaxed);
+                let want: Vec<u8> = (0..PAGES * PAGE)
+                    .map(|at| models[at % 3][at].unwrap_or_else(|| common::byte_of(3, at as u64)))
+                    .collect();
+                arena.unmap(0..PAGES * PAGE).expect("unmap");
+                same("the store", &memory.content(), &want);
+            });
+        });
+    }
+
+    #[test]
+    fn pages_are_mapped_by_their_fill() {
+        each_way("one fault a window", |rt, way| {
+            let memory = Memory::new(64 * PAGE);
+            let object = way.object(rt, &memory, false);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            same("all", &bytes(&arena, 0..64 * PAGE), &memory.content());
+            let faults = rt.stats().get("pgmajfault");
+            // Readahead may spare some.
+            assert!(faults <= 64 / u64::from(way.window), "{way:?}: {faults}: a page of a window faulted by itself");
+            object.populate(0..object.len()).expect("all are published");
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 64, "{way:?}: nothing was written");
+            assert_eq!(memory.writes.load(Ordering::SeqCst), 0);
+            same("again", &bytes(&arena, 0..64 * PAGE), &memory.content());
+        });
+    }
+
+    #[test]
+    fn what_was_written_to_a_read_only_object_stays_until_it_is_unmapped() {
+        each_way("private", |rt, way| {
+            const N: u64 = 40;
+            let memory = Memory::new(N as usize * PAGE);
+            let object = way.object(rt, &memory, false);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            // Page 3 by a store that faults, page 7 by one that does not, page 9 by one that changes nothing.
+            store(&arena, 3 * PAGE + 5, 0).expect("store");
+            let seven = load(&arena, 7 * PAGE).expect("load");
+            store(&arena, 7 * PAGE, !seven).expect("store");
+            let nine = load(&arena, 9 * PAGE).expect("load");
+            store(&arena, 9 * PAGE, nine).expect("store");
+            object.populate(0..object.len()).expect("populate");
+            assert_eq!(object.evict(0..object.len()).expect("evict"), N - 2, "{way:?}");
+            assert!(object.is_cached(3 * PAGE as u64) && object.is_cached(7 * PAGE as u64));
+            assert_eq!(load(&arena, 3 * PAGE + 5), Ok(0), "{way:?}");
+            assert_eq!(load(&arena, 7 * PAGE), Ok(!seven), "{way:?}");
+            store(&arena, 7 * PAGE + 1, 1).expect("a page that stays is open to stores");
+            arena.unmap(0..N as usize * PAGE).expect("unmap");
+            arena.map(0, &object, 0, N as usize * PAGE, Prot::ReadWrite, Sharing::Private).expect("map again");
+            same("fresh", &bytes(&arena, 0..N as usize * PAGE), &memory.content());
+            assert_eq!(memory.writes.load(Ordering::SeqCst), 0, "a read-only object was written");
+        });
+    }
+
+    #[test]
+    fn a_mapping_for_loads_refuses_stores_and_evicts() {
+        each_way("loads", |rt, way| {
+            let memory = Memory::new(32 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::Read);
+            same("all", &bytes(&arena, 0..32 * PAGE), &memory.content());
+            assert_eq!(store(&arena, 5, 1), Err(libc::SIGSEGV), "{way:?}");
+            let r = object.write_at(0, b"x");
+            assert!(matches!(r, Err(Error::Denied { .. })), "{r:?}");
+            object.populate(0..object.len()).expect("all are published");
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 32, "{way:?}");
+            assert_eq!(pages_in_arenas(rt), 0);
+            same("again", &bytes(&arena, 0..32 * PAGE), &memory.content());
+            object.set_len(10 * PAGE as u64 + 7).expect("set_len");
+            assert_eq!(load(&arena, 10 * PAGE + 7), Ok(0), "{way:?}: the tail reads as zero");
+            assert_eq!(load(&arena, 11 * PAGE), Err(libc::SIGBUS), "{way:?}: past the end");
+        });
+    }
+
+    #[test]
+    fn pinned_pages_stay() {
+        each_way("pins", |rt, way| {
+            let memory = Memory::new(16 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            let pin = arena.pin(4 * PAGE..6 * PAGE, Access::Write).expect("pin");
+            object.populate(0..object.len()).expect("populate");
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 14, "{way:?}");
+            let r = arena.unmap(0..16 * PAGE);
+            assert!(matches!(r, Err(Error::Pinned { .. })), "{r:?}");
+            // SAFETY: pinned for writing, and no reference into it exists.
+            unsafe { pin.as_ptr().write_volatile(99) };
+            drop(pin);
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 2, "{way:?}");
+            assert_eq!(memory.content()[4 * PAGE], 99, "{way:?}: written on its way out");
+        });
+    }
+
+    #[test]
+    fn what_the_store_refuses_stays_and_is_not_lost_silently() {
+        each_way("refused writes", |rt, way| {
+            let memory = Memory::new(16 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            object.populate(0..object.len()).expect("populate");
+            store(&arena, 8 * PAGE, 0).expect("store");
+            memory.refuse.store(true, Ordering::SeqCst);
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 15, "{way:?}: only the changed page stays");
+            assert_eq!(load(&arena, 8 * PAGE), Ok(0), "{way:?}");
+            store(&arena, 8 * PAGE + 1, 0).expect("store");
+            memory.refuse.store(false, Ordering::SeqCst);
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 1, "{way:?}");
+            assert_eq!(memory.content()[8 * PAGE..8 * PAGE + 2], [0, 0], "{way:?}");
+            store(&arena, 9 * PAGE, 0).expect("store");
+            memory.refuse.store(true, Ordering::SeqCst);
+            let r = arena.unmap(0..16 * PAGE);
+            assert!(matches!(r, Err(Error::Fault { offset, .. }) if offset == 9 * PAGE as u64), "{way:?}: {r:?}");
+            assert_eq!(load(&arena, 9 * PAGE), Err(libc::SIGSEGV), "{way:?}: it is unmapped all the same");
+            assert_eq!(object.cached_pages(), 0);
+        });
+    }
+
+    #[test]
+    fn the_end_moves() {
+        each_way("set_len", |rt, way| {
+            let memory = Memory::new(32 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            object.populate(0..object.len()).expect("populate");
+            store(&arena, 20 * PAGE, 0).expect("store");
+            object.set_len(10 * PAGE as u64 + 100).expect("set_len");
+            assert_eq!(memory.content()[20 * PAGE], common::byte_of(3, 20 * PAGE as u64), "void bytes were written");
+            assert_eq!(load(&arena, 11 * PAGE), Err(libc::SIGBUS), "{way:?}");
+            assert_eq!(load(&arena, 10 * PAGE + 100), Ok(0), "{way:?}: the tail");
+            assert_eq!(pages_in_arenas(rt), 11, "{way:?}");
+            object.set_len(32 * PAGE as u64).expect("set_len");
+            assert_eq!(load(&arena, 20 * PAGE), Ok(common::byte_of(3, 20 * PAGE as u64)), "{way:?}");
+        });
+    }
+
+    #[test]
+    fn anonymous_memory_begins_as_zeros_and_stays() {
+        each_way("anonymous", |rt, way| {
+            let object = way.builder(rt, 64 * PAGE).anonymous().expect("anonymous");
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            same("zeros", &bytes(&arena, 0..64 * PAGE), &[0; 64 * PAGE]);
+            for p in 0..64 {
+                store(&arena, p * PAGE + p, p as u8).expect("store");
+            }
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 0, "{way:?}: its bytes are nowhere else");
+            assert!((0..64).all(|p| load(&arena, p * PAGE + p) == Ok(p as u8)), "{way:?}");
+            arena.unmap(0..64 * PAGE).expect("unmap");
+            // Recycled frames must not show what they held.
+            let object = way.builder(rt, 64 * PAGE).anonymous().expect("anonymous");
+            arena.map(0, &object, 0, 64 * PAGE, Prot::ReadWrite, Sharing::Private).expect("map");
+            same("zeros again", &bytes(&arena, 0..64 * PAGE), &[0; 64 * PAGE]);
+        });
+    }
+
+    struct Never;
+    impl MinorDelegate for Never {
+        fn minor_fault(&self, _fault: &MinorFault<'_>) -> MinorVerdict {
+            MinorVerdict::Continue
+        }
+    }
+
+    #[test]
+    fn what_it_cannot_do_is_refused_with_a_type() {
+        each_way("refusals", |rt, way| {
+            let memory = Memory::new(2 * EXTENT);
+            let object = way.object(rt, &memory, true);
+            let denied = |r: Result<(), Error>, what: &str| {
+                assert!(matches!(r, Err(Error::Denied { .. })), "{way:?}: {what}: {r:?}");
+            };
+            let (rw, private) = (Prot::ReadWrite, Sharing::Private);
+            let a = arena(rt, Delivery::InThread, 4 * EXTENT);
+            denied(object.read_at(0, &mut [0]).map(drop), "read_at, unmapped");
+            denied(object.write_at(0, &[0]).map(drop), "write_at, unmapped");
+            denied(object.populate(0..10), "populate, unmapped");
+            denied(a.map(0, &object, 0, EXTENT, rw, Sharing::Shared), "shared");
+            denied(a.map(0, &object, 0, EXTENT, Prot::None, private), "no access");
+            for mode in [Delivery::Segv, Delivery::Monitor] {
+                if rt.delivery().is_available(mode) {
+                    denied(arena(rt, mode, EXTENT).map(0, &object, 0, EXTENT, rw, private), "delivery");
+                }
+            }
+            a.map(0, &object, 0, 2 * EXTENT, rw, private).expect("map");
+            denied(a.map(2 * EXTENT, &object, 0, EXTENT, rw, private), "twice");
+            denied(arena(rt, Delivery::InThread, EXTENT).map(0, &object, 0, EXTENT, rw, private), "in two arenas");
+            denied(a.protect(0..EXTENT, Prot::Read), "protect");
+            denied(a.unmap(0..EXTENT), "half of it");
+            denied(a.zap(0..EXTENT), "zap");
+            denied(a.delegate_minor(0..EXTENT, Box::new(Never)), "delegate");
+            a.fault_in(0..EXTENT, Access::Read).expect("fault_in");
+            assert_eq!(a.promote(0..EXTENT).expect("promote"), 0, "native extents");
+            same("still there", &bytes(&a, 0..PAGE), &memory.content()[..PAGE]);
+            let r = way.builder(rt, PAGE).synchronous_writes(true).anonymous();
+            assert!(matches!(r, Err(Error::Argument { .. })), "{r:?}");
+            drop(a);
+            let other = mapped(rt, &object, rw);
+            assert_eq!(load(&other, 0), Ok(common::byte_of(3, 0)), "mapped again when the first mapping is gone");
+        });
+    }
+
+    #[test]
+    fn unmapping_waits_for_no_read() {
+        each_way("unmap during a fill", |rt, way| {
+            let knobs = Arc::new(Knobs::default());
+            let store = Box::new(common::KnobStore(Arc::clone(&knobs)));
+            let object = way.builder(rt, 16 * PAGE).store(store).expect("object");
+            let a = mapped(rt, &object, Prot::ReadWrite);
+            knobs.block.store(true, Ordering::SeqCst);
+            std::thread::scope(|s| {
+                let reader = s.spawn(|| object.populate(0..PAGE as u64));
+                common::until("the store is asked", || knobs.blocked.load(Ordering::SeqCst) > 0);
+                a.unmap(0..16 * PAGE).expect("unmap");
+                knobs.block.store(false, Ordering::SeqCst);
+                let r = reader.join().expect("no panic");
+                assert!(r.is_err(), "{way:?}: the page has nowhere to be");
+            });
+            a.map(0, &object, 0, 16 * PAGE, Prot::ReadWrite, Sharing::Private).expect("map again");
+            same("content", &bytes(&a, 0..16 * PAGE), &common::content(0, 0..16 * PAGE as u64));
+        });
+    }
+
+    #[test]
+    fn a_bad_page_fails_alone_and_heals() {
+        each_way("bad page", |rt, way| {
+            let knobs = Arc::new(Knobs::default());
+            let store = Box::new(common::KnobStore(Arc::clone(&knobs)));
+            let b = way.builder(rt, 16 * PAGE);
+            let object = if way.in_handler { b.handler_store(store) } else { b.store(store) }.expect("object");
+            let a = mapped(rt, &object, Prot::ReadWrite);
+            knobs.fail(5, 1);
+            assert_eq!(load(&a, 4 * PAGE), Ok(common::byte_of(0, 4 * PAGE as u64)), "{way:?}");
+            assert_eq!(load(&a, 5 * PAGE), Err(libc::SIGBUS), "{way:?}");
+            knobs.recover();
+            same("healed", &bytes(&a, 0..16 * PAGE), &common::content(0, 0..16 * PAGE as u64));
+            assert_eq!(pages_in_arenas(rt), 16);
+        });
+    }
+
+    #[test]
+    fn the_limit_counts_and_evictions_make_room() {
+        each_way("limit", |_, way| {
+            common::setup();
+            let rt = Runtime::builder().cache_limit(64 * PAGE as u64).build().expect("runtime");
+            let memory = Memory::new(256 * PAGE);
+            let object = way.object(&rt, &memory, true);
+            let a = mapped(&rt, &object, Prot::ReadWrite);
+            let mut rng = Rng(4);
+            let mut model = memory.content();
+            for step in 0..3_000u32 {
+                // What is charged, not what is published: a filler may be at the end of its window still.
+                if rt.stats().get("nr_cached_pages") + u64::from(way.window) > 64 {
+                    let from = (rng.below(256) * PAGE) as u64;
+                    object.evict(from..from + 32 * PAGE as u64).expect("evict");
+                    continue;
+                }
+                let at = rng.below(256 * PAGE);
+                assert_eq!(load(&a, at), Ok(model[at]), "{way:?}: step {step}");
+                store(&a, at, step as u8).expect("store");
+                model[at] = step as u8;
+                assert!(pages_in_arenas(&rt) <= 64, "{way:?}: above the limit");
+            }
+            drop(a);
+            same("the store", &memory.content(), &model);
+            assert_eq!(pages_in_arenas(&rt), 0);
+        });
+    }
+
+    fn bounded(pages: usize) -> Runtime {
+        common::setup();
+        Runtime::builder().cache_limit((pages * PAGE) as u64).build().expect("runtime")
+    }
+
+    /// Several threads, each with bytes of its own in every page; returns what all of them wrote.
+    fn scribble(arena: &Arena, pages: usize, first: &(dyn Fn(usize) -> u8 + Sync)) -> Vec<u8> {
+        const THREADS: usize = 3;
+        let models: Vec<Vec<Option<u8>>> = std::thread::scope(|s| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|t| {
+                    s.spawn(move || {
+                        let mut rng = Rng(31 + t as u64);
+                        let mut model = vec![None; pages * PAGE];
+                        for step in 0..6_000u32 {
+                            let at = rng.below(pages * PAGE / THREADS) * THREADS + t;
+                            let want = model[at].unwrap_or_else(|| first(at));
+                            assert_eq!(load(arena, at), Ok(want), "thread {t}, step {step}, byte {at:#x}");
+                            if rng.below(2) == 0 {
+                                store(arena, at, step as u8).expect("store");
+                                model[at] = Some(step as u8);
+                            }
+                        }
+                        model
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().expect("thread")).collect()
+        });
+        (0..pages * PAGE).map(|at| models[at % THREADS][at].unwrap_or_else(|| first(at))).collect()
+    }
+
+    #[test]
+    fn reclaim_loses_nothing() {
+        each_way("reclaim", |_, way| {
+            const PAGES: usize = 400;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, true);
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            let want = scribble(&arena, PAGES, &|at| common::byte_of(3, at as u64));
+            let s = rt.stats();
+            assert!(s.get("pgsteal") > PAGES as u64, "{way:?}: {} pages were reclaimed", s.get("pgsteal"));
+            assert!(pages_in_arenas(&rt) <= 96, "{way:?}: above the limit");
+            drop(arena);
+            same("the store", &memory.content(), &want);
+            assert_eq!(pages_in_arenas(&rt), 0);
+            assert_eq!(rt.stats().get("nr_cached_pages"), 0);
+        });
+    }
+
+    #[test]
+    fn a_mapping_for_loads_is_reclaimed() {
+        each_way("reclaim of loads", |_, way| {
+            const PAGES: usize = 400;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, false);
+            let arena = mapped(&rt, &object, Prot::Read);
+            for lap in 0..3 {
+                same(&format!("lap {lap}"), &bytes(&arena, 0..PAGES * PAGE), &memory.content());
+                assert!(pages_in_arenas(&rt) <= 96, "{way:?}: above the limit");
+            }
+            assert!(memory.reads.load(Ordering::SeqCst) * way.window as usize >= 3 * (PAGES - 96), "{way:?}");
+        });
+    }
+
+    #[test]
+    fn changes_to_a_read_only_object_fill_the_cache_and_stay() {
+        each_way("reclaim of private changes", |_, way| {
+            const PAGES: usize = 400;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, false);
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            for p in 0..40 {
+                let at = p * 10 * PAGE;
+                store(&arena, at, !common::byte_of(3, at as u64)).expect("store");
+            }
+            for p in 0..PAGES {
+                let (at, changed) = (p * PAGE, p % 10 == 0);
+                let first = common::byte_of(3, at as u64);
+                assert_eq!(load(&arena, at), Ok(if changed { !first } else { first }), "{way:?}: page {p}");
+            }
+            assert_eq!(memory.writes.load(Ordering::SeqCst), 0, "a read-only object was written");
+        });
+    }
+
+    #[test]
+    fn sync_writes_what_changed_and_leaves_it_where_it_is() {
+        each_way("sync", |rt, way| {
+            let memory = Memory::new(64 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            let mut model = memory.content();
+            same("all", &bytes(&arena, 0..64 * PAGE), &model);
+            object.populate(0..object.len()).expect("all are published");
+            for round in 0..3u8 {
+                for p in [3, 4, 5, 40] {
+                    let at = p * PAGE + usize::from(round);
+                    store(&arena, at, !model[at]).expect("store");
+                    model[at] = !model[at];
+                }
+                let n = object.write_at(50 * PAGE as u64, &[round; 10]).expect("write_at");
+                model[50 * PAGE..50 * PAGE + n].fill(round);
+                let before = memory.writes.load(Ordering::SeqCst);
+                object.sync_all().expect("sync_all");
+                same("the store", &memory.content(), &model);
+                let writes = memory.writes.load(Ordering::SeqCst) - before;
+                assert!((1..=5).contains(&writes), "{way:?}: {writes} writes");
+                assert_eq!(object.cached_pages(), 64, "{way:?}: pages left");
+            }
+            let before = memory.writes.load(Ordering::SeqCst);
+            object.sync_all().expect("sync_all");
+            assert_eq!(memory.writes.load(Ordering::SeqCst), before, "{way:?}: nothing was changed");
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 64, "{way:?}");
+            assert_eq!(memory.writes.load(Ordering::SeqCst), before, "{way:?}: what was synced was clean");
+            memory.refuse.store(true, Ordering::SeqCst);
+            store(&arena, 7, !model[7]).expect("store");
+            assert!(matches!(object.sync_all(), Err(Error::Writeback { .. })), "{way:?}");
+            memory.refuse.store(false, Ordering::SeqCst);
+            object.sync_all().expect("again");
+            assert_eq!(memory.content()[7], !model[7], "{way:?}: written by the second call");
+            assert!(matches!(object.hold_dirty(0..1), Err(Error::Denied { .. })));
+        });
+    }
+
+    #[test]
+    fn sync_under_stores_misses_nothing_that_came_before_it() {
+        each_way("sync under stores", |_, way| {
+            const PAGES: usize = 200;
+            let rt = bounded(96);
+            let memory = Memory::new(PAGES * PAGE);
+            let object = way.object(&rt, &memory, true);
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            let stop = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                let _stop = common::StopOnDrop(&stop);
+                let (arena, stop) = (&arena, &stop);
+                s.spawn(move || {
+                    let mut rng = Rng(5);
+                    while !stop.load(Ordering::Relaxed) {
+                        store(arena, rng.below(PAGES) * PAGE + 1, rng.below(256) as u8).expect("store");
+                    }
+                });
+                let mut rng = Rng(6);
+                for round in 0..60u8 {
+                    let at = rng.below(PAGES) * PAGE;
+                    store(arena, at, round).expect("store");
+                    object.sync_all().expect("sync_all");
+                    assert_eq!(memory.content()[at], round, "{way:?}: round {round}, byte {at:#x}");
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn invalidation_keeps_what_was_written_and_rereads_the_rest() {
+        each_way("invalidate", |rt, way| {
+            let memory = Memory::new(16 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            object.populate(0..object.len()).expect("populate");
+            store(&arena, 3 * PAGE, 77).expect("store");
+            memory.bytes.iter().for_each(|b| b.store(9, Ordering::SeqCst));
+            let done = object.invalidate(0..object.len()).expect("invalidate");
+            assert_eq!((done.dropped, done.kept), (15, 1), "{way:?}");
+            assert_eq!(memory.writes.load(Ordering::SeqCst), 0, "{way:?}");
+            assert_eq!(load(&arena, 3 * PAGE), Ok(77), "{way:?}");
+            assert_eq!(load(&arena, 4 * PAGE), Ok(9), "{way:?}");
+        });
+    }
+
+    #[test]
+    fn a_hole_is_not_written_over() {
+        each_way("hole", |rt, way| {
+            let memory = Memory::new(16 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, Prot::ReadWrite);
+            let mut model = memory.content();
+            store(&arena, 3 * PAGE, 77).expect("store");
+            object.punch_hole(2 * PAGE as u64 + 5..6 * PAGE as u64).expect("punch_hole");
+            model[2 * PAGE + 5..6 * PAGE].fill(0);
+            same("the mapping", &bytes(&arena, 0..16 * PAGE), &model);
+            drop(arena);
+            same("the store", &memory.content(), &model);
+        });
+    }
+
+    #[test]
+    fn anonymous_memory_goes_to_swap_and_comes_back() {
+        const PAGES: usize = 400;
+        for (by_copy, zswap) in [(false, 0), (true, 0), (false, 64 * PAGE as u64)] {
+            common::setup();
+            let dir = env!("CARGO_TARGET_TMPDIR");
+            let b = Runtime::builder().cache_limit(96 * PAGE as u64).swap(dir, (2 * PAGES * PAGE) as u64);
+            let rt = if zswap > 0 { b.zswap(zswap) } else { b }.build().expect("runtime");
+            if !rt.delivery().is_available(Delivery::InThread) {
+                println!("swap skipped: {}", rt.delivery());
+                return;
+            }
+            let way = Way { by_copy, in_handler: true, window: 1 };
+            let object = way.builder(&rt, PAGES * PAGE).anonymous().expect("object");
+            let arena = mapped(&rt, &object, Prot::ReadWrite);
+            let want = scribble(&arena, PAGES, &|_| 0);
+            same("the mapping", &bytes(&arena, 0..PAGES * PAGE), &want);
+            assert!(rt.stats().get("pgsteal") > PAGES as u64, "by_copy {by_copy}, zswap {zswap}: nothing left");
+            arena.unmap(0..PAGES * PAGE).expect("unmap");
+            assert_eq!(rt.stats().get("nr_swap_slots_used"), 0, "what was unmapped is still in swap");
+            arena.map(0, &object, 0, PAGES * PAGE, Prot::ReadWrite, Sharing::Private).expect("map again");
+            assert!(bytes(&arena, 0..PAGES * PAGE).iter().all(|b| *b == 0), "unmapping drops its pages");
+        }
+    }
+}
