@@ -291,6 +291,17 @@ impl FolioWord {
         })
     }
 
+    /// The same, also for a page on probation: it may be mapped again by now. Who unmaps it holds a pin, so nobody does.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_unmap_anew(&self) -> Result<Folio, Folio> {
+        self.update(|w| {
+            let idle = w.state() == State::Uptodate && w.pins() == 0;
+            idle.then(|| ((w.0 | UNMAPPED) & !REFERENCED) + PIN)
+        })
+    }
+
     /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason.
     pub fn keep(&self) {
         // Relaxed: both bits are advice; who evicts decides by CAS.
@@ -521,7 +532,11 @@ mod tests {
         w.try_pin(REFERENCED).unwrap();
         w.unpin();
         assert!(w.try_evict().is_err(), "it is mapped again");
+        w.try_unmap().unwrap_err();
+        w.try_unmap_anew().unwrap();
+        assert!(w.try_unmap_anew().is_err(), "somebody unmaps it");
         w.keep();
+        w.unpin();
         assert!(w.try_pin_around(0).is_ok());
     }
 

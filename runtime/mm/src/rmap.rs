@@ -103,8 +103,7 @@ pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch) -> u64 {
         let mut nr = 0;
         for q in p..end {
             let Some(word) = mapping.folio(q) else { break };
-            // Not if reclaim unmaps it already: it does so in every mapping.
-            if word.try_unmap().is_ok() {
+            if word.try_unmap_anew().is_ok() {
                 if let Some(at) = pages.get_mut(nr) {
                     *at = (mapping.id, q);
                     nr += 1;

@@ -441,7 +441,7 @@ fn reclaim_batch(
     let Batch { pages, zaps } = batch;
     let mut nr = 0;
     for p in from..to {
-        if mapping.folio(p).is_some_and(|w| w.try_unmap().is_ok())
+        if mapping.folio(p).is_some_and(|w| w.try_unmap_anew().is_ok())
             && let Some(at) = pages.get_mut(nr)
         {
             *at = (mapping.id, p);
