@@ -586,7 +586,8 @@ impl Object {
         let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
         if len_bytes > self.len() && self.inner.writable {
             // The store grows first: bytes past its end cannot be read.
-            self.inner.store().set_len(len_bytes).map_err(moved)?;
+            let grown = self.len() >> PAGE_SHIFT..pages_of(len_bytes);
+            self.inner.changed_below(op, &grown, || self.inner.store().set_len(len_bytes))?.map_err(moved)?;
         }
         self.inner.a_ops().set_len(len_bytes);
         let old = truncate::i_size_write(m, len_bytes);
@@ -602,8 +603,11 @@ impl Object {
             let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
             if dropped && io::zero_tail(&self.inner, len_bytes) {
                 // The store shrinks last: nobody writes past the new end any more.
-                let shrunk = if self.inner.writable { self.inner.store().set_len(len_bytes) } else { Ok(()) };
-                return shrunk.map_err(moved);
+                if !self.inner.writable {
+                    return Ok(());
+                }
+                let shrunk = || self.inner.store().set_len(len_bytes);
+                return self.inner.changed_below(op, &(from..to), shrunk)?.map_err(moved);
             }
             std::thread::sleep(Duration::from_millis(1));
         }

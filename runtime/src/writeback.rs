@@ -132,6 +132,26 @@ impl ObjectInner {
         }
     }
 
+    /// Notes that the store is told something about pages that are not cached (a hole, an end): a flush that fails may
+    /// lose it like a write, and a store that shows writes after a flush only shows this then.
+    pub(crate) fn changed_below(
+        &self,
+        op: &'static str,
+        pages: &Range<u64>,
+        change: impl FnOnce() -> std::result::Result<(), StoreError>,
+    ) -> Result<std::result::Result<(), StoreError>> {
+        let m = self.mapping();
+        let owe = || pages.clone().filter_map(|p| m.folio(p)).for_each(|w| w.set(writeback::unsynced_bit(m)));
+        // Before, for a flush that fails in between; afterwards, for one that has covered the page without the change.
+        owe();
+        let changed = change();
+        owe();
+        if changed.is_ok() && !self.store().rereads_unflushed() {
+            self.flush(op)?;
+        }
+        Ok(changed)
+    }
+
     fn sync(&self, op: &'static str, range: &Range<u64>, skip_held: bool) -> Result<()> {
         let m = self.mapping();
         loop {
@@ -336,6 +356,10 @@ impl Object {
     /// Drops what is cached of the range, because the store's content was changed by somebody else: the next touch reads it
     /// anew. Pages that were written here and not written back, and pinned ones, stay. Private copies stay.
     ///
+    /// Who is about to change the store itself syncs and invalidates the range before, until nothing is kept, touches
+    /// nothing of it meanwhile, and invalidates it afterwards: a cached page may be taken for written (never the other way
+    /// round), and would be written back over the change.
+    ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
     pub fn invalidate(&self, range: Range<u64>) -> Result<Invalidated> {
@@ -384,7 +408,8 @@ impl Object {
         let _gate = self.inner.i_mmap().gate();
         self.discard(op, &(from..to))?;
         let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
-        match self.inner.store().punch(hole.start, hole.end - hole.start) {
+        let punch = || self.inner.store().punch(hole.start, hole.end - hole.start);
+        match self.inner.changed_below(op, &(from..to), punch)? {
             // What was read between the two is old.
             Ok(()) => self.discard(op, &(from..to)),
             Err(StoreError::Unsupported) => self.zero(op, hole),
