@@ -586,8 +586,8 @@ impl Object {
         let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
         if len_bytes > self.len() && self.inner.writable {
             // The store grows first: bytes past its end cannot be read.
-            let grown = self.len() >> PAGE_SHIFT..pages_of(len_bytes);
-            self.inner.changed_below(op, &grown, || self.inner.store().set_len(len_bytes))?.map_err(moved)?;
+            self.inner.store().set_len(len_bytes).map_err(moved)?;
+            self.inner.show_below(op)?;
         }
         self.inner.a_ops().set_len(len_bytes);
         let old = truncate::i_size_write(m, len_bytes);
@@ -606,8 +606,8 @@ impl Object {
                 if !self.inner.writable {
                     return Ok(());
                 }
-                let shrunk = || self.inner.store().set_len(len_bytes);
-                return self.inner.changed_below(op, &(from..to), shrunk)?.map_err(moved);
+                self.inner.store().set_len(len_bytes).map_err(moved)?;
+                return self.inner.show_below(op);
             }
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -132,24 +132,24 @@ impl ObjectInner {
         }
     }
 
-    /// Notes that the store is told something about pages that are not cached (a hole, an end): a flush that fails may
-    /// lose it like a write, and a store that shows writes after a flush only shows this then.
-    pub(crate) fn changed_below(
-        &self,
-        op: &'static str,
-        pages: &Range<u64>,
-        change: impl FnOnce() -> std::result::Result<(), StoreError>,
-    ) -> Result<std::result::Result<(), StoreError>> {
+    /// Punches a hole into the store. A flush that fails may lose it like a write.
+    fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
         let m = self.mapping();
         let owe = || pages.clone().filter_map(|p| m.folio(p)).for_each(|w| w.set(writeback::unsynced_bit(m)));
-        // Before, for a flush that fails in between; afterwards, for one that has covered the page without the change.
+        // Before, for a flush that fails in between; afterwards, for one that has covered the page without the hole.
         owe();
-        let changed = change();
+        let punched = self.store().punch(hole.start, hole.end - hole.start);
         owe();
-        if changed.is_ok() && !self.store().rereads_unflushed() {
-            self.flush(op)?;
+        match punched {
+            Ok(()) => self.show_below(op).map(|()| true),
+            Err(StoreError::Unsupported) => Ok(false),
+            Err(error) => Err(Error::Writeback { op, range: hole.clone(), error: error.fill_error() }),
         }
-        Ok(changed)
+    }
+
+    /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
+    pub(crate) fn show_below(&self, op: &'static str) -> Result<()> {
+        if self.store().rereads_unflushed() { Ok(()) } else { self.flush(op) }
     }
 
     fn sync(&self, op: &'static str, range: &Range<u64>, skip_held: bool) -> Result<()> {
@@ -408,12 +408,11 @@ impl Object {
         let _gate = self.inner.i_mmap().gate();
         self.discard(op, &(from..to))?;
         let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
-        let punch = || self.inner.store().punch(hole.start, hole.end - hole.start);
-        match self.inner.changed_below(op, &(from..to), punch)? {
+        if self.inner.punch_below(op, &(from..to), &hole)? {
             // What was read between the two is old.
-            Ok(()) => self.discard(op, &(from..to)),
-            Err(StoreError::Unsupported) => self.zero(op, hole),
-            Err(error) => Err(Error::Writeback { op, range: hole, error: error.fill_error() }),
+            self.discard(op, &(from..to))
+        } else {
+            self.zero(op, hole)
         }
     }
 

@@ -372,7 +372,8 @@ fn an_engine_with_a_log_recovers_from_every_crash() {
     common::each_mode("engine", |_, mode| {
         assert_eq!(run_engine(mode, seed, true, 200), 0, "{mode:?}: crashes that left no state of the engine's");
         // The same without holding pages back: the test would see it.
-        let bad: u64 = (0..20).map(|i| run_engine(mode, seed + 2 * i, false, 50)).take_while(|bad| *bad == 0).count() as u64;
+        let bad: u64 =
+            (0..20).map(|i| run_engine(mode, seed + 2 * i, false, 50)).take_while(|bad| *bad == 0).count() as u64;
         assert!(bad < 20, "{mode:?}: data pages never got to the disk before their log: the test proves nothing");
     });
 }
