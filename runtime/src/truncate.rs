@@ -32,6 +32,7 @@ impl Object {
         if len_bytes > self.len() && self.inner.writable {
             // The store grows first: bytes past its end cannot be read.
             self.inner.store().set_len(len_bytes).map_err(moved)?;
+            self.inner.show_below(op)?;
         }
         self.inner.a_ops().set_len(len_bytes);
         self.inner.exclusive.iter().for_each(|e| e.set_len(len_bytes));
@@ -48,8 +49,11 @@ impl Object {
             let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
             if dropped && io::zero_tail(&self.inner, len_bytes) {
                 // The store shrinks last: nobody writes past the new end any more.
-                let shrunk = if self.inner.writable { self.inner.store().set_len(len_bytes) } else { Ok(()) };
-                return shrunk.map_err(moved);
+                if !self.inner.writable {
+                    return Ok(());
+                }
+                self.inner.store().set_len(len_bytes).map_err(moved)?;
+                return self.inner.show_below(op);
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -79,11 +83,11 @@ impl Object {
         let _gate = self.inner.i_mmap().gate();
         self.discard(op, &(from..to))?;
         let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
-        match self.inner.store().punch(hole.start, hole.end - hole.start) {
+        if self.inner.punch_below(op, &(from..to), &hole)? {
             // What was read between the two is old.
-            Ok(()) => self.discard(op, &(from..to)),
-            Err(StoreError::Unsupported) => self.zero(op, hole),
-            Err(error) => Err(Error::Writeback { op, range: hole, error: error.fill_error() }),
+            self.discard(op, &(from..to))
+        } else {
+            self.zero(op, hole)
         }
     }
 

@@ -13,6 +13,7 @@ use softfault_mm::vmstat::Event;
 use softfault_mm::{rmap, vmscan, writeback};
 use softfault_platform::host::Host;
 use softfault_platform::section;
+use softfault_platform::store::StoreError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -149,6 +150,26 @@ impl ObjectInner {
                 Err(Error::Flush { op, error })
             }
         }
+    }
+
+    /// Punches a hole into the store. A flush that fails may lose it like a write.
+    pub(crate) fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
+        let m = self.mapping();
+        let owe = || pages.clone().filter_map(|p| m.folio(p)).for_each(|w| w.set(writeback::unsynced_bit(m)));
+        // Before, for a flush that fails in between; afterwards, for one that has covered the page without the hole.
+        owe();
+        let punched = self.store().punch(hole.start, hole.end - hole.start);
+        owe();
+        match punched {
+            Ok(()) => self.show_below(op).map(|()| true),
+            Err(StoreError::Unsupported) => Ok(false),
+            Err(error) => Err(Error::Writeback { op, range: hole.clone(), error: error.fill_error() }),
+        }
+    }
+
+    /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
+    pub(crate) fn show_below(&self, op: &'static str) -> Result<()> {
+        if self.store().rereads_unflushed() { Ok(()) } else { self.flush(op) }
     }
 
     fn sync(&self, op: &'static str, range: &Range<u64>, skip_held: bool) -> Result<()> {
@@ -358,6 +379,10 @@ impl Object {
 
     /// Drops what is cached of the range, because the store's content was changed by somebody else: the next touch reads it
     /// anew. Pages that were written here and not written back, and pinned ones, stay. Private copies stay.
+    ///
+    /// Who is about to change the store itself syncs and invalidates the range before, until nothing is kept, touches
+    /// nothing of it meanwhile, and invalidates it afterwards: a cached page may be taken for written (never the other way
+    /// round), and would be written back over the change.
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.

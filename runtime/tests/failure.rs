@@ -343,3 +343,21 @@ fn an_object_with_a_limit_of_its_own() {
         assert!(matches!(other.set_cache_limit(1 << 20), Err(Error::Denied { op: "Object::set_cache_limit", .. })));
     });
 }
+
+#[test]
+fn a_page_past_a_new_end_that_was_watched_for_stores() {
+    each_mode("watched", |rt, mode| {
+        let knobs = Arc::new(Knobs::default());
+        let object = rt.object((NR * PAGE) as u64).writable(true).handler_store(Box::new(KnobStore(knobs))).unwrap();
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        assert_eq!(load(&a, 7 * PAGE), Ok(byte_of(0, 7 * PAGE as u64)));
+        // The kernel keeps a note in the page table that stores are to be watched.
+        a.zap(0..EXTENT).unwrap();
+        assert_eq!(object.evict(7 * PAGE as u64..8 * PAGE as u64).unwrap(), 1);
+        // The store cannot take the length; the end moves all the same.
+        let _ = object.set_len(7 * PAGE as u64);
+        assert_eq!(load(&a, 7 * PAGE), Err(BUS), "{mode:?}");
+        assert_eq!(load(&a, 6 * PAGE), Ok(byte_of(0, 6 * PAGE as u64)), "{mode:?}");
+    });
+}

@@ -601,7 +601,11 @@ mod tests {
         w.try_pin(REFERENCED).unwrap();
         w.unpin();
         assert!(w.try_evict().is_err(), "it is mapped again");
+        w.try_unmap().unwrap_err();
+        w.try_unmap_again().unwrap();
+        assert!(w.try_unmap_again().is_err(), "somebody unmaps it");
         w.keep();
+        w.unpin();
         assert!(w.try_pin_around(0).is_ok());
     }
 

@@ -160,7 +160,10 @@ pub(crate) fn bytes(arena: &Arena, range: Range<usize>) -> Vec<u8> {
 #[track_caller]
 pub(crate) fn same(what: &str, got: &[u8], want: &[u8]) {
     assert_eq!(got.len(), want.len(), "{what}: length");
-    if let Some(i) = got.iter().zip(want).position(|(a, b)| a != b) {
+    // The whole first: byte by byte is slow without optimisation.
+    if got != want
+        && let Some(i) = got.iter().zip(want).position(|(a, b)| a != b)
+    {
         panic!("{what}: byte {i:#x} (page {}) is {:#x}, not {:#x}", i / PAGE, got[i], want[i]);
     }
 }

@@ -90,6 +90,8 @@ struct State {
     /// What each sector has been since, oldest first: whole sectors, as the kernel's cache would have written them.
     pending: BTreeMap<usize, Vec<Sector>>,
     pending_lens: Vec<u64>,
+    /// The shortest it has been since.
+    cut: u64,
     /// For each of the next flushes whether it is to fail.
     flush_fails: VecDeque<bool>,
     events: Vec<Event>,
@@ -109,6 +111,7 @@ impl Disk {
             len,
             pending: BTreeMap::new(),
             pending_lens: Vec::new(),
+            cut: u64::MAX,
             flush_fails: VecDeque::new(),
             events: Vec::new(),
         };
@@ -214,6 +217,10 @@ impl Disk {
         let mut s = self.lock();
         let past = s.len.saturating_sub(len) as usize;
         s.change(len, past, |bytes| bytes.fill(0));
+        // What was there before goes with the blocks.
+        let first = len as usize / SECTOR;
+        s.pending.range_mut(first..).for_each(|(_, versions)| drop(versions.drain(..versions.len() - 1)));
+        s.cut = s.cut.min(len);
         s.grow(len);
         s.len = len;
         s.pending_lens.push(len);
@@ -231,8 +238,11 @@ impl Disk {
         }
         if self.behaviour.forgets {
             let len = s.len;
+            // Where it ends is the file system's own metadata, in its journal: that is not forgotten.
+            let cut = s.durable.len().min(s.cut as usize);
+            s.durable[cut..].fill(0);
             s.settle();
-            // The length is the file system's own metadata, in its journal: that is not forgotten.
+            s.cut = u64::MAX;
             s.durable_len = s.durable_len.max(len);
             let durable_end = s.durable.len().max(len.next_multiple_of(SECTOR as u64) as usize);
             s.durable.resize(durable_end, 0);
@@ -289,6 +299,7 @@ impl State {
             }
         }
         self.pending_lens.clear();
+        self.cut = u64::MAX;
         self.durable_len = self.len;
     }
 

@@ -146,6 +146,18 @@ fn pending_of(message: &PageFaultMsg) -> Pending {
     }
 }
 
+/// Plants poison over nothing, or over the note that stores are to be watched: poison replaces no entry.
+fn poison(mmu: &UffdMmu, page: usize) -> bool {
+    let plant = || mmu.uffd().poison(page, PAGE_SIZE);
+    match plant() {
+        // Lifting the protection drops the note. A page that was mapped meanwhile counts as written from then on.
+        Filled::Exists => {
+            mmu.has_wp() && mmu.uffd().writeprotect(page, PAGE_SIZE, false).is_ok() && plant() == Filled::All
+        }
+        r => r == Filled::All,
+    }
+}
+
 /// Resolves one access, or plants poison, so that neither a thread nor a system call waits for ever; `false`: it has
 /// to wait.
 fn serve_one(mmu: &UffdMmu, access: &mut Pending) -> bool {
@@ -170,7 +182,7 @@ fn serve_one(mmu: &UffdMmu, access: &mut Pending) -> bool {
         stat.add(ctx.stripe, Event::MONITOR_MSG, 1);
     }
     let failed = r.is_none_or(|r| r.intersects(VmFaultReason::ERROR));
-    if failed && mmu.uffd().poison(access.page, PAGE_SIZE) == Filled::All {
+    if failed && poison(mmu, access.page) {
         if let Some(stat) = stat {
             stat.add(ctx.stripe, Event::MONITOR_POISON, 1);
         }

@@ -1,0 +1,370 @@
+//! Reclaim, write-back, fills and hand-overs, each stopped in the middle of a step while others store, load, map, unmap,
+//! sync and truncate: nothing that was written is lost, and nothing is read that was not written.
+#![cfg(debug_assertions)]
+#![allow(clippy::cast_possible_truncation, reason = "64-bit offsets of small objects")]
+
+mod common;
+mod disk;
+
+use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
+use disk::{Behaviour, Disk, VolatileStore};
+use softfault::{Access, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
+use softfault_mm::trace::{Point, arm_gate, disarm, hits, is_caught};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// Every so many pages one is written.
+const STRIDE: usize = 8;
+
+/// Opens the gate also when the test fails, so that nobody stands there for ever.
+struct Gate(Point);
+
+impl Gate {
+    fn arm(point: Point) -> Self {
+        arm_gate(point);
+        Self(point)
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        disarm(self.0);
+    }
+}
+
+/// Gives the others time to do what they must not do. It can only make a failure be seen, never cause one.
+fn linger() {
+    std::thread::sleep(Duration::from_millis(3));
+}
+
+/// A runtime in which nothing happens by itself but reclaim.
+fn quiet(limit_bytes: usize) -> Runtime {
+    setup();
+    let builder = Runtime::builder().cache_limit(limit_bytes as u64).writeback(HOUR, HOUR);
+    builder.fill_window_pages(8).build().expect("runtime")
+}
+
+fn each(what: &str, f: impl Fn(Delivery)) {
+    common::each_mode(what, |_, mode| f(mode));
+}
+
+/// One object over a disk, two arenas that share it, and what every byte should be.
+struct World {
+    rt: Runtime,
+    mode: Delivery,
+    disk: Arc<Disk>,
+    object: Object,
+    a: Arena,
+    b: Arena,
+    model: Mutex<Vec<u8>>,
+}
+
+impl World {
+    fn new(mode: Delivery) -> Self {
+        let rt = quiet(64 << 20);
+        let bytes = content(1, 0..EXTENT as u64);
+        let disk = Disk::new(&bytes, Behaviour::default());
+        let store = Box::new(VolatileStore(Arc::clone(&disk)));
+        let object = rt.object(EXTENT as u64).writable(true).store(store).expect("object");
+        let [a, b] = [(); 2].map(|()| rt.arena(EXTENT).delivery(mode).native_extents(false).build().expect("arena"));
+        map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        map(&b, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        Self { rt, mode, disk, object, a, b, model: Mutex::new(bytes) }
+    }
+
+    /// A byte to each of some pages, by `put(offset, value)`.
+    fn write(&self, round: usize, put: impl Fn(usize, u8)) {
+        for p in (round % STRIDE..EXTENT / PAGE).step_by(STRIDE) {
+            let (at, value) = (p * PAGE + 17, ((round + p) % 251) as u8 + 1);
+            put(at, value);
+            self.model.lock().expect("model")[at] = value;
+        }
+    }
+    fn write_by(&self, arena: &Arena, round: usize) {
+        self.write(round, |at, value| assert_eq!(store(arena, at, value), Ok(()), "a store to {at:#x}"));
+    }
+    fn model(&self) -> Vec<u8> {
+        self.model.lock().expect("model").clone()
+    }
+
+    /// Compares what every way of reading gives, and what gets to the disk.
+    fn check(&self, what: &str) {
+        let model = self.model();
+        for (i, arena) in [&self.a, &self.b].into_iter().enumerate() {
+            same(&format!("{what}: arena {i}"), &bytes(arena, 0..EXTENT), &model);
+        }
+        let mut got = vec![0; EXTENT];
+        assert_eq!(self.object.read_at(0, &mut got).expect("read_at"), EXTENT);
+        same(&format!("{what}: by calls"), &got, &model);
+        self.object.sync_all().unwrap_or_else(|e| panic!("{what}: sync_all: {e}"));
+        same(&format!("{what}: durable"), &self.disk.durable(), &model);
+    }
+}
+
+/// What is stopped at a point.
+fn drive(w: &World, point: Point) {
+    let all = 0..EXTENT as u64;
+    match point {
+        Point::LOOKUP_PIN | Point::PINNED_MAP | Point::MAP_UNPIN | Point::FILL_CLAIMED | Point::FILL_PUBLISH => {
+            // The page was evicted by `prepare`.
+            let _ = load(&w.a, 0);
+        }
+        Point::WRITEBACK_TAKEN | Point::WRITEBACK_PROTECTED | Point::WRITEBACK_WRITTEN => {
+            // As `sync_all`, but it passes over what is held.
+            let r = w.object.barrier();
+            assert!(r.is_ok(), "{point:?}: {r:?}");
+        }
+        Point::PROMOTE_COUNTED | Point::PROMOTE_CHECKED => {
+            w.b.promote(0..EXTENT).expect("promote");
+        }
+        Point::DEMOTE_REGISTERED => {
+            w.b.demote(0..EXTENT).expect("demote");
+        }
+        Point::TRUNCATE_DROP => {
+            // What is cut off is not there in the model either.
+            w.object.set_len((EXTENT - 4 * PAGE) as u64).expect("set_len");
+            w.object.set_len(EXTENT as u64).expect("set_len");
+        }
+        _ => {
+            w.object.evict(all).expect("evict");
+        }
+    }
+}
+
+/// Brings the world into a state in which the point is come by: some pages dirty, some clean, mapped and not.
+fn prepare(w: &World, point: Point, round: usize) {
+    w.object.populate(0..EXTENT as u64).expect("populate");
+    w.object.sync_all().expect("sync_all");
+    let _ = bytes(&w.a, 0..EXTENT);
+    w.write_by(&w.b, round);
+    match point {
+        Point::LOOKUP_PIN | Point::PINNED_MAP | Point::MAP_UNPIN | Point::FILL_CLAIMED | Point::FILL_PUBLISH => {
+            w.object.sync_all().expect("sync_all");
+            until("the first pages are gone", || {
+                w.object.evict(0..(16 * PAGE) as u64).expect("evict");
+                (0..16).all(|p| !w.object.is_cached(p * PAGE as u64))
+            });
+        }
+        Point::DEMOTE_REGISTERED => {
+            w.b.promote(0..EXTENT).expect("promote");
+        }
+        Point::TRUNCATE_DROP => {
+            let mut model = w.model.lock().expect("model");
+            w.object.write_at((EXTENT - 4 * PAGE) as u64, &[0; 4 * PAGE]).expect("write_at");
+            model[EXTENT - 4 * PAGE..].fill(0);
+        }
+        _ => {}
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    Store,
+    StoreElsewhere,
+    WriteAt,
+    Load,
+    Private,
+    Unmap,
+    Dropped,
+    Zap,
+    Protect,
+    Promote,
+    Sync,
+    Evict,
+    Punch,
+    Truncate,
+    Hold,
+    Pin,
+}
+
+const ACTS: [Act; 16] = [
+    Act::Store,
+    Act::StoreElsewhere,
+    Act::WriteAt,
+    Act::Load,
+    Act::Private,
+    Act::Unmap,
+    Act::Dropped,
+    Act::Zap,
+    Act::Protect,
+    Act::Promote,
+    Act::Sync,
+    Act::Evict,
+    Act::Punch,
+    Act::Truncate,
+    Act::Hold,
+    Act::Pin,
+];
+
+impl World {
+    /// What another thread does meanwhile.
+    fn act(&self, act: Act, round: usize) {
+        let whole = 0..EXTENT;
+        match act {
+            Act::Store => self.write_by(&self.a, round),
+            Act::StoreElsewhere => self.write_by(&self.b, round),
+            Act::WriteAt => self.write(round, |at, value| {
+                assert_eq!(self.object.write_at(at as u64, &[value]).expect("write_at"), 1);
+            }),
+            Act::Load => same("read meanwhile", &bytes(&self.a, whole), &self.model()),
+            Act::Private => self.act_private(round),
+            Act::Unmap => {
+                self.write_by(&self.a, round);
+                self.a.unmap(whole).expect("unmap");
+                map(&self.a, 0, &self.object, Prot::ReadWrite, Sharing::Shared);
+            }
+            Act::Dropped => {
+                let c = self.rt.arena(EXTENT).delivery(self.mode).build().expect("arena");
+                map(&c, 0, &self.object, Prot::ReadWrite, Sharing::Shared);
+                self.write_by(&c, round);
+            }
+            Act::Zap => {
+                self.write_by(&self.a, round);
+                self.zap(&self.a);
+            }
+            Act::Protect => {
+                self.write_by(&self.a, round);
+                self.a.protect(whole.clone(), Prot::Read).expect("protect");
+                self.a.protect(whole, Prot::ReadWrite).expect("protect");
+            }
+            Act::Promote => {
+                self.a.promote(whole.clone()).expect("promote");
+                self.write_by(&self.a, round);
+                self.a.demote(whole).expect("demote");
+            }
+            Act::Sync => {
+                self.write_by(&self.a, round);
+                let model = self.model();
+                self.object.sync_all().expect("sync_all");
+                same("synced meanwhile", &self.disk.durable(), &model);
+            }
+            Act::Evict => {
+                self.write_by(&self.a, round);
+                self.object.evict(0..EXTENT as u64).expect("evict");
+            }
+            Act::Punch => {
+                let hole = 100 * PAGE + 5..200 * PAGE + 7;
+                self.object.punch_hole(hole.start as u64..hole.end as u64).expect("punch_hole");
+                self.model.lock().expect("model")[hole.clone()].fill(0);
+                same("the hole", &bytes(&self.a, hole.clone()), &vec![0; hole.len()]);
+            }
+            Act::Truncate => {
+                let end = EXTENT / 2 + 77;
+                self.object.set_len(end as u64).expect("set_len");
+                self.object.set_len(EXTENT as u64).expect("set_len");
+                self.model.lock().expect("model")[end..].fill(0);
+            }
+            Act::Hold => {
+                let held = self.object.hold_dirty(0..EXTENT as u64).expect("hold_dirty");
+                self.disk.clear_events();
+                self.write_by(&self.a, round);
+                self.object.barrier().expect("barrier");
+                let written = self.disk.events().iter().any(|e| matches!(e, disk::Event::Write(..)));
+                assert!(!written, "written though held");
+                drop(held);
+            }
+            Act::Pin => {
+                let pin = self.a.pin(0..64 * PAGE, Access::Write).expect("pin");
+                let at = pin.as_ptr() as usize + 33;
+                assert_eq!(common::store_at(at, 0xa5), Ok(()));
+                self.model.lock().expect("model")[33] = 0xa5;
+            }
+        }
+    }
+
+    fn zap(&self, arena: &Arena) {
+        // Another thread's fault may hold a pin for a moment.
+        until("zapped", || match arena.zap(0..EXTENT) {
+            Ok(()) => true,
+            Err(Error::System { .. }) => false,
+            Err(e) => panic!("zap: {e}"),
+        });
+    }
+
+    /// A private clone: what it did not write is the object's, what it wrote stays its own.
+    fn act_private(&self, round: usize) {
+        let c = self.rt.arena(EXTENT).delivery(self.mode).build().expect("arena");
+        map(&c, 0, &self.object, Prot::ReadWrite, Sharing::Private);
+        let mut want = self.model();
+        for p in (round % 5..EXTENT / PAGE).step_by(5) {
+            let at = p * PAGE + 40;
+            assert_eq!(store(&c, at, 0xee), Ok(()));
+            want[at] = 0xee;
+        }
+        same("a private clone", &bytes(&c, 0..EXTENT), &want);
+        self.object.evict(0..EXTENT as u64).expect("evict");
+        same("a private clone after eviction", &bytes(&c, 0..EXTENT), &want);
+    }
+}
+
+/// Stops `drive` at the point while `act` runs in another thread; `false`: nobody comes by there in this mode.
+fn stopped_at(w: &World, point: Point, act: Act, round: usize) -> bool {
+    prepare(w, point, round);
+    let gate = Gate::arm(point);
+    let done = AtomicBool::new(false);
+    let caught = std::thread::scope(|s| {
+        let driver = s.spawn(|| {
+            drive(w, point);
+            done.store(true, Ordering::SeqCst);
+        });
+        until("caught or done", || is_caught(point) || done.load(Ordering::SeqCst) || driver.is_finished());
+        let caught = is_caught(point);
+        let actor = s.spawn(|| w.act(act, round + 1));
+        if caught {
+            linger();
+        }
+        drop(gate);
+        let both = [driver.join(), actor.join()];
+        assert!(both.iter().all(Result::is_ok), "{:?}: {act:?} while stopped at {point:?}", w.mode);
+        caught
+    });
+    w.check(&format!("{:?}, {act:?} at {point:?}, round {round}", w.mode));
+    caught
+}
+
+/// Every act at each of the points; at least one mode comes by each of them.
+fn matrix(points: &[Point]) {
+    let _serial = serial();
+    for point in points {
+        let caught = AtomicBool::new(false);
+        each(&format!("{point:?}"), |mode| {
+            let w = World::new(mode);
+            for (round, act) in ACTS.into_iter().enumerate() {
+                // Truncation is not done twice at once.
+                if *point == Point::TRUNCATE_DROP && matches!(act, Act::Truncate | Act::Punch | Act::Load) {
+                    continue;
+                }
+                let c = stopped_at(&w, *point, act, round * 3);
+                caught.fetch_or(c, Ordering::SeqCst);
+            }
+        });
+        assert!(caught.into_inner(), "nobody came by {point:?}");
+    }
+}
+
+#[test]
+fn reclaim_stopped_between_its_looks() {
+    matrix(&[Point::UNMAP_LOOKED, Point::UNMAP_ZAPPED]);
+}
+
+#[test]
+fn reclaim_stopped_around_the_punch() {
+    matrix(&[Point::EVICT_PUNCH, Point::EVICT_DONE]);
+}
+
+#[test]
+fn write_back_stopped_in_each_step() {
+    matrix(&[Point::WRITEBACK_TAKEN, Point::WRITEBACK_PROTECTED, Point::WRITEBACK_WRITTEN]);
+}
+
+#[test]
+fn a_fill_stopped_in_each_step() {
+    matrix(&[Point::FILL_CLAIMED, Point::FILL_PUBLISH, Point::PINNED_MAP, Point::MAP_UNPIN]);
+}
+
+#[test]
+fn a_hand_over_stopped_in_each_step() {
+    matrix(&[Point::PROMOTE_COUNTED, Point::PROMOTE_CHECKED, Point::DEMOTE_REGISTERED]);
+}
