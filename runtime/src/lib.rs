@@ -14,6 +14,7 @@ pub mod file;
 mod flusher;
 mod helper;
 mod io;
+mod khugepaged;
 mod kswapd;
 mod lease;
 mod memory;

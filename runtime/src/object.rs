@@ -39,6 +39,7 @@ pub struct ObjectBuilder {
     dsync: bool,
     fill_window_pages: u32,
     private_past_cache: bool,
+    huge_pages: bool,
 }
 
 impl ObjectBuilder {
@@ -56,6 +57,7 @@ impl ObjectBuilder {
             dsync: false,
             fill_window_pages,
             private_past_cache: true,
+            huge_pages: false,
         }
     }
     /// Sets the length, where it is known only after the other options.
@@ -123,6 +125,18 @@ impl ObjectBuilder {
     #[must_use]
     pub fn private_past_cache(mut self, yes: bool) -> Self {
         self.private_past_cache = yes;
+        self
+    }
+
+    /// Keeps 2 MiB of the object that are cached whole as one huge page, mapped by one entry where the extent is native,
+    /// and dropped whole; a thread of the runtime collapses them in the background, [`Object::collapse`] at once.
+    ///
+    /// Not for objects whose shared stores are noted page by page (writable ones, but anonymous memory without swap): there
+    /// it has no effect. A pin keeps the whole huge page cached. `nr_shmem_hugepages` and `thp_*` of
+    /// [`Stats`](crate::Stats) say what came of it.
+    #[must_use]
+    pub fn huge_pages(mut self, yes: bool) -> Self {
+        self.huge_pages = yes;
         self
     }
 
@@ -242,6 +256,9 @@ impl ObjectBuilder {
         if inner.persistent {
             inner.rt.add_writable(&inner);
         }
+        if inner.huge {
+            inner.rt.khugepaged.add(&inner)?;
+        }
         Ok(Object { inner })
     }
 }
@@ -309,6 +326,8 @@ pub(crate) struct ObjectInner {
     pub(crate) persistent: bool,
     pub(crate) dsync: bool,
     pub(crate) sync_wp: bool,
+    /// Complete chunks are to be huge pages.
+    pub(crate) huge: bool,
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
     a_ops: Option<Lease<ObjectOps<'static>>>,
@@ -392,6 +411,7 @@ impl ObjectInner {
             persistent: b.writable && backing.persistent,
             dsync: b.dsync,
             sync_wp: b.mkwrite || has_mkwrite,
+            huge: b.huge_pages && (!b.writable || backing.always_dirty) && !b.mkwrite && !has_mkwrite,
             mapping: Some(mapping),
             a_ops: Some(a_ops),
             store: Some(store),
@@ -488,6 +508,7 @@ impl Drop for ObjectInner {
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
         mapping.account.uncharge(cached as u64);
+        Self::forget_huge(&mapping);
         drop((mapping, a_ops, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };

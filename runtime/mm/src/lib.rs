@@ -21,7 +21,7 @@
 //! filemap
 //! huge_memory userfaultfd
 //! rmap
-//! writeback
+//! khugepaged writeback
 //! vmscan
 //! shmem
 //! memory truncate
@@ -71,6 +71,7 @@ pub mod host;
 pub mod filemap;
 
 pub mod huge_memory;
+pub mod khugepaged;
 #[cfg(feature = "userfaultfd")]
 pub mod userfaultfd;
 

@@ -23,6 +23,8 @@ pub struct CacheAccount<'g> {
     pub nr_dirty: AtomicU64,
     /// Pages being written out.
     pub nr_writeback: AtomicU64,
+    /// Chunks that are huge pages.
+    pub nr_huge: AtomicU64,
     /// In which order pages are reclaimed.
     pub lru: Lruvec<'g>,
     /// Moves when pages were given back while somebody waited.
@@ -50,6 +52,7 @@ impl<'g> CacheAccount<'g> {
             limit_pages: AtomicU64::new(limit_pages),
             nr_dirty: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
+            nr_huge: AtomicU64::new(0),
             lru,
             progress: AtomicU32::new(0),
             waiters: AtomicU32::new(0),

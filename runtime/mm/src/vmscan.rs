@@ -12,11 +12,14 @@
 //! # Context: handler. A section is held over each of the first and the last step, and left in between: nothing that
 //! waits happens inside.
 
+mod huge;
+
 use crate::ctx::Ctx;
 use crate::failpoint;
 use crate::filemap;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch, Env, Park, Rmap, Woken};
+use crate::khugepaged;
 use crate::lru::{Entry, Lruvec};
 use crate::mapping::Mapping;
 use crate::memcontrol::CacheAccount;
@@ -150,6 +153,9 @@ impl Scan<'_> {
                     mapping.want_flush();
                     self.enter(&lru.probation, entry);
                 }
+                Verdict::Evict if khugepaged::is_huge(mapping, entry.pgoff()) => {
+                    done.freed += self.end_run(run.take()) + self.evict_huge(&mut run, entry, mapping, word);
+                }
                 Verdict::Evict => done.freed += self.evict(&mut run, entry, mapping, word),
             }
         }
@@ -211,6 +217,9 @@ impl Scan<'_> {
             let popped = if from_small { lru.small.pop().or_else(|| lru.main.pop()) } else { lru.main.pop() };
             let Some(entry) = popped.map(Entry) else { break };
             scanned += 1;
+            if self.age_huge(entry) {
+                continue;
+            }
             if self.unmap_one(entry)
                 && let Some(at) = batch.pages.get_mut(nr)
             {
@@ -282,6 +291,7 @@ fn punch(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u
     if let Some(chunk) = mapping.chunk(from) {
         chunk.sub_uptodate(to - from);
     }
+    khugepaged::note_punched(mapping, stripe, khugepaged::chunk_start(from), to - from == EXTENT_PAGES as u64);
     filemap::each(mapping, park, from, to, |w| w.evicted(shadow()));
     mapping.account.uncharge(to - from);
     mapping.stat.add(stripe, Event::PGSTEAL, to - from);
@@ -410,6 +420,16 @@ pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u
     let mut freed = 0;
     let mut p = from;
     while p < to {
+        let whole = p.saturating_add(EXTENT_PAGES as u64);
+        if p == khugepaged::chunk_start(p) && whole <= to && khugepaged::is_huge(mapping, p) {
+            let mut gone = 0;
+            env.mm.with_rmap(&mut |r| gone = huge::reclaim(env, r, mapping, stripe, p));
+            freed += gone;
+            if gone > 0 {
+                p = whole;
+                continue;
+            }
+        }
         let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
         if (p..end).any(|q| mapping.folio(q).is_some_and(|w| w.load().is_mappable())) {
             let have = env.mm.with_batch(&mut |batch| {
@@ -435,7 +455,7 @@ fn reclaim_batch(
     from: u64,
     to: u64,
 ) -> u64 {
-    if !rmap::get_evict(rmap, mapping, stripe, from) {
+    if huge::is_kept_whole(rmap, mapping, from) || !rmap::get_evict(rmap, mapping, stripe, from) {
         return 0;
     }
     let Batch { pages, zaps } = batch;
@@ -493,7 +513,7 @@ pub fn discard_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u
 }
 
 fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
-    if !rmap::get_evict(rmap, mapping, stripe, from) {
+    if huge::is_kept_whole(rmap, mapping, from) || !rmap::get_evict(rmap, mapping, stripe, from) {
         return 0;
     }
     let take = |p: u64| match mapping.folio(p).map(FolioWord::try_discard) {
