@@ -8,7 +8,7 @@
 
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
-use crate::object::{Object, ObjectInner};
+use crate::object::{Object, ObjectBuilder, ObjectInner};
 use softfault_mm::huge_memory;
 use softfault_mm::khugepaged::{self, Collapse};
 use softfault_mm::mapping::Mapping;
@@ -172,6 +172,20 @@ impl ArenaInner {
     }
 }
 
+impl ObjectBuilder {
+    /// Keeps 2 MiB of the object that are cached whole as one huge page, mapped by one entry where the extent is native,
+    /// and dropped whole; a thread of the runtime collapses them in the background, [`Object::collapse`] at once.
+    ///
+    /// Not for objects whose shared stores are noted page by page (writable ones, but anonymous memory without swap): there
+    /// it has no effect. A pin keeps the whole huge page cached. `nr_shmem_hugepages` and `thp_*` of
+    /// [`Stats`](crate::Stats) say what came of it.
+    #[must_use]
+    pub fn huge_pages(mut self, yes: bool) -> Self {
+        self.huge_pages = yes;
+        self
+    }
+}
+
 impl Object {
     /// Makes the complete chunks (2 MiB) of the byte range huge pages, now: as `MADV_COLLAPSE`. Returns how many of the
     /// chunks that lie in the range are huge pages then.
@@ -198,6 +212,8 @@ impl Object {
             let mut became = self.inner.collapse_chunk(first);
             while became == Collapse::Busy && patience > 0 {
                 std::thread::sleep(Duration::from_micros(100));
+                // The background may be at it: that is no pin.
+                self.inner.wait_for_collapse(first, first + 1);
                 patience -= 1;
                 became = self.inner.collapse_chunk(first);
             }

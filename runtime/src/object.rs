@@ -39,7 +39,7 @@ pub struct ObjectBuilder {
     dsync: bool,
     fill_window_pages: u32,
     private_past_cache: bool,
-    huge_pages: bool,
+    pub(crate) huge_pages: bool,
 }
 
 impl ObjectBuilder {
@@ -125,18 +125,6 @@ impl ObjectBuilder {
     #[must_use]
     pub fn private_past_cache(mut self, yes: bool) -> Self {
         self.private_past_cache = yes;
-        self
-    }
-
-    /// Keeps 2 MiB of the object that are cached whole as one huge page, mapped by one entry where the extent is native,
-    /// and dropped whole; a thread of the runtime collapses them in the background, [`Object::collapse`] at once.
-    ///
-    /// Not for objects whose shared stores are noted page by page (writable ones, but anonymous memory without swap): there
-    /// it has no effect. A pin keeps the whole huge page cached. `nr_shmem_hugepages` and `thp_*` of
-    /// [`Stats`](crate::Stats) say what came of it.
-    #[must_use]
-    pub fn huge_pages(mut self, yes: bool) -> Self {
-        self.huge_pages = yes;
         self
     }
 

@@ -123,7 +123,7 @@ fn eviction_gives_all_memory_back() {
         if !collapsed(rt, &object) {
             return;
         }
-        arenas.iter().for_each(|a| touch_all(a));
+        arenas.iter().for_each(touch_all);
         assert_eq!(allocated(rt), 3 * CHUNK);
         common::evict(&object, 0..2 * CHUNK, 1024);
         assert_eq!(allocated(rt), CHUNK, "{mode:?}: two chunks, dropped whole");
@@ -133,7 +133,7 @@ fn eviction_gives_all_memory_back() {
         assert_eq!(allocated(rt), CHUNK - 2 * 4096, "{mode:?}: two pages of the third");
         let s = rt.stats();
         assert_eq!((s.get("thp_steal"), s.get("thp_split_page"), s.get("nr_shmem_hugepages")), (2, 1, 0), "{mode:?}");
-        arenas.iter().for_each(|a| touch_all(a));
+        arenas.iter().for_each(touch_all);
         common::evict(&object, 0..3 * CHUNK, 1536);
         assert_eq!(allocated(rt), 0);
         arenas.iter().for_each(|a| same("read again", &bytes(a, 0..a.len()), &content(0, 0..3 * CHUNK)));
@@ -390,4 +390,74 @@ fn a_bounded_cache_reclaims_huge_pages() {
     until("all but the limit went", || rt.stats().get("nr_cached_pages") <= 256);
     until("and was given back", || allocated(&rt) <= CHUNK / 2 + (64 << 10));
     assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+}
+
+/// Steps of a collapse held still while something else comes by.
+#[cfg(debug_assertions)]
+mod gates {
+    use super::*;
+    use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
+
+    /// Runs `during` while a collapse of the object's only chunk stands at `point`; returns how many chunks are huge then.
+    fn while_collapsing(object: &Object, point: Point, during: impl FnOnce()) -> u64 {
+        arm_gate(point);
+        std::thread::scope(|scope| {
+            let collapser = scope.spawn(|| object.collapse(0..CHUNK).unwrap());
+            until("the collapser is caught", || is_caught(point) || collapser.is_finished());
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(during));
+            disarm(point);
+            let nr = collapser.join().unwrap();
+            outcome.unwrap_or_else(|e| std::panic::resume_unwind(e));
+            nr
+        })
+    }
+
+    #[test]
+    fn nothing_leaves_a_chunk_that_is_being_collapsed() {
+        let _serial = serial();
+        each_mode("collapse-evict", |rt, mode| {
+            for point in [Point::COLLAPSE_COUNTED, Point::COLLAPSE_CHECKED] {
+                let object = huge_object(rt, 1);
+                let a = rt.arena(EXTENT).delivery(mode).native_extents(false).build().unwrap();
+                map(&a, 0, &object, Prot::Read, Sharing::Shared);
+                object.populate(0..CHUNK).unwrap();
+                touch_all(&a);
+                let nr = while_collapsing(&object, point, || {
+                    let gone = object.evict(3 * 4096..4 * 4096).unwrap();
+                    assert_eq!(gone, 0, "{mode:?} {point:?}: the kernel would fill the hole with zeros");
+                    assert_eq!(load(&a, 3 * PAGE), Ok(byte_of(0, 3 * 4096)), "reading goes on");
+                });
+                assert!(nr == 1 || rt.stats().get("thp_collapse_alloc_failed") > 0, "{mode:?} {point:?}");
+                same("content", &bytes(&a, 0..EXTENT), &content(0, 0..CHUNK));
+            }
+        });
+    }
+
+    #[test]
+    fn who_pins_waits_for_the_collapse_or_keeps_it_off() {
+        let _serial = serial();
+        each_mode("collapse-pin", |rt, mode| {
+            for point in [Point::COLLAPSE_COUNTED, Point::COLLAPSE_CHECKED] {
+                let object = huge_object(rt, 1);
+                let a = rt.arena(EXTENT).delivery(mode).native_extents(false).build().unwrap();
+                map(&a, 0, &object, Prot::Read, Sharing::Shared);
+                object.populate(0..CHUNK).unwrap();
+                touch_all(&a);
+                arm_gate(point);
+                std::thread::scope(|scope| {
+                    let collapser = scope.spawn(|| object.collapse(0..CHUNK).unwrap());
+                    until("the collapser is caught", || is_caught(point) || collapser.is_finished());
+                    let pinned = scope.spawn(|| a.pin(5 * PAGE..6 * PAGE, Access::Read).unwrap());
+                    // It would be done long before, if it did not wait.
+                    std::thread::sleep(std::time::Duration::from_millis(20));
+                    let waits = !pinned.is_finished();
+                    disarm(point);
+                    let _pin = pinned.join().unwrap();
+                    assert!(waits, "{mode:?} {point:?}: its pages would be unmapped below it");
+                    collapser.join().unwrap();
+                    assert!(kernel_reads(&a, 5 * PAGE), "{mode:?} {point:?}");
+                });
+            }
+        });
+    }
 }

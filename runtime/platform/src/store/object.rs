@@ -229,9 +229,18 @@ impl AddressSpaceOps for ObjectOps<'_> {
 
     fn collapse(&self, pgoff: u64) -> Result<(), FillError> {
         // The alias is congruent to the memfd modulo 2 MiB if the region's is; where it is not, this is EINVAL.
-        // SAFETY: the object's own range of the alias; the advice changes no byte, and every page is there (contract).
-        unsafe { mem::madvise(self.address(pgoff) as usize, EXTENT_SIZE, mem::MADV_COLLAPSE) }
-            .map_err(|e| if e == Errno::ENOMEM { FillError::NoMemory } else { FillError::Io })
+        let at = self.address(pgoff) as usize;
+        // A page that the kernel holds for a moment, of a queue of its own say, is EAGAIN.
+        let mut tries = 3;
+        loop {
+            tries -= 1;
+            // SAFETY: the object's own range of the alias; the advice changes no byte, and every page is there (contract).
+            match unsafe { mem::madvise(at, EXTENT_SIZE, mem::MADV_COLLAPSE) } {
+                Err(Errno::EAGAIN | Errno::EBUSY) if tries > 0 => {}
+                Err(Errno::ENOMEM) => return Err(FillError::NoMemory),
+                r => return r.map_err(|_| FillError::Io),
+            }
+        }
     }
 
     fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {
