@@ -85,11 +85,17 @@ impl Subject {
         self.map(self.open_rw(path)?, len_bytes, Workload::RandRw, Sharing::Shared)
     }
 
-    /// Maps an object whose fully cached extents are huge pages.
+    /// Maps a file of which every whole 2 MiB are cached as a huge page; [`Error::Absent`] where the kernel refuses them.
     pub(crate) fn huge(&self, path: &Path, len_bytes: usize) -> Result<Arena> {
-        // To be `object(len).huge_pages(true)` over a store of the file.
-        let _ = (path, len_bytes);
-        Err(absent("huge pages are not built yet"))
+        let options = self.runtime.file_options().with(|b| b.huge_pages(true).fill_window_pages(512));
+        let object = options.open(path).map_err(wrong)?;
+        let len = len_bytes as u64;
+        object.populate(0..len).map_err(wrong)?;
+        let (huge, chunks) = (object.collapse(0..len).map_err(wrong)?, len / (2 * MIB as u64));
+        if huge < chunks {
+            return Err(Error::Absent(format!("the kernel made {huge} of {chunks} chunks huge pages")));
+        }
+        self.map(object, len_bytes, Workload::SeqRead, Sharing::Shared)
     }
 
     /// Maps an object whose store makes the pattern up, for counting what the runtime itself takes.

@@ -16,6 +16,7 @@ mod flusher;
 mod guarded;
 mod helper;
 mod io;
+mod khugepaged;
 mod kswapd;
 mod lease;
 pub mod madvise;

@@ -44,6 +44,7 @@ pub struct ObjectBuilder {
     cache_limit_bytes: Option<u64>,
     /// Exclusive; by copying only.
     pub(crate) exclusive: Option<bool>,
+    pub(crate) huge_pages: bool,
 }
 
 impl ObjectBuilder {
@@ -65,6 +66,7 @@ impl ObjectBuilder {
             private_past_cache: true,
             cache_limit_bytes: None,
             exclusive: None,
+            huge_pages: false,
         }
     }
     /// Sets the length, where it is known only after the other options.
@@ -281,6 +283,9 @@ impl ObjectBuilder {
         if inner.persistent {
             inner.rt.add_writable(&inner);
         }
+        if inner.huge {
+            inner.rt.khugepaged.add(&inner)?;
+        }
         Ok(Object { inner })
     }
 }
@@ -315,6 +320,8 @@ pub(crate) struct ObjectInner {
     pub(crate) persistent: bool,
     pub(crate) dsync: bool,
     pub(crate) sync_wp: bool,
+    /// Complete chunks are to be huge pages.
+    pub(crate) huge: bool,
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
     a_ops: Option<Lease<ObjectOps<'static>>>,
@@ -411,6 +418,7 @@ impl ObjectInner {
             persistent: b.writable && backing.persistent,
             dsync: b.dsync,
             sync_wp: b.mkwrite || has_mkwrite,
+            huge: b.huge_pages && (!b.writable || backing.always_dirty) && !b.mkwrite && !has_mkwrite,
             mapping: Some(mapping),
             a_ops: Some(a_ops),
             exclusive,
@@ -514,6 +522,7 @@ impl Drop for ObjectInner {
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
         mapping.uncharge(cached as u64);
+        Self::forget_huge(&mapping);
         drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };

@@ -21,6 +21,8 @@ pub struct Pin {
     arena: Arc<ArenaInner>,
     range: Range<usize>,
     pages: Vec<PinnedPage>,
+    /// Counted in the extents.
+    counted: bool,
 }
 
 #[derive(Debug)]
@@ -43,12 +45,18 @@ impl Pin {
         // From here nothing unmaps, protects or zaps the range.
         vmas.pins.push(range.clone());
         drop(vmas);
-        if arena.trap == Trap::Segv {
-            // Reclaim that has looked already may hide a whole granule yet: it is in a section.
+        let counted = arena.trap == Trap::Segv || covering.iter().any(|v| v.object.huge);
+        if counted {
+            // Reclaim that has looked already may hide a whole granule or huge page yet: it is in a section.
             arena.count_user_pins(&range, true);
             section::synchronize();
+            for v in covering.iter().filter(|v| v.object.huge) {
+                let page = |at: usize| v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
+                let piece = v.range.start.max(range.start)..v.range.end.min(range.end);
+                v.object.wait_for_collapse(page(piece.start), page(piece.end));
+            }
         }
-        let mut pin = Self { arena: Arc::clone(arena), range: range.clone(), pages: Vec::new() };
+        let mut pin = Self { arena: Arc::clone(arena), range: range.clone(), pages: Vec::new(), counted };
         let pages = range
             .clone()
             .step_by(PAGE_SIZE)
@@ -101,7 +109,7 @@ impl Drop for Pin {
             vmas.pins.swap_remove(i);
         }
         drop(vmas);
-        if self.arena.trap == Trap::Segv {
+        if self.counted {
             self.arena.count_user_pins(&self.range, false);
         }
         for page in self.pages.drain(..) {

@@ -5,6 +5,7 @@ use crate::delivery::{self, Delivery, DeliveryReport};
 use crate::error::{Error, Result, parent_only, system};
 use crate::file::FileOptions;
 use crate::flusher::{Flusher, Policy, Writable, Writables};
+use crate::khugepaged::Khugepaged;
 use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
 use crate::memory;
@@ -34,6 +35,7 @@ pub struct Runtime {
 pub(crate) struct RuntimeInner {
     pub(crate) stat: &'static VmStat,
     // Dropped in this order: the threads, what they borrow, and what that borrows.
+    pub(crate) khugepaged: Khugepaged,
     flusher: Option<Flusher>,
     kswapd: Option<Kswapd>,
     pub(crate) account: Lease<CacheAccount<'static>>,
@@ -235,6 +237,7 @@ impl RuntimeBuilder {
         let flusher = Flusher::start(Arc::clone(&writables), lent, self.writeback)?;
         let inner = RuntimeInner {
             stat,
+            khugepaged: Khugepaged::default(),
             flusher: Some(flusher),
             kswapd: Some(kswapd),
             account,

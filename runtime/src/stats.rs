@@ -42,6 +42,7 @@ impl Stats {
         counters.push(("nr_cache_limit_pages", rt.account.limit()));
         counters.push(("nr_dirty", rt.account.nr_dirty.load(relaxed)));
         counters.push(("nr_writeback", rt.account.nr_writeback.load(relaxed)));
+        counters.push(("nr_shmem_hugepages", rt.account.nr_huge.load(relaxed)));
         counters.push(("nr_inactive", rt.account.lru.small.len()));
         counters.push(("nr_active", rt.account.lru.main.len()));
         counters.push(("nr_probation", rt.account.lru.probation.len()));

@@ -74,6 +74,9 @@ impl VmaEntry {
     pub(crate) fn may_write_shared(&self) -> bool {
         self.sharing == Sharing::Shared && self.object.writable
     }
+    pub(crate) fn is_private(&self) -> bool {
+        self.sharing == Sharing::Private
+    }
     fn which(&self) -> Which {
         if self.sharing == Sharing::Shared { Which::Shared } else { Which::Private }
     }

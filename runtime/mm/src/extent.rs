@@ -5,10 +5,11 @@
 //!
 //! ```text
 //! chunk word                                        extent word
-//!  63     48 47      32 31      16 15       0        63      16 15   8 7     0
-//! +---------+----------+----------+----------+      +----------+------+-------+
-//! |    0    | uptodate | evicting |  native  |      |    0     |window| state |
-//! +---------+----------+----------+----------+      +----------+------+-------+
+//!  63 51 50 49 48 47      32 31      16 15       0        63      16 15   8 7     0
+//! +-----+--+--+--+----------+----------+----------+      +----------+------+-------+
+//! |  0  |S |C |H | uptodate | evicting |  native  |      |    0     |window| state |
+//! +-----+--+--+--+----------+----------+----------+      +----------+------+-------+
+//!   S seen complete  C collapsing  H huge (see `khugepaged`)
 //! ```
 //! The chunk word is the exclusion between promotion and eviction. Without it (7 million zero reads in 10 s):
 //! ```text
@@ -25,7 +26,7 @@
 //! # Context: handler
 
 use crate::page::{EXTENT_PAGES, PAGE_SHIFT};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU64, Ordering, fence};
 
 const NATIVE: u64 = 1;
 const NATIVE_MASK: u64 = 0xffff;
@@ -34,6 +35,12 @@ const EVICTING_MASK: u64 = 0xffff << 16;
 const UPTODATE_SHIFT: u32 = 32;
 const UPTODATE: u64 = 1 << UPTODATE_SHIFT;
 const UPTODATE_MASK: u64 = 0xffff << UPTODATE_SHIFT;
+/// The kernel was made to keep the chunk as one huge page, and none of it was punched since.
+const HUGE: u64 = 1 << 48;
+/// Somebody is collapsing it, and holds a native count.
+const COLLAPSING: u64 = 1 << 49;
+/// It was complete when the background collapser last came by.
+const SEEN: u64 = 1 << 50;
 
 /// The word of one chunk. All-zero: no native mapping, no eviction, nothing cached.
 #[derive(Debug)]
@@ -87,12 +94,53 @@ impl ChunkWord {
         self.0.fetch_add(nr << UPTODATE_SHIFT, Ordering::Relaxed);
     }
 
-    /// Counts `nr` fewer uptodate pages.
+    /// Counts `nr` fewer uptodate pages: the chunk is not complete any more.
     pub fn sub_uptodate(&self, nr: u64) {
         let _ = self.update(|w| {
             let have = (w & UPTODATE_MASK) >> UPTODATE_SHIFT;
-            Some(w - (if nr < have { nr } else { have }) * UPTODATE)
+            Some((w & !SEEN) - (if nr < have { nr } else { have }) * UPTODATE)
         });
+    }
+
+    /// Begins a collapse: counts a native mapping, which keeps evictions out. `false`: one is under way, or another
+    /// collapse, or the chunk is huge already.
+    #[must_use]
+    pub fn begin_collapse(&self) -> bool {
+        let busy = EVICTING_MASK | COLLAPSING | HUGE;
+        let won = self.update(|w| (w & busy == 0 && w & NATIVE_MASK != NATIVE_MASK).then(|| (w + NATIVE) | COLLAPSING));
+        // SeqCst with count_user_pin() and is_collapsing(): the collapser sees the pin, or who pins sees the collapser.
+        fence(Ordering::SeqCst);
+        won
+    }
+
+    /// Ends a collapse; `huge`: it succeeded.
+    pub fn end_collapse(&self, huge: bool) {
+        let _ = self.update(|w| Some(((w & !(COLLAPSING | SEEN)) - NATIVE) | if huge { HUGE } else { 0 }));
+    }
+
+    /// Returns whether a collapse is under way: who has counted a pin waits until it is not, and faults in then.
+    #[must_use]
+    pub fn is_collapsing(&self) -> bool {
+        self.0.load(Ordering::SeqCst) & COLLAPSING != 0
+    }
+
+    /// Returns whether the chunk is a huge page. It stays so for as long as the caller holds a count of either kind.
+    #[inline]
+    #[must_use]
+    pub fn is_huge(&self) -> bool {
+        self.0.load(Ordering::Acquire) & HUGE != 0
+    }
+
+    /// The chunk is, or is about to be, no huge page; returns whether it was.
+    #[must_use]
+    pub fn clear_huge(&self) -> bool {
+        self.update(|w| (w & HUGE != 0).then_some(w & !HUGE))
+    }
+
+    /// Notes that the chunk was seen complete; returns whether it has been so since it was seen before.
+    #[must_use]
+    pub fn mark_seen(&self) -> bool {
+        self.0.fetch_or(SEEN, Ordering::Relaxed) & SEEN != 0
     }
 
     /// Returns the uptodate pages, as a hint.
@@ -336,6 +384,26 @@ mod tests {
         c.put_native();
         c.put_native();
         assert_eq!(c.nr_native(), 0, "a put too many is no carry");
+    }
+
+    #[test]
+    fn a_collapse_keeps_evictions_and_other_collapses_out() {
+        let c = ChunkWord::new();
+        c.add_uptodate(512);
+        assert!(!c.mark_seen() && c.mark_seen());
+        assert!(c.try_get_evict());
+        assert!(!c.begin_collapse(), "an eviction is under way");
+        c.put_evict();
+        assert!(c.begin_collapse() && c.is_collapsing());
+        assert!(!c.begin_collapse() && !c.try_get_evict());
+        c.end_collapse(true);
+        assert!(c.is_huge() && !c.is_collapsing() && !c.begin_collapse(), "it is huge already");
+        assert_eq!((c.nr_native(), c.nr_uptodate()), (0, 512));
+        assert!(c.try_get_evict() && c.clear_huge() && !c.clear_huge());
+        c.put_evict();
+        assert!(!c.mark_seen(), "a new life");
+        c.sub_uptodate(1);
+        assert!(!c.mark_seen(), "it was not complete in between");
     }
 
     #[test]

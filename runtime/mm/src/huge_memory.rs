@@ -18,15 +18,19 @@
 //! a native store, unseen
 //!                                  clean: later dropped, the store is lost
 //! ```
+//! Over a huge page (see [`crate::khugepaged`]) a native extent is mapped by one entry. A tracked one never is: protecting
+//! a range takes a huge entry in it apart, since a shared mapping notes its protections page by page (Linux 6.18: huge 512
+//! of 512 before UFFDIO_WRITEPROTECT, 0 after, and 0 after each touch that follows).
+//!
 //! A tracked extent is taken back without WRITEPROTECT: protecting anew would wipe out what the kernel has noted.
 //! (tests/loom_extent.rs)
 //!
 //! # Context: handler (promotion); demotion is the control plane's
 
-use crate::extent::{Extent, ExtentState};
+use crate::extent::{ChunkWord, Extent, ExtentState};
 use crate::failpoint;
 use crate::folio::{DIRTY, FolioWord, UNMAPPED};
-use crate::ops::Installed;
+use crate::ops::{Installed, Zap};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Vma};
@@ -91,6 +95,9 @@ pub fn promote_run(vma: &Vma<'_>, stripe: usize, base: usize, max: usize) -> usi
             unpin(extent_words(vma, vma.pgoff_at(base + i * EXTENT_SIZE)));
         }
     }
+    if released && !tracked {
+        (0..nr).for_each(|i| make_room_for_pmd(vma, base + i * EXTENT_SIZE));
+    }
     let to = if !released {
         ExtentState::Trapped
     } else if tracked {
@@ -103,6 +110,36 @@ pub fn promote_run(vma: &Vma<'_>, stripe: usize, base: usize, max: usize) -> usi
     }
     stat.add(stripe, if released { Event::EXTENT_PROMOTE } else { Event::EXTENT_PROMOTE_FAIL }, nr as u64);
     if released { nr } else { 0 }
+}
+
+/// Over a huge page, lets the kernel map an extent that was just handed to it by one entry: it does so only where no page
+/// table is left of the time when it was trapped. In private mappings nothing is taken away; see [`map_huge`].
+///
+/// Not under a pin of the program's: a system call must find its pages mapped, and the extent may be taken back.
+fn make_room_for_pmd(vma: &Vma<'_>, base: usize) {
+    let huge = vma.mapping.chunk(vma.pgoff_at(base)).is_some_and(ChunkWord::is_huge);
+    if huge && vma.flags.contains(VmFlags::SHARED) && vma.extent(base).is_some_and(|e| e.user_pins() == 0) {
+        let _ = vma.mmu.zap(&[Zap { addr: base, len_bytes: EXTENT_SIZE }]);
+    }
+}
+
+/// Maps the native extents among `nr` from `base` on that lie over huge pages by one entry each, without a touch.
+///
+/// The chunk is counted native meanwhile: taken back and evicted in between, the host would map a hole.
+///
+/// # Context: control plane; the caller keeps the vma from being unmapped
+pub fn map_huge(vma: &Vma<'_>, stripe: usize, base: usize, nr: usize) {
+    for i in 0..nr {
+        let addr = base + i * EXTENT_SIZE;
+        let (Some(extent), Some(chunk)) = (vma.extent(addr), vma.mapping.chunk(vma.pgoff_at(addr))) else { break };
+        if extent.state() != ExtentState::Native || !chunk.try_get_native() {
+            continue;
+        }
+        if chunk.is_huge() && extent.state() == ExtentState::Native && !vma.mmu.map_huge(addr, EXTENT_SIZE) {
+            vma.mapping.stat.add(stripe, Event::THP_FAULT_FALLBACK, 1);
+        }
+        chunk.put_native();
+    }
 }
 
 /// Owns the extent and counts the chunk native, if all its 512 words are uptodate.

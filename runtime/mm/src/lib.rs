@@ -22,7 +22,7 @@
 //! read_pages
 //! huge_memory userfaultfd
 //! rmap
-//! writeback
+//! khugepaged writeback
 //! vmscan
 //! memcg
 //! shmem
@@ -79,6 +79,7 @@ pub mod filemap;
 pub mod read_pages;
 
 pub mod huge_memory;
+pub mod khugepaged;
 #[cfg(feature = "userfaultfd")]
 pub mod userfaultfd;
 

@@ -25,6 +25,8 @@ pub struct CacheAccount<'g> {
     pub nr_writeback: AtomicU64,
     /// Writers of more dirty pages than this wait for write-back.
     pub dirty_limit: AtomicU64,
+    /// Chunks that are huge pages.
+    pub nr_huge: AtomicU64,
     /// In which order pages are reclaimed.
     pub lru: Lruvec<'g>,
     /// Moves when pages were given back while somebody waited.
@@ -67,6 +69,7 @@ impl<'g> CacheAccount<'g> {
             nr_dirty: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
             dirty_limit: AtomicU64::new(u64::MAX),
+            nr_huge: AtomicU64::new(0),
             lru,
             progress: AtomicU32::new(0),
             waiters: AtomicU32::new(0),

@@ -71,6 +71,14 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// `false`: a range could not be taken away (a host that hides by protection is out of vmas); its pages stay.
     fn zap(&self, ranges: &[Zap]) -> bool;
 
+    /// Maps a range of whole extents, which are native and lie over huge pages, by one entry each, if it can. The caller
+    /// keeps the pages cached and the mapping where it is.
+    ///
+    /// # Context: control plane; it may sleep
+    fn map_huge(&self, _addr: usize, _len_bytes: usize) -> bool {
+        false
+    }
+
     /// Makes the next store to each of the `nr` pages at `addr` be noted, or fault. `false`: the host could not.
     ///
     /// # Context: handler
@@ -216,6 +224,17 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// # Context: handler
     fn is_written(&self, _pgoff: u64) -> bool {
         false
+    }
+
+    /// Makes a chunk of cached pages, from `pgoff` on, one huge page. Their bytes stay; their mappings may go away. The
+    /// caller keeps every page of it cached.
+    ///
+    /// # Context: control plane; milliseconds
+    ///
+    /// # Errors
+    /// Nothing changed: `NoMemory`, or `Io` for any other reason.
+    fn collapse(&self, _pgoff: u64) -> Result<(), FillError> {
+        Err(FillError::Io)
     }
 
     /// Lends the bytes of one page that the caller owns (`filling`).

@@ -49,6 +49,48 @@ pub fn get_evict(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u
     chunk.try_get_evict() || (demote_chunk(rmap, mapping, stripe, pgoff) && chunk.try_get_evict())
 }
 
+/// Returns whether the program holds a pin somewhere over the chunk that begins with page `first`, of an object whose pins
+/// are counted: no part of a huge page can be unmapped or dropped without unmapping all of it.
+///
+/// The answer holds until the section is left: who counts a pin waits for the sections that were entered before.
+#[must_use]
+pub fn has_user_pins(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) -> bool {
+    let mut pinned = false;
+    each_in_chunk(rmap, mapping, first, &mut |_, vma, addr, nr| {
+        let last = addr + ((nr - 1) << PAGE_SHIFT);
+        // Where extents and chunks do not coincide, a chunk lies in two.
+        pinned |= [addr, last].iter().any(|a| vma.extent(*a).is_some_and(|e| e.user_pins() != 0));
+    });
+    pinned
+}
+
+/// Calls `f(which, vma, addr, nr)` for every place where (part of) the chunk that begins with page `first` is mapped.
+pub fn each_in_chunk(
+    rmap: &dyn Rmap,
+    mapping: &Mapping<'_>,
+    first: u64,
+    f: &mut dyn FnMut(Which, &Vma<'_>, usize, usize),
+) {
+    for which in [Which::Shared, Which::Private] {
+        rmap.for_each_vma(mapping.id, which, &mut |vma| {
+            if let Some((addr, nr)) = vma_range(vma, first, first.saturating_add(EXTENT_PAGES as u64)) {
+                f(which, vma, addr, nr);
+            }
+        });
+    }
+}
+
+/// Takes a whole chunk, in which nobody notes stores, out of every shared mapping by one call each. The caller has pinned
+/// the pages that are to be missed, and in its section nobody else has.
+pub fn unmap_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) {
+    hide(rmap, mapping, first, first.saturating_add(EXTENT_PAGES as u64));
+    each_in_chunk(rmap, mapping, first, &mut |which, vma, addr, nr| {
+        if which == Which::Shared && vma.granule_pages == 0 {
+            let _ = vma.mmu.zap(&[Zap { addr, len_bytes: nr << PAGE_SHIFT }]);
+        }
+    });
+}
+
 /// Takes `pages` of object `id` out of every shared mapping, and finds out whether they were written.
 ///
 /// The pages were pinned by `try_unmap`. Under `WP_ASYNC` nothing stops a writer between two steps, so a page is clean

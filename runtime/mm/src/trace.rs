@@ -58,6 +58,10 @@ pub enum Point {
     UNMAP_LOOKED,
     /// The page is zapped, not looked at again yet.
     UNMAP_ZAPPED,
+    /// A chunk is being collapsed, its words are not read yet.
+    COLLAPSE_COUNTED,
+    /// Its words are all uptodate, the kernel is not asked yet.
+    COLLAPSE_CHECKED,
     /// Pages are `writeback`, their mappings still open to stores.
     WRITEBACK_TAKEN,
     /// The mappings are protected, the bytes not read yet.

@@ -15,11 +15,23 @@
 //! # Context: handler. A section is held over each of the first and the last step, and left in between: nothing that
 //! waits happens inside.
 
+mod evict;
+mod huge;
+mod pageout;
+mod range;
+
+pub(crate) use evict::{Why, punch, take_idle};
+use evict::{gone, leave};
+pub(crate) use pageout::write_dirty;
+pub use pageout::write_here;
+pub(crate) use range::unmap_batch;
+pub use range::{deactivate_range, discard_range, evict_exclusive, reclaim_range};
+
 use crate::ctx::Ctx;
 use crate::failpoint;
-use crate::filemap;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
-use crate::host::{BATCH, Batch, Env, Park, Rmap, Woken};
+use crate::host::{BATCH, Batch, Env, Rmap, Woken};
+use crate::khugepaged;
 use crate::lru::{Entry, Fifo, Lruvec};
 use crate::mapping::Mapping;
 use crate::memcontrol::CacheAccount;
@@ -27,7 +39,6 @@ use crate::page::EXTENT_PAGES;
 use crate::rmap;
 use crate::vmstat::{Event, VmStat};
 use crate::workingset::{Queue, Shadow};
-use crate::writeback;
 
 /// What one batch did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -149,9 +160,6 @@ impl Run {
     }
 }
 
-/// The shadows that the pages of a run leave, if they leave any.
-type Shadows<'a> = Option<&'a dyn Fn(u64) -> Shadow>;
-
 impl Scan<'_> {
     /// Gives verdicts while probation is longer than it should be. Returns how many dirty pages lie in the batch.
     fn shrink_probation(&self, batch: &mut Batch) -> (Shrunk, usize) {
@@ -206,6 +214,9 @@ impl Scan<'_> {
                         *at = (entry.mapping_id(), entry.pgoff());
                         taken += 1;
                     }
+                }
+                Verdict::Evict if khugepaged::is_huge(mapping, entry.pgoff()) => {
+                    done.freed += self.end_run(run.take()) + self.evict_huge(&mut run, entry, mapping, word);
                 }
                 Verdict::Evict => done.freed += self.evict(&mut run, entry, mapping, word),
             }
@@ -350,6 +361,9 @@ impl Scan<'_> {
         while nr < most && scanned < 2 * BATCH as u64 {
             let Some(entry) = lru.pop_coldest(limit) else { break };
             scanned += 1;
+            if self.age_huge(entry) {
+                continue;
+            }
             let first = nr;
             nr += self.unmap(entry, batch.pages.get_mut(nr..most).unwrap_or(&mut []));
             if entry.origin() == Queue::Main {
@@ -435,18 +449,6 @@ fn take_block(mapping: &Mapping<'_>, pgoff: u64, room: &mut [(u32, u64)]) -> usi
     nr
 }
 
-/// uptodate and not missed -> evicting.
-pub(crate) fn take_idle(mapping: &Mapping<'_>, word: &FolioWord) -> bool {
-    if mapping.exclusive { take_out(mapping, word, true, true) } else { word.try_evict().is_ok() }
-}
-
-/// The same for a page of an exclusive object, with the account of dirty pages.
-fn take_out(mapping: &Mapping<'_>, word: &FolioWord, idle: bool, dirty: bool) -> bool {
-    let Ok(old) = word.try_take_out(idle, dirty && mapping.dirty_goes) else { return false };
-    mapping.account_cleaned(u64::from(old.has(DIRTY)));
-    true
-}
-
 /// Calls `f` once for each object that the batch has pages of.
 fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mapping<'_>)) {
     for (i, (id, _)) in pages.iter().enumerate() {
@@ -455,155 +457,6 @@ fn each_mapping(rmap: &dyn Rmap, pages: &[(u32, u64)], f: &mut dyn FnMut(&Mappin
             f(mapping);
         }
     }
-}
-
-/// Why pages go.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Why {
-    /// For room: they leave a shadow.
-    Reclaim,
-    /// Somebody asked.
-    Asked,
-    /// Their bytes are void.
-    Void,
-}
-
-/// Punches pages that are `evicting`, makes them absent, and gives them back to the limit; returns how many went.
-pub(crate) fn punch(
-    mapping: &Mapping<'_>,
-    park: &dyn Park,
-    stripe: usize,
-    (from, to): (u64, u64),
-    why: Why,
-    shadows: Shadows<'_>,
-) -> u64 {
-    failpoint!(EVICT_PUNCH);
-    let nr = u32::try_from(to - from).unwrap_or(0);
-    let drop = |p, nr| if why == Why::Void { mapping.a_ops.discard(p, nr) } else { mapping.a_ops.punch(p, nr) };
-    let punched = drop(from, nr).is_ok();
-    failpoint!(EVICT_DONE);
-    let mut freed = 0;
-    if punched {
-        leave(mapping, park, (from, to), why, shadows);
-        freed = to - from;
-    } else {
-        // Each by itself: one that must stay does not keep its neighbours.
-        for p in from..to {
-            if nr > 1 && drop(p, 1).is_ok() {
-                leave(mapping, park, (p, p + 1), why, shadows);
-                freed += 1;
-            } else {
-                stay(mapping, park, p);
-            }
-        }
-    }
-    if freed == 0 { 0 } else { gone(mapping, park, stripe, from, freed) }
-}
-
-/// Gives pages that went, of the chunk of `from`, back to the limit.
-fn gone(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, freed: u64) -> u64 {
-    if let Some(chunk) = mapping.chunk(from) {
-        chunk.sub_uptodate(freed);
-    }
-    mapping.uncharge(freed);
-    mapping.stat.add(stripe, Event::PGSTEAL, freed);
-    if let Some(addr) = mapping.account.progressed() {
-        park.wake(addr);
-    }
-    freed
-}
-
-/// evicting -> absent, of pages that were punched.
-fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u64), why: Why, shadows: Shadows<'_>) {
-    let limit = mapping.account.limit();
-    let shadow = |p: u64| match shadows {
-        Some(of) => of(p),
-        None if why == Why::Reclaim => mapping.account.lru.evicted(Queue::Small, limit),
-        None => Shadow::default(),
-    };
-    for p in from..to {
-        filemap::each(mapping, park, p, p + 1, |w| {
-            // Read after the store took it: see writeback::unsynced_bit.
-            if mapping.exclusive && why != Why::Void && w.load().has(DIRTY) {
-                w.set(writeback::unsynced_bit(mapping));
-            }
-            w.evicted(shadow(p).0)
-        });
-    }
-}
-
-/// evicting -> uptodate, of a page that could not be punched.
-fn stay(mapping: &Mapping<'_>, park: &dyn Park, pgoff: u64) {
-    filemap::each(mapping, park, pgoff, pgoff.saturating_add(1), |w| {
-        mapping.account_dirtied(u64::from(w.load().has(DIRTY)));
-        w.evict_undo()
-    });
-}
-
-/// How many neighbours of a dirty page are written with it.
-const CLUSTER_PAGES: u64 = 16;
-
-/// Has dirty pages written: here, where the store may be called in a handler, else by a filler. Returns how many pages
-/// that concerns.
-pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
-    let mut nr = 0;
-    let mut last = None;
-    for (id, pgoff) in pages {
-        let first = pgoff & !(CLUSTER_PAGES - 1);
-        if last.replace((*id, first)) == Some((*id, first)) {
-            nr += 1;
-            continue;
-        }
-        let mut claim = None;
-        env.mm.with_rmap(&mut |r| {
-            claim = r.mapping(*id).and_then(|m| filemap::try_hold_pages(m, first, CLUSTER_PAGES));
-        });
-        if let Some(claim) = claim {
-            nr += 1;
-            write_claim(env, stripe, claim);
-        }
-    }
-    nr
-}
-
-fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
-    let mut here = false;
-    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults && !m.write_blocks);
-    if here {
-        write_here(env, stripe, claim);
-    } else if let Err(claim) = env.park.submit_writeback(claim) {
-        release(env, claim);
-    }
-}
-
-/// Writes the dirty pages that a claim names, and spends it.
-///
-/// # Context: as the object's store
-pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
-    let mut pending = Some(claim);
-    let id = crate::claim::Claim::from_words(pending.as_ref().map_or([0; 2], crate::claim::Claim::words));
-    env.mm.with_claim(&id, &mut |m| {
-        if let Some(claim) = pending.take() {
-            let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
-            if m.exclusive {
-                let _ = take_out_range(env, m, stripe, from, to, Reach { idle: true, dirty: true, why: Why::Reclaim });
-            } else {
-                // An error leaves the pages dirty, and is counted; who asks for durability is told.
-                let _ = writeback::writeout(env, m, stripe, from, to);
-            }
-            filemap::release(m, claim);
-        }
-    });
-}
-
-fn release(env: Env<'_>, claim: crate::claim::Claim) {
-    let mut pending = Some(claim);
-    let id = crate::claim::Claim::from_words(pending.as_ref().map_or([0; 2], crate::claim::Claim::words));
-    env.mm.with_claim(&id, &mut |m| {
-        if let Some(claim) = pending.take() {
-            filemap::release(m, claim);
-        }
-    });
 }
 
 /// How direct reclaim ended.
@@ -655,227 +508,4 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             return Freed::Nothing;
         }
     }
-}
-
-/// Which pages of an exclusive object are taken out.
-#[derive(Clone, Copy)]
-struct Reach {
-    /// Only those that reclaim has passed on, and nobody touched since by a call.
-    idle: bool,
-    /// Also those that are known to have been stored to.
-    dirty: bool,
-    why: Why,
-}
-
-/// Takes pages of an exclusive object out, outside of sections: its store may wait. Returns how many went.
-fn take_out_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64, reach: Reach) -> u64 {
-    let mut freed = 0;
-    let mut p = from;
-    while p < to {
-        let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
-        // Exclusive objects have no native extents: an eviction is always counted.
-        if let Some(chunk) = mapping.chunk(p).filter(|c| c.try_get_evict()) {
-            let mut run = p;
-            for q in p..=end {
-                if q < end && mapping.folio(q).is_some_and(|w| take_out(mapping, w, reach.idle, reach.dirty)) {
-                    continue;
-                }
-                if run < q {
-                    freed += punch(mapping, env.park, stripe, (run, q), reach.why, None);
-                }
-                run = q.saturating_add(1);
-            }
-            chunk.put_evict();
-        }
-        p = end;
-    }
-    freed
-}
-
-/// Drops the unpinned pages of `from..to` of an exclusive object, writing those that were stored to; those that are known
-/// to have been stay if not `dirty`. Returns how many went.
-///
-/// # Context: as the object's store
-pub fn evict_exclusive(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, dirty: bool) -> u64 {
-    take_out_range(env, mapping, 0, from, to, Reach { idle: false, dirty, why: Why::Asked })
-}
-
-/// Drops the clean, unpinned pages of `from..to`, unmapping them on the way; dirty and pinned ones stay. Returns how many
-/// went. Dirty pages of exclusive objects are written on their way.
-///
-/// # Context: control plane, or a handler; of an exclusive object, as its store
-pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
-    if mapping.exclusive {
-        return evict_exclusive(env, mapping, from, to, true);
-    }
-    each_batch(env, mapping, from, to, &mut |r, batch, a, b| reclaim_batch(env, r, mapping, stripe, batch, a, b))
-}
-
-/// Unmaps the pages of `from..to` and puts them on probation: they go next unless they are missed. Returns how many that
-/// were. Linux: `deactivate_page`.
-pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
-    each_batch(env, mapping, from, to, &mut |r, batch, a, b| {
-        let nr = unmap_batch(r, mapping, stripe, batch, a, b);
-        let pages = batch.pages.get(..nr).unwrap_or(&[]);
-        for (id, p) in pages {
-            let Some(word) = mapping.folio(*p) else { continue };
-            let entry = Entry::new(*id, *p, word.load());
-            word.unpin();
-            if !mapping.account.lru.probation.push(entry.0) {
-                word.keep();
-            }
-        }
-        if nr > 0
-            && let Some(chunk) = mapping.chunk(a)
-        {
-            chunk.put_evict();
-        }
-        nr as u64
-    })
-}
-
-/// Calls `f` for each batch of `from..to` that has cached pages, and adds up what it returns.
-fn each_batch(
-    env: Env<'_>,
-    mapping: &Mapping<'_>,
-    from: u64,
-    to: u64,
-    f: &mut dyn FnMut(&dyn Rmap, &mut Batch, u64, u64) -> u64,
-) -> u64 {
-    let mut freed = 0;
-    let mut p = from;
-    while p < to {
-        let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
-        if (p..end).any(|q| mapping.folio(q).is_some_and(|w| w.load().is_mappable())) {
-            let have = env.mm.with_batch(&mut |batch| {
-                env.mm.with_rmap(&mut |r| freed += f(r, batch, p, end));
-            });
-            if !have {
-                env.park.relax();
-                continue;
-            }
-        }
-        p = end;
-    }
-    freed
-}
-
-/// Both stages at once for up to a batch of pages of one chunk.
-fn reclaim_batch(
-    env: Env<'_>,
-    rmap: &dyn Rmap,
-    mapping: &Mapping<'_>,
-    stripe: usize,
-    batch: &mut Batch,
-    from: u64,
-    to: u64,
-) -> u64 {
-    let nr = unmap_batch(rmap, mapping, stripe, batch, from, to);
-    if nr == 0 {
-        return 0;
-    }
-    let pages = batch.pages.get(..nr).unwrap_or(&[]);
-    let mut freed = 0;
-    let mut run: Option<(u64, u64)> = None;
-    for (_, p) in pages {
-        let Some(word) = mapping.folio(*p) else { continue };
-        word.unpin();
-        let owed = word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed();
-        if owed || word.try_evict().is_err() {
-            word.keep();
-            continue;
-        }
-        run = match run {
-            Some((a, b)) if b == *p => Some((a, p + 1)),
-            Some((a, b)) => {
-                freed += punch(mapping, env.park, stripe, (a, b), Why::Asked, None);
-                Some((*p, p + 1))
-            }
-            None => Some((*p, p + 1)),
-        };
-    }
-    if let Some((a, b)) = run {
-        freed += punch(mapping, env.park, stripe, (a, b), Why::Asked, None);
-    }
-    if let Some(chunk) = mapping.chunk(from) {
-        chunk.put_evict();
-    }
-    freed
-}
-
-/// Unmaps up to a batch of pages of one chunk: they are pinned and `UNMAPPED`, and their chunk counts an eviction.
-/// Returns how many; 0: nothing is counted.
-pub(crate) fn unmap_batch(
-    rmap: &dyn Rmap,
-    mapping: &Mapping<'_>,
-    stripe: usize,
-    batch: &mut Batch,
-    from: u64,
-    to: u64,
-) -> usize {
-    if !rmap::get_evict(rmap, mapping, stripe, from) {
-        return 0;
-    }
-    let Batch { pages, zaps } = batch;
-    let mut nr = 0;
-    for p in from..to {
-        if mapping.folio(p).is_some_and(|w| w.try_unmap_again().is_ok())
-            && let Some(at) = pages.get_mut(nr)
-        {
-            *at = (mapping.id, p);
-            nr += 1;
-        }
-    }
-    if nr == 0 {
-        if let Some(chunk) = mapping.chunk(from) {
-            chunk.put_evict();
-        }
-        return 0;
-    }
-    rmap::try_to_unmap(rmap, mapping, pages.get(..nr).unwrap_or(&[]), zaps);
-    nr
-}
-
-/// Drops the unpinned pages of `from..to`, dirty or not: their bytes are void. Returns how many went.
-///
-/// Chunks with a native extent that cannot be taken back are skipped, as are pages in write-back.
-pub fn discard_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
-    let mut freed = 0;
-    let mut p = from;
-    while p < to {
-        let end = (p | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(to);
-        env.mm.with_rmap(&mut |r| freed += discard_in_chunk(env, r, mapping, stripe, p, end));
-        p = end;
-    }
-    freed
-}
-
-fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
-    if !rmap::get_evict(rmap, mapping, stripe, from) {
-        return 0;
-    }
-    let take = |p: u64| match mapping.folio(p).map(FolioWord::try_discard) {
-        Some(Ok(old)) => {
-            mapping.account_cleaned(u64::from(old.has(DIRTY)));
-            true
-        }
-        _ => false,
-    };
-    let mut freed = 0;
-    let mut run = from;
-    for p in from..=to {
-        if p < to && take(p) {
-            continue;
-        }
-        if run < p {
-            // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
-            rmap::hide(rmap, mapping, run, p);
-            freed += punch(mapping, env.park, stripe, (run, p), Why::Void, None);
-        }
-        run = p.saturating_add(1);
-    }
-    if let Some(chunk) = mapping.chunk(from) {
-        chunk.put_evict();
-    }
-    freed
 }

@@ -115,6 +115,16 @@ events! {
     EXTENT_DEMOTE = "extent_demote";
     /// Promotions given up (evictions under way, budget spent, page missing).
     EXTENT_PROMOTE_FAIL = "extent_promote_fail";
+    /// Chunks that were made huge pages.
+    THP_COLLAPSE_ALLOC = "thp_collapse_alloc";
+    /// Collapses that the kernel refused.
+    THP_COLLAPSE_ALLOC_FAILED = "thp_collapse_alloc_failed";
+    /// Huge pages that were dropped in part, because a part of them was used.
+    THP_SPLIT_PAGE = "thp_split_page";
+    /// Huge pages that were dropped whole.
+    THP_STEAL = "thp_steal";
+    /// Extents over huge pages that stayed mapped page by page: part of them was stored to privately.
+    THP_FAULT_FALLBACK = "thp_fault_fallback";
     /// Messages read by the monitor thread.
     MONITOR_MSG = "monitor_msg";
     /// Poison markers planted for system calls' sake.

@@ -111,8 +111,11 @@ impl Region {
         file::ftruncate(fd, len_bytes as u64)?;
         mem::seal_size(fd)?;
         let prot = mem::PROT_READ | mem::PROT_WRITE;
-        // SAFETY: without MAP_FIXED the kernel chooses a free range; the memfd is ours alone.
-        region.alias = unsafe { mem::mmap(0, len_bytes, prot, mem::MAP_SHARED | mem::MAP_NORESERVE, fd, 0) }?;
+        // Congruent to the memfd modulo 2 MiB, or nothing of it could be made a huge page.
+        region.alias = mem::reserve(len_bytes, EXTENT_SIZE)?;
+        let flags = mem::MAP_SHARED | mem::MAP_NORESERVE | mem::MAP_FIXED;
+        // SAFETY: the range reserved above, which nobody has seen; the memfd is ours alone.
+        unsafe { mem::mmap(region.alias, len_bytes, prot, flags, fd, 0) }?;
         for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP] {
             // SAFETY: the alias mapped above; a child must not write the shared cache through it.
             unsafe { mem::madvise(region.alias, len_bytes, advice) }?;
@@ -195,6 +198,7 @@ impl Region {
         // SAFETY: the caller's contract covers the chunks' words too.
         for chunk in unsafe { self.chunks(offset, len_bytes) } {
             chunk.sub_uptodate(u64::MAX);
+            let _ = chunk.clear_huge();
         }
         Ok(())
     }

@@ -29,6 +29,10 @@ impl ArenaInner {
                 } else {
                     0
                 };
+                if v.is_private() {
+                    // Nothing could be taken away there to make room for a huge entry.
+                    huge_memory::map_huge(&vma, 0, at, run);
+                }
                 nr += run;
                 at += run.max(1) * EXTENT_SIZE;
             }

@@ -177,6 +177,11 @@ impl Mmu for UffdMmu {
         // SAFETY: the walk names ranges of shared mappings of published vmas, inside a section: pages stay cached.
         unsafe { mem::zap_ranges(ranges) }
     }
+    fn map_huge(&self, addr: usize, len_bytes: usize) -> bool {
+        // 25 us where the pages are huge already: the page table goes, if it maps nothing else (a private copy, say).
+        // SAFETY: the caller keeps the range mapped, and its pages cached: the advice changes no byte.
+        unsafe { mem::madvise(addr, len_bytes, mem::MADV_COLLAPSE) }.is_ok()
+    }
     fn write_protect(&self, addr: usize, nr: usize) -> bool {
         let len = nr * PAGE_SIZE;
         if !self.wp {

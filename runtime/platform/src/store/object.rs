@@ -3,11 +3,11 @@
 use super::{PageMut, PageRef, Store, StoreError};
 use crate::cache::Ports;
 use crate::staging;
-use crate::sys::{file, mem, text, thread};
+use crate::sys::{Errno, file, mem, text, thread};
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::{AddressSpaceOps, Staged};
-use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
 
 /// How often a failing read is tried again, and how long between.
@@ -225,6 +225,22 @@ impl AddressSpaceOps for ObjectOps<'_> {
         let offset = self.memory.fd_offset + (pgoff << PAGE_SHIFT);
         // SAFETY: the caller owns the pages (evicting, or a failed fill): nobody relies on their bytes.
         unsafe { mem::punch_hole(self.memory.fd, offset, u64::from(nr) << PAGE_SHIFT) }.map_err(|_| FillError::Io)
+    }
+
+    fn collapse(&self, pgoff: u64) -> Result<(), FillError> {
+        // The alias is congruent to the memfd modulo 2 MiB if the region's is; where it is not, this is EINVAL.
+        let at = self.address(pgoff) as usize;
+        // A page that the kernel holds for a moment, of a queue of its own say, is EAGAIN.
+        let mut tries = 3;
+        loop {
+            tries -= 1;
+            // SAFETY: the object's own range of the alias; the advice changes no byte, and every page is there (contract).
+            match unsafe { mem::madvise(at, EXTENT_SIZE, mem::MADV_COLLAPSE) } {
+                Err(Errno::EAGAIN | Errno::EBUSY) if tries > 0 => {}
+                Err(Errno::ENOMEM) => return Err(FillError::NoMemory),
+                r => return r.map_err(|_| FillError::Io),
+            }
+        }
     }
 
     fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {

@@ -1,0 +1,92 @@
+//! Reclaim of huge pages: they are unmapped, judged and dropped whole.
+//!
+//! Each of the 512 pages has its entry in the queues. The first that comes by decides for all: the others find their page
+//! on probation, or gone.
+//!
+//! # Context: handler, in the section of the caller
+
+use super::{Run, Scan, Why, punch};
+use crate::folio::{FolioWord, UNMAPPED};
+use crate::host::{Env, Rmap};
+use crate::khugepaged;
+use crate::lru::Entry;
+use crate::mapping::Mapping;
+use crate::page::EXTENT_PAGES;
+use crate::rmap;
+
+impl Scan<'_> {
+    /// Drops a huge page whole, if nobody missed any part of it; else this part, and what is left is small pages again.
+    /// Returns how many pages went.
+    pub(super) fn evict_huge(
+        &self,
+        run: &mut Option<Run>,
+        entry: Entry,
+        mapping: &Mapping<'_>,
+        word: &FolioWord,
+    ) -> u64 {
+        let first = khugepaged::chunk_start(entry.pgoff());
+        if rmap::has_user_pins(self.rmap, mapping, first) || !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
+            word.keep();
+            self.enter(&self.account.lru.main, entry);
+            return 0;
+        }
+        let end = first.saturating_add(EXTENT_PAGES as u64);
+        let whole = khugepaged::try_evict_huge(mapping, self.env.park, first, Some(word));
+        let freed =
+            if whole { punch(mapping, self.env.park, self.stripe, (first, end), Why::Reclaim, None) } else { 0 };
+        if let Some(chunk) = mapping.chunk(first) {
+            chunk.put_evict();
+        }
+        if whole {
+            return freed;
+        }
+        self.evict(run, entry, mapping, word)
+    }
+
+    /// Unmaps the huge page that an entry is a part of, all of it, and puts the entry on probation. Returns whether there
+    /// was one.
+    pub(super) fn age_huge(&self, entry: Entry) -> bool {
+        let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { return false };
+        let Some(word) = mapping.folio(entry.pgoff()) else { return false };
+        if !khugepaged::is_huge(mapping, entry.pgoff()) || !entry.is_current(word.load()) {
+            return false;
+        }
+        let first = khugepaged::chunk_start(entry.pgoff());
+        let lru = &self.account.lru;
+        if word.load().has(UNMAPPED) {
+            // With the first of its pages.
+            self.enter(&lru.probation, entry);
+            return true;
+        }
+        if !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
+            self.enter(&lru.main, entry);
+            return true;
+        }
+        let unmapped = khugepaged::try_to_unmap_huge(self.rmap, mapping, self.stripe, first);
+        if let Some(chunk) = mapping.chunk(first) {
+            chunk.put_evict();
+        }
+        self.enter(if unmapped { &lru.probation } else { &lru.main }, entry);
+        true
+    }
+}
+
+/// Both stages at once for a huge page; 0: a part of it stays.
+pub(super) fn reclaim(env: Env<'_>, r: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, first: u64) -> u64 {
+    if !rmap::get_evict(r, mapping, stripe, first) {
+        return 0;
+    }
+    let idle = khugepaged::try_to_unmap_huge(r, mapping, stripe, first)
+        && khugepaged::try_evict_huge(mapping, env.park, first, None);
+    let end = first.saturating_add(EXTENT_PAGES as u64);
+    let freed = if idle { punch(mapping, env.park, stripe, (first, end), Why::Asked, None) } else { 0 };
+    if let Some(chunk) = mapping.chunk(first) {
+        chunk.put_evict();
+    }
+    freed
+}
+
+/// Returns whether the page is part of a huge page that a program's pin keeps whole.
+pub(super) fn is_kept_whole(r: &dyn Rmap, mapping: &Mapping<'_>, pgoff: u64) -> bool {
+    khugepaged::is_huge(mapping, pgoff) && rmap::has_user_pins(r, mapping, khugepaged::chunk_start(pgoff))
+}

@@ -1,0 +1,75 @@
+//! Dirty pages that reclaim meets are written: here, or by a filler. Linux: `pageout`.
+//!
+//! # Context: handler
+
+use super::Why;
+use super::range::{Reach, take_out_range};
+use crate::filemap;
+use crate::host::Env;
+use crate::writeback;
+
+/// How many neighbours of a dirty page are written with it.
+const CLUSTER_PAGES: u64 = 16;
+
+/// Has dirty pages written: here, where the store may be called in a handler, else by a filler. Returns how many pages
+/// that concerns.
+pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> u64 {
+    let mut nr = 0;
+    let mut last = None;
+    for (id, pgoff) in pages {
+        let first = pgoff & !(CLUSTER_PAGES - 1);
+        if last.replace((*id, first)) == Some((*id, first)) {
+            nr += 1;
+            continue;
+        }
+        let mut claim = None;
+        env.mm.with_rmap(&mut |r| {
+            claim = r.mapping(*id).and_then(|m| filemap::try_hold_pages(m, first, CLUSTER_PAGES));
+        });
+        if let Some(claim) = claim {
+            nr += 1;
+            write_claim(env, stripe, claim);
+        }
+    }
+    nr
+}
+
+fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
+    let mut here = false;
+    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults && !m.write_blocks);
+    if here {
+        write_here(env, stripe, claim);
+    } else if let Err(claim) = env.park.submit_writeback(claim) {
+        release(env, claim);
+    }
+}
+
+/// Writes the dirty pages that a claim names, and spends it.
+///
+/// # Context: as the object's store
+pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
+    let mut pending = Some(claim);
+    let id = crate::claim::Claim::from_words(pending.as_ref().map_or([0; 2], crate::claim::Claim::words));
+    env.mm.with_claim(&id, &mut |m| {
+        if let Some(claim) = pending.take() {
+            let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
+            if m.exclusive {
+                let _ = take_out_range(env, m, stripe, from, to, Reach { idle: true, dirty: true, why: Why::Reclaim });
+            } else {
+                // An error leaves the pages dirty, and is counted; who asks for durability is told.
+                let _ = writeback::writeout(env, m, stripe, from, to);
+            }
+            filemap::release(m, claim);
+        }
+    });
+}
+
+fn release(env: Env<'_>, claim: crate::claim::Claim) {
+    let mut pending = Some(claim);
+    let id = crate::claim::Claim::from_words(pending.as_ref().map_or([0; 2], crate::claim::Claim::words));
+    env.mm.with_claim(&id, &mut |m| {
+        if let Some(claim) = pending.take() {
+            filemap::release(m, claim);
+        }
+    });
+}
