@@ -3,7 +3,6 @@
 //! [`Mmu`] installs and removes; [`AddressSpaceOps`] reads and drops an object's pages. `VmOps`, the `fault` vtable, is
 //! in `vma`, beside the vma it serves; what lends vmas and puts threads to sleep is in `host`.
 
-use crate::host::BATCH;
 use crate::types::FillError;
 
 /// What an install did. Counts are pages.
@@ -196,7 +195,7 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// be done, and nothing was. `zaps` is room for it.
     ///
     /// # Context: handler
-    fn punch_pages(&self, _id: u32, _pages: &[(u32, u64)], _zaps: &mut [Zap; BATCH]) -> bool {
+    fn punch_pages(&self, _id: u32, _pages: &[(u32, u64)], _zaps: &mut [Zap]) -> bool {
         false
     }
 
