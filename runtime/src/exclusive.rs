@@ -14,7 +14,7 @@ pub(crate) use off::*;
 pub(crate) use on::*;
 
 use crate::error::{Error, Result};
-use crate::object::ObjectBuilder;
+use crate::object::{ObjectBuilder, ObjectInner};
 use softfault_mm::folio::FolioWord;
 use softfault_mm::mapping::FailurePolicy;
 use softfault_platform::store::Store;
@@ -30,12 +30,15 @@ impl ObjectBuilder {
     /// [`Object::write_at`](crate::Object::write_at) work while it is mapped. Unmapping drops its pages.
     ///
     /// What is stored through the mapping belongs to the object: if it is [`writable`](Self::writable), changed pages are
-    /// given to [`Store::write`] when they are evicted or unmapped; if not, they stay until the object is unmapped, and are
-    /// then gone. Anonymous memory stays in any case. A page that was stored to is told from one that was not by a keyed
+    /// given to [`Store::write`] when they are reclaimed, evicted, synced or unmapped; if not, they stay until the object is
+    /// unmapped, and are then gone. Anonymous memory goes to the runtime's swap file if it has one, else it stays; it is
+    /// gone when it is unmapped. A page that was stored to is told from one that was not by a keyed
     /// digest of its bytes (they are mistaken for each other with a chance of 2^-64).
     ///
-    /// Map it `Prot::ReadWrite` also for loads: moving needs a mapping that is open to stores, and through one that is
-    /// not pages are copied. A system call that only references a page (vmsplice) instead of pinning it may see the frame's
+    /// Pages are reclaimed in the order in which they came, or came back soon: a mapped page gives no sign of being used.
+    /// Map it `Prot::Read` where it is not stored to: nothing is looked at then when pages leave, and they leave by the
+    /// batch. [`Object::sync`](crate::Object::sync) looks at every cached page of its range and writes copies of those that
+    /// were changed. A system call that only references a page (vmsplice) instead of pinning it may see the frame's
     /// next content; [`Arena::pin`](crate::Arena::pin) keeps it.
     #[must_use]
     pub fn exclusive(mut self, yes: bool) -> Self {
@@ -49,6 +52,22 @@ impl ObjectBuilder {
     pub fn exclusive_by_copy(mut self) -> Self {
         self.exclusive = Some(true);
         self
+    }
+
+    /// Returns what an exclusive object needs, `None` for an object of the ordinary kind.
+    pub(crate) fn plan_exclusive(
+        &self,
+        nr_pages: usize,
+        store: &dyn Store,
+        always_dirty: bool,
+    ) -> Result<Option<Plan>> {
+        self.check_exclusive(false)?;
+        let plan = Plan::new(self, nr_pages, always_dirty)?;
+        if plan.is_some() && self.writable && !store.rereads_unflushed() {
+            let why = "pages are written as they leave, and the store cannot give them back before it is flushed";
+            return Err(Error::Argument { op: "ObjectBuilder::exclusive", arg: "store", value: 0, why });
+        }
+        Ok(plan)
     }
 
     /// Refuses what an exclusive object cannot have.
@@ -71,6 +90,13 @@ impl ObjectBuilder {
     }
 }
 
+impl ObjectInner {
+    /// Returns whether the object's pages live in the one arena that maps it.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.exclusive.is_some()
+    }
+}
+
 /// The error of a call on bytes of an exclusive object that its arena does not have.
 pub(crate) fn not_there(op: &'static str) -> Error {
     Error::Denied {
@@ -80,6 +106,7 @@ pub(crate) fn not_there(op: &'static str) -> Error {
 }
 
 /// What an object's parts are, as `ObjectInner::new` has them.
+#[cfg_attr(not(feature = "userfaultfd"), expect(dead_code, reason = "there are no exclusive objects"))]
 pub(crate) struct Parts {
     pub(crate) store: &'static dyn Store,
     pub(crate) folios: &'static [FolioWord],

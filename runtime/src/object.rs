@@ -17,8 +17,6 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_mm::vmscan;
-use softfault_platform::host::Host;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{HandlerStore, Store};
@@ -270,12 +268,7 @@ impl ObjectBuilder {
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;
         parent_only("object")?;
-        self.check_exclusive(false)?;
-        let plan = Plan::new(&self, len / PAGE_SIZE, backing.always_dirty)?;
-        if plan.is_some() && self.writable && !backing.store.rereads_unflushed() {
-            let why = "pages are written as they leave, and the store cannot give them back before it is flushed";
-            return Err(Error::Argument { op: "ObjectBuilder::exclusive", arg: "store", value: 0, why });
-        }
+        let plan = self.plan_exclusive(len / PAGE_SIZE, &*backing.store, backing.always_dirty)?;
         let rt = Arc::clone(&self.runtime.inner);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
@@ -450,10 +443,6 @@ impl ObjectInner {
     pub(crate) fn is_synchronous(&self) -> bool {
         self.sync_wp
     }
-    /// Returns whether the object's pages live in the one arena that maps it.
-    pub(crate) fn is_exclusive(&self) -> bool {
-        self.exclusive.is_some()
-    }
     /// Returns the address of the alias of page `pgoff`.
     pub(crate) fn alias_at(&self, pgoff: u64) -> usize {
         self.space.region.alias_at(self.offset + (pgoff << PAGE_SHIFT))
@@ -580,23 +569,6 @@ impl Object {
     #[must_use]
     pub fn cached_pages(&self) -> u64 {
         self.inner.mapping().folios.iter().filter(|w| w.load().is_mappable()).count() as u64
-    }
-
-    /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
-    ///
-    /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
-    /// first); a writable exclusive object's are written on their way.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`] when an extent cannot be taken back.
-    pub fn evict(&self, range: std::ops::Range<u64>) -> Result<u64> {
-        parent_only("Object::evict")?;
-        let m = self.inner.mapping();
-        let from = pages_of(range.start);
-        let to = (range.end >> PAGE_SHIFT).max(from).min(m.folios.len() as u64);
-        let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
-        self.inner.demote(from, to)?;
-        Ok(vmscan::reclaim_range(Host::detached().env(), m, 0, from, to))
     }
 
     /// Forgets that pages of the byte range were poisoned: the next touch asks the store anew.

@@ -13,6 +13,23 @@ use std::ops::Range;
 use std::time::Duration;
 
 impl Object {
+    /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
+    ///
+    /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
+    /// first); a writable exclusive object's are written on their way.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when an extent cannot be taken back.
+    pub fn evict(&self, range: Range<u64>) -> Result<u64> {
+        parent_only("Object::evict")?;
+        let m = self.inner.mapping();
+        let from = pages_of(range.start);
+        let to = (range.end >> PAGE_SHIFT).max(from).min(m.folios.len() as u64);
+        let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
+        self.inner.demote(from, to)?;
+        Ok(vmscan::reclaim_range(Host::detached().env(), m, 0, from, to))
+    }
+
     /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
     ///
     /// # Errors

@@ -206,7 +206,7 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// be done, and nothing was. `zaps` is room for it.
     ///
     /// # Context: handler
-    fn punch_pages(&self, _id: u32, _pages: &[(u32, u64)], _zaps: &mut [Zap; BATCH]) -> bool {
+    fn punch_pages(&self, _id: u32, _pages: &[(u32, u64)], _zaps: &mut [Zap]) -> bool {
         false
     }
 

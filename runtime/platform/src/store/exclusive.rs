@@ -33,7 +33,6 @@ use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
 use crate::sys::{mem, thread};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
-use softfault_mm::host::BATCH;
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::{AddressSpaceOps, Staged, Zap};
 use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE, pgoff_index};
@@ -509,7 +508,7 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
     }
 
     /// Through a mapping for loads nothing is changed: its pages go in place, and share one flush of the TLBs.
-    fn punch_pages(&self, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) -> bool {
+    fn punch_pages(&self, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap]) -> bool {
         let Some(held) = self.place.hold() else { return false };
         if self.place.writable.load(Ordering::Relaxed) {
             return false;

@@ -102,6 +102,7 @@ fn every_ops_method<O: AddressSpaceOps>(ops: &O, pgoff: u64, nr: u32, staged: &S
     black_box(ops.dsync(pgoff, nr).is_ok());
     black_box(ops.punch(pgoff, nr).is_ok());
     black_box(ops.discard(pgoff, nr).is_ok());
+    black_box(ops.punch_pages(nr, &[(nr, pgoff)], &mut [Zap { addr: 0, len_bytes: 0 }]));
     black_box(ops.write_folio(pgoff, nr).is_ok());
     black_box(ops.is_written(pgoff));
     black_box(ops.rereads_unflushed());
