@@ -341,7 +341,7 @@ fn crates_see_only_what_lies_below() {
         // Floors and peers are raw system calls: they use the platform's.
         bad.extend(check_crate(&s, "softfault_platform", &["::sys"]));
         // What the simulation of replacement measures is what runs.
-        bad.extend(check_crate(&s, "softfault_mm", &["::memcontrol", "::workingset"]));
+        bad.extend(check_crate(&s, "softfault_mm", &["::workingset"]));
     }
     report(&bad);
 }
