@@ -11,6 +11,7 @@ mod hot;
 mod monitor;
 mod overhead;
 mod pool;
+mod reclaim;
 mod rows;
 mod source;
 mod subject;
@@ -31,6 +32,7 @@ const GROUPS: &[Group] = &[
     ("bounded", bounded::run),
     ("thp", thp::run),
     ("sync", sync::run),
+    ("reclaim", reclaim::run),
     ("overhead", overhead::run),
 ];
 

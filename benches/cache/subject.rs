@@ -5,12 +5,13 @@
 
 use crate::source::Source;
 use softfault::{Access, HandlerStore, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError};
-use softfault_benches::area::{ViewMut, page_byte};
+use softfault_benches::area::{View, ViewMut, check_sum, page_byte, shuffled};
 use softfault_benches::machine::Cpus;
 use softfault_benches::workload::{Load, Workload};
 use softfault_benches::{Error, MIB, PAGE, Result};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 /// A runtime with a bounded cache.
 #[derive(Debug)]
@@ -24,6 +25,27 @@ pub(crate) struct Arena {
     arena: softfault::Arena,
     object: Object,
     len_bytes: usize,
+}
+
+/// Private mappings of one object.
+#[derive(Debug)]
+pub(crate) struct Clones {
+    arena: softfault::Arena,
+    len_bytes: usize,
+}
+
+/// Returns the processor time that the background reclaimers of this process have used.
+fn reclaimer_ns() -> Result<u64> {
+    let absent = || Error::Absent("the kernel does not tell a thread's processor time".to_owned());
+    let mut sum = 0;
+    for task in std::fs::read_dir("/proc/self/task").map_err(|_| absent())?.flatten() {
+        let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        if read("comm").trim() == "softfault-swap" {
+            let ns = read("schedstat").split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok());
+            sum += ns.ok_or_else(absent)?;
+        }
+    }
+    Ok(sum)
 }
 
 fn wrong(error: softfault::Error) -> Error {
@@ -103,6 +125,41 @@ impl Subject {
         let object = self.runtime.object(len_bytes as u64).fill_window_pages(64);
         let object = object.handler_store(Box::new(PatternStore)).map_err(wrong)?;
         self.map(object, len_bytes, Workload::SeqRead, Sharing::Shared)
+    }
+
+    /// Maps an object privately, `nr` times, page by page.
+    pub(crate) fn clones(&self, len_bytes: usize, nr: usize) -> Result<Clones> {
+        let object = self.runtime.object(len_bytes as u64).fill_window_pages(1);
+        let object = object.handler_store(Box::new(PatternStore)).map_err(wrong)?;
+        // Extents stay trapped: taking native ones back is another cost.
+        let arena = self.runtime.arena(len_bytes * nr).native_extents(false).build().map_err(wrong)?;
+        for i in 0..nr {
+            arena.map(i * len_bytes, &object, 0, len_bytes, Prot::Read, Sharing::Private).map_err(wrong)?;
+        }
+        Ok(Clones { arena, len_bytes })
+    }
+
+    /// Caches and maps every page of `clones` everywhere, lowers the limit so that about `nr_pages` go, and returns the
+    /// nanoseconds of processor time that each of them took the background reclaimer.
+    pub(crate) fn reclaim(&self, clones: &Clones, nr_pages: usize) -> Result<f64> {
+        // SAFETY: the first mapping, which stays until `clones` is dropped.
+        let view = unsafe { View::new(clones.arena.as_ptr() as usize, clones.len_bytes) };
+        // Neighbours come far apart, as in a cache of any age.
+        let order = shuffled(clones.len_bytes / PAGE);
+        check_sum(view.sum(&order), &order)?;
+        clones.arena.fault_in(0..clones.arena.len(), Access::Read).map_err(wrong)?;
+        let of = |name| self.runtime.stats().get(name);
+        let (before, cached) = (of("pgsteal"), of("nr_cached_pages"));
+        let limit = cached.saturating_sub(nr_pages as u64);
+        let start = reclaimer_ns()?;
+        self.runtime.set_cache_limit(limit * PAGE as u64);
+        while of("nr_cached_pages") > limit {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        // It may go on to its watermark: what it is doing counts from now on for the next run.
+        let (ns, stolen) = (reclaimer_ns()? - start, of("pgsteal") - before);
+        self.runtime.set_cache_limit(u64::MAX);
+        Ok(ns as f64 / stolen as f64)
     }
 
     fn map(&self, object: Object, len_bytes: usize, workload: Workload, sharing: Sharing) -> Result<Arena> {

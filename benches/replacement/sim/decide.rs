@@ -3,7 +3,8 @@
 
 pub use softfault_mm::workingset::{
     ADMIT_EVERY, BATCH_PAGES, PROBATION_PCT, Queue, REGRET_PCT, Regret, SMALL_PCT, Shadow, ShadowClock, WINDOW_PCT,
-    batch_pages, is_admitted, is_refault, main_is_full, percent, refill_from, target_pages,
+    batch_pages, high_watermark, is_admitted, is_refault, low_watermark, main_is_full, percent, refill_from,
+    slack_pages, target_pages,
 };
 
 /// How far back a refault may lie and still count as proof that the page belongs into the main queue.

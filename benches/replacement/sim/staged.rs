@@ -8,10 +8,9 @@
 //!                      └───────────── referenced ◀── a minor fault meanwhile
 //! ```
 
-use super::decide::{self, Regret, Shadow, ShadowClock, Shadows, Window};
+use super::decide::{self, Regret, Shadow, ShadowClock, Shadows, Window, high_watermark, low_watermark};
 use super::list::{Links, Queue};
 use super::{Outcome, Policy};
-use softfault_mm::memcontrol::{high_watermark, low_watermark};
 
 /// What can be tuned. Percentages are of the limit.
 #[derive(Clone, Copy, Debug)]
@@ -282,7 +281,9 @@ impl Staged {
     fn main_is_full(&self) -> bool {
         let small_target = decide::target_pages(self.limit, self.tuning.small_pct);
         let probation_target = decide::target_pages(self.limit, self.tuning.probation_pct);
-        decide::main_is_full(self.small.len() as u64, small_target, probation_target)
+        let batch = decide::batch_pages(probation_target);
+        let slack = if self.tuning.ahead { decide::slack_pages(self.limit, probation_target) } else { batch };
+        decide::main_is_full(self.small.len() as u64, small_target, slack)
     }
 
     /// Returns the lengths of SMALL, MAIN and PROBATION.

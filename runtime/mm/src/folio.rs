@@ -541,6 +541,43 @@ mod tests {
     }
 
     #[test]
+    fn an_isolated_page_has_one_void_entry_and_one_caller_clears_it() {
+        let w = uptodate();
+        let seen = w.load();
+        assert!(!w.end_isolation(seen), "nobody isolated it");
+        w.try_isolate().unwrap();
+        assert!(w.load().has(UNMAPPED | ISOLATED) && w.load().pins() == 1);
+        w.unpin();
+        assert!(w.try_isolate().is_err() && w.try_unmap().is_err(), "it waits for a touch");
+        w.keep();
+        assert!(w.try_isolate().is_err(), "a second void entry could not be told from the first");
+        let seen = w.load();
+        assert!(w.end_isolation(seen) && !w.end_isolation(seen) && !w.end_isolation(w.load()));
+        assert!(w.try_isolate().is_ok());
+    }
+
+    #[test]
+    fn isolation_ends_with_the_life_of_the_page() {
+        let w = uptodate();
+        w.try_isolate().unwrap();
+        w.unpin();
+        let seen = w.load();
+        w.try_evict().unwrap();
+        let _ = w.evicted(0x8001);
+        assert_eq!(w.load().shadow(), 0x8001);
+        w.try_claim().unwrap();
+        let _ = w.fail(FillError::Io);
+        assert_eq!(w.load().error(), FillError::Io, "the flag shares its bit with an error");
+        assert!(!w.end_isolation(seen), "another life");
+        let w = uptodate();
+        w.try_isolate().unwrap();
+        w.unpin();
+        w.try_rewrite().unwrap();
+        let _ = w.publish(0);
+        assert!(!w.load().has(UNMAPPED) && !w.load().has(ISOLATED), "a rewrite makes its entries void");
+    }
+
+    #[test]
     fn a_word_is_eight_bytes_and_zero_is_absent() {
         assert_eq!(size_of::<FolioWord>(), 8);
         assert_eq!(align_of::<FolioWord>(), 8);

@@ -279,9 +279,10 @@ impl<'g> Lruvec<'g> {
         if shadow.is_of_main() {
             self.update_regret(Regret::returned);
         }
-        let (small, probation) = (Self::small_target(limit_pages), Self::probation_target(limit_pages));
+        let small = Self::small_target(limit_pages);
+        let slack = workingset::slack_pages(limit_pages, Self::probation_target(limit_pages));
         let regretted = || Regret::from_bits(self.regret.load(Ordering::Relaxed)).exceeds(workingset::REGRET_PCT);
-        if !workingset::main_is_full(self.small.len(), small, probation) || !regretted() {
+        if !workingset::main_is_full(self.small.len(), small, slack) || !regretted() {
             return true;
         }
         workingset::is_admitted(self.refused.fetch_add(1, Ordering::Relaxed), workingset::ADMIT_EVERY)

@@ -11,6 +11,7 @@
 use crate::lru::Lruvec;
 use crate::ops::WaitKey;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::workingset::{high_watermark, low_watermark};
 
 /// The cache's size over all objects of a runtime, or of one object that has a limit of its own.
 #[derive(Debug)]
@@ -39,24 +40,6 @@ pub struct CacheAccount<'g> {
     idle: AtomicU32,
     /// Moves when the flusher is wanted at once.
     flush_bell: AtomicU32,
-}
-
-/// Watermarks lie a sixty-fourth and a thirty-second of the limit below it.
-const LOW_SHARE: u64 = 64;
-const HIGH_SHARE: u64 = 32;
-/// Pages between limit and low watermark at most.
-const GAP_MAX: u64 = 2048;
-
-/// Returns the mark at which the background reclaimer is woken, in pages of a cache of `limit_pages`.
-#[must_use]
-pub fn low_watermark(limit_pages: u64) -> u64 {
-    limit_pages.saturating_sub((limit_pages / LOW_SHARE).min(GAP_MAX))
-}
-
-/// Returns the mark down to which it frees pages.
-#[must_use]
-pub fn high_watermark(limit_pages: u64) -> u64 {
-    limit_pages.saturating_sub((limit_pages / HIGH_SHARE).min(GAP_MAX * 2))
 }
 
 impl<'g> CacheAccount<'g> {

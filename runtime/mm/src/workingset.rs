@@ -65,13 +65,37 @@ pub fn is_refault(distance: Option<u64>, window_pages: u64) -> bool {
     distance.is_some_and(|d| d < window_pages)
 }
 
+/// Watermarks lie a sixty-fourth and a thirty-second of the limit below it.
+const LOW_SHARE: u64 = 64;
+const HIGH_SHARE: u64 = 32;
+/// Pages between limit and low watermark at most.
+const GAP_MAX: u64 = 2048;
+
+/// Returns the mark at which the background reclaimer is woken, in pages of a cache of `limit_pages`.
+#[must_use]
+pub fn low_watermark(limit_pages: u64) -> u64 {
+    limit_pages.saturating_sub((limit_pages / LOW_SHARE).min(GAP_MAX))
+}
+
+/// Returns the mark down to which it frees pages.
+#[must_use]
+pub fn high_watermark(limit_pages: u64) -> u64 {
+    limit_pages.saturating_sub((limit_pages / HIGH_SHARE).min(GAP_MAX * 2))
+}
+
+/// Returns by how much `small` grows between two refills by a reclaimer that works between the watermarks.
+#[must_use]
+pub fn slack_pages(limit_pages: u64, probation_target: u64) -> u64 {
+    batch_pages(probation_target).saturating_add(low_watermark(limit_pages) - high_watermark(limit_pages))
+}
+
 /// Returns whether `main` has all the room that the targets leave it.
 ///
-/// A batch of slack above the target of `small`: between two refills it grows by so much, and without the slack `main`
-/// would be drained by a batch each time and never be full.
+/// `slack_pages` above the target of `small`: between two refills it grows by so much, and without the slack `main` would
+/// be drained by a batch each time and never be full.
 #[must_use]
-pub fn main_is_full(nr_small: u64, small_target: u64, probation_target: u64) -> bool {
-    nr_small <= small_target.saturating_add(batch_pages(probation_target))
+pub fn main_is_full(nr_small: u64, small_target: u64, slack_pages: u64) -> bool {
+    nr_small <= small_target.saturating_add(slack_pages)
 }
 
 /// Returns whether a refault that a full and regretted `main` meets goes there all the same; `refused`: how many there
