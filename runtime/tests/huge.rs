@@ -392,6 +392,52 @@ fn a_bounded_cache_reclaims_huge_pages() {
     assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
 }
 
+#[test]
+fn readers_of_a_bounded_cache_see_every_byte() {
+    let _serial = serial();
+    setup();
+    let rt = Runtime::builder().cache_limit(6 * CHUNK).build().unwrap();
+    let mode = if rt.delivery().is_available(Delivery::InThread) { Delivery::InThread } else { Delivery::Segv };
+    let store = Box::new(KnobStore(Arc::new(Knobs::default())));
+    let object = rt.object(12 * CHUNK).huge_pages(true).fill_window_pages(16).handler_store(store).unwrap();
+    let arenas = [Sharing::Shared, Sharing::Private].map(|sharing| {
+        let a = arena(&rt, mode, 12 * EXTENT);
+        map(&a, 0, &object, Prot::Read, sharing);
+        a
+    });
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let stopper = StopOnDrop(&stop);
+        for i in 0..4 {
+            let (a, stop) = (&arenas[i % 2], &stop);
+            scope.spawn(move || {
+                let mut rng = Rng(11 + i as u64);
+                while !stop.load(Ordering::SeqCst) {
+                    // Half of the loads in a third of the object.
+                    let within = if rng.below(2) == 0 { 4 } else { 12 };
+                    let at = rng.below(within * EXTENT);
+                    assert_eq!(load(a, at), Ok(byte_of(0, at as u64)), "thread {i} at {at:#x}");
+                }
+            });
+        }
+        for round in 0..36 {
+            let chunk = (round % 12) * CHUNK;
+            object.populate(chunk..chunk + CHUNK).unwrap();
+            object.collapse(chunk..chunk + CHUNK).unwrap();
+            assert!(allocated(&rt) <= 6 * CHUNK + (32 << 20), "{} bytes", allocated(&rt));
+        }
+        drop(stopper);
+    });
+    let s = rt.stats();
+    if s.get("thp_collapse_alloc") == 0 {
+        return println!("skipped: no chunk was collapsed:\n{s}");
+    }
+    rt.set_cache_limit(CHUNK / 2);
+    until("all but the limit went", || rt.stats().get("nr_cached_pages") <= 256);
+    until("and was given back", || allocated(&rt) <= CHUNK / 2 + (64 << 10));
+    assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+}
+
 /// Steps of a collapse held still while something else comes by.
 #[cfg(debug_assertions)]
 mod gates {
