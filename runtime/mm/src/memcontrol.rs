@@ -100,7 +100,7 @@ impl<'g> CacheAccount<'g> {
         self.nr_pages.load(Ordering::Relaxed).saturating_sub(target)
     }
 
-    /// Returns whether the low watermark is passed while the background reclaimer sleeps; says so to one caller only.
+    /// Returns whether the low watermark is passed, or a queue fills up, while the background reclaimer sleeps; says so to one caller only.
     ///
     /// ```text
     /// reclaimer                     thread
@@ -113,7 +113,7 @@ impl<'g> CacheAccount<'g> {
         let limit = self.limit();
         let low = limit.saturating_sub((limit / LOW_SHARE).min(GAP_MAX));
         // SeqCst with doze(): either we see it idle, or it sees our pages.
-        self.nr_pages.load(Ordering::SeqCst) > low && self.rouse()
+        (self.nr_pages.load(Ordering::SeqCst) > low || self.lru.is_crowded()) && self.rouse()
     }
 
     /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.
