@@ -58,6 +58,9 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
     let host = Host::detached();
     let mut fruitless = 0u64;
     while stop.load(Ordering::Acquire) == 0 {
+        if account.lru.is_crowded() {
+            vmscan::prune(host.env(), account);
+        }
         if account.excess() == 0 {
             let key = account.doze();
             // A look after `doze`: who passed the mark before it did not ring.

@@ -352,6 +352,23 @@ fn private_clones_shared_writers_promotion_and_reclaim() {
 }
 
 #[test]
+fn pages_that_came_and_went_many_times_are_still_reclaimed() {
+    let _serial = serial();
+    common::each_mode("came_and_went", |_, mode| {
+        let rt = builder(64 * PAGE).build().expect("runtime");
+        let object = scratch(&rt, 128 * PAGE, true);
+        let a = arena(&rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        // Far from the limit, so that nobody reclaims; each life of a page has an entry in a queue.
+        for _ in 0..300 {
+            object.populate(0..(32 * PAGE) as u64).expect("populate");
+            object.evict(0..(32 * PAGE) as u64).expect("evict");
+        }
+        (0..128).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(0), "{mode:?}: page {p}"));
+    });
+}
+
+#[test]
 fn the_default_limit_is_a_share_of_what_there_is() {
     setup();
     let rt = Runtime::new().expect("runtime");

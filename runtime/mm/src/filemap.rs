@@ -381,7 +381,26 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
     // Afterwards, under the name it was published by: who pops the entry of a page that is still being filled would take
     // it for a stale one. If the page has left again by now, it is one.
     let entry = Entry::named(mapping.id, pgoff, claimed.version());
-    let _ = mapping.account.lru.add(entry, claimed.has(REFERENCED));
+    if !mapping.account.lru.add(entry, claimed.has(REFERENCED)) {
+        add_for_stale(mapping, entry);
+    }
+}
+
+/// Enters a page in the place of one of the same object that has left: a page that no queue names is never reclaimed.
+#[cold]
+fn add_for_stale(mapping: &Mapping<'_>, entry: Entry) {
+    let lru = &mapping.account.lru;
+    for _ in 0..lru.small.len() {
+        let Some(old) = lru.small.pop().map(Entry) else { break };
+        let stays =
+            old.mapping_id() != mapping.id || mapping.folio(old.pgoff()).is_some_and(|w| old.is_current(w.load()));
+        if stays {
+            let _ = lru.add(old, false);
+        } else {
+            break;
+        }
+    }
+    let _ = lru.add(entry, false);
 }
 
 /// Gives up the pages of a claim without a verdict (no filler could be had), and spends it.

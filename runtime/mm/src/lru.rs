@@ -107,6 +107,13 @@ impl<'g> Fifo<'g> {
         if len.cast_signed() < 0 { 0 } else { len }
     }
 
+    /// Returns whether three quarters of the room are taken.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        let room = self.mask.load(Ordering::Relaxed).saturating_add(1);
+        self.len() > room / 4 * 3
+    }
+
     /// Returns whether there seem to be none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -222,7 +229,13 @@ impl<'g> Lruvec<'g> {
     /// Enters a page that was filled; `active`: it belongs to the working set. `false`: no queue has room.
     pub fn add(&self, entry: Entry, active: bool) -> bool {
         let (first, second) = if active { (&self.main, &self.small) } else { (&self.small, &self.main) };
-        first.push(entry.0) || second.push(entry.0)
+        first.push(entry.0) || second.push(entry.0) || self.probation.push(entry.0)
+    }
+
+    /// Returns whether a queue fills up with entries of pages that went otherwise: those of cached pages take half of it.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.small.is_crowded() || self.main.is_crowded() || self.probation.is_crowded()
     }
 
     /// Returns how many pages `small` should hold in a cache of `limit_pages`.

@@ -102,7 +102,8 @@ impl<'g> CacheAccount<'g> {
         self.nr_pages.load(Ordering::Relaxed).saturating_sub(high_watermark(self.limit()))
     }
 
-    /// Returns whether the low watermark is passed while the background reclaimer sleeps; says so to one caller only.
+    /// Returns whether the low watermark is passed, or a queue fills up, while the background reclaimer sleeps; says so to
+    /// one caller only.
     ///
     /// ```text
     /// reclaimer                     thread
@@ -113,7 +114,8 @@ impl<'g> CacheAccount<'g> {
     #[must_use]
     pub fn wants_kswapd(&self) -> bool {
         // SeqCst with doze(): either we see it idle, or it sees our pages.
-        self.nr_pages.load(Ordering::SeqCst) > low_watermark(self.limit()) && self.rouse()
+        let full = self.nr_pages.load(Ordering::SeqCst) > low_watermark(self.limit());
+        (full || self.lru.is_crowded()) && self.rouse()
     }
 
     /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.

@@ -90,6 +90,26 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
     done
 }
 
+/// Takes the entries of pages that went otherwise out of the queues.
+pub fn prune(env: Env<'_>, account: &CacheAccount<'_>) {
+    for queue in [&account.lru.small, &account.lru.main, &account.lru.probation] {
+        let mut left = queue.len();
+        while left > 0 {
+            let some = left.min(BATCH as u64);
+            left -= some;
+            env.mm.with_rmap(&mut |r| {
+                for _ in 0..some {
+                    let Some(entry) = queue.pop().map(Entry) else { break };
+                    let word = r.mapping(entry.mapping_id()).and_then(|m| m.folio(entry.pgoff()));
+                    if word.is_some_and(|w| entry.is_current(w.load())) && !queue.push(entry.0) {
+                        let _ = account.lru.add(entry, true);
+                    }
+                }
+            });
+        }
+    }
+}
+
 /// What every step of a batch needs.
 struct Scan<'a> {
     env: Env<'a>,
