@@ -129,6 +129,11 @@ fn flush_wanted(objects: &Writables) {
     let list: Vec<_> = objects.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(wanted).collect();
     for object in list {
         let _ = object.flush("write-back");
+        // If the program let go of it meanwhile it ends here, and with it perhaps the runtime, which waits for this very
+        // thread.
+        if let Some(last) = Arc::into_inner(object) {
+            std::thread::spawn(move || drop(last));
+        }
     }
 }
 

@@ -12,7 +12,7 @@ use crate::{Access, VmFaultReason};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap::{self, Lookup};
-use softfault_mm::folio::{DIRTY, FolioWord};
+use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::host::Woken;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
@@ -228,6 +228,11 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
         return true;
     }
     match filemap::get_folio(object.mapping(), pgoff, DIRTY) {
+        // What is being written may have been measured by the old end: the store is not cut before it is there.
+        Lookup::Pinned(word) if word.load().state() == State::Writeback => {
+            word.unpin();
+            false
+        }
         Lookup::Pinned(word) => {
             if let Some(page) = object.page_at(pgoff, Access::Write) {
                 // SAFETY: the rest of a page that is pinned with DIRTY, and open to stores.

@@ -73,7 +73,7 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
         let done = vmscan::shrink(host.env(), account, stat, 0);
         stat.add(0, Event::PGSCAN_KSWAPD, done.scanned);
         fruitless = if done.freed > 0 { 0 } else { fruitless + done.scanned.max(8) };
-        if fruitless > account.limit().saturating_mul(2) {
+        if done.scanned == 0 || fruitless > account.limit().saturating_mul(2) {
             // Everything was looked at and is pinned, hot or being written: others may go on.
             std::thread::sleep(BACKOFF);
             fruitless = 0;

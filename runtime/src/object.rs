@@ -382,6 +382,7 @@ impl ObjectInner {
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
             dirty_goes: backing.dirty_goes && (exclusive.is_none() || b.writable),
+            is_flushed: b.writable && backing.persistent,
             write_blocks: store_ref.write_blocks(),
             exclusive: exclusive.is_some(),
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
@@ -487,13 +488,16 @@ impl Drop for ObjectInner {
         let exclusive = self.exclusive.take();
         let mut patience = 2_000;
         // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
-        while mapping.users.load(Ordering::Acquire) != 0 && patience > 0 && self.pid == std::process::id() {
+        // No new user from then on: reclaim finds the object by its number for as long as that is published.
+        let end = || mapping.users.compare_exchange(0, DYING, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        let ours = self.pid == std::process::id();
+        let mut ended = ours && end();
+        while !ended && patience > 0 && ours {
             std::thread::sleep(Duration::from_millis(1));
             patience -= 1;
+            ended = end();
         }
-        // No new user from here: reclaim finds the object by its number for as long as that is published.
-        let ended = mapping.users.compare_exchange(0, DYING, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if !ended || self.pid != std::process::id() {
+        if !ended {
             // A store that never returns still owns its pages (or this is a forked child): the range is given up, not
             // reused. `store` and `vm_ops` are what such a thread may be running in.
             mapping.leak();

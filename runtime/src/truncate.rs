@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, parent_only};
 use crate::io;
 use crate::object::Object;
-use softfault_mm::folio::State;
+use softfault_mm::folio::{State, Wake};
 use softfault_mm::page::{PAGE_SHIFT, pages_of};
 use softfault_mm::{truncate, vmscan};
 use softfault_platform::host::Host;
@@ -11,6 +11,23 @@ use softfault_platform::section;
 use softfault_platform::store::StoreError;
 use std::ops::Range;
 use std::time::Duration;
+
+/// Pages that are `filling`, and ours, so that nobody else reads or writes them: they are absent again afterwards.
+struct Owned<'a> {
+    object: &'a Object,
+    pages: Range<u64>,
+}
+
+impl Drop for Owned<'_> {
+    fn drop(&mut self) {
+        let host = Host::detached();
+        for word in self.pages.clone().filter_map(|p| self.object.inner.mapping().folio(p)) {
+            if word.abandon() == Wake::Needed {
+                host.env().park.wake(word.futex_addr());
+            }
+        }
+    }
+}
 
 impl Object {
     /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
@@ -97,15 +114,39 @@ impl Object {
         }
         self.zero(op, range.start..from << PAGE_SHIFT)?;
         self.zero(op, (to << PAGE_SHIFT).min(end)..end)?;
-        let _gate = self.inner.i_mmap().gate();
-        self.discard(op, &(from..to))?;
         let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
-        if self.inner.punch_below(op, &(from..to), &hole)? {
-            // What was read between the two is old.
-            self.discard(op, &(from..to))
-        } else {
-            self.zero(op, hole)
+        let punched = {
+            let _gate = self.inner.i_mmap().gate();
+            let _owned = self.own(op, &(from..to))?;
+            self.inner.punch_below(op, &(from..to), &hole)?
+        };
+        if punched { Ok(()) } else { self.zero(op, hole) }
+    }
+
+    /// Drops the pages and keeps others from filling them until the value is dropped:
+    /// ```text
+    /// punch_hole                           others
+    /// drops the pages
+    ///                                      read the old bytes, store to them; the flusher begins to write
+    /// the store punches
+    ///                                      the flusher has written: the old bytes are back in the store
+    /// ```
+    fn own(&self, op: &'static str, pages: &Range<u64>) -> Result<Owned<'_>> {
+        let m = self.inner.mapping();
+        let mut owned = Owned { object: self, pages: pages.start..pages.start };
+        for p in pages.clone() {
+            let Some(word) = m.folio(p) else { break };
+            let mut patience = 200;
+            while word.try_claim().is_err() {
+                if patience == 0 {
+                    return Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled" });
+                }
+                patience -= 1;
+                self.discard(op, &(p..pages.end))?;
+            }
+            owned.pages.end = p + 1;
         }
+        Ok(owned)
     }
 
     fn zero(&self, op: &'static str, range: Range<u64>) -> Result<()> {

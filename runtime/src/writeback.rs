@@ -25,6 +25,8 @@ pub(crate) struct FlushState {
     failures: AtomicU64,
     /// Pages whose last write a failed flush took away; also keeps flushes apart.
     lost: Mutex<Vec<Range<u64>>>,
+    /// Pinned pages being written as they are.
+    direct: AtomicU64,
     /// Page ranges that are held.
     held: Mutex<Vec<Range<u64>>>,
 }
@@ -108,7 +110,7 @@ impl ObjectInner {
             let seen = word.load();
             let leaving = m.exclusive && seen.state() == State::Evicting;
             if leaving || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
-                let skipped = settle(host.env(), m, word, p).map_err(failed)?;
+                let skipped = settle(host.env(), m, &self.flush_state().direct, word, p).map_err(failed)?;
                 held = held.or_else(|| skipped.then_some(p));
             }
         }
@@ -134,16 +136,16 @@ impl ObjectInner {
             }
             Err(error) => {
                 // What reclaim takes out of an exclusive object is marked when it is gone, not while it is written.
-                while m.exclusive && m.folios.iter().any(|w| w.load().state() == State::Evicting) {
-                    std::thread::sleep(std::time::Duration::from_micros(100));
+                for word in m.folios.iter().filter(|_| m.exclusive) {
+                    while word.load().state() == State::Evicting {
+                        std::thread::sleep(std::time::Duration::from_micros(100));
+                    }
                 }
-                let before = lost.len();
                 writeback::fail_flush(m, &mut |p| {
                     remove(&mut lost, p);
                     push(&mut lost, p);
                     m.stat.add(0, Event::FLUSH_LOST, 1);
                 });
-                let _ = before;
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
                 self.flush_state().failures.fetch_add(1, Ordering::Release);
@@ -213,7 +215,13 @@ impl ObjectInner {
 const PATIENCE: u32 = 2_000;
 
 /// Has one page written that a run could not take. `true`: it is held, and dirty.
-fn settle(env: Env<'_>, m: &Mapping<'_>, word: &FolioWord, p: u64) -> std::result::Result<bool, (u64, FillError)> {
+fn settle(
+    env: Env<'_>,
+    m: &Mapping<'_>,
+    direct: &AtomicU64,
+    word: &FolioWord,
+    p: u64,
+) -> std::result::Result<bool, (u64, FillError)> {
     let ctx = Ctx::thread(0);
     for _ in 0..PATIENCE {
         let seen = word.load();
@@ -236,12 +244,21 @@ fn settle(env: Env<'_>, m: &Mapping<'_>, word: &FolioWord, p: u64) -> std::resul
         }
     }
     // Pinned for long, perhaps for stores by a device: its bytes as they are now, and it stays dirty.
+    direct.fetch_add(1, Ordering::SeqCst);
+    let mut held = false;
+    let mut written = Ok(());
     if word.try_pin(0).is_ok() {
-        let written = m.a_ops.write_folio(p, 1);
+        // SeqCst with hold_dirty(): either we see the hold, or it sees us and waits.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        held = word.load().has(HELD);
+        if !held {
+            written = m.a_ops.write_folio(p, 1);
+        }
         word.unpin();
-        written.map_err(|(_, error)| (p, error))?;
     }
-    Ok(false)
+    direct.fetch_sub(1, Ordering::SeqCst);
+    written.map_err(|(_, error)| (p, error))?;
+    Ok(held)
 }
 
 /// Pages that are not written back for as long as the value lives; see [`Object::hold_dirty`].
@@ -353,6 +370,10 @@ impl Object {
             while let Some(low) = word.mark_waiter(State::Writeback) {
                 host.env().park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
             }
+        }
+        // Nor may one that is pinned, and written as it is.
+        while inner.flush_state().direct.load(Ordering::SeqCst) != 0 {
+            std::thread::yield_now();
         }
         Ok(Held { object: self.clone(), pages })
     }

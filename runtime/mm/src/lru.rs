@@ -53,12 +53,27 @@ impl<'g> Fifo<'g> {
         fifo
     }
 
-    /// Uses more cells. Items at indices that mean another cell now are found when the ends come round.
+    /// Uses more cells. Control plane.
+    ///
+    /// An index means another cell from then on, so what stands in the old ones is taken out and appended anew: an item
+    /// that lay outside of head..tail would wait until the ends have come round.
     pub fn grow(&self, len: u64) {
         let most = self.cells.len() as u64;
         let len = if len < most { len } else { most };
         let mask = if len == 0 { 0 } else { (1 << (63 - len.leading_zeros())) - 1 };
-        self.mask.fetch_max(mask, Ordering::Relaxed);
+        let before = self.mask.fetch_max(mask, Ordering::Relaxed);
+        if before >= mask {
+            return;
+        }
+        let old = usize::try_from(before).unwrap_or(usize::MAX).saturating_add(1);
+        for cell in self.cells.iter().take(old) {
+            // Acquire and the Release in push(): as if it had been popped.
+            let item = cell.swap(0, Ordering::Acquire);
+            // There is room: the queue has at least doubled.
+            if item != 0 && !self.push(item) {
+                debug_assert!(false, "a queue that has just grown is full");
+            }
+        }
     }
 
     fn cell(&self, at: u64) -> Option<&'g AtomicU64> {

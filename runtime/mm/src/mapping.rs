@@ -55,6 +55,9 @@ pub struct Mapping<'g> {
     /// The pages lie in the only mapping there is, private memory, and cannot be unmapped without leaving: `punch` takes
     /// them out whole, finds by itself which were stored to, and writes those. What `punch` leaves `DIRTY` was written.
     pub exclusive: bool,
+    /// The flusher writes them when there are many or they are old: they count as dirty. Anonymous memory waits for
+    /// reclaim.
+    pub is_flushed: bool,
     /// Writing them waits for a device.
     pub write_blocks: bool,
     /// A private first store may be read past the cache.
@@ -142,14 +145,14 @@ impl Mapping<'_> {
 
     /// Counts pages that became dirty.
     pub fn account_dirtied(&self, nr: u64) {
-        if nr > 0 {
+        if nr > 0 && self.is_flushed {
             self.account.nr_dirty.fetch_add(nr, Ordering::Relaxed);
         }
     }
 
     /// Counts pages that are dirty no more.
     pub fn account_cleaned(&self, nr: u64) {
-        if nr == 0 {
+        if nr == 0 || !self.is_flushed {
             return;
         }
         let mut seen = self.account.nr_dirty.load(Ordering::Relaxed);

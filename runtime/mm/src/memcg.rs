@@ -7,7 +7,7 @@
 //! # Context: handler
 
 use crate::ctx::Ctx;
-use crate::folio::{DIRTY, Folio, HELD, REFERENCED, State, UNMAPPED};
+use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch, Env, Rmap, Woken};
 use crate::mapping::Mapping;
 use crate::rmap;
@@ -126,7 +126,7 @@ fn sweep_window(
     if let Some(chunk) = mapping.chunk(from) {
         chunk.put_evict();
     }
-    let nr = vmscan::unmap_batch(r, mapping, stripe, batch, from, to);
+    let nr = vmscan::unmap_batch(r, mapping, stripe, batch, (from, to), FolioWord::try_unmap);
     for (_, p) in batch.pages.get(..nr).unwrap_or(&[]) {
         if let Some(word) = mapping.folio(*p) {
             word.unpin();

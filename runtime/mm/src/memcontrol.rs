@@ -167,6 +167,12 @@ impl<'g> CacheAccount<'g> {
         WaitKey { addr: core::ptr::from_ref(&self.progress).addr(), seen: self.progress.load(Ordering::SeqCst) }
     }
 
+    /// Returns whether pages were given back or written since the wait began.
+    #[must_use]
+    pub fn has_progressed(&self, since: WaitKey) -> bool {
+        self.progress.load(Ordering::Relaxed) != since.seen
+    }
+
     /// Ends a wait.
     pub fn end_wait(&self) {
         self.waiters.fetch_sub(1, Ordering::SeqCst);

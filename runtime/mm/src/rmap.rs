@@ -4,7 +4,7 @@
 //!
 //! # Context: handler
 
-use crate::extent::Extent;
+use crate::extent::{Extent, ExtentState};
 use crate::failpoint;
 use crate::folio::{DIRTY, REFERENCED};
 use crate::host::{BATCH, Batch, Rmap, Which};
@@ -131,38 +131,44 @@ fn unmap_from(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: 
     }
 }
 
-/// Takes the pages of `from..to` out of one vma, which is shared, and keeps what was noted of stores. Linux:
-/// `zap_vma_pages`. Pages that are pinned stay mapped; returns how many.
+/// Takes the pages of `from..to`, at most a batch, out of one vma, which is shared, and keeps what was noted of stores.
+/// Linux: `zap_vma_pages`. Pages that are pinned stay mapped, unless `force`; returns how many.
 ///
-/// # Context: control plane; the vma stays as it is until the call returns
-pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch) -> u64 {
+/// # Context: control plane, inside a section: who syncs waits for it. The vma stays as it is until the call returns.
+pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch, force: bool) -> u64 {
     let mapping = vma.mapping;
     let Batch { pages, zaps } = batch;
     let mut left = 0;
-    let mut p = from;
-    while p < to {
-        let end = p.saturating_add(BATCH as u64).min(to);
-        let mut nr = 0;
-        for q in p..end {
-            let Some(word) = mapping.folio(q) else { break };
-            if word.try_unmap_again().is_ok() {
-                if let Some(at) = pages.get_mut(nr) {
-                    *at = (mapping.id, q);
-                    nr += 1;
-                }
-            } else if word.load().is_mappable() && word.load().pins() > 0 {
-                left += 1;
-            }
+    let (mut nr, mut held) = (0, 0u64);
+    for q in from..to.min(from.saturating_add(BATCH as u64)) {
+        let Some(word) = mapping.folio(q) else { break };
+        let unmaps = word.try_unmap_again().is_ok();
+        // Pinned through another mapping, perhaps for long: it counts as written, so that no note is missed.
+        let holds = !unmaps
+            && force
+            && word.try_pin(DIRTY).is_ok_and(|old| {
+                mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+                true
+            });
+        if (unmaps || holds)
+            && let Some(at) = pages.get_mut(nr)
+        {
+            *at = (mapping.id, q);
+            held |= u64::from(holds) << nr;
+            nr += 1;
+        } else if word.load().is_mappable() && word.load().pins() > 0 {
+            left += 1;
         }
-        let pages = pages.get(..nr).unwrap_or(&[]);
-        unmap_from(vma, mapping, pages, zaps);
-        for (_, q) in pages {
-            if let Some(word) = mapping.folio(*q) {
+    }
+    let pages = pages.get(..nr).unwrap_or(&[]);
+    unmap_from(vma, mapping, pages, zaps);
+    for (i, (_, q)) in pages.iter().enumerate() {
+        if let Some(word) = mapping.folio(*q) {
+            if held >> i & 1 == 0 {
                 word.keep_pinned();
-                word.unpin();
             }
+            word.unpin();
         }
-        p = end;
     }
     left
 }
@@ -194,6 +200,8 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
         match vma.mmu.pte(addr) {
             Pte::Written => mark_dirty(mapping, pgoff),
             Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
+            // What the kernel maps by itself leaves no REFERENCED.
+            Pte::None if !is_trapped(vma, addr) => mark_dirty(mapping, pgoff),
             Pte::None => seen.nothing |= 1 << i,
         }
     });
@@ -201,10 +209,14 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
     seen
 }
 
+fn is_trapped(vma: &Vma<'_>, addr: usize) -> bool {
+    vma.extent(addr).is_none_or(|e| e.state() == ExtentState::Trapped)
+}
+
 fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: Seen) {
     each_address(vma, mapping.id, pages, |i, pgoff, addr| {
         let bit = 1u64 << i;
-        let touched = || mapping.folio(pgoff).is_some_and(|w| w.load().has(REFERENCED));
+        let touched = || mapping.folio(pgoff).is_some_and(|w| w.load().has(REFERENCED)) || !is_trapped(vma, addr);
         let lost =
             (seen.protected & bit != 0 && vma.mmu.pte(addr) != Pte::Marker) || (seen.nothing & bit != 0 && touched());
         if lost {
@@ -323,7 +335,11 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
         // Nobody would see the next store: the next touch has to come to us, and makes the page dirty.
         let mut at = from;
         while vma.granule_pages == 0 && at < to {
-            let _ = demote_chunk(rmap, mapping, stripe, at);
+            let next = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(to);
+            if !demote_chunk(rmap, mapping, stripe, at) {
+                // The kernel goes on mapping it unseen.
+                (at..next).for_each(|p| mark_dirty(mapping, p));
+            }
             at = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1);
         }
         note_zapped(vma, addr, nr);

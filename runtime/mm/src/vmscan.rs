@@ -319,12 +319,20 @@ impl Scan<'_> {
         } else {
             punch(mapping, park, stripe, (from, to), Why::Reclaim, None)
         };
+        self.keep_left(mapping, (from, to), freed);
         for _ in from..to {
             if let Some(chunk) = mapping.chunk(from) {
                 chunk.put_evict();
             }
         }
         freed
+    }
+
+    /// Of pages that should have gone `freed` did: the others stay, and have been taken out of every queue.
+    fn keep_left(&self, mapping: &Mapping<'_>, (from, to): (u64, u64), freed: u64) {
+        if freed < to - from {
+            (from..to).for_each(|p| self.activate(mapping, p));
+        }
     }
 
     /// Punches a run, makes its pages absent and gives them back to the limit.
@@ -338,10 +346,7 @@ impl Scan<'_> {
         };
         let (pages, shadows) = ((run.from, run.to), Some(&shadow as &dyn Fn(u64) -> Shadow));
         let freed = punch(mapping, self.env.park, self.stripe, pages, Why::Reclaim, shadows);
-        if freed == 0 {
-            // They stay, and have been taken out of every queue.
-            (run.from..run.to).for_each(|p| self.activate(mapping, p));
-        }
+        self.keep_left(mapping, pages, freed);
         if let Some(chunk) = mapping.chunk(run.from) {
             chunk.put_evict();
         }
@@ -426,6 +431,9 @@ impl Scan<'_> {
         if rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) {
             if word.try_unmap().is_ok() {
                 nr = take_block(mapping, entry.pgoff(), room);
+            } else {
+                // One that a verdict found pinned may have kept its mark: it would be passed on for ever.
+                word.keep();
             }
             if let Some(chunk) = mapping.chunk(entry.pgoff()) {
                 chunk.put_evict();
@@ -518,6 +526,10 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             idle += 1;
             let nap = account.begin_wait();
             let woken = env.park.nap(ctx, nap, NAP_NS);
+            if account.has_progressed(nap) {
+                // Others get on: so shall we.
+                (scanned, idle) = (0, 0);
+            }
             account.end_wait();
             if woken == Woken::NotNow {
                 return Freed::Later;

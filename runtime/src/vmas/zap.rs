@@ -7,9 +7,10 @@ use crate::arena::Sharing;
 use crate::error::{Error, Result, system};
 use crate::object::ObjectInner;
 use softfault_mm::folio::DIRTY;
-use softfault_mm::host::Batch;
+use softfault_mm::host::{BATCH, Batch};
 use softfault_mm::page::PAGE_SIZE;
 use softfault_mm::rmap;
+use softfault_platform::host::Host;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd;
 use softfault_platform::sys::{Errno, mem};
@@ -38,13 +39,20 @@ impl ArenaInner {
             // The entries are the kernel's notes of who wrote: they are read on the way.
             let (from, to) = (v.pgoff_at(range.start), v.pgoff_at(range.end));
             let mut batch = Box::new(Batch::new());
-            // A page pinned for a moment, by a fault next to it, is unpinned in the next.
-            let mut patience = 1_000;
-            while rmap::zap_vma(&self.vma_of(v), from, to, &mut batch) > 0 && patience > 0 {
-                std::thread::yield_now();
-                patience -= 1;
+            let (host, vma) = (Host::detached(), self.vma_of(v));
+            for first in (from..to).step_by(BATCH) {
+                let end = to.min(first + BATCH as u64);
+                // A page pinned for a moment, by a fault next to it, is unpinned in the next.
+                for turn in 0..64 {
+                    let mut left = 0;
+                    host.env().mm.with_rmap(&mut |_| left = rmap::zap_vma(&vma, first, end, &mut batch, turn == 63));
+                    if left == 0 {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
             }
-            return if patience == 0 { Err(Errno::EBUSY) } else { Ok(()) };
+            return Ok(());
         }
         self.zap_plain(range)
     }

@@ -4,7 +4,7 @@
 
 use super::evict::take_out;
 use super::{Why, huge, punch};
-use crate::folio::{DIRTY, FolioWord};
+use crate::folio::{DIRTY, Folio, FolioWord};
 use crate::host::{BATCH, Batch, Env, Rmap};
 use crate::khugepaged;
 use crate::lru::Entry;
@@ -77,7 +77,8 @@ pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u
 /// were. Linux: `deactivate_page`.
 pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
     each_batch(env, mapping, from, to, &mut |r, batch, a, b| {
-        let nr = unmap_batch(r, mapping, stripe, batch, a, b);
+        // Isolated: the entries they have are void from now on.
+        let nr = unmap_batch(r, mapping, stripe, batch, (a, b), FolioWord::try_isolate);
         let pages = batch.pages.get(..nr).unwrap_or(&[]);
         for (id, p) in pages {
             let Some(word) = mapping.folio(*p) else { continue };
@@ -145,7 +146,7 @@ fn reclaim_batch(
     if huge::is_kept_whole(rmap, mapping, from) {
         return 0;
     }
-    let nr = unmap_batch(rmap, mapping, stripe, batch, from, to);
+    let nr = unmap_batch(rmap, mapping, stripe, batch, (from, to), FolioWord::try_unmap_again);
     if nr == 0 {
         return 0;
     }
@@ -185,8 +186,8 @@ pub(crate) fn unmap_batch(
     mapping: &Mapping<'_>,
     stripe: usize,
     batch: &mut Batch,
-    from: u64,
-    to: u64,
+    (from, to): (u64, u64),
+    take: fn(&FolioWord) -> Result<Folio, Folio>,
 ) -> usize {
     if !rmap::get_evict(rmap, mapping, stripe, from) {
         return 0;
@@ -194,7 +195,7 @@ pub(crate) fn unmap_batch(
     let Batch { pages, zaps } = batch;
     let mut nr = 0;
     for p in from..to {
-        if mapping.folio(p).is_some_and(|w| w.try_unmap_again().is_ok())
+        if mapping.folio(p).is_some_and(|w| take(w).is_ok())
             && let Some(at) = pages.get_mut(nr)
         {
             *at = (mapping.id, p);

@@ -288,7 +288,7 @@ pub trait Store: Send + Sync {
 /// A store that may be called in a signal handler.
 ///
 /// # Safety
-/// `read` and `dsync` are async-signal-safe: no allocation, no lock, no lazily initialised thread-local, no libc
+/// `read` and `dsync`, and `write` unless [`Store::write_blocks`] says that it waits, are async-signal-safe: no allocation, no lock, no lazily initialised thread-local, no libc
 /// function outside signal-safety(7), no panic, no use of `errno`; they need at most 1 KiB of stack, and touch arena
 /// memory only if [`HandlerStore::touches_arenas`] says so.
 pub unsafe trait HandlerStore: Store {

@@ -208,6 +208,14 @@ fn forget_poison(host: &Host, address: usize) {
             let page = softfault_mm::page::page_align_down(address);
             // SAFETY: one page of a shared mapping of an arena, inside a section.
             let _ = unsafe { crate::mmu::uffd::zap(page, softfault_mm::page::PAGE_SIZE) };
+            // It may have been mapped and written since the fault, and the note of that went with the entry.
+            if let Some(word) = vma.mapping.folio(vma.pgoff_at(page))
+                && vma.flags.may_write_shared()
+                && let Ok(old) = word.try_pin(softfault_mm::folio::DIRTY)
+            {
+                vma.mapping.account_dirtied(u64::from(!old.has(softfault_mm::folio::DIRTY)));
+                word.unpin();
+            }
         }
         VmFaultReason::empty()
     });
