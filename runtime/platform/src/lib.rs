@@ -5,6 +5,7 @@
 //! ```text
 //! sys                       raw system calls; alone names libc
 //! child section staging     forked? who is inside a walk, pages for private copies
+//! stack                     stacks for what is too deep for a signal stack
 //! reclaim                   memory for batches of reclaim
 //! cache                     the memfds and the words of their pages
 //! mmu store                 installing pages, filling them
@@ -39,6 +40,7 @@ pub mod cache;
 pub mod child;
 pub mod reclaim;
 pub mod section;
+pub mod stack;
 pub mod staging;
 
 pub mod mmu;
