@@ -2,12 +2,17 @@
 //!
 //! The kernel delivers a synchronous signal that is blocked or ignored by killing. So this is checked beforehand: for
 //! each thread `SigBlk` of `/proc/self/task/*/status` (proc_pid_status(5)), for the process the dispositions.
+//!
+//! A thread that is resolving a fault has every signal masked, those of the C library too, which the program's own calls
+//! leave open: it is looked at again until it has come out.
 
 use crate::error::{Error, Result};
-use softfault_platform::sys::signal::{SIGBUS, SIGSEGV, mask_bit};
+use softfault_platform::sys::signal::{EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_bit};
 use softfault_platform::trap::{chain, entry};
 use std::fmt;
 use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
 /// What is wrong with a thread, or with the process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,11 +54,31 @@ pub(crate) fn audit_threads() -> Result<Audit> {
     }
     for task in fs::read_dir("/proc/self/task").map_err(io)? {
         let path = task.map_err(io)?.path();
-        // A thread may end between the listing and the reading.
-        let Ok(status) = fs::read_to_string(path.join("status")) else { continue };
-        offenders.extend(audit_status(&status));
+        offenders.extend(status_of(&path).and_then(|status| audit_status(&status)));
     }
     Ok(Audit { offenders })
+}
+
+/// How often a thread is looked at that has everything masked, a millisecond apart.
+const LOOKS: u32 = 50;
+
+/// Reads a thread's `status`; `None`: it ended between the listing and the reading.
+fn status_of(task: &Path) -> Option<String> {
+    let mut status = fs::read_to_string(task.join("status")).ok()?;
+    for _ in 1..LOOKS {
+        if !is_in_handler(&status) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        status = fs::read_to_string(task.join("status")).ok()?;
+    }
+    Some(status)
+}
+
+/// Returns whether every signal is masked that can be: SIGKILL and SIGSTOP (9 and 19) cannot.
+fn is_in_handler(status: &str) -> bool {
+    let blocked = u64::from_str_radix(field(status, "SigBlk:"), 16).unwrap_or(0);
+    blocked == EVERY_SIGNAL & !mask_bit(9) & !mask_bit(19)
 }
 
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
@@ -88,6 +113,13 @@ mod tests {
         let o = audit_status(text).expect("blocked");
         assert_eq!((o.tid, o.name.as_str()), (77, "worker"));
         assert!(o.why.contains("SIGBUS") && !o.why.contains("SIGSEGV"), "{}", o.why);
+    }
+
+    #[test]
+    fn a_mask_of_everything_is_a_handlers() {
+        assert!(is_in_handler("SigBlk:\tfffffffffffbfeff\n"));
+        assert!(!is_in_handler("SigBlk:\tfffffffe7ffbfeff\n"), "what a program's sigfillset(3) blocks");
+        assert!(!is_in_handler("SigBlk:\t0000000000000040\n"));
     }
 
     #[test]

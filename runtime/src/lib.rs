@@ -23,6 +23,7 @@ pub mod madvise;
 mod memory;
 pub mod object;
 pub mod pin;
+mod reclaim;
 mod registry;
 mod rmap;
 pub mod runtime;

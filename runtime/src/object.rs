@@ -13,7 +13,7 @@ use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
 use softfault_mm::folio::DIRTY;
 use softfault_mm::mapping::{DYING, Mapping};
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
@@ -555,42 +555,10 @@ impl Object {
         io::write_at(&self.inner, offset, buf)
     }
 
-    /// Changes the object's own limit. Pages above a lower one leave as others come.
-    ///
-    /// # Errors
-    /// [`Error::Denied`] where the object was made without one: its pages are not counted.
-    pub fn set_cache_limit(&self, bytes: u64) -> Result<()> {
-        let limit = &self.inner.mapping().own_limit;
-        if limit.load(Ordering::Relaxed) == u64::MAX {
-            let what = "the object was made without a limit of its own";
-            return Err(Error::Denied { op: "Object::set_cache_limit", what });
-        }
-        limit.store((bytes >> PAGE_SHIFT).clamp(64, u64::MAX - 1), Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Returns how many pages are in the cache.
     #[must_use]
     pub fn cached_pages(&self) -> u64 {
         self.inner.mapping().folios.iter().filter(|w| w.load().is_mappable()).count() as u64
-    }
-
-    /// Forgets that pages of the byte range were poisoned: the next touch asks the store anew.
-    ///
-    /// Touches heal pages by themselves; this is for system calls on `Monitor` arenas, whose poison is in the page
-    /// tables.
-    ///
-    /// # Errors
-    /// [`Error::System`].
-    pub fn heal(&self, range: std::ops::Range<u64>) -> Result<u64> {
-        parent_only("Object::heal")?;
-        let m = self.inner.mapping();
-        let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.nr_pages());
-        let healed = pages.clone().filter(|p| m.folio(*p).is_some_and(|w| w.forget_poison().is_ok())).count();
-        for arena in self.inner.arenas() {
-            arena.unpoison(&self.inner, pages.start, pages.end)?;
-        }
-        Ok(healed as u64)
     }
 
     /// Returns whether the store's pages are cached at `offset`, and readable without asking the store.

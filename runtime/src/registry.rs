@@ -14,7 +14,7 @@ use softfault_platform::mmu::{budget, segv};
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::sys::Errno;
 use softfault_platform::trap::{chain, entry};
-use softfault_platform::{child, host, staging, vmatree};
+use softfault_platform::{child, host, stack, staging, vmatree};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Numbers of one table: the free ones, and the first never used.
@@ -98,6 +98,7 @@ impl Registry {
         child::init().map_err(system(OP, "mmap"))?;
         vmatree::init().map_err(system(OP, "mmap"))?;
         staging::init().map_err(system(OP, "mmap"))?;
+        stack::init().map_err(system(OP, "mmap"))?;
         host::init();
         // Without it first stores cannot be found, and every page that may be stored to counts as dirty.
         let _ = softfault_platform::sys::pagemap::init();

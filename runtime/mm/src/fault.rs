@@ -11,12 +11,13 @@ use crate::filemap;
 use crate::folio::{DSYNCED, FolioWord, State};
 pub use crate::host::Env;
 use crate::host::Woken;
+use crate::mapping::Mapping;
 use crate::memcg;
 use crate::memcontrol::CacheAccount;
 use crate::memory;
 use crate::ops::{Staged, WaitKey};
 use crate::read_pages;
-use crate::readahead::{Mode, NO_MARKER};
+use crate::readahead::NO_MARKER;
 use crate::types::{FaultFlags, FillError, VmFaultReason};
 use crate::vma::{CowPage, VmFault, Waker, Work};
 use crate::vmscan::Freed;
@@ -68,38 +69,65 @@ pub fn resume_user_addr_fault(
     before: VmFaultReason,
 ) -> Option<VmFaultReason> {
     let mut attempt = Attempt { flags, cow: None, timed_out: false, before };
+    let mut work = Work::None;
     for _ in 0..MAX_ATTEMPTS {
-        let mut work = Work::None;
         let found = walk_once(env, ctx, address, &attempt, &mut work);
-        if let Some((staged, _)) = attempt.cow.take() {
-            env.mm.put_staged(staged);
-        }
-        let r = found?;
-        let seen = attempt.before.without(VmFaultReason::RETRY) | r;
-        if r.intersects(VmFaultReason::COMPLETED) {
-            // Handled; nothing of the fault is held any more.
-            let _ = do_work(env, ctx, work);
+        let seen = match end_attempt(env, &mut attempt, found, &mut work) {
+            Ok(seen) => seen,
+            Err(answer) => return answer,
+        };
+        let next = do_work(env, ctx, &mut work);
+        if seen.intersects(VmFaultReason::COMPLETED) {
             return Some(seen);
         }
-        if !r.intersects(VmFaultReason::RETRY) || flags.intersects(FaultFlags::RETRY_NOWAIT) {
-            drop_work(env, work);
-            return Some(seen);
+        if let Some(answer) = attempt.go_on(next, seen) {
+            return Some(answer);
         }
-        attempt.timed_out = false;
-        match do_work(env, ctx, work) {
-            Next::Again => {}
-            Next::WithCow(staged, version) => attempt.cow = Some((staged, version)),
-            Next::TimedOut => attempt.timed_out = true,
-            Next::Later => return Some(seen),
-            Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
-        }
-        attempt.before = seen;
-        attempt.flags |= FaultFlags::TRIED;
     }
     if let Some((staged, _)) = attempt.cow.take() {
         env.mm.put_staged(staged);
     }
     Some(attempt.before)
+}
+
+impl Attempt {
+    /// Readies the next attempt, or returns the fault's answer.
+    fn go_on(&mut self, next: Next, seen: VmFaultReason) -> Option<VmFaultReason> {
+        self.timed_out = false;
+        match next {
+            Next::Again => {}
+            Next::WithCow(staged, version) => self.cow = Some((staged, version)),
+            Next::TimedOut => self.timed_out = true,
+            Next::Later => return Some(seen),
+            Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
+        }
+        self.before = seen;
+        self.flags |= FaultFlags::TRIED;
+        None
+    }
+}
+
+/// Adds an attempt's bits up: they are the answer (`Err`), or there is work to do first.
+fn end_attempt(
+    env: Env<'_>,
+    attempt: &mut Attempt,
+    found: Option<VmFaultReason>,
+    work: &mut Work,
+) -> Result<VmFaultReason, Option<VmFaultReason>> {
+    if let Some((staged, _)) = attempt.cow.take() {
+        env.mm.put_staged(staged);
+    }
+    let r = found.ok_or(None)?;
+    let seen = attempt.before.without(VmFaultReason::RETRY) | r;
+    if r.intersects(VmFaultReason::COMPLETED) {
+        // Handled, nothing of it is held any more, and the thread is to wait.
+        return Ok(seen);
+    }
+    if !r.intersects(VmFaultReason::RETRY) || attempt.flags.intersects(FaultFlags::RETRY_NOWAIT) {
+        drop_work(env, core::mem::take(work));
+        return Err(Some(seen));
+    }
+    Ok(seen)
 }
 
 /// One attempt, inside one section.
@@ -134,19 +162,35 @@ fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, wor
 }
 
 /// Does what the walk asked for. No section, pin or signal-mask change of ours is in force.
-// Not inlined: a fault that nests in a store's read has 8 KiB with the outer one, and needs none of this.
+// Not inlined: a fault that nests in a store's read has 8 KiB with the outer one, and needs none of this. What goes
+// deepest is apart from the rest: without optimisation each arm has its own room in the frame.
 #[inline(never)]
-fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
+fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Next {
+    if let Some(claim) = do_read(env, ctx, work) {
+        return do_fill(env, ctx, claim);
+    }
+    match core::mem::take(work) {
+        Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
+        work => do_other_work(env, ctx, work),
+    }
+}
+
+#[inline(never)]
+fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
     match work {
         Work::None => {
             env.park.relax();
             Next::Again
         }
         Work::Fill(claim) => do_fill(env, ctx, claim),
-        Work::Read(held, mode) => do_read(env, ctx, held, mode),
+        Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
+        // Only its claim was missing.
+        Work::Read(held, _) => {
+            release(env, held);
+            Next::Again
+        }
         Work::Cow(claim) => do_cow_read(env, ctx, claim),
         Work::Dsync(claim) => do_dsync(env, ctx, claim),
-        Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
         Work::Throttle(claim) => do_throttle(env, ctx, claim),
         Work::Tell(telling) => {
             do_tell(env, ctx, telling);
@@ -156,19 +200,27 @@ fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
     }
 }
 
-/// Reads a missing page here or on a filler, and has the fillers read what lies ahead of it first.
+/// Returns the claim of pages to be read, if that is the work; claims a missing page, and has the fillers read what lies
+/// ahead of it first, where the walk has left both to be done.
 #[inline(never)]
-fn do_read(env: Env<'_>, ctx: &Ctx<'_>, held: Claim, mode: Mode) -> Next {
+fn do_read(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Option<Claim> {
+    let (held, mode) = match core::mem::take(work) {
+        Work::Fill(claim) => return Some(claim),
+        Work::Read(held, mode) => (held, mode),
+        other => {
+            *work = other;
+            return None;
+        }
+    };
     let mut claim = None;
-    env.mm.with_claim(&held, &mut |m| {
-        claim = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
+    env.mm.on_walk_stack(&mut || {
+        env.mm.with_claim(&held, &mut |m| {
+            claim = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
+        });
     });
     release(env, held);
-    match claim {
-        Some(claim) => do_fill(env, ctx, claim),
-        // Somebody else claimed it meanwhile, or there is no room: the next attempt is TRIED, and says so.
-        None => Next::Again,
-    }
+    // None: somebody else claimed it meanwhile, or there is no room: the next attempt is TRIED, and says so.
+    claim
 }
 
 /// Undoes what the walk prepared for work that nobody will do: a token that is not spent keeps its object for ever, and
@@ -252,14 +304,22 @@ fn needs_room(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
 
 /// Reads the claimed pages here, or has a filler read them; the next attempt finds them, or waits.
 fn do_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
+    if needs_room(env, ctx, &claim) || !may_call_store(env, ctx, &claim) {
+        return fill_elsewhere(env, ctx, claim);
+    }
+    fill_here(env, ctx, claim);
+    Next::Again
+}
+
+/// Has a filler read the claimed pages, unless the access is refused.
+#[inline(never)]
+fn fill_elsewhere(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     if needs_room(env, ctx, &claim) {
         give_up(env, claim);
         ctx.refuse();
         return Next::Fail(FillError::Refused);
     }
-    if may_call_store(env, ctx, &claim) {
-        fill_here(env, ctx, claim);
-    } else if let Err(claim) = env.park.submit(claim) {
+    if let Err(claim) = env.park.submit(claim) {
         give_up(env, claim);
         env.park.relax();
     }
@@ -273,19 +333,27 @@ pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
     let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
     let mut pending = Some(claim);
     env.mm.with_claim(&id, &mut |m| {
-        if let Some(claim) = pending.take() {
-            let began = ctx.now();
-            // The counters outlive every object; the object itself may be gone when the claim is spent.
-            let stat = m.stat;
-            let account = m.account;
-            // The verdict is in the words; the next walk reads it there.
-            let _ = filemap::read_claimed(m, env.park, ctx.stripe, claim);
-            wake_kswapd(env, account);
-            if ctx.clock.is_some() {
-                stat.stage(ctx.stripe, Stage::Fill, ctx.now().wrapping_sub(began));
+        let began = ctx.now();
+        let Some(read) = pending.as_ref().map(|claim| filemap::read_folio(m, ctx.stripe, claim)) else { return };
+        env.mm.on_walk_stack(&mut || {
+            if let Some(claim) = pending.take() {
+                end_fill(env, ctx, m, claim, read, began);
             }
-        }
+        });
     });
+}
+
+/// Publishes what was read.
+fn end_fill(env: Env<'_>, ctx: &Ctx<'_>, m: &Mapping<'_>, claim: Claim, read: filemap::Read, began: u64) {
+    // The counters outlive every object; the object itself may be gone when the claim is spent.
+    let stat = m.stat;
+    let account = m.account;
+    // The verdict is in the words; the next walk reads it there.
+    let _ = filemap::end_read(m, env.park, ctx.stripe, claim, read);
+    wake_kswapd(env, account);
+    if ctx.clock.is_some() {
+        stat.stage(ctx.stripe, Stage::Fill, ctx.now().wrapping_sub(began));
+    }
 }
 
 /// Gives a claim's pages up: no filler has room.

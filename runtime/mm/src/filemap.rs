@@ -285,10 +285,32 @@ fn each_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), from: u64, to: u64, 
 /// # Errors
 /// Why the first page that is not there is not.
 pub fn read_claimed(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, claim: Claim) -> Result<(), FillError> {
+    let read = read_folio(mapping, stripe, &claim);
+    end_read(mapping, park, stripe, claim, read)
+}
+
+/// What a store says of a read: or how many whole pages are good, and why the next one is not.
+pub(crate) type Read = Result<(), (u32, FillError)>;
+
+/// Reads the pages of a claim from the store. The first half of [`read_claimed`].
+pub(crate) fn read_folio(mapping: &Mapping<'_>, stripe: usize, claim: &Claim) -> Read {
+    mapping.stat.add(stripe, Event::FILL_CALLS, 1);
+    mapping.a_ops.read_folio(claim.pgoff(), claim.nr())
+}
+
+/// Publishes what was read. The second half of [`read_claimed`]: it neither sleeps nor calls the store.
+///
+/// # Errors
+/// As [`read_claimed`].
+pub(crate) fn end_read(
+    mapping: &Mapping<'_>,
+    park: &dyn Park,
+    stripe: usize,
+    claim: Claim,
+    read: Read,
+) -> Result<(), FillError> {
     let (pgoff, nr) = (claim.pgoff(), claim.nr());
     let end = pgoff.saturating_add(u64::from(nr));
-    mapping.stat.add(stripe, Event::FILL_CALLS, 1);
-    let read = mapping.a_ops.read_folio(pgoff, nr);
     failpoint!(FILL_PUBLISH);
     let result = match read {
         Ok(()) => {

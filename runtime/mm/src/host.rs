@@ -42,6 +42,15 @@ pub trait AddressSpace {
     /// # Context: handler
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool;
 
+    /// Runs `f` where deep frames have room: a handler's stack may have 8 KiB, of which the kernel took half.
+    ///
+    /// `f` neither sleeps nor touches an arena, and calls no code of the user's that might.
+    ///
+    /// # Context: handler
+    fn on_walk_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) {
+        f();
+    }
+
     /// Claims a staging page; `None`: all are in use.
     ///
     /// # Context: handler

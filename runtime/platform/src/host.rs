@@ -3,7 +3,8 @@
 use crate::section::Slot;
 use crate::sys::{Errno, file, futex, signal, thread};
 use crate::vmatree::{self, Lists};
-use crate::{reclaim, staging};
+use crate::{reclaim, stack, staging};
+use core::cell;
 use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
@@ -194,21 +195,33 @@ pub fn mask_signals() {
 /// The slot is in a cell of its own because sleeping gives it up and takes another.
 #[derive(Debug)]
 pub struct Host {
-    slot: core::cell::RefCell<Option<Slot>>,
+    slot: cell::RefCell<Option<Slot>>,
     handler: bool,
+    footing: cell::Cell<Footing>,
+}
+
+/// What a handler runs on, and which signals are open meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Footing {
+    /// On the alternate stack; every signal is masked, as the kernel entered us.
+    Closed,
+    /// On the alternate stack; the signals of instructions are open: user code may run, and fault.
+    Open,
+    /// On a walk stack; every signal is masked.
+    Walk,
 }
 
 impl Host {
     /// Returns the host of the calling thread's walk.
     #[must_use]
     pub fn new(slot: Slot, handler: bool) -> Self {
-        Self { slot: core::cell::RefCell::new(Some(slot)), handler }
+        Self { slot: cell::RefCell::new(Some(slot)), handler, footing: cell::Cell::new(Footing::Closed) }
     }
 
     /// Returns the host of code that looks nothing up by address (`read_at`, fillers): it holds no slot.
     #[must_use]
     pub fn detached() -> Self {
-        Self { slot: core::cell::RefCell::new(None), handler: false }
+        Self { slot: cell::RefCell::new(None), handler: false, footing: cell::Cell::new(Footing::Closed) }
     }
 
     /// Returns what the walk needs.
@@ -220,6 +233,20 @@ impl Host {
     fn with_slot<R>(&self, f: impl FnOnce(&Slot) -> R) -> Option<R> {
         let slot = self.slot.try_borrow().ok()?;
         slot.as_ref().map(f)
+    }
+
+    /// Lets code that follows fault: in a handler, outside the parts that run on a walk stack.
+    fn open_signals(&self) {
+        if self.handler && self.footing.get() == Footing::Closed {
+            signal::set_mask(signal::HANDLER_MASK);
+            self.footing.set(Footing::Open);
+        }
+    }
+
+    /// Looks the vma up and runs `f` on it, in the section.
+    fn walk<'f>(&self, address: usize, f: &mut (dyn FnMut(&Vma<'_>) -> VmFaultReason + 'f)) -> Option<VmFaultReason> {
+        let slot = self.slot.try_borrow().ok()?;
+        vmatree::with_vma(slot.as_ref()?, address, f)
     }
 
     /// Gives the slot up for the length of `f`.
@@ -241,25 +268,26 @@ impl AddressSpace for Host {
     ) -> Option<VmFaultReason> {
         // A section must not be interrupted: a handler of the program's that faults inside it would be refused, and one
         // that jumps away would leave it entered for ever. In our own handlers the mask is in force already.
-        let outside = if self.handler { 0 } else { signal::block(signal::HANDLER_MASK) };
-        let r = match self.slot.try_borrow() {
-            Ok(slot) => match slot.as_ref() {
-                Some(slot) => vmatree::with_vma(slot, address, f),
-                None => None,
-            },
-            Err(_) => None,
-        };
-        if !self.handler {
-            signal::set_mask(outside);
+        let mut r = None;
+        if self.handler {
+            self.on_walk_stack(&mut || r = self.walk(address, f));
+            return r;
         }
+        let outside = signal::block(signal::HANDLER_MASK);
+        r = self.walk(address, f);
+        signal::set_mask(outside);
         r
     }
     fn with_claim<'f>(&self, claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
+        // The object's store may fault.
+        self.open_signals();
         if let Some(m) = vmatree::mapping(claim.mapping_id()) {
             f(m);
         }
     }
     fn with_telling<'f>(&self, telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {
+        // The delegate may fault.
+        self.open_signals();
         let found = (vmatree::delegation(telling.delegation_id()), vmatree::mapping(telling.claim().mapping_id()));
         if let (Some(d), Some(m)) = found {
             f(d, m);
@@ -278,13 +306,31 @@ impl AddressSpace for Host {
         entered
     }
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
-        // A handler of the program's that jumps away would keep the batch for ever.
-        let outside = if self.handler { 0 } else { signal::block(signal::HANDLER_MASK) };
-        let have = reclaim::with_batch(f);
-        if !self.handler {
-            signal::set_mask(outside);
+        let mut have = false;
+        if self.handler {
+            self.on_walk_stack(&mut || have = reclaim::with_batch(f));
+            return have;
         }
+        // A handler of the program's that jumps away would keep the batch for ever.
+        let outside = signal::block(signal::HANDLER_MASK);
+        have = reclaim::with_batch(f);
+        signal::set_mask(outside);
         have
+    }
+    #[inline]
+    fn on_walk_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) {
+        if !self.handler {
+            return f();
+        }
+        match self.footing.replace(Footing::Walk) {
+            // A part of such a part.
+            Footing::Walk => return f(),
+            Footing::Open => _ = signal::set_mask(signal::EVERY_SIGNAL),
+            Footing::Closed => {}
+        }
+        let hint = self.with_slot(Slot::stripe).unwrap_or(0);
+        stack::on_walk_stack(hint, f);
+        self.footing.set(Footing::Closed);
     }
     fn get_staged(&self) -> Option<Staged> {
         staging::get()

@@ -5,6 +5,7 @@
 //! ```text
 //! sys                       raw system calls; alone names libc
 //! child section staging     forked? who is inside a walk, pages for private copies
+//! stack                     stacks for what is too deep for a signal stack
 //! reclaim                   memory for batches of reclaim
 //! cache digest              the memfds and the words of their pages; was a page changed?
 //! frames                    recycled pages of exclusive objects
@@ -44,6 +45,7 @@ pub mod digest;
 pub mod frames;
 pub mod reclaim;
 pub mod section;
+pub mod stack;
 pub mod staging;
 
 pub mod mmu;

@@ -40,7 +40,11 @@ pub fn min_frame_bytes() -> usize {
     said.max(2048)
 }
 
-/// The signals that stay open in our handlers: those an instruction of the handler itself can raise.
+/// Every signal: the mask that our handlers are entered with. SIGKILL and SIGSTOP cannot be masked, the kernel leaves
+/// them out.
+pub const EVERY_SIGNAL: u64 = !0;
+
+/// The mask while user code runs in our handlers: open are the signals that an instruction of that code can raise.
 ///
 /// Everything else waits: an asynchronous handler that left ours by `siglongjmp` would leak pins and claims.
 pub const HANDLER_MASK: u64 =

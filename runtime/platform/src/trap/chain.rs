@@ -4,13 +4,13 @@
 //! is not ours, with its own mask and flags, as if we were not there. Flags, and why:
 //! - `SA_SIGINFO`: the address and the cause are in the second argument.
 //! - `SA_ONSTACK`: the stack may be what overflowed (Rust's own handler needs this too).
-//! - mask: everything asynchronous waits, because a handler that jumps out of ours would leak what we hold; the
-//!   signals an instruction of ours can raise stay open, so that faults may nest.
-//! - `SA_NODEFER`: the kernel adds the signal itself to the mask otherwise, and kills a handler whose store faults.
+//! - mask: everything waits. A handler that jumps out of ours would leak what we hold, and any handler on the alternate
+//!   stack would overwrite us while we are on a walk stack (`stack` draws that). The host opens the signals of
+//!   instructions again where user code runs that may fault.
 //! - no `SA_RESTART`: synchronous signals restart nothing.
 
 use crate::sys::signal::{
-    self, BUS_ADRERR, Frame, HANDLER_MASK, KernelSigaction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_SIGINFO,
+    self, BUS_ADRERR, EVERY_SIGNAL, Frame, KernelSigaction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_SIGINFO,
     SEGV_ACCERR, SIG_DFL, SIG_IGN, SIGBUS, SIGSEGV, SigInfo,
 };
 use crate::sys::{Errno, thread};
@@ -109,8 +109,8 @@ fn previous(signo: i32) -> &'static Previous {
 type Handler = unsafe extern "C" fn(i32, *mut SigInfo, *mut c_void);
 
 fn ours(handler: Handler) -> KernelSigaction {
-    let flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    KernelSigaction { handler: handler as usize, flags, restorer: 0, mask: HANDLER_MASK }
+    let flags = SA_SIGINFO | SA_ONSTACK;
+    KernelSigaction { handler: handler as usize, flags, restorer: 0, mask: EVERY_SIGNAL }
 }
 
 /// Installs `handler` for SIGBUS and SIGSEGV, remembering what was there. Control plane, under the caller's lock.

@@ -7,8 +7,8 @@
 //!   SIGSEGV on a userfaultfd arena                          -> protection: spurious, or the previous handler
 //!   else mm::fault::do_user_addr_fault                      -> return, or the previous handler with the right signal
 //! ```
-//! The stack: an 8 KiB alternate stack (Rust's own size) holds two signal frames and this code twice; the third fault
-//! is refused before it needs room that is not there.
+//! The stack: an 8 KiB alternate stack (Rust's own size) holds the frame and this code; what is deep runs on a walk stack
+//! (`stack`). A store that may fault is read only where a second frame and this code fit too; the third fault is refused.
 //!
 //! # Context: handler
 
@@ -126,29 +126,14 @@ fn refuse(signo: i32, why: u64) -> Verdict {
 }
 
 /// Runs the walk and turns its bits into a verdict.
+// What comes before the walk and after it has frames of its own: without optimisation their sum would lie below it.
 fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
-    let clock: Option<fn() -> u64> = if slot.is_sampled() { Some(thread::rdtsc) } else { None };
-    let began = clock.map_or(0, |c| c());
-    let Some((trap, stat)) = arena_of_fault(&slot, si.addr) else { return Verdict::Pass(signo) };
-    let mut ctx = Ctx::handler(slot.stripe(), slot.is_nested(), frame.mask(), clock);
-    ctx.cramped = is_cramped(frame);
-    stat.add(ctx.stripe, Event::HANDLER_ENTRY, 1);
-    if ctx.nested {
-        stat.add(ctx.stripe, Event::HANDLER_NESTED, 1);
-    }
-    if frame.is_instruction() {
-        return Verdict::Pass(SIGSEGV);
-    }
-    if !is_translation(signo, si.code, trap) {
-        return Verdict::Pass(signo);
-    }
-    if signo == SIGSEGV && trap != Trap::Segv {
-        return protection_fault(si.addr, frame, &slot, &ctx, stat);
-    }
-    let mut flags = FaultFlags::USER | FaultFlags::ALLOW_RETRY;
-    if frame.is_write() {
-        flags |= FaultFlags::WRITE;
-    }
+    let mut ctx = Ctx::handler(slot.stripe(), slot.is_nested(), frame.mask(), clock_of(&slot));
+    let began = ctx.now();
+    let (trap, stat, flags) = match access(signo, si, frame, &slot, &mut ctx) {
+        Ok(access) => access,
+        Err(verdict) => return verdict,
+    };
     let host = Host::new(slot, true);
     let r = fault::do_user_addr_fault(host.env(), &ctx, si.addr, flags);
     #[cfg(feature = "userfaultfd")]
@@ -156,13 +141,53 @@ fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
         forget_poison(&host, si.addr);
     }
     drop(host);
-    if let Some(c) = clock {
-        stat.stage(ctx.stripe, Stage::Total, c().wrapping_sub(began));
+    if ctx.clock.is_some() {
+        stat.stage(ctx.stripe, Stage::Total, ctx.now().wrapping_sub(began));
     }
+    settle(signo, si.addr, &ctx, r)
+}
+
+fn clock_of(slot: &Slot) -> Option<fn() -> u64> {
+    slot.is_sampled().then_some(thread::rdtsc as fn() -> u64)
+}
+
+/// Returns what kind of access it was, and to what kind of arena; or the verdict, where no walk is needed for one.
+#[inline(never)]
+fn access(
+    signo: i32,
+    si: &SigInfo,
+    frame: &Frame,
+    slot: &Slot,
+    ctx: &mut Ctx<'_>,
+) -> Result<(Trap, &'static VmStat, FaultFlags), Verdict> {
+    let Some((trap, stat)) = arena_of_fault(slot, si.addr) else { return Err(Verdict::Pass(signo)) };
+    ctx.cramped = is_cramped(frame);
+    stat.add(ctx.stripe, Event::HANDLER_ENTRY, 1);
+    if ctx.nested {
+        stat.add(ctx.stripe, Event::HANDLER_NESTED, 1);
+    }
+    if frame.is_instruction() {
+        return Err(Verdict::Pass(SIGSEGV));
+    }
+    if !is_translation(signo, si.code, trap) {
+        return Err(Verdict::Pass(signo));
+    }
+    if signo == SIGSEGV && trap != Trap::Segv {
+        return Err(protection_fault(si.addr, frame, slot, ctx, stat));
+    }
+    let mut flags = FaultFlags::USER | FaultFlags::ALLOW_RETRY;
+    if frame.is_write() {
+        flags |= FaultFlags::WRITE;
+    }
+    Ok((trap, stat, flags))
+}
+
+/// Turns the walk's bits into a verdict.
+fn settle(signo: i32, address: usize, ctx: &Ctx<'_>, r: Option<VmFaultReason>) -> Verdict {
     if ctx.is_refused() {
         return refuse(SIGBUS, 8);
     }
-    if ctx.is_gone() && !spurious::may_retry(si.addr) {
+    if ctx.is_gone() && !spurious::may_retry(address) {
         // Nothing of ours is in the way of this access, and yet it comes back.
         return Verdict::Pass(signo);
     }

@@ -196,6 +196,12 @@ pub fn nopanic_delegation(delegation: &Delegation<'_>, index: usize) -> bool {
     begun && delegation.is_told(index)
 }
 
+/// The switch to a walk stack: what runs there is linked above, as a part of the walk.
+#[unsafe(no_mangle)]
+pub fn nopanic_walk_stack(hint: usize, f: &mut dyn FnMut()) {
+    softfault_platform::stack::on_walk_stack(hint, f);
+}
+
 /// What a helper thread does with what the handler queued.
 #[unsafe(no_mangle)]
 pub fn nopanic_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
