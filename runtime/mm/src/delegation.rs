@@ -119,7 +119,7 @@ impl<'a> MinorFault<'a> {
     /// [`MinorError::Busy`] unless the object is mapped this once and nobody has pinned the page, [`MinorError::Gone`].
     pub fn rewrite(&self, f: &mut dyn FnMut(&mut [u8])) -> Result<(), MinorError> {
         let word = self.mapping.folio(self.pgoff).ok_or(MinorError::Range)?;
-        word.try_rewrite().map_err(|seen| match seen.state() {
+        let old = word.try_rewrite().map_err(|seen| match seen.state() {
             State::Uptodate | State::Writeback => MinorError::Busy,
             _ => MinorError::Gone,
         })?;
@@ -130,6 +130,7 @@ impl<'a> MinorFault<'a> {
         // Published also when `f` unwinds: a page that stayed `filling` would hold everybody up for ever.
         let _published = Published { word, wake: self.wake, set: if alone { DIRTY } else { 0 } };
         if alone {
+            self.mapping.account_dirtied(u64::from(!old.has(DIRTY)));
             self.mapping.a_ops.with_page_mut(self.pgoff, f);
         }
         if !alone {

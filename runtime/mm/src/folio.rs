@@ -291,10 +291,19 @@ impl FolioWord {
         })
     }
 
-    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason.
-    pub fn keep(&self) {
-        // Relaxed: both bits are advice; who evicts decides by CAS.
-        self.0.fetch_and(!(UNMAPPED | REFERENCED), Ordering::Relaxed);
+    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason. `version` is that of the
+    /// page meant.
+    ///
+    /// ```text
+    /// reclaim                                 others
+    /// verdict: it was missed
+    ///                                         truncate, fill again, UNMAPPED in its new life
+    /// -UNMAPPED
+    ///                                         a window maps it; stores are not looked for before the zap
+    /// ```
+    /// Hence the version: in one life, only who set `UNMAPPED` takes it away.
+    pub fn keep(&self, version: u32) {
+        let _ = self.update(|w| (w.version() == version).then_some(w.0 & !(UNMAPPED | REFERENCED)));
     }
 
     /// Drops a pin.
@@ -364,11 +373,11 @@ impl FolioWord {
         let _ = self.update(|w| (w.state() == State::Filling).then_some(w.0 | OVERDUE));
     }
 
-    /// Sets flags on a page that the caller has pinned.
-    pub fn set(&self, flags: u64) {
+    /// Sets flags on a page that the caller owns or has pinned; returns what was there.
+    pub fn set(&self, flags: u64) -> Folio {
         // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
         // release publishes it.
-        self.0.fetch_or(flags, Ordering::Relaxed);
+        Folio(self.0.fetch_or(flags, Ordering::Relaxed))
     }
 
     /// uptodate, clean, unpinned, `UNMAPPED` and not referenced since -> evicting.
@@ -400,9 +409,9 @@ impl FolioWord {
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 
-    /// evicting -> uptodate: the punch failed, the page is still there. Evictor only.
+    /// evicting -> uptodate: the punch failed, the page is still there, as one that was missed. Evictor only.
     pub fn evict_undo(&self) -> Wake {
-        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS)) | UPTODATE));
+        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | UNMAPPED | REFERENCED)) | UPTODATE));
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 
@@ -414,12 +423,13 @@ impl FolioWord {
         self.update(|w| (w.state() == State::Poisoned).then_some(w.0 & !(STATE | ERROR)))
     }
 
-    /// uptodate, unpinned -> filling: a rewrite (a delegate's) with the page mapped nowhere.
+    /// uptodate, unpinned -> filling: a rewrite (a delegate's) with the page mapped nowhere. It is the same page
+    /// afterwards, to the queues of reclaim too: the version stays.
     ///
     /// # Errors
     /// What was seen instead.
     pub fn try_rewrite(&self) -> Result<Folio, Folio> {
-        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.bumped() & !STATE) | FILLING))
+        self.update(|w| (w.state() == State::Uptodate && w.pins() == 0).then_some((w.0 & !STATE) | FILLING))
     }
 
     /// uptodate, dirty, unpinned, not held -> writeback, clean.
@@ -521,7 +531,9 @@ mod tests {
         w.try_pin(REFERENCED).unwrap();
         w.unpin();
         assert!(w.try_evict().is_err(), "it is mapped again");
-        w.keep();
+        w.keep(w.load().version() - 1);
+        assert!(w.load().has(UNMAPPED), "a verdict on an earlier life says nothing");
+        w.keep(w.load().version());
         assert!(w.try_pin_around(0).is_ok());
     }
 

@@ -117,7 +117,7 @@ pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch) -> u64 {
         unmap_from(vma, mapping, pages, zaps);
         for (_, q) in pages {
             if let Some(word) = mapping.folio(*q) {
-                word.keep();
+                word.keep(word.load().version());
                 word.unpin();
             }
         }
@@ -168,11 +168,8 @@ fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: 
 
 /// Sets `DIRTY` on a page that the caller has pinned, or that is `writeback` and the caller's.
 fn mark_dirty(mapping: &Mapping<'_>, pgoff: u64) {
-    if let Some(word) = mapping.folio(pgoff)
-        && !word.load().has(DIRTY)
-    {
-        word.set(DIRTY);
-        mapping.account_dirtied(1);
+    if let Some(word) = mapping.folio(pgoff) {
+        mapping.account_dirtied(u64::from(!word.set(DIRTY).has(DIRTY)));
     }
 }
 

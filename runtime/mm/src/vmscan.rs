@@ -127,14 +127,15 @@ impl Scan<'_> {
             done.scanned += 1;
             let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { continue };
             let Some(word) = mapping.folio(entry.pgoff()) else { continue };
-            let verdict = match verdict(entry, word.load()) {
+            let seen = word.load();
+            let verdict = match verdict(entry, seen) {
                 Verdict::Dirty if !mapping.dirty_goes => Verdict::Keep,
                 v => v,
             };
             match verdict {
                 Verdict::Stale => {}
                 Verdict::Keep => {
-                    word.keep();
+                    word.keep(seen.version());
                     self.stat.add(self.stripe, Event::PGACTIVATE, 1);
                     self.enter(&lru.main, entry);
                 }
@@ -150,7 +151,7 @@ impl Scan<'_> {
                     mapping.want_flush();
                     self.enter(&lru.probation, entry);
                 }
-                Verdict::Evict => done.freed += self.evict(&mut run, entry, mapping, word),
+                Verdict::Evict => done.freed += self.evict(&mut run, entry, seen.version(), mapping, word),
             }
         }
         done.freed += self.end_run(run.take());
@@ -164,12 +165,12 @@ impl Scan<'_> {
     }
 
     /// Takes one page into the run, ending the run first where the page is not its neighbour. Returns how many pages went.
-    fn evict(&self, run: &mut Option<Run>, entry: Entry, mapping: &Mapping<'_>, word: &FolioWord) -> u64 {
+    fn evict(&self, run: &mut Option<Run>, entry: Entry, version: u32, mapping: &Mapping<'_>, word: &FolioWord) -> u64 {
         let (id, p) = (entry.mapping_id(), entry.pgoff());
         let extends = run.is_some_and(|r| r.id == id && r.to == p && !p.is_multiple_of(EXTENT_PAGES as u64));
         let freed = if extends { 0 } else { self.end_run(run.take()) };
         if !extends && !rmap::get_evict(self.rmap, mapping, self.stripe, p) {
-            word.keep();
+            word.keep(version);
             self.enter(&self.account.lru.main, entry);
             return freed;
         }
@@ -193,6 +194,12 @@ impl Scan<'_> {
         let freed = punch(mapping, self.env.park, self.stripe, run.from, run.to, true);
         if let Some(chunk) = mapping.chunk(run.from) {
             chunk.put_evict();
+        }
+        // They are still there, and their entries were taken out.
+        for p in if freed == 0 { run.from..run.to } else { 0..0 } {
+            if let Some(word) = mapping.folio(p) {
+                self.enter(&self.account.lru.main, Entry::new(run.id, p, word.load()));
+            }
         }
         freed
     }
@@ -454,10 +461,11 @@ fn reclaim_batch(
     let mut run: Option<(u64, u64)> = None;
     for (_, p) in pages {
         let Some(word) = mapping.folio(*p) else { continue };
+        let version = word.load().version();
         word.unpin();
         let owed = word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed();
         if owed || word.try_evict().is_err() {
-            word.keep();
+            word.keep(version);
             continue;
         }
         run = match run {
@@ -496,25 +504,24 @@ fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe
     if !rmap::get_evict(rmap, mapping, stripe, from) {
         return 0;
     }
-    let take = |p: u64| match mapping.folio(p).map(FolioWord::try_discard) {
-        Some(Ok(old)) => {
-            mapping.account_cleaned(u64::from(old.has(DIRTY)));
-            true
-        }
-        _ => false,
-    };
     let mut freed = 0;
-    let mut run = from;
+    let (mut run, mut dirty) = (from, 0);
     for p in from..=to {
-        if p < to && take(p) {
+        if p < to
+            && let Some(Ok(old)) = mapping.folio(p).map(FolioWord::try_discard)
+        {
+            dirty += u64::from(old.has(DIRTY));
             continue;
         }
         if run < p {
             // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
             rmap::hide(rmap, mapping, run, p);
-            freed += punch(mapping, env.park, stripe, run, p, false);
+            let went = punch(mapping, env.park, stripe, run, p, false);
+            // A page that could not be punched is as dirty as it was.
+            mapping.account_cleaned(if went > 0 { dirty } else { 0 });
+            freed += went;
         }
-        run = p.saturating_add(1);
+        (run, dirty) = (p.saturating_add(1), 0);
     }
     if let Some(chunk) = mapping.chunk(from) {
         chunk.put_evict();

@@ -105,11 +105,18 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
         Err((good, _)) => from.saturating_add(u64::from(good)).min(to),
     };
     let unsynced = unsynced_bit(mapping);
-    // Unprotected pages may be written unseen from here on: they stay dirty.
-    let set = if protected { unsynced } else { unsynced | DIRTY };
-    each(env, mapping, from, good, |w| w.end_writeback(set));
-    each(env, mapping, good, to, |w| w.end_writeback(DIRTY));
-    mapping.account_dirtied(if protected { to - good } else { nr });
+    let redirty = |w: &FolioWord| mapping.account_dirtied(u64::from(!w.set(DIRTY).has(DIRTY)));
+    each(env, mapping, from, good, |w| {
+        if !protected {
+            // It may be written unseen from here on.
+            redirty(w);
+        }
+        w.end_writeback(unsynced)
+    });
+    each(env, mapping, good, to, |w| {
+        redirty(w);
+        w.end_writeback(0)
+    });
     mapping.account.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
     mapping.stat.add(stripe, Event::PGPGOUT, good - from);
     mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);

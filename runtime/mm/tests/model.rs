@@ -43,7 +43,7 @@ enum Op {
     Map { arena: usize, at: usize, nr: usize, object: usize, pgoff: usize, kind: usize },
     Unmap { arena: usize, at: usize, nr: usize, hints: bool },
     Protect { arena: usize, at: usize, nr: usize, read: bool, write: bool },
-    Zap { arena: usize, at: usize, nr: usize, hints: bool },
+    Zap { arena: usize, at: usize, nr: usize },
     Access { arena: usize, at: usize, offset: usize, store: Option<u8>, thread: bool },
     Glance { arena: usize, at: usize, write: bool },
     Evict { object: usize, at: usize, nr: usize, store_ok: bool },
@@ -81,8 +81,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(arena, at, nr, hints)| Op::Unmap { arena, at, nr, hints }),
         1 => (arena.clone(), place(), length(), prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(arena, at, nr, read, write)| Op::Protect { arena, at, nr, read, write }),
-        1 => (arena.clone(), place(), length(), any::<bool>())
-            .prop_map(|(arena, at, nr, hints)| Op::Zap { arena, at, nr, hints }),
+        1 => (arena.clone(), place(), length()).prop_map(|(arena, at, nr)| Op::Zap { arena, at, nr }),
         16 => (arena.clone(), place(), offset, proptest::option::of(any::<u8>()), any::<bool>())
             .prop_map(|(arena, at, offset, store, thread)| Op::Access { arena, at, offset, store, thread }),
         1 => (arena, place(), any::<bool>()).prop_map(|(arena, at, write)| Op::Glance { arena, at, write }),
@@ -248,9 +247,9 @@ impl Model {
                 let (start, end) = Self::range(arena, at, nr);
                 self.world.protect(start, end, read, write);
             }
-            Op::Zap { arena, at, nr, hints } => {
+            Op::Zap { arena, at, nr } => {
                 let (start, end) = Self::range(arena, at, nr);
-                self.world.zap(start, end, !hints);
+                self.world.zap(start, end);
             }
             Op::Access { arena, at, offset, store, thread } => {
                 self.access(Self::range(arena, at, 1).0 + offset, store, thread);
@@ -262,9 +261,7 @@ impl Model {
             }
             Op::WriteBack { object, at, store_ok } => {
                 let (from, to) = self.pages(object, at, 1);
-                for p in from..to {
-                    self.world.write_back(object, p, store_ok);
-                }
+                let _ = self.world.write_back(object, from, to, store_ok);
             }
             Op::Truncate { object, len_bytes } => self.truncate(object, len_bytes as u64),
             Op::Fail { object, at, corrupt } => {
