@@ -166,6 +166,10 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let mut freed = Freed::Nothing;
     env.mm.with_claim(&claim, &mut |m| {
         freed = vmscan::try_to_free_pages(env, ctx, m.account, m.stat);
+        // Somebody else has brought the page in, with the last room there was.
+        if freed == Freed::Nothing && !m.folio(claim.pgoff()).is_some_and(|w| filemap::is_missing(w.load())) {
+            freed = Freed::Some;
+        }
         if freed == Freed::Nothing {
             m.stat.reason(ctx.stripe, VmFaultReason::OOM);
         }

@@ -231,6 +231,14 @@ impl FolioWord {
         Folio(self.0.load(Ordering::Acquire))
     }
 
+    /// Looks at the word by a read-modify-write: a change that this misses is made by who then sees everything that the
+    /// caller did before.
+    #[must_use]
+    pub fn load_latest(&self) -> Folio {
+        // AcqRel, and adding nothing: it stands in the order of all changes of the word.
+        Folio(self.0.fetch_or(0, Ordering::AcqRel))
+    }
+
     /// Returns the address a futex sleeps on: the low half of the word (x86-64 is little-endian).
     #[must_use]
     pub fn futex_addr(&self) -> usize {

@@ -157,7 +157,8 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
 fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: Seen) {
     each_address(vma, mapping.id, pages, |i, pgoff, addr| {
         let bit = 1u64 << i;
-        let touched = || mapping.folio(pgoff).is_some_and(|w| w.load().has(REFERENCED));
+        // Who is missed here maps the page after the zap, and its note is still there.
+        let touched = || mapping.folio(pgoff).is_some_and(|w| w.load_latest().has(REFERENCED));
         let lost =
             (seen.protected & bit != 0 && vma.mmu.pte(addr) != Pte::Marker) || (seen.nothing & bit != 0 && touched());
         if lost {

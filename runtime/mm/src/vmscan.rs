@@ -459,22 +459,28 @@ fn reclaim_batch(
     rmap::try_to_unmap(rmap, mapping, pages, zaps);
     let mut freed = 0;
     let mut run: Option<(u64, u64)> = None;
-    for (_, p) in pages {
-        let Some(word) = mapping.folio(*p) else { continue };
+    for p in from..to {
+        let Some(word) = mapping.folio(p) else { continue };
         let version = word.load().version();
-        word.unpin();
+        // Pages on probation are unmapped already, and not ours to keep.
+        let ours = pages.iter().any(|(_, q)| *q == p);
+        if ours {
+            word.unpin();
+        }
         let owed = word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed();
         if owed || word.try_evict().is_err() {
-            word.keep(version);
+            if ours {
+                word.keep(version);
+            }
             continue;
         }
         run = match run {
-            Some((a, b)) if b == *p => Some((a, p + 1)),
+            Some((a, b)) if b == p => Some((a, p + 1)),
             Some((a, b)) => {
                 freed += punch(mapping, env.park, stripe, a, b, false);
-                Some((*p, p + 1))
+                Some((p, p + 1))
             }
-            None => Some((*p, p + 1)),
+            None => Some((p, p + 1)),
         };
     }
     if let Some((a, b)) = run {

@@ -64,6 +64,10 @@ impl Content {
             bytes
         })
     }
+    /// Whether page `p` may differ from what it was in the beginning.
+    pub(crate) fn is_touched(&self, p: u64) -> bool {
+        self.pages.contains_key(&p)
+    }
     pub(crate) fn set_page(&mut self, p: u64, bytes: Vec<u8>) {
         self.pages.insert(p, bytes);
     }
@@ -416,7 +420,10 @@ impl Mmu for PageTables {
     }
     fn zap(&self, ranges: &[Zap]) -> bool {
         let mut s = lock(&self.0.state);
-        if s.refuses() {
+        // Protecting a whole vma splits nothing, and always succeeds.
+        let whole =
+            |z: &Zap| s.vma(z.addr).is_some_and(|v| v.granule && v.start == z.addr && v.end == z.addr + z.len_bytes);
+        if !ranges.iter().all(whole) && s.refuses() {
             return false;
         }
         for at in ranges.iter().flat_map(|z| (z.addr..z.addr + z.len_bytes).step_by(PAGE_SIZE)) {
@@ -1050,13 +1057,15 @@ impl World {
     pub(crate) fn access(&self, ctx: &Ctx<'_>, addr: usize, store: Option<u8>) -> (Option<u8>, Option<VmFaultReason>) {
         let flags = if store.is_some() { FaultFlags::WRITE | FaultFlags::USER } else { FaultFlags::USER };
         let mut seen = None;
+        let mut before = VmFaultReason::empty();
         for _ in 0..16 {
             if let Instruction::Done(byte) = self.kernel.run(addr, store) {
                 return (Some(byte), seen);
             }
-            let Some(r) = fault::do_user_addr_fault(self.env(), ctx, addr, flags) else {
+            let Some(r) = fault::resume_user_addr_fault(self.env(), ctx, addr, flags, before) else {
                 return (None, Some(VmFaultReason::SIGSEGV));
             };
+            before = if r.intersects(VmFaultReason::RETRY) { r } else { VmFaultReason::empty() };
             seen = Some(seen.unwrap_or_default() | r);
             if r.intersects(VmFaultReason::ERROR) {
                 return (None, seen);
