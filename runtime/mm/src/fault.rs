@@ -77,6 +77,8 @@ pub fn resume_user_addr_fault(
             return Some(seen);
         }
         attempt.timed_out = false;
+        // Who had to make room first has not asked the store yet: a poisoned page is still to be healed.
+        let tried = if matches!(work, Work::Reclaim(_)) { FaultFlags::empty() } else { FaultFlags::TRIED };
         match do_work(env, ctx, work) {
             Next::Again => {}
             Next::WithCow(staged, version) => attempt.cow = Some((staged, version)),
@@ -85,7 +87,7 @@ pub fn resume_user_addr_fault(
             Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
         }
         attempt.before = seen;
-        attempt.flags |= FaultFlags::TRIED;
+        attempt.flags |= tried;
     }
     if let Some((staged, _)) = attempt.cow.take() {
         env.mm.put_staged(staged);
