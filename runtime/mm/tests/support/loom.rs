@@ -723,7 +723,7 @@ impl Rmap for World {
     }
     fn for_each_vma<'f>(&self, _id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f)) {
         let of = |v: &&Vma<'static>| v.flags.contains(VmFlags::SHARED) == (which == Which::Shared);
-        self.vmas.iter().filter(of).for_each(|v| f(v));
+        self.vmas.iter().filter(of).for_each(f);
     }
 }
 

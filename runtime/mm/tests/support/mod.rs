@@ -1169,7 +1169,7 @@ impl Rmap for Mappings<'_> {
     fn for_each_vma<'f>(&self, id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f)) {
         let shared = which == Which::Shared;
         let of = |v: &&Vma<'static>| v.mapping.id == id && v.flags.contains(VmFlags::SHARED) == shared;
-        self.vmas.iter().filter(of).for_each(|v| f(v));
+        self.vmas.iter().filter(of).for_each(f);
     }
 }
 
