@@ -119,7 +119,7 @@ fn who_evicts_sees_what_was_written_under_the_pin() {
 ///                                  clean -> evicting -> punch: the write is lost
 /// ```
 fn lost_write(pin: bool) {
-    let flags = VmFlags::READ | VmFlags::WRITE | VmFlags::SHARED | VmFlags::WP_SYNC;
+    let flags = VmFlags::READ | VmFlags::WRITE | VmFlags::MAYWRITE | VmFlags::SHARED | VmFlags::WP_SYNC;
     let w = World::new(Setup {
         flags,
         nr_pages: 1,
