@@ -157,7 +157,11 @@ impl ObjectInner {
     /// Punches a hole into the store. A flush that fails may lose it like a write.
     pub(crate) fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
         let m = self.mapping();
-        let owe = || pages.clone().filter_map(|p| m.folio(p)).for_each(|w| w.set(writeback::unsynced_bit(m)));
+        let owe = || {
+            for word in pages.clone().filter_map(|p| m.folio(p)) {
+                word.set(writeback::unsynced_bit(m));
+            }
+        };
         // Before, for a flush that fails in between; afterwards, for one that has covered the page without the hole.
         owe();
         let punched = self.store().punch(hole.start, hole.end - hole.start);

@@ -276,8 +276,9 @@ impl Extent {
 
     /// changing -> `to`, by who called [`Extent::begin`]. The fault-around window starts anew.
     pub fn finish(&self, to: ExtentState) {
-        // Pairs with the Acquire of state() and begin().
-        self.word.store(to.code(), Ordering::Release);
+        // Pairs with the Acquire of state() and begin(). A swap: windows change the same word by read-modify-write, and loom
+        // orders such accesses only among themselves.
+        self.word.swap(to.code(), Ordering::Release);
     }
 
     /// Returns the pages of the next fault-around window, doubling from 16 to the whole extent.

@@ -76,11 +76,13 @@ pub fn resume_user_addr_fault(
             Ok(seen) => seen,
             Err(answer) => return answer,
         };
+        let reclaimed = matches!(work, Work::Reclaim(_));
         let next = do_work(env, ctx, &mut work);
         if seen.intersects(VmFaultReason::COMPLETED) {
             return Some(seen);
         }
-        if let Some(answer) = attempt.go_on(next, seen) {
+        // Who had to make room first has not asked the store yet: a poisoned page is still to be healed.
+        if let Some(answer) = attempt.go_on(next, seen, !reclaimed) {
             return Some(answer);
         }
     }
@@ -92,7 +94,7 @@ pub fn resume_user_addr_fault(
 
 impl Attempt {
     /// Readies the next attempt, or returns the fault's answer.
-    fn go_on(&mut self, next: Next, seen: VmFaultReason) -> Option<VmFaultReason> {
+    fn go_on(&mut self, next: Next, seen: VmFaultReason, tried: bool) -> Option<VmFaultReason> {
         self.timed_out = false;
         match next {
             Next::Again => {}
@@ -102,7 +104,9 @@ impl Attempt {
             Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
         }
         self.before = seen;
-        self.flags |= FaultFlags::TRIED;
+        if tried {
+            self.flags |= FaultFlags::TRIED;
+        }
         None
     }
 }
@@ -253,6 +257,10 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let mut freed = Freed::Nothing;
     env.mm.with_claim(&claim, &mut |m| {
         freed = memcg::try_to_free_pages(env, ctx, m);
+        // Somebody else has brought the page in, with the last room there was.
+        if freed == Freed::Nothing && !m.folio(claim.pgoff()).is_some_and(|w| filemap::is_missing(w.load())) {
+            freed = Freed::Some;
+        }
         if freed == Freed::Nothing {
             m.stat.reason(ctx.stripe, VmFaultReason::OOM);
         }

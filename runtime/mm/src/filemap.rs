@@ -195,7 +195,9 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
 /// [`FillError::NoMemory`] when the cache's limit does not allow even one page.
 pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Result<Option<Claim>, FillError> {
     if !mapping.charge(1) {
-        return Err(FillError::NoMemory);
+        // Who has claimed the page since the caller looked has paid for it: there is nothing to reclaim for.
+        let missing = mapping.folio(pgoff).is_some_and(|w| is_missing(w.load()));
+        return if missing { Err(FillError::NoMemory) } else { Ok(None) };
     }
     if !try_claim(mapping, pgoff) {
         mapping.uncharge(1);
@@ -225,6 +227,11 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
     }
     failpoint!(FILL_CLAIMED);
     Ok(Some(Claim::new(mapping.id, lo, u32::try_from(hi - lo).unwrap_or(0))))
+}
+
+/// Returns whether a page can be claimed.
+pub(crate) fn is_missing(seen: Folio) -> bool {
+    matches!(seen.state(), State::Absent | State::Poisoned)
 }
 
 /// Claims one page. If it went so lately that it belongs to the working set, it is referenced from the start.

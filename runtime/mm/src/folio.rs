@@ -236,6 +236,14 @@ impl FolioWord {
         Folio(self.0.load(Ordering::Acquire))
     }
 
+    /// Looks at the word by a read-modify-write: a change that this misses is made by who then sees everything that the
+    /// caller did before.
+    #[must_use]
+    pub fn load_latest(&self) -> Folio {
+        // AcqRel, and adding nothing: it stands in the order of all changes of the word.
+        Folio(self.0.fetch_or(0, Ordering::AcqRel))
+    }
+
     /// Returns the address a futex sleeps on: the low half of the word (x86-64 is little-endian).
     #[must_use]
     pub fn futex_addr(&self) -> usize {
@@ -338,10 +346,19 @@ impl FolioWord {
                 .is_ok()
     }
 
-    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason. Nothing happens to a
-    /// pinned page: whoever is unmapping it relies on `UNMAPPED` to keep windows away.
-    pub fn keep(&self) {
-        let _ = self.update(|w| (w.pins() == 0).then_some(w.0 & !(UNMAPPED | REFERENCED)));
+    /// Ends the wait for a touch: the page was missed, or is not to be dropped for another reason. `version` is that of the
+    /// page meant. Nothing happens to a pinned page: whoever is unmapping it relies on `UNMAPPED` to keep windows away.
+    ///
+    /// ```text
+    /// reclaim                                 others
+    /// verdict: it was missed
+    ///                                         truncate, fill again, UNMAPPED in its new life
+    /// -UNMAPPED
+    ///                                         a window maps it; stores are not looked for before the zap
+    /// ```
+    pub fn keep(&self, version: u32) {
+        let means = |w: Folio| w.pins() == 0 && w.version() == version;
+        let _ = self.update(|w| means(w).then_some(w.0 & !(UNMAPPED | REFERENCED)));
     }
 
     /// The same by who unmapped it and still holds the pin.
@@ -417,13 +434,8 @@ impl FolioWord {
         let _ = self.update(|w| (w.state() == State::Filling).then_some(w.0 | OVERDUE));
     }
 
-    /// Sets flags on a page that the caller has pinned.
-    pub fn set(&self, flags: u64) {
-        let _ = self.set_returning(flags);
-    }
-
-    /// The same; returns what was there before.
-    pub fn set_returning(&self, flags: u64) -> Folio {
+    /// Sets flags on a page that the caller owns or has pinned; returns what was there.
+    pub fn set(&self, flags: u64) -> Folio {
         // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
         // release publishes it.
         Folio(self.0.fetch_or(flags, Ordering::Relaxed))
@@ -478,9 +490,9 @@ impl FolioWord {
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 
-    /// evicting -> uptodate: the punch failed, the page is still there. Evictor only.
+    /// evicting -> uptodate: the punch failed, the page is still there, as one that was missed. Evictor only.
     pub fn evict_undo(&self) -> Wake {
-        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS)) | UPTODATE));
+        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | UNMAPPED | REFERENCED)) | UPTODATE));
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 
@@ -549,7 +561,7 @@ mod tests {
         assert!(w.load().has(UNMAPPED | ISOLATED) && w.load().pins() == 1);
         w.unpin();
         assert!(w.try_isolate().is_err() && w.try_unmap().is_err(), "it waits for a touch");
-        w.keep();
+        w.keep(w.load().version());
         assert!(w.try_isolate().is_err(), "a second void entry could not be told from the first");
         let seen = w.load();
         assert!(w.end_isolation(seen) && !w.end_isolation(seen) && !w.end_isolation(w.load()));
@@ -639,10 +651,14 @@ mod tests {
         w.unpin();
         assert!(w.try_evict().is_err(), "it is mapped again");
         w.try_unmap().unwrap_err();
+        w.keep(w.load().version() - 1);
+        assert!(w.load().has(UNMAPPED), "a verdict on an earlier life says nothing");
         w.try_unmap_again().unwrap();
         assert!(w.try_unmap_again().is_err(), "somebody unmaps it");
-        w.keep();
+        w.keep(w.load().version());
+        assert!(w.load().has(UNMAPPED), "and needs the mark");
         w.unpin();
+        w.keep(w.load().version());
         assert!(w.try_pin_around(0).is_ok());
     }
 
@@ -706,7 +722,7 @@ mod tests {
         assert!(w.take_marker() && !w.take_marker(), "one taker gets it");
         w.set(READAHEAD);
         w.unpin();
-        w.try_evict().unwrap();
+        w.try_discard().unwrap();
         let _ = w.evicted(0);
         w.try_claim().unwrap();
         assert!(!w.load().has(READAHEAD), "a new life begins without it");

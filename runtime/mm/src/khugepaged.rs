@@ -191,6 +191,6 @@ pub fn try_evict_huge(mapping: &Mapping<'_>, park: &dyn Park, first: u64, but: O
     }
     filemap::each(mapping, park, first, first.saturating_add(taken as u64), FolioWord::evict_undo);
     let stays = |w: &&FolioWord| but.is_none_or(|b| !core::ptr::eq(*w, b));
-    words.iter().filter(stays).filter(|w| w.load().state() == State::Uptodate).for_each(FolioWord::keep);
+    words.iter().filter(stays).filter(|w| w.load().state() == State::Uptodate).for_each(|w| w.keep(w.load().version()));
     false
 }

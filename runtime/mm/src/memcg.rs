@@ -119,7 +119,7 @@ fn sweep_window(
         if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {
             swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), Why::Reclaim, None);
         } else if seen.has(UNMAPPED | REFERENCED) {
-            word.keep();
+            word.keep(word.load().version());
             mapping.stat.add(stripe, Event::PGACTIVATE, 1);
         }
     }

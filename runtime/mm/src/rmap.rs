@@ -216,7 +216,9 @@ fn is_trapped(vma: &Vma<'_>, addr: usize) -> bool {
 fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: Seen) {
     each_address(vma, mapping.id, pages, |i, pgoff, addr| {
         let bit = 1u64 << i;
-        let touched = || mapping.folio(pgoff).is_some_and(|w| w.load().has(REFERENCED)) || !is_trapped(vma, addr);
+        // Who is missed here maps the page after the zap, and its note is still there.
+        let referenced = || mapping.folio(pgoff).is_some_and(|w| w.load_latest().has(REFERENCED));
+        let touched = || referenced() || !is_trapped(vma, addr);
         let lost =
             (seen.protected & bit != 0 && vma.mmu.pte(addr) != Pte::Marker) || (seen.nothing & bit != 0 && touched());
         if lost {
@@ -228,8 +230,7 @@ fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: 
 /// Sets `DIRTY` on a page that the caller has pinned, or that is `writeback` and the caller's.
 fn mark_dirty(mapping: &Mapping<'_>, pgoff: u64) {
     if let Some(word) = mapping.folio(pgoff) {
-        let before = word.set_returning(DIRTY);
-        mapping.account_dirtied(u64::from(!before.has(DIRTY)));
+        mapping.account_dirtied(u64::from(!word.set(DIRTY).has(DIRTY)));
     }
 }
 

@@ -64,6 +64,9 @@ mod gated {
                 pub fn fetch_xor(&self, value: $int, order: Ordering) -> $int {
                     self.value().fetch_xor(value, order)
                 }
+                pub fn fetch_max(&self, value: $int, order: Ordering) -> $int {
+                    self.value().fetch_max(value, order)
+                }
                 pub fn compare_exchange(
                     &self,
                     old: $int,

@@ -200,14 +200,15 @@ impl Scan<'_> {
             done.scanned += 1;
             let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { continue };
             let Some(word) = mapping.folio(entry.pgoff()) else { continue };
-            let verdict = match verdict(mapping, entry, word.load()) {
+            let seen = word.load();
+            let verdict = match verdict(mapping, entry, seen) {
                 Verdict::Dirty if !mapping.dirty_goes => Verdict::Keep,
                 v => v,
             };
             match verdict {
                 Verdict::Stale => {}
                 Verdict::Keep => {
-                    word.keep();
+                    word.keep(seen.version());
                     self.stat.add(self.stripe, Event::PGACTIVATE, 1);
                     self.enter(&lru.main, entry);
                 }
@@ -258,7 +259,7 @@ impl Scan<'_> {
         let extends = run.is_some_and(|r| r.takes(id, p));
         let freed = if extends { 0 } else { self.end_run(run.take()) };
         if !extends && !rmap::get_evict(self.rmap, mapping, self.stripe, p) {
-            word.keep();
+            word.keep(word.load().version());
             self.enter(&self.account.lru.main, entry);
             return freed;
         }
@@ -350,6 +351,12 @@ impl Scan<'_> {
         if let Some(chunk) = mapping.chunk(run.from) {
             chunk.put_evict();
         }
+        // They are still there, and their entries were taken out.
+        for p in if freed == 0 { run.from..run.to } else { 0..0 } {
+            if let Some(word) = mapping.folio(p) {
+                self.enter(&self.account.lru.main, Entry::new(run.id, p, word.load()));
+            }
+        }
         freed
     }
 
@@ -433,7 +440,7 @@ impl Scan<'_> {
                 nr = take_block(mapping, entry.pgoff(), room);
             } else {
                 // One that a verdict found pinned may have kept its mark: it would be passed on for ever.
-                word.keep();
+                word.keep(word.load().version());
             }
             if let Some(chunk) = mapping.chunk(entry.pgoff()) {
                 chunk.put_evict();
@@ -449,7 +456,7 @@ impl Scan<'_> {
     /// Puts a page that stays after all into `main`.
     fn activate(&self, mapping: &Mapping<'_>, pgoff: u64) {
         if let Some(word) = mapping.folio(pgoff) {
-            word.keep();
+            word.keep(word.load().version());
             self.enter(&self.account.lru.main, Entry::new(mapping.id, pgoff, word.load()));
         }
     }
@@ -500,6 +507,8 @@ pub enum Freed {
 
 /// Every how many batches that freed nothing the thread sleeps until somebody else has freed or written something.
 const NAP_NS: u64 = 2_000_000;
+/// How many pages one thread frees for one of its own, at most.
+const FREED_MAX: u64 = 4 * BATCH as u64;
 
 /// Frees pages for a thread that cannot go on without one. Linux: `try_to_free_mem_cgroup_pages`, "direct reclaim".
 ///
@@ -510,6 +519,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
     let mut scanned = 0u64;
     let mut idle = 0u32;
+    let mut freed = 0u64;
     loop {
         let limit = account.limit();
         if account.nr_pages.load(crate::sync::Ordering::Relaxed) < limit {
@@ -517,8 +527,14 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         }
         let done = shrink(env, account, stat, ctx.stripe);
         stat.add(ctx.stripe, Event::PGSCAN_DIRECT, done.scanned);
-        if done.freed > 0 {
+        freed += done.freed;
+        if freed > FREED_MAX {
             return Freed::Some;
+        }
+        if done.freed > 0 {
+            // Still above the limit, which was lowered perhaps: an attempt for each small batch would be too many.
+            (scanned, idle) = (0, 0);
+            continue;
         }
         scanned = scanned.saturating_add(done.scanned);
         let busy = account.nr_writeback.load(crate::sync::Ordering::Relaxed) > 0 || done.dirty > 0;

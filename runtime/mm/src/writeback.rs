@@ -37,12 +37,13 @@ use crate::vmstat::Event;
 /// The longest run that is written at once: 2 MiB.
 const RUN_MAX: u64 = EXTENT_PAGES as u64;
 
-/// Returns the bit that write-back sets now.
+/// Returns the bit that write-back sets now, when the store has the pages.
 #[must_use]
 pub fn unsynced_bit(mapping: &Mapping<'_>) -> u64 {
-    // Acquire pairs with the AcqRel of begin_flush(): who reads the new turn has not been covered by that flush.
+    // A read-modify-write, AcqRel as that of begin_flush(): if it finds the old turn, that flush begins after the store was
+    // given the page, and covers it. A load might find the old turn late.
     let [a, b] = UNSYNCED;
-    if mapping.flush_turn.load(Ordering::Acquire) & 1 == 0 { a } else { b }
+    if mapping.flush_turn.fetch_add(0, Ordering::AcqRel) & 1 == 0 { a } else { b }
 }
 
 /// Begins a flush: returns the bit that it takes away if it succeeds.
@@ -169,7 +170,8 @@ pub fn end_flush(mapping: &Mapping<'_>, bit: u64) {
 /// still cached. Calls `lost(pgoff)` for each that is not: the store may have dropped it, and nobody else has it.
 pub fn fail_flush(mapping: &Mapping<'_>, lost: &mut dyn FnMut(u64)) {
     for (p, word) in (0u64..).zip(mapping.folios) {
-        let seen = word.load();
+        // The latest: whose write-back is missed here gives the store its page after the flush.
+        let seen = word.load_latest();
         // A page in write-back has been written, perhaps, and is not marked yet.
         if !seen.is_unsynced() && seen.state() != State::Writeback {
             continue;

@@ -207,7 +207,7 @@ fn truncate_against_fault(cached: usize) {
     let w = World::new(one_page(cached, Broken::No));
     let t = spawn(move || {
         i_size_write(w.mapping, 0);
-        while truncate_pagecache(w.mapping, w, 0, 1) > 0 {
+        while truncate_pagecache(w.env(), w.mapping, 0, 1) > 0 {
             loom::thread::yield_now();
         }
     });

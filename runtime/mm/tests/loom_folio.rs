@@ -8,7 +8,7 @@
 mod support;
 
 use softfault_mm::delegation::{MinorVerdict, Telltale};
-use softfault_mm::folio::{DIRTY, FolioWord, State, WAITERS, Wake};
+use softfault_mm::folio::{DIRTY, FolioWord, REFERENCED, State, WAITERS, Wake};
 use softfault_mm::ops::Prot;
 use softfault_mm::sync::{AtomicU64, Ordering};
 use softfault_mm::types::VmFlags;
@@ -72,9 +72,9 @@ fn who_sees_uptodate_sees_the_bytes() {
                 p.word.try_claim().expect("absent");
                 p.write(1);
                 p.leave(p.word.publish(0));
-                if p.word.try_evict().is_ok() {
+                if p.word.try_discard().is_ok() {
                     p.write(0);
-                    p.leave(p.word.evicted());
+                    p.leave(p.word.evicted(0));
                 }
             }
         });
@@ -104,7 +104,7 @@ fn who_evicts_sees_what_was_written_under_the_pin() {
         });
         if p.word.try_writeback().is_ok() {
             assert_eq!(p.read(), [7, 7], "dirty, unpinned, and the bytes are not there");
-            let _ = p.word.end_writeback(true);
+            let _ = p.word.end_writeback(0);
         }
         t.join().expect("the writer");
     });
@@ -119,7 +119,7 @@ fn who_evicts_sees_what_was_written_under_the_pin() {
 ///                                  clean -> evicting -> punch: the write is lost
 /// ```
 fn lost_write(pin: bool) {
-    let flags = VmFlags::READ | VmFlags::WRITE | VmFlags::SHARED | VmFlags::WP_SYNC;
+    let flags = VmFlags::READ | VmFlags::WRITE | VmFlags::MAYWRITE | VmFlags::SHARED | VmFlags::WP_SYNC;
     let w = World::new(Setup {
         flags,
         nr_pages: 1,
@@ -133,7 +133,7 @@ fn lost_write(pin: bool) {
     });
     let word = w.word(0);
     let mut stored = false;
-    if word.try_pin(DIRTY).is_ok() {
+    if word.try_pin(DIRTY | REFERENCED).is_ok() {
         if !pin {
             word.unpin();
         }
@@ -211,7 +211,7 @@ fn who_waits_for_an_eviction_is_woken_by_its_end() {
         let p = Page::new();
         p.word.try_claim().expect("absent");
         let _ = p.word.publish(0);
-        p.word.try_evict().expect("clean");
+        p.word.try_discard().expect("nobody has a pin");
         let waiter = |p: Arc<Page>| {
             move || {
                 while p.word.load().state() == State::Evicting {
@@ -222,7 +222,7 @@ fn who_waits_for_an_eviction_is_woken_by_its_end() {
             }
         };
         let (a, b) = (spawn(waiter(p.clone())), spawn(waiter(p.clone())));
-        p.leave(p.word.evicted());
+        p.leave(p.word.evicted(0));
         p.word.try_claim().expect("absent");
         a.join().expect("a waiter");
         b.join().expect("a waiter");

@@ -11,12 +11,15 @@ mod support;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::folio::DIRTY;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
+use softfault_mm::vmscan;
 use softfault_mm::vmstat::Event;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use support::{ARENA_EXTENTS, Content, MapSpec, ObjectSpec, World, arena_base, lock};
 
 const NR_ARENAS: usize = 2;
@@ -40,18 +43,89 @@ fn specs() -> [ObjectSpec; NR_OBJECTS] {
 
 #[derive(Clone, Debug)]
 enum Op {
-    Map { arena: usize, at: usize, nr: usize, object: usize, pgoff: usize, kind: usize },
-    Unmap { arena: usize, at: usize, nr: usize, hints: bool },
-    Protect { arena: usize, at: usize, nr: usize, read: bool, write: bool },
-    Zap { arena: usize, at: usize, nr: usize, hints: bool },
-    Access { arena: usize, at: usize, offset: usize, store: Option<u8>, thread: bool },
-    Glance { arena: usize, at: usize, write: bool },
-    Evict { object: usize, at: usize, nr: usize, store_ok: bool },
-    WriteBack { object: usize, at: usize, store_ok: bool },
-    Truncate { object: usize, len_bytes: usize },
-    Fail { object: usize, at: usize, corrupt: bool },
-    Heal { object: usize },
+    Map {
+        arena: usize,
+        at: usize,
+        nr: usize,
+        object: usize,
+        pgoff: usize,
+        kind: usize,
+    },
+    Unmap {
+        arena: usize,
+        at: usize,
+        nr: usize,
+        hints: bool,
+    },
+    Protect {
+        arena: usize,
+        at: usize,
+        nr: usize,
+        read: bool,
+        write: bool,
+    },
+    Zap {
+        arena: usize,
+        at: usize,
+        nr: usize,
+    },
+    Access {
+        arena: usize,
+        at: usize,
+        offset: usize,
+        store: Option<u8>,
+        thread: bool,
+    },
+    Glance {
+        arena: usize,
+        at: usize,
+        write: bool,
+    },
+    Evict {
+        object: usize,
+        at: usize,
+        nr: usize,
+        store_ok: bool,
+    },
+    WriteBack {
+        object: usize,
+        at: usize,
+        store_ok: bool,
+    },
+    Truncate {
+        object: usize,
+        len_bytes: usize,
+    },
+    Fail {
+        object: usize,
+        at: usize,
+        corrupt: bool,
+    },
+    Heal {
+        object: usize,
+    },
     Hiccup(u32),
+    /// The cache's limit from here on; 0: none.
+    Limit(u64),
+    Shrink(usize),
+    /// One page is not taken by the store.
+    WriteOut {
+        object: usize,
+        at: usize,
+        nr: usize,
+        full: usize,
+    },
+    Sync {
+        object: usize,
+        ok: bool,
+    },
+    Discard {
+        object: usize,
+        at: usize,
+        nr: usize,
+    },
+    /// The kernel refuses to unmap and protect.
+    Refuse(u32),
 }
 
 /// Pages where things happen: mostly the first few of an arena, sometimes the second extent.
@@ -81,8 +155,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(arena, at, nr, hints)| Op::Unmap { arena, at, nr, hints }),
         1 => (arena.clone(), place(), length(), prop::bool::weighted(0.8), any::<bool>())
             .prop_map(|(arena, at, nr, read, write)| Op::Protect { arena, at, nr, read, write }),
-        1 => (arena.clone(), place(), length(), any::<bool>())
-            .prop_map(|(arena, at, nr, hints)| Op::Zap { arena, at, nr, hints }),
+        1 => (arena.clone(), place(), length()).prop_map(|(arena, at, nr)| Op::Zap { arena, at, nr }),
         16 => (arena.clone(), place(), offset, proptest::option::of(any::<u8>()), any::<bool>())
             .prop_map(|(arena, at, offset, store, thread)| Op::Access { arena, at, offset, store, thread }),
         1 => (arena, place(), any::<bool>()).prop_map(|(arena, at, write)| Op::Glance { arena, at, write }),
@@ -92,8 +165,15 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(object, at, store_ok)| Op::WriteBack { object, at, store_ok }),
         1 => (object.clone(), 0..(LARGE << PAGE_SHIFT)).prop_map(|(object, len_bytes)| Op::Truncate { object, len_bytes }),
         2 => (object.clone(), place(), any::<bool>()).prop_map(|(object, at, corrupt)| Op::Fail { object, at, corrupt }),
-        1 => object.prop_map(|object| Op::Heal { object }),
+        1 => object.clone().prop_map(|object| Op::Heal { object }),
         1 => (1..4u32).prop_map(Op::Hiccup),
+        2 => prop_oneof![1 => Just(0), 4 => 4..40u64].prop_map(Op::Limit),
+        3 => (1..6usize).prop_map(Op::Shrink),
+        1 => (object.clone(), place(), length(), place())
+            .prop_map(|(object, at, nr, full)| Op::WriteOut { object, at, nr, full }),
+        1 => (object.clone(), prop::bool::weighted(0.7)).prop_map(|(object, ok)| Op::Sync { object, ok }),
+        1 => (object, place(), length()).prop_map(|(object, at, nr)| Op::Discard { object, at, nr }),
+        1 => (1..4u32).prop_map(Op::Refuse),
     ]
 }
 
@@ -163,10 +243,13 @@ impl Model {
         if !flags.contains(if store { VmFlags::WRITE } else { VmFlags::READ }) {
             return Err(VmFaultReason::SIGSEGV);
         }
-        if let Some(copy) = self.copies.get(&page) {
+        let p = pgoff + ((page - start) >> PAGE_SHIFT) as u64;
+        // A copy that reclaim hid with its granule comes back with the cache's page.
+        if let Some(copy) = self.copies.get(&page)
+            && !(self.world.kernel.is_hidden(page) && lock(&self.world.objects[object].store.bad).contains_key(&p))
+        {
             return Ok(copy[addr % PAGE_SIZE]);
         }
-        let p = pgoff + ((page - start) >> PAGE_SHIFT) as u64;
         if p >= pages_of(self.len_bytes[object]) {
             return Err(VmFaultReason::SIGBUS);
         }
@@ -175,7 +258,28 @@ impl Model {
         {
             return Err(error.reason());
         }
-        Ok(self.bytes[object].page(p)[addr % PAGE_SIZE])
+        let bytes = self.copies.get(&page).cloned().unwrap_or_else(|| self.bytes[object].page(p));
+        Ok(bytes[addr % PAGE_SIZE])
+    }
+
+    /// Every byte of every object, wherever it is now: the cache if it has the page, else the store.
+    fn compare(&self) {
+        for (id, o) in self.world.objects.iter().enumerate() {
+            for p in 0..pages_of(self.len_bytes[id]) {
+                if self.world.word(id, p).load().is_mappable() {
+                    let cached = self.world.kernel.alias(id, p).expect("a cached page is there");
+                    assert!(cached == self.bytes[id].page(p), "object {id} page {p}: the cache has other bytes");
+                } else if self.bytes[id].is_touched(p) || lock(&o.store.content).is_touched(p) {
+                    let stored = lock(&o.store.content).page(p);
+                    assert!(stored == self.bytes[id].page(p), "object {id} page {p}: the store has other bytes");
+                }
+            }
+        }
+    }
+
+    fn set_limit(&self, pages: u64) {
+        let limit = if pages == 0 { u64::MAX } else { pages };
+        self.world.account.limit_pages.store(limit, Ordering::Relaxed);
     }
 
     fn access(&mut self, addr: usize, store: Option<u8>, thread: bool) {
@@ -190,6 +294,11 @@ impl Model {
         });
         let ctx = if thread { Ctx::thread(0) } else { Ctx::handler(0, false, 0, None) };
         let (got, seen) = self.world.access(&ctx, addr, store);
+        if seen.is_some_and(|r| r.intersects(VmFaultReason::OOM)) {
+            // Nothing has changed; more may be pinned, native or the cache's alone than the limit allows.
+            assert!(self.world.account.limit() < u64::MAX, "{addr:#x}: out of memory without a limit");
+            return;
+        }
         match want {
             Err(bit) => {
                 assert_eq!(got, None, "{addr:#x}: accessible, and the model says {bit:?}");
@@ -248,9 +357,9 @@ impl Model {
                 let (start, end) = Self::range(arena, at, nr);
                 self.world.protect(start, end, read, write);
             }
-            Op::Zap { arena, at, nr, hints } => {
+            Op::Zap { arena, at, nr } => {
                 let (start, end) = Self::range(arena, at, nr);
-                self.world.zap(start, end, !hints);
+                self.world.zap(start, end);
             }
             Op::Access { arena, at, offset, store, thread } => {
                 self.access(Self::range(arena, at, 1).0 + offset, store, thread);
@@ -262,9 +371,7 @@ impl Model {
             }
             Op::WriteBack { object, at, store_ok } => {
                 let (from, to) = self.pages(object, at, 1);
-                for p in from..to {
-                    self.world.write_back(object, p, store_ok);
-                }
+                let _ = self.world.write_back(object, from, to, store_ok);
             }
             Op::Truncate { object, len_bytes } => self.truncate(object, len_bytes as u64),
             Op::Fail { object, at, corrupt } => {
@@ -273,7 +380,41 @@ impl Model {
             }
             Op::Heal { object } => lock(&self.world.objects[object].store.bad).clear(),
             Op::Hiccup(n) => self.world.kernel.hiccup(n),
+            Op::Limit(pages) => self.set_limit(pages),
+            Op::Shrink(times) => {
+                for _ in 0..times {
+                    vmscan::shrink(self.world.env(), self.world.account, self.world.stat, 0);
+                }
+                self.world.run_fillers();
+            }
+            Op::WriteOut { object, at, nr, full } => {
+                let (from, to) = self.pages(object, at, nr);
+                let o = self.world.objects[object];
+                lock(&o.store.full).insert(full as u64);
+                let written = self.world.write_back(object, from, to, true);
+                if let Err((p, error)) = written {
+                    assert_eq!((p, error), (full as u64, FillError::Io), "another page than the bad one");
+                    assert!(self.world.word(object, p).load().has(DIRTY), "page {p} is still to be written");
+                }
+                lock(&o.store.full).clear();
+            }
+            Op::Sync { object, ok } => {
+                let lost = self.world.sync(object, ok);
+                assert!(!ok || lost.is_empty());
+            }
+            Op::Discard { object, at, nr } => {
+                let (from, to) = self.pages(object, at, nr);
+                self.world.discard(object, from, to);
+                // What was only in the cache is void.
+                for p in (from..to).filter(|p| !self.world.word(object, *p).load().is_mappable()) {
+                    let stored = lock(&self.world.objects[object].store.content).page(p);
+                    self.bytes[object].set_page(p, stored);
+                }
+            }
+            Op::Refuse(n) => self.world.kernel.refuse(n),
         }
+        self.world.run_fillers();
+        self.compare();
         self.world.check_quiescent();
     }
 
@@ -310,6 +451,8 @@ impl Model {
     /// Every byte of every page, at the end.
     fn sweep(&mut self) {
         self.world.kernel.hiccup(0);
+        self.world.kernel.refuse(0);
+        self.set_limit(0);
         for o in &self.world.objects {
             lock(&o.store.bad).clear();
         }
@@ -323,6 +466,10 @@ impl Model {
         }
         self.world.check_quiescent();
         assert_eq!(self.world.stat.event(Event::PGMAJFAULT), self.majors, "major faults counted");
+        // Verdicts on what waits to be missed.
+        self.set_limit(1);
+        self.apply(&Op::Shrink(1000));
+        self.set_limit(0);
         // What is in the cache goes to the store, and the store has it all.
         for (id, o) in self.world.objects.iter().enumerate().filter(|(_, o)| !o.mapping.always_dirty) {
             let nr = o.mapping.folios.len() as u64;
@@ -362,6 +509,13 @@ const VISITED: &[Event] = &[
     Event::PAGE_MKWRITE,
     Event::EXTENT_PROMOTE,
     Event::EXTENT_DEMOTE,
+    Event::ALLOCSTALL,
+    Event::PGSCAN_DIRECT,
+    Event::PGDEACTIVATE,
+    Event::PGACTIVATE,
+    Event::WORKINGSET_ACTIVATE,
+    Event::PGPGOUT,
+    Event::WRITEBACK_ERRORS,
 ];
 
 #[test]

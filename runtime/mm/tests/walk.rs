@@ -7,7 +7,7 @@ mod support;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::extent::ExtentState;
 use softfault_mm::filemap;
-use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State};
+use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State, UNMAPPED};
 use softfault_mm::host::Woken;
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::Installed;
@@ -68,15 +68,47 @@ fn major_is_a_page_from_the_store_and_minor_one_from_the_cache() {
 }
 
 #[test]
-fn oom_is_a_limit_that_allows_no_page() {
+fn oom_is_a_limit_below_what_cannot_go() {
     let w = world(ObjectSpec::pages(4), RO | SINGLE);
     w.account.limit_pages.store(1, Ordering::Relaxed);
     assert_eq!(w.fault(at(0), READ), R::MAJOR | R::LOCKED);
-    assert_eq!(w.fault(at(1), READ), R::OOM);
+    w.word(0, 0).try_pin(0).expect("cached");
+    assert_eq!(w.fault(at(1), READ), R::OOM, "the only page is in use");
     assert_eq!(state(&w, 1), State::Absent, "nothing is claimed beyond the limit");
+    w.word(0, 0).unpin();
     w.check_quiescent();
-    assert_eq!(w.evict(0, 0, 1, true), 1);
     assert_eq!(w.fault(at(1), READ), R::MAJOR | R::LOCKED, "reclaim makes room");
+    assert_eq!(state(&w, 0), State::Absent);
+    w.check_quiescent();
+}
+
+#[test]
+fn a_poisoned_page_heals_in_a_full_cache() {
+    let w = world(ObjectSpec::pages(2), RO | SINGLE);
+    lock(&w.objects[0].store.bad).insert(1, FillError::Io);
+    assert_eq!(w.fault(at(1), READ), R::MAJOR | R::SIGBUS);
+    lock(&w.objects[0].store.bad).clear();
+    w.account.limit_pages.store(1, Ordering::Relaxed);
+    w.read(at(0));
+    assert_eq!(w.fault(at(1), READ), R::MAJOR | R::LOCKED, "to make room is not to ask the store");
+    w.check_quiescent();
+}
+
+#[test]
+fn a_fault_in_a_full_cache_reclaims_by_itself() {
+    let flags = RW | VmFlags::SHARED | VmFlags::WP_ASYNC;
+    let w = world(ObjectSpec { handler_safe: false, ..ObjectSpec::pages(64) }, flags);
+    w.account.limit_pages.store(4, Ordering::Relaxed);
+    for turn in 0..3u8 {
+        for p in 0..64 {
+            w.access(&Ctx::handler(0, false, 0, None), at(p), Some(turn));
+            assert!(w.account.nr_pages.load(Ordering::Relaxed) <= 4, "the limit holds");
+        }
+        for p in (0..64).rev() {
+            assert_eq!(w.read(at(p)), turn, "page {p}");
+        }
+    }
+    assert!(w.stat.event(Event::PGSTEAL) > 100 && w.stat.event(Event::PGPGOUT) > 100);
     w.check_quiescent();
 }
 
@@ -258,10 +290,8 @@ fn a_complete_extent_is_handed_over_and_taken_back_before_reclaim() {
     assert_eq!(w.read(at(9)), Content::pattern(0, 9));
     let chunk = &w.objects[0].mapping.chunks[0];
     assert_eq!((chunk.nr_native(), w.stat.event(Event::EXTENT_PROMOTE)), (1, 1));
-    let dropped = filemap::drop_pages(w.objects[0].mapping, &w, 0, 0, nr as u64, false);
-    assert_eq!(dropped, 0, "nothing leaves the cache under a native extent");
     assert_eq!(w.evict(0, 3, 4, true), 1);
-    assert_eq!(chunk.nr_native(), 0);
+    assert_eq!(chunk.nr_native(), 0, "nothing leaves the cache under a native extent");
     assert_eq!(w.read(at(3)), Content::pattern(0, 3));
     w.check_quiescent();
 }
@@ -549,7 +579,7 @@ fn an_abandoned_fill_keeps_its_claim_and_completes() {
 fn a_deadline_is_for_fills_and_not_for_evictions() {
     let w = world(slow(1), RO);
     w.read(at(0));
-    w.word(0, 0).try_evict().expect("clean");
+    w.word(0, 0).try_discard().expect("nobody has a pin");
     w.kernel.zap(at(0));
     let word = w.word(0, 0);
     let mut turn = 0;
@@ -562,7 +592,7 @@ fn a_deadline_is_for_fills_and_not_for_evictions() {
             // A reclaimer that is preempted for longer than the deadline.
             1 => Woken::TimedOut,
             2 => {
-                let _ = word.evicted();
+                let _ = word.evicted(0);
                 account.uncharge(1);
                 chunk.sub_uptodate(1);
                 Woken::LookAgain
@@ -584,8 +614,11 @@ fn a_punch_that_fails_leaves_the_page_as_it_was() {
     w.access(&Ctx::thread(0), at(0), Some(9));
     let o = w.objects[0];
     o.store.punch_fails.store(true, Ordering::Relaxed);
-    assert_eq!(filemap::drop_pages(o.mapping, &w, 0, 0, 1, true), 0);
+    assert_eq!(w.discard(0, 0, 1), 0);
     assert!(w.word(0, 0).load().has(DIRTY), "still there, and still the only place where the store is");
+    w.check_quiescent();
+    assert_eq!(w.evict(0, 0, 1, true), 0);
+    assert!(!w.word(0, 0).load().has(UNMAPPED), "it is an ordinary page again");
     o.store.punch_fails.store(false, Ordering::Relaxed);
     assert_eq!(w.evict(0, 0, 1, true), 1);
     assert_eq!(w.read(at(0)), 9);

@@ -26,7 +26,7 @@ impl Scan<'_> {
     ) -> u64 {
         let first = khugepaged::chunk_start(entry.pgoff());
         if rmap::has_user_pins(self.rmap, mapping, first) || !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
-            word.keep();
+            word.keep(word.load().version());
             self.enter(&self.account.lru.main, entry);
             return 0;
         }

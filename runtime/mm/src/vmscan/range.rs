@@ -85,7 +85,7 @@ pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from
             let entry = Entry::new(*id, *p, word.load());
             word.unpin();
             if !mapping.account.lru.probation.push(entry.0) {
-                word.keep();
+                word.keep(word.load().version());
             }
         }
         if nr > 0
@@ -158,7 +158,7 @@ fn reclaim_batch(
         word.unpin();
         let owed = word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed();
         if owed || word.try_evict().is_err() {
-            word.keep();
+            word.keep(word.load().version());
             continue;
         }
         run = match run {

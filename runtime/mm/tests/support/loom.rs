@@ -20,17 +20,21 @@ use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdi
 use softfault_mm::extent::{ChunkWord, Extent};
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap;
-use softfault_mm::folio::{DIRTY, FolioWord, State};
-use softfault_mm::host::{AddressSpace, Park, Woken};
-use softfault_mm::mapping::{CacheAccount, FailurePolicy, Mapping};
-use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Staged, WaitKey};
+use softfault_mm::folio::{FolioWord, REFERENCED, State, Wake};
+use softfault_mm::host::{AddressSpace, Batch, Park, Rmap, Which, Woken};
+use softfault_mm::lru::{Entry, Lruvec};
+use softfault_mm::mapping::{FailurePolicy, Mapping};
+use softfault_mm::memcontrol::CacheAccount;
+use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Pte, Staged, WaitKey, Zap};
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::rmap;
 use softfault_mm::shmem::{self, ShmemVmOps};
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps, Vma};
 use softfault_mm::vmstat::VmStat;
-use std::sync::atomic::AtomicUsize;
+use softfault_mm::{vmscan, writeback};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex as Plain, MutexGuard as PlainGuard, PoisonError};
 
 /// Runs a model with at most `preemptions` (or `LOOM_MAX_PREEMPTIONS`) in each execution.
@@ -65,7 +69,7 @@ enum Owner {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Pte {
+struct Slot {
     present: bool,
     write: bool,
     /// Protected (a marker where nothing is mapped). Under asynchronous protection what is mapped without it counts as
@@ -74,12 +78,22 @@ struct Pte {
     owner: Owner,
 }
 
+impl Slot {
+    /// The note goes with what is mapped, unless it is that nothing was written.
+    fn unmap(&mut self) {
+        self.present = false;
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Page {
     content: Content,
     data: u64,
+    /// What a read of the store gives.
     stored: u64,
-    ptes: [Pte; 2],
+    /// What it gives after a failure that drops what was not flushed.
+    durable: u64,
+    ptes: [Slot; 2],
 }
 
 /// How a model differs from the real protocol.
@@ -92,6 +106,16 @@ pub(crate) enum Broken {
     NoPin,
     /// The reclaimer's chunk words are not the promoter's.
     NoChunk,
+    /// Who touches a page maps it without `REFERENCED`.
+    NoReferenced,
+    /// Windows map pages that reclaim has unmapped.
+    AroundUnmapped,
+    /// Who unmaps does not look a second time whether the page was written.
+    NoSecondLook,
+    /// A flush takes its turn when it is over.
+    LateTurn,
+    /// A failed flush passes over pages in write-back.
+    WritebackForgotten,
 }
 
 /// The memfd, the page tables and the store.
@@ -102,6 +126,10 @@ pub(crate) struct Machine {
     broken: Broken,
     /// The kernel notes first stores (else they fault).
     wp_async: bool,
+    /// Nothing is dropped while it is mapped: reclaim unmaps first, and finds out whether it is missed.
+    strict: AtomicBool,
+    /// Looks at each page table's entries so far, by page.
+    looks: [AtomicUsize; NR],
 }
 
 /// What one instruction met.
@@ -153,6 +181,16 @@ impl Arena {
     fn index(&self, addr: usize) -> usize {
         (addr - BASE[self.a]) >> PAGE_SHIFT
     }
+
+    fn entry(&self, p: usize) -> Pte {
+        let pte = self.m.page(p).ptes[self.a];
+        match (pte.present, pte.wp) {
+            (true, false) => Pte::Written,
+            (true, true) => Pte::Clean,
+            (false, true) => Pte::Marker,
+            (false, false) => Pte::None,
+        }
+    }
 }
 
 impl Mmu for Arena {
@@ -172,7 +210,7 @@ impl Mmu for Arena {
             } else if missing {
                 Installed::Broken
             } else {
-                *pte = Pte { present: true, write: prot.write, wp: prot.wp, owner: Owner::Us };
+                *pte = Slot { present: true, write: prot.write, wp: prot.wp, owner: Owner::Us };
                 continue;
             };
             return if i > 0 { Installed::Partial(i) } else { stop };
@@ -192,7 +230,7 @@ impl Mmu for Arena {
         // UNREGISTER drops the protection; only a second and a third call register and protect anew.
         for p in pages.clone() {
             let pte = &mut self.m.page(p).ptes[self.a];
-            *pte = Pte { wp: false, owner: Owner::Kernel, ..*pte };
+            *pte = Slot { wp: false, owner: Owner::Kernel, ..*pte };
         }
         if tracked {
             for p in pages {
@@ -204,9 +242,36 @@ impl Mmu for Arena {
     fn take_extents(&self, addr: usize, len_bytes: usize, _wp: bool, protect: bool) -> Result<(), Installed> {
         for p in self.index(addr)..self.index(addr + len_bytes) {
             let pte = &mut self.m.page(p).ptes[self.a];
-            *pte = Pte { wp: pte.wp || protect, owner: Owner::Us, ..*pte };
+            *pte = Slot { wp: pte.wp || protect, owner: Owner::Us, ..*pte };
         }
         Ok(())
+    }
+    fn zap(&self, ranges: &[Zap]) -> bool {
+        for z in ranges {
+            for p in self.index(z.addr)..self.index(z.addr + z.len_bytes) {
+                self.m.page(p).ptes[self.a].unmap();
+            }
+        }
+        true
+    }
+    fn write_protect(&self, addr: usize, nr: usize) -> bool {
+        for p in self.index(addr)..self.index(addr) + nr {
+            self.m.page(p).ptes[self.a].wp = true;
+        }
+        true
+    }
+    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
+        for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
+            if self.entry(self.index(at)) == Pte::Written {
+                found(at, 1);
+            }
+        }
+    }
+    fn pte(&self, addr: usize) -> Pte {
+        let p = self.index(addr);
+        // Each arena is looked at before and after it is unmapped.
+        let second = self.m.looks[p].fetch_add(1, Ordering::Relaxed) % 2 == 1;
+        if second && self.m.broken == Broken::NoSecondLook { Pte::Marker } else { self.entry(p) }
     }
     fn charge_vmas(&self, _delta: i64) -> bool {
         true
@@ -237,13 +302,20 @@ impl AddressSpaceOps for Store {
     fn dsync(&self, _pgoff: u64, _nr: u32) -> Result<(), FillError> {
         Ok(())
     }
+    fn write_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        for p in pages(pgoff, nr) {
+            let mut page = self.0.page(p);
+            page.stored = page.data;
+        }
+        Ok(())
+    }
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
         for p in pages(pgoff, nr) {
             let mut page = self.0.page(p);
             page.content = Content::Absent;
-            for pte in &mut page.ptes {
-                pte.present = false;
-            }
+            let mapped = page.ptes.iter().any(|pte| pte.present);
+            assert!(!mapped || !self.0.strict.load(Ordering::Relaxed), "a page is dropped while mapped");
+            page.ptes.iter_mut().for_each(Slot::unmap);
         }
         Ok(())
     }
@@ -267,6 +339,11 @@ struct Ops(Broken);
 impl VmOps for Ops {
     fn fault(&self, vmf: &mut VmFault<'_>) -> VmFaultReason {
         let r = shmem::fault(vmf);
+        if self.0 == Broken::NoReferenced
+            && let Some(word) = vmf.folio
+        {
+            word.clear(REFERENCED);
+        }
         if self.0 != Broken::NoPin {
             return r;
         }
@@ -276,6 +353,15 @@ impl VmOps for Ops {
         r.without(VmFaultReason::LOCKED)
     }
     fn map_pages(&self, vmf: &mut VmFault<'_>, start: u64, end: u64) -> VmFaultReason {
+        if self.0 == Broken::AroundUnmapped {
+            for p in start..end {
+                let (addr, word) = (vmf.vma().address_of(p), &vmf.vma().mapping.folios[pages(p, 1).start]);
+                if p != vmf.pgoff() && word.try_pin(0).is_ok() {
+                    vmf.vma().mmu.set_ptes(addr, 1, filemap::prot_of(vmf.vma(), false));
+                    word.unpin();
+                }
+            }
+        }
         ShmemVmOps::default().map_pages(vmf, start, end)
     }
     fn huge_fault(&self, vmf: &mut VmFault<'_>) -> VmFaultReason {
@@ -327,6 +413,15 @@ pub(crate) fn delegation(base: usize) -> (&'static Delegation<'static>, &'static
     (leak(Delegation { id: 0, base, told: words, delegate: told, handler_safe: true }), told)
 }
 
+/// The steps of write-back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Clear,
+    Protect,
+    Read,
+    End,
+}
+
 /// What a model starts from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setup {
@@ -353,6 +448,7 @@ pub(crate) struct World {
     /// How often arena 0's delegate was told.
     pub(crate) told: &'static Counting,
     futex: Futex,
+    queues: [&'static [AtomicU64]; 3],
 }
 
 fn leak<T>(value: T) -> &'static T {
@@ -361,12 +457,18 @@ fn leak<T>(value: T) -> &'static T {
 
 impl World {
     pub(crate) fn new(setup: Setup) -> &'static Self {
+        Self::with_queues(setup, 0)
+    }
+
+    /// With queues of reclaim of `queue` cells, and page 0 in them if it is cached; without, queues are full from the start.
+    pub(crate) fn with_queues(setup: Setup, queue: usize) -> &'static Self {
         static STAT: VmStat = VmStat::new();
-        let pte = Pte { present: false, write: false, wp: false, owner: Owner::Us };
+        let pte = Slot { present: false, write: false, wp: false, owner: Owner::Us };
         let page = |p: usize| Page {
             content: if p < setup.cached { Content::Whole } else { Content::Absent },
             data: 5,
             stored: 5,
+            durable: 5,
             ptes: [pte; 2],
         };
         let m = leak(Machine {
@@ -374,6 +476,8 @@ impl World {
             pages: std::array::from_fn(|p| Plain::new(page(p))),
             broken: setup.broken,
             wp_async: setup.flags.intersects(VmFlags::WP_ASYNC),
+            strict: AtomicBool::new(false),
+            looks: std::array::from_fn(|_| AtomicUsize::new(0)),
         });
         let folios: &'static [FolioWord] = Box::leak((0..setup.nr_pages).map(|_| FolioWord::new()).collect());
         let chunks = leak([ChunkWord::new()]);
@@ -382,8 +486,14 @@ impl World {
             let _ = word.publish(0);
         }
         chunks[0].add_uptodate(setup.cached as u64);
-        let account =
-            leak(CacheAccount { nr_pages: AtomicU64::new(setup.cached as u64), limit_pages: AtomicU64::new(u64::MAX) });
+        let cells = || -> &'static [AtomicU64] { Box::leak((0..queue).map(|_| AtomicU64::new(0)).collect()) };
+        let queues = [cells(), cells(), cells()];
+        let limit = if queue > 0 { NR as u64 } else { 1 << 20 };
+        let account = leak(CacheAccount::new(limit, Lruvec::new(queues[0], queues[1], queues[2], limit)));
+        assert!(account.charge(setup.cached as u64), "within the limit");
+        if queue > 0 && setup.cached > 0 {
+            assert!(account.lru.add(Entry::named(1, 0, 1), false), "there is room");
+        }
         let mapping = |chunks: &'static [ChunkWord]| {
             leak(Mapping {
                 id: 1,
@@ -395,6 +505,10 @@ impl World {
                 handler_safe: true,
                 store_faults: false,
                 always_dirty: false,
+                dirty_goes: true,
+                exclusive: false,
+                is_flushed: true,
+                write_blocks: false,
                 staging: false,
                 fill_window: setup.fill_window,
                 ra: softfault_mm::streams::Readahead::new(0),
@@ -402,6 +516,11 @@ impl World {
                 users: AtomicU32::new(0),
                 nr_maps: AtomicU32::new(2),
                 account,
+                own_limit: AtomicU64::new(u64::MAX),
+                nr_own: AtomicU64::new(0),
+                hand: AtomicU64::new(0),
+                flush_turn: AtomicU32::new(0),
+                flush_wanted: AtomicU32::new(0),
                 stat: &STAT,
             })
         };
@@ -422,14 +541,14 @@ impl World {
             granule_pages: 0,
             delegation: (delegated && a == 0).then_some(delegation),
         };
-        leak(Self { m, mapping: one, reclaimed: two, vmas: [vma(0), vma(1)], told, futex: Futex::new() })
+        leak(Self { m, mapping: one, reclaimed: two, vmas: [vma(0), vma(1)], told, futex: Futex::new(), queues })
     }
 
     pub(crate) fn word(&self, p: usize) -> &'static FolioWord {
         &self.mapping.folios[p]
     }
 
-    fn env(&self) -> Env<'_> {
+    pub(crate) fn env(&self) -> Env<'_> {
         Env { mm: self, park: self }
     }
 
@@ -482,34 +601,94 @@ impl World {
 
     /// The flusher's turn: what is dirty (in the word, or noted by the kernel) is protected and written out.
     pub(crate) fn write_back(&self, p: usize) -> bool {
-        let word = self.word(p);
-        if self.m.wp_async {
-            // PAGEMAP_SCAN with WP_MATCHING: test and protect in one step, in every arena.
-            let mut noted = false;
-            for a in 0..2 {
-                let pte = &mut self.m.page(p).ptes[a];
-                noted |= pte.present && pte.write && !pte.wp;
-                pte.wp |= pte.present;
-            }
-            if noted && word.try_pin(DIRTY).is_ok() {
-                word.unpin();
-            }
-        }
-        if word.try_writeback().is_err() {
-            return false;
-        }
-        for a in 0..2 {
-            self.m.page(p).ptes[a].wp = true;
-        }
-        let copy = self.m.page(p).data;
-        self.m.page(p).stored = copy;
-        let _ = word.end_writeback(true);
-        true
+        let p = p as u64;
+        self.harvest(p, p + 1);
+        writeback::writeout(self.env(), self.mapping, 0, p, p + 1) == Ok(1)
     }
 
-    /// The reclaimer's turn; under asynchronous write protection it looks for notes first.
+    fn harvest(&self, from: u64, to: u64) {
+        if self.m.wp_async {
+            self.with_rmap(&mut |r| {
+                rmap::harvest(r, self.mapping, from, to);
+            });
+        }
+    }
+
+    /// One step of a flusher's turn that is made by hand, in the wrong order.
+    pub(crate) fn write_back_step(&self, p: usize, step: Step, bytes: &mut u64) {
+        match step {
+            Step::Clear => drop(self.word(p).try_writeback()),
+            Step::Protect => (0..2).for_each(|a| self.m.page(p).ptes[a].wp = true),
+            Step::Read => *bytes = self.m.page(p).data,
+            Step::End if self.word(p).load().state() == State::Writeback => {
+                self.m.page(p).stored = *bytes;
+                self.leave(p, self.word(p).end_writeback(0));
+            }
+            Step::End => {}
+        }
+    }
+
+    fn leave(&self, _p: usize, wake: Wake) {
+        if wake == Wake::Needed {
+            self.futex.wake();
+        }
+    }
+
+    /// The reclaimer's turn: both stages.
     pub(crate) fn evict(&self, from: usize, to: usize) -> u64 {
-        filemap::drop_pages(self.reclaimed, self, 0, from as u64, to as u64, false)
+        vmscan::reclaim_range(self.env(), self.reclaimed, 0, from as u64, to as u64)
+    }
+
+    /// The reclaimer's turn, one stage at a time, by the queues.
+    pub(crate) fn shrink(&self) -> u64 {
+        vmscan::shrink(self.env(), self.mapping.account, self.mapping.stat, 0).freed
+    }
+
+    /// A flush of the store; `ok`: what it was given is durable afterwards, else it is gone. Returns the lost pages.
+    pub(crate) fn flush(&self, ok: bool) -> Vec<u64> {
+        let late = self.m.broken == Broken::LateTurn;
+        let early = (!late).then(|| writeback::begin_flush(self.mapping));
+        for p in 0..self.mapping.folios.len() {
+            let mut page = self.m.page(p);
+            if ok {
+                page.durable = page.stored;
+            } else {
+                page.stored = page.durable;
+            }
+        }
+        let bit = early.unwrap_or_else(|| writeback::begin_flush(self.mapping));
+        let mut lost = Vec::new();
+        if ok {
+            writeback::end_flush(self.mapping, bit);
+        } else if self.m.broken == Broken::WritebackForgotten {
+            for word in self.mapping.folios.iter().filter(|w| w.load().is_unsynced()) {
+                if word.try_pin(softfault_mm::folio::DIRTY).is_ok() {
+                    word.unpin();
+                }
+            }
+        } else {
+            writeback::fail_flush(self.mapping, &mut |p| lost.push(p));
+        }
+        lost
+    }
+
+    /// What a crash leaves of page `p`.
+    pub(crate) fn durable(&self, p: usize) -> u64 {
+        self.m.page(p).durable
+    }
+
+    /// From here on nothing may be dropped while it is mapped.
+    pub(crate) fn strict(&self) {
+        self.m.strict.store(true, Ordering::Relaxed);
+    }
+
+    /// How many entries of the queues name page `p` as it is in the cache now.
+    pub(crate) fn nr_entries(&self, p: usize) -> usize {
+        let current = |cell: &&AtomicU64| {
+            let entry = Entry(cell.load(Ordering::Relaxed));
+            entry.0 != 0 && entry.pgoff() == p as u64 && entry.is_current(self.word(p).load())
+        };
+        self.queues.iter().flat_map(|q| q.iter()).filter(current).count()
     }
 
     /// Writes everything back and drops it; returns what the store then holds of page `p`.
@@ -545,6 +724,16 @@ impl World {
     }
 }
 
+impl Rmap for World {
+    fn mapping(&self, id: u32) -> Option<&Mapping<'_>> {
+        (id == 1).then_some(self.reclaimed)
+    }
+    fn for_each_vma<'f>(&self, _id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f)) {
+        let of = |v: &&Vma<'static>| v.flags.contains(VmFlags::SHARED) == (which == Which::Shared);
+        self.vmas.iter().filter(of).for_each(f);
+    }
+}
+
 impl AddressSpace for World {
     fn with_vma<'f>(
         &self,
@@ -559,6 +748,14 @@ impl AddressSpace for World {
     fn with_telling<'f>(&self, _telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {
         f(self.vmas[0].delegation.expect("arena 0 alone is delegated"), self.mapping);
     }
+    fn with_rmap<'f>(&self, f: &mut (dyn FnMut(&dyn Rmap) + 'f)) -> bool {
+        f(self);
+        true
+    }
+    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
+        f(&mut Batch::new());
+        true
+    }
     fn get_staged(&self) -> Option<Staged> {
         None
     }
@@ -568,6 +765,10 @@ impl AddressSpace for World {
 impl Park for World {
     fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, _timeout_ns: u64) -> Woken {
         self.futex.wait(|| self.low(key.addr) == key.seen);
+        Woken::LookAgain
+    }
+    fn nap(&self, _ctx: &Ctx<'_>, _key: WaitKey, _timeout_ns: u64) -> Woken {
+        loom::thread::yield_now();
         Woken::LookAgain
     }
     fn wake(&self, _addr: usize) {

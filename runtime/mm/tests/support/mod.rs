@@ -10,17 +10,21 @@ use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
 use softfault_mm::extent::{ChunkWord, Extent, ExtentState};
 use softfault_mm::fault::{self, Env};
-use softfault_mm::filemap;
-use softfault_mm::folio::{DIRTY, Folio, FolioWord, State};
-use softfault_mm::host::{AddressSpace, Park, Woken};
+use softfault_mm::folio::{DIRTY, Folio, FolioWord, REFERENCED, State, UNMAPPED};
+use softfault_mm::host::{AddressSpace, BATCH, Batch, Park, Rmap, Which, Woken};
 use softfault_mm::huge_memory;
-use softfault_mm::mapping::{CacheAccount, FailurePolicy, Mapping};
-use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Staged, WaitKey};
+use softfault_mm::lru::Lruvec;
+use softfault_mm::mapping::{FailurePolicy, Mapping};
+use softfault_mm::memcontrol::CacheAccount;
+use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Pte, Staged, WaitKey, Zap};
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
+use softfault_mm::rmap;
+use softfault_mm::sync::AtomicU64 as Cell;
 use softfault_mm::truncate;
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmOps, Vma};
 use softfault_mm::vmstat::VmStat;
+use softfault_mm::{vmscan, writeback};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -60,6 +64,10 @@ impl Content {
             bytes
         })
     }
+    /// Whether page `p` may differ from what it was in the beginning.
+    pub(crate) fn is_touched(&self, p: u64) -> bool {
+        self.pages.contains_key(&p)
+    }
     pub(crate) fn set_page(&mut self, p: u64, bytes: Vec<u8>) {
         self.pages.insert(p, bytes);
     }
@@ -84,11 +92,19 @@ fn zero_tail(bytes: &mut [u8], p: u64, len_bytes: u64) {
 }
 
 #[derive(Debug)]
-enum Pte {
-    /// The page of the memfd; `wp`: protected.
+enum Entry {
+    /// The page of the memfd; `wp`: protected. Where first stores are noted, the lack of protection is the note.
     Cache { wp: bool },
-    /// A private copy.
-    Private(Vec<u8>),
+    /// A private copy; `hidden`: by protection, which destroys nothing.
+    Private { bytes: Vec<u8>, hidden: bool },
+    /// Nothing is mapped, and what was, or what was protected, had not been written.
+    Marker,
+}
+
+impl Entry {
+    fn is_visible(&self) -> bool {
+        matches!(self, Entry::Cache { .. } | Entry::Private { hidden: false, .. })
+    }
 }
 
 /// What the kernel knows of a mapping.
@@ -108,7 +124,7 @@ struct KernelVma {
 struct KernelState {
     vmas: Vec<KernelVma>,
     memfd: BTreeMap<(usize, u64), Vec<u8>>,
-    ptes: BTreeMap<usize, Pte>,
+    ptes: BTreeMap<usize, Entry>,
     /// Extents that the kernel serves; `true`: it notes first stores.
     native: BTreeMap<usize, bool>,
     staged: BTreeMap<u32, Vec<u8>>,
@@ -119,6 +135,8 @@ struct KernelState {
     wakes: u64,
     unprotects: u64,
     vmas_charged: i64,
+    /// The next so many calls that unmap or protect are refused.
+    refusals: u32,
 }
 
 /// The memfds and the page tables.
@@ -136,6 +154,40 @@ enum Instruction {
 }
 
 impl KernelState {
+    fn refuses(&mut self) -> bool {
+        let refuses = self.refusals > 0;
+        self.refusals = self.refusals.saturating_sub(1);
+        refuses
+    }
+
+    /// `UFFDIO_WRITEPROTECT` on one page: where nothing is mapped it leaves a marker, or takes it away.
+    fn protect(&mut self, at: usize, protect: bool) {
+        match self.ptes.get_mut(&at) {
+            Some(Entry::Cache { wp }) => *wp = protect,
+            Some(Entry::Private { .. }) => {}
+            Some(Entry::Marker) | None if protect => {
+                self.ptes.insert(at, Entry::Marker);
+            }
+            Some(Entry::Marker) | None => {
+                self.ptes.remove(&at);
+            }
+        }
+    }
+
+    /// Takes one page out of a mapping: its note goes, unless it is that nothing was written. By granule, by protection.
+    fn unmap(&mut self, vma: &KernelVma, at: usize) {
+        match self.ptes.get_mut(&at) {
+            Some(Entry::Private { hidden, .. }) => *hidden = vma.granule,
+            Some(Entry::Cache { wp: true }) if vma.is_noted() && !vma.granule => {
+                self.ptes.insert(at, Entry::Marker);
+            }
+            Some(Entry::Cache { .. }) => {
+                self.ptes.remove(&at);
+            }
+            Some(Entry::Marker) | None => {}
+        }
+    }
+
     fn vma(&self, addr: usize) -> Option<KernelVma> {
         self.vmas.iter().find(|v| (v.start..v.end).contains(&addr)).copied()
     }
@@ -166,28 +218,38 @@ impl Kernel {
         }
         let (page, offset) = (addr & !(PAGE_SIZE - 1), addr % PAGE_SIZE);
         let (object, p) = (vma.object, vma.pgoff_at(page));
-        if !s.ptes.contains_key(&page) {
-            let Some(tracked) = s.native.get(&(addr & !(EXTENT_SIZE - 1))) else { return Instruction::Fault };
-            s.ptes.insert(page, Pte::Cache { wp: *tracked });
+        if !s.ptes.get(&page).is_some_and(Entry::is_visible) {
+            if !s.native.contains_key(&(addr & !(EXTENT_SIZE - 1))) {
+                return Instruction::Fault;
+            }
+            // The kernel maps it, protected if there is a marker.
+            let wp = matches!(s.ptes.get(&page), Some(Entry::Marker));
+            s.ptes.insert(page, Entry::Cache { wp });
         }
         let Some(pte) = s.ptes.get_mut(&page) else { return Instruction::Fault };
         let wp = match pte {
-            Pte::Private(bytes) => {
+            Entry::Private { bytes, .. } => {
                 if let Some(value) = store {
                     bytes[offset] = value;
                 }
                 return Instruction::Done(bytes[offset]);
             }
-            Pte::Cache { wp } => wp,
+            Entry::Cache { wp } => wp,
+            Entry::Marker => return Instruction::Fault,
         };
         let Some(bytes) = s.memfd.get_mut(&(object, p)) else { panic!("page {p} was served from a hole") };
         let word = self.word(object, p);
         assert!(word.is_mappable(), "page {p} is mapped and {word:?}");
+        let shared = vma.flags.contains(VmFlags::SHARED);
+        assert!(
+            !shared || !word.has(UNMAPPED) || word.has(REFERENCED),
+            "page {p} would be dropped while mapped: {word:?}"
+        );
         let Some(value) = store else { return Instruction::Done(bytes[offset]) };
         if !vma.flags.contains(VmFlags::SHARED) {
             let mut copy = bytes.clone();
             copy[offset] = value;
-            *pte = Pte::Private(copy);
+            *pte = Entry::Private { bytes: copy, hidden: false };
             return Instruction::Done(value);
         }
         if *wp && !vma.flags.contains(VmFlags::WP_ASYNC) {
@@ -226,13 +288,21 @@ impl Kernel {
         lock(&self.state).answer = answer;
     }
     pub(crate) fn is_mapped(&self, addr: usize) -> bool {
-        lock(&self.state).ptes.contains_key(&addr)
+        lock(&self.state).ptes.get(&addr).is_some_and(Entry::is_visible)
     }
     pub(crate) fn is_private(&self, addr: usize) -> bool {
-        matches!(lock(&self.state).ptes.get(&(addr & !(PAGE_SIZE - 1))), Some(Pte::Private(_)))
+        matches!(lock(&self.state).ptes.get(&(addr & !(PAGE_SIZE - 1))), Some(Entry::Private { .. }))
+    }
+    /// Whether a private copy is there and cannot be seen.
+    pub(crate) fn is_hidden(&self, addr: usize) -> bool {
+        matches!(lock(&self.state).ptes.get(&(addr & !(PAGE_SIZE - 1))), Some(Entry::Private { hidden: true, .. }))
+    }
+    /// Makes the kernel refuse the next `n` calls that unmap or protect.
+    pub(crate) fn refuse(&self, n: u32) {
+        lock(&self.state).refusals = n;
     }
     pub(crate) fn is_protected(&self, addr: usize) -> bool {
-        matches!(lock(&self.state).ptes.get(&addr), Some(Pte::Cache { wp: true }))
+        matches!(lock(&self.state).ptes.get(&addr), Some(Entry::Cache { wp: true }))
     }
     pub(crate) fn unprotects(&self) -> u64 {
         lock(&self.state).unprotects
@@ -273,10 +343,17 @@ impl Mmu for PageTables {
                 assert!(word.has(DIRTY), "page {p} is open to stores and clean: {word:?}");
             }
             match s.ptes.get_mut(&at) {
-                Some(Pte::Cache { wp }) if vma.granule => *wp = prot.wp,
-                Some(_) => return stop(Installed::Exists),
-                None => {
-                    s.ptes.insert(at, Pte::Cache { wp: prot.wp });
+                Some(Entry::Cache { wp }) if vma.granule => *wp = prot.wp,
+                Some(Entry::Private { hidden, .. }) if vma.granule => *hidden = false,
+                Some(Entry::Cache { .. } | Entry::Private { .. }) => return stop(Installed::Exists),
+                // Over a marker too: only `prot` says whether the page is protected.
+                Some(Entry::Marker) | None => {
+                    let shared = vma.flags.contains(VmFlags::SHARED);
+                    assert!(
+                        !shared || !word.has(UNMAPPED) || word.has(REFERENCED),
+                        "page {p} is mapped around: {word:?}"
+                    );
+                    s.ptes.insert(at, Entry::Cache { wp: prot.wp });
                 }
             }
         }
@@ -294,7 +371,7 @@ impl Mmu for PageTables {
             return Installed::Exists;
         }
         let bytes = s.staged.get(&staged.0).cloned().expect("the staging page was read");
-        s.ptes.insert(addr, Pte::Private(bytes));
+        s.ptes.insert(addr, Entry::Private { bytes, hidden: false });
         Installed::All
     }
     fn unprotect(&self, addr: usize) -> Installed {
@@ -306,10 +383,13 @@ impl Mmu for PageTables {
         assert!(word.pins() > 0 && word.has(DIRTY), "page {p} is opened to stores: {word:?}");
         let exposes = vma.granule;
         match s.ptes.get_mut(&addr) {
-            Some(Pte::Cache { wp }) => *wp = false,
+            Some(Entry::Cache { wp }) => *wp = false,
             // mprotect exposes the page, whatever was there before.
             None if exposes => {
-                s.ptes.insert(addr, Pte::Cache { wp: false });
+                s.ptes.insert(addr, Entry::Cache { wp: false });
+            }
+            Some(Entry::Marker) => {
+                s.ptes.remove(&addr);
             }
             _ => {}
         }
@@ -323,10 +403,8 @@ impl Mmu for PageTables {
         for base in (addr..addr + len_bytes).step_by(EXTENT_SIZE) {
             s.native.insert(base, tracked);
         }
-        for (_, pte) in s.ptes.range_mut(addr..addr + len_bytes) {
-            if let Pte::Cache { wp } = pte {
-                *wp = tracked;
-            }
+        for at in (addr..addr + len_bytes).step_by(PAGE_SIZE) {
+            s.protect(at, tracked);
         }
         Ok(())
     }
@@ -335,12 +413,51 @@ impl Mmu for PageTables {
         for base in (addr..addr + len_bytes).step_by(EXTENT_SIZE) {
             s.native.remove(&base);
         }
-        for (_, pte) in s.ptes.range_mut(addr..addr + len_bytes) {
-            if let Pte::Cache { wp } = pte {
-                *wp |= protect;
-            }
+        for at in (addr..addr + len_bytes).step_by(PAGE_SIZE).filter(|_| protect) {
+            s.protect(at, true);
         }
         Ok(())
+    }
+    fn zap(&self, ranges: &[Zap]) -> bool {
+        let mut s = lock(&self.0.state);
+        // Protecting a whole vma splits nothing, and always succeeds.
+        let whole =
+            |z: &Zap| s.vma(z.addr).is_some_and(|v| v.granule && v.start == z.addr && v.end == z.addr + z.len_bytes);
+        if !ranges.iter().all(whole) && s.refuses() {
+            return false;
+        }
+        for at in ranges.iter().flat_map(|z| (z.addr..z.addr + z.len_bytes).step_by(PAGE_SIZE)) {
+            let vma = s.vma(at).expect("what is unmapped was mapped");
+            assert!(vma.granule || vma.flags.contains(VmFlags::SHARED), "private copies would be destroyed");
+            s.unmap(&vma, at);
+        }
+        true
+    }
+    fn write_protect(&self, addr: usize, nr: usize) -> bool {
+        let mut s = lock(&self.0.state);
+        if s.refuses() {
+            return false;
+        }
+        for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
+            s.protect(at, true);
+        }
+        true
+    }
+    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
+        let written = |at: &usize| self.pte(*at) == Pte::Written;
+        for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE).filter(written) {
+            found(at, 1);
+        }
+    }
+    fn pte(&self, addr: usize) -> Pte {
+        let s = lock(&self.0.state);
+        assert!(s.vma(addr).is_some_and(|v| v.is_noted()), "the kernel notes nothing at {addr:#x}");
+        match s.ptes.get(&addr) {
+            None => Pte::None,
+            Some(Entry::Cache { wp: true }) => Pte::Clean,
+            Some(Entry::Marker) => Pte::Marker,
+            Some(_) => Pte::Written,
+        }
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         lock(&self.0.state).vmas_charged += delta;
@@ -356,6 +473,7 @@ pub(crate) enum Call {
     Staged(u64),
     Dsync(u64),
     Punch(u64, u32),
+    Write(u64, u32),
 }
 
 type Hook = Box<dyn FnMut(Call) + Send>;
@@ -368,6 +486,9 @@ pub(crate) struct Store {
     pub(crate) bad: Mutex<BTreeMap<u64, FillError>>,
     pub(crate) punch_fails: AtomicBool,
     pub(crate) dsync_fails: AtomicBool,
+    /// Pages that the store does not take.
+    pub(crate) full: Mutex<BTreeSet<u64>>,
+    pub(crate) rereads: AtomicBool,
     pub(crate) log: Mutex<Vec<Call>>,
     hook: Mutex<Option<Hook>>,
 }
@@ -437,8 +558,30 @@ impl AddressSpaceOps for Store {
         self.called(Call::Dsync(pgoff));
         if self.dsync_fails.load(Ordering::Relaxed) { Err(FillError::Io) } else { Ok(()) }
     }
+    fn write_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        self.called(Call::Write(pgoff, nr));
+        for i in 0..nr {
+            let p = pgoff + u64::from(i);
+            let word = self.kernel.word(self.object, p);
+            assert_eq!(word.state(), State::Writeback, "page {p} is written by who does not own it: {word:?}");
+            if lock(&self.full).contains(&p) {
+                return Err((i, FillError::Io));
+            }
+            let bytes = self.kernel.alias(self.object, p).expect("a page in write-back is there");
+            lock(&self.content).set_page(p, bytes);
+        }
+        Ok(())
+    }
+    fn rereads_unflushed(&self) -> bool {
+        self.rereads.load(Ordering::Relaxed)
+    }
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
         self.called(Call::Punch(pgoff, nr));
+        for p in pgoff..pgoff + u64::from(nr) {
+            let word = self.kernel.word(self.object, p);
+            let owned = matches!(word.state(), State::Evicting | State::Filling);
+            assert!(owned && word.pins() == 0, "page {p} is punched by who does not own it: {word:?}");
+        }
         if self.punch_fails.load(Ordering::Relaxed) {
             return Err(FillError::Io);
         }
@@ -447,8 +590,11 @@ impl AddressSpaceOps for Store {
         for p in pgoff..pgoff + u64::from(nr) {
             s.memfd.remove(&(self.object, p));
             for addr in Kernel::rmap(s, self.object, p) {
-                if matches!(s.ptes.get(&addr), Some(Pte::Cache { .. })) {
-                    s.ptes.remove(&addr);
+                let vma = s.vma(addr).expect("rmap finds addresses in vmas");
+                let exposed = vma.granule && matches!(s.ptes.get(&addr), Some(Entry::Cache { .. }));
+                assert!(!exposed, "a hole below an exposed granule: the kernel would show zeros");
+                if !matches!(s.ptes.get(&addr), Some(Entry::Private { .. })) {
+                    s.unmap(&vma, addr);
                 }
             }
         }
@@ -473,6 +619,8 @@ pub(crate) struct ObjectSpec {
     pub(crate) len_bytes: u64,
     pub(crate) handler_safe: bool,
     pub(crate) always_dirty: bool,
+    /// Dirty pages can be written out.
+    pub(crate) dirty_goes: bool,
     pub(crate) staging: bool,
     pub(crate) fill_window: u32,
     pub(crate) ra_pages: u32,
@@ -487,6 +635,7 @@ impl ObjectSpec {
             len_bytes: (nr << PAGE_SHIFT) as u64,
             handler_safe: true,
             always_dirty: false,
+            dirty_goes: true,
             staging: false,
             fill_window: 1,
             ra_pages: 0,
@@ -501,6 +650,9 @@ pub(crate) struct Object {
     pub(crate) mapping: &'static Mapping<'static>,
     pub(crate) store: &'static Store,
 }
+
+/// Cells of each queue of reclaim.
+const QUEUE: usize = 4096;
 
 /// Extents of each arena.
 pub(crate) const ARENA_EXTENTS: usize = 4;
@@ -534,13 +686,16 @@ type Outside = Box<dyn FnOnce() + Send>;
 pub(crate) struct World {
     pub(crate) kernel: &'static Kernel,
     pub(crate) objects: Vec<Object>,
-    pub(crate) account: &'static CacheAccount,
+    pub(crate) account: &'static CacheAccount<'static>,
     pub(crate) stat: &'static VmStat,
     arenas: Vec<&'static [Extent]>,
     vmas: Mutex<Vec<Vma<'static>>>,
     /// Claims on their way to the fillers; `None`: there are no fillers.
     pub(crate) queue: Mutex<Option<VecDeque<Claim>>>,
     pub(crate) tellings: Mutex<Option<VecDeque<Telling>>>,
+    /// Pages on their way to the thread that writes them out; `None`: there is none.
+    pub(crate) flushers: Mutex<Option<VecDeque<Claim>>>,
+    batch: Mutex<Option<Box<Batch>>>,
     staging: Mutex<BTreeSet<u32>>,
     sleep: Mutex<Option<Sleep>>,
     outside: Mutex<Option<Outside>>,
@@ -585,7 +740,8 @@ impl World {
     pub(crate) fn new(specs: &[ObjectSpec], nr_arenas: usize) -> Self {
         let kernel = leak(Kernel::default());
         let stat = leak(VmStat::new());
-        let account = leak(CacheAccount { nr_pages: AtomicU64::new(0), limit_pages: AtomicU64::new(u64::MAX) });
+        let cells = || -> &'static [Cell] { Box::leak((0..QUEUE).map(|_| Cell::new(0)).collect()) };
+        let account = leak(CacheAccount::new(u64::MAX, Lruvec::new(cells(), cells(), cells(), u64::MAX)));
         let object = |(id, spec): (usize, &ObjectSpec)| {
             let folios: &'static [FolioWord] = Box::leak((0..spec.max_pages).map(|_| FolioWord::new()).collect());
             let nr_chunks = spec.max_pages.div_ceil(EXTENT_PAGES);
@@ -597,6 +753,8 @@ impl World {
                 bad: Mutex::default(),
                 punch_fails: AtomicBool::new(false),
                 dsync_fails: AtomicBool::new(false),
+                full: Mutex::default(),
+                rereads: AtomicBool::new(true),
                 log: Mutex::default(),
                 hook: Mutex::new(None),
             });
@@ -610,6 +768,10 @@ impl World {
                 handler_safe: spec.handler_safe,
                 store_faults: false,
                 always_dirty: spec.always_dirty,
+                dirty_goes: spec.dirty_goes && !spec.always_dirty,
+                exclusive: false,
+                is_flushed: true,
+                write_blocks: false,
                 staging: spec.staging,
                 fill_window: spec.fill_window,
                 ra: softfault_mm::streams::Readahead::new(spec.ra_pages),
@@ -617,6 +779,11 @@ impl World {
                 users: AtomicU32::new(0),
                 nr_maps: AtomicU32::new(0),
                 account,
+                own_limit: AtomicU64::new(u64::MAX),
+                nr_own: AtomicU64::new(0),
+                hand: AtomicU64::new(0),
+                flush_turn: AtomicU32::new(0),
+                flush_wanted: AtomicU32::new(0),
                 stat,
             });
             Object { mapping, store }
@@ -632,6 +799,8 @@ impl World {
             vmas: Mutex::default(),
             queue: Mutex::new(Some(VecDeque::new())),
             tellings: Mutex::new(Some(VecDeque::new())),
+            flushers: Mutex::new(Some(VecDeque::new())),
+            batch: Mutex::new(Some(Box::default())),
             staging: Mutex::new(BTreeSet::from([0])),
             sleep: Mutex::new(None),
             outside: Mutex::new(None),
@@ -737,10 +906,22 @@ impl World {
 
     /// Unmaps; what kernel notes tell of dirtiness is taken down first.
     pub(crate) fn unmap(&self, start: usize, end: usize, forget_hints: bool) {
-        self.harvest_range(start, end);
+        self.each_part(start, end, |v, from, to| {
+            rmap::harvest_vma(v, from, to);
+        });
         self.change(start, end, |_| None);
         if forget_hints {
             self.forget_hints(start, end);
+        }
+    }
+
+    /// Calls `f` for each vma that has pages in `start..end`, with those pages.
+    fn each_part(&self, start: usize, end: usize, mut f: impl FnMut(&Vma<'static>, u64, u64)) {
+        for v in lock(&self.vmas).iter() {
+            let (lo, hi) = (v.start.max(start), v.end.min(end));
+            if lo < hi {
+                f(v, v.pgoff_at(lo), v.pgoff_at(hi - PAGE_SIZE) + 1);
+            }
         }
     }
 
@@ -757,17 +938,16 @@ impl World {
         });
     }
 
-    /// Stage 1 of reclaim: shared pages are unmapped and stay cached.
-    pub(crate) fn zap(&self, start: usize, end: usize, forget_hints: bool) {
-        self.harvest_range(start, end);
-        let mut guard = lock(&self.kernel.state);
-        let s = &mut *guard;
-        let shared: Vec<KernelVma> = s.vmas.iter().filter(|v| v.flags.contains(VmFlags::SHARED)).copied().collect();
-        s.ptes.retain(|at, _| !((start..end).contains(at) && shared.iter().any(|v| (v.start..v.end).contains(at))));
-        drop(guard);
-        if forget_hints {
-            self.forget_hints(start, end);
-        }
+    /// Shared pages are unmapped and stay cached (`MADV_DONTNEED`).
+    pub(crate) fn zap(&self, start: usize, end: usize) {
+        self.each_part(start, end, |v, from, to| {
+            if v.flags.contains(VmFlags::SHARED) && v.granule_pages == 0 {
+                for first in (from..to).step_by(BATCH) {
+                    let end = to.min(first + BATCH as u64);
+                    assert_eq!(rmap::zap_vma(v, first, end, &mut Batch::new(), false), 0, "nobody has a pin");
+                }
+            }
+        });
     }
 
     fn forget_hints(&self, start: usize, end: usize) {
@@ -805,70 +985,53 @@ impl World {
         }
     }
 
-    fn harvest_range(&self, start: usize, end: usize) {
-        let vmas: Vec<KernelVma> = lock(&self.kernel.state).vmas.clone();
-        for v in vmas {
-            for at in (v.start.max(start)..v.end.min(end)).step_by(PAGE_SIZE) {
-                self.harvest(v.object, v.pgoff_at(at));
-            }
-        }
-    }
-
-    /// PAGEMAP_SCAN with WP_MATCHING over one page of the object: a page that is open to stores counts as written.
-    fn harvest(&self, object: usize, p: u64) {
-        let mut written = false;
-        let mut s = lock(&self.kernel.state);
-        for at in Kernel::rmap(&s, object, p) {
-            let noted = s.vma(at).is_some_and(|v| v.is_noted() && v.flags.contains(VmFlags::WP_ASYNC));
-            if let Some(Pte::Cache { wp }) = s.ptes.get_mut(&at)
-                && noted
-            {
-                written |= !*wp;
-                *wp = true;
-            }
-        }
-        drop(s);
-        let word = self.word(object, p);
-        if written && word.try_pin(DIRTY).is_ok() {
-            word.unpin();
-        }
-    }
-
-    /// The flusher's turn on one page; `ok`: the store takes it.
-    pub(crate) fn write_back(&self, object: usize, p: u64, ok: bool) {
+    /// The flusher's turn; `ok`: the store takes the pages. Returns how many were written.
+    pub(crate) fn write_back(&self, object: usize, from: u64, to: u64, ok: bool) -> Result<u64, (u64, FillError)> {
         let o = self.objects[object];
-        if o.mapping.always_dirty {
-            return;
+        self.with_rmap(&mut |r| {
+            rmap::harvest(r, o.mapping, from, to);
+        });
+        if !ok {
+            lock(&o.store.full).extend(from..to);
         }
-        self.harvest(object, p);
-        let word = self.word(object, p);
-        if word.try_writeback().is_err() {
-            return;
+        let written = writeback::writeout(self.env(), o.mapping, 0, from, to);
+        if !ok {
+            lock(&o.store.full).retain(|p| !(from..to).contains(p));
         }
-        let mut s = lock(&self.kernel.state);
-        for at in Kernel::rmap(&s, object, p) {
-            let shared = s.vma(at).is_some_and(|v| v.flags.contains(VmFlags::SHARED));
-            if let Some(Pte::Cache { wp }) = s.ptes.get_mut(&at)
-                && shared
-            {
-                *wp = true;
-            }
-        }
-        let bytes = s.memfd.get(&(object, p)).cloned().expect("a page in write-back is there");
-        drop(s);
-        if ok {
-            lock(&o.store.content).set_page(p, bytes);
-        }
-        let _ = word.end_writeback(ok);
+        written
     }
 
-    /// The reclaimer's turn: demote, write back, drop; returns how many pages went.
-    pub(crate) fn evict(&self, object: usize, from: u64, to: u64, store_ok: bool) -> u64 {
-        self.demote_over(object, from, to);
-        for p in from..to {
-            self.write_back(object, p, store_ok);
+    /// Has the store written and flushed, as `fsync` does; `ok`: the flush succeeds. Returns what was lost.
+    pub(crate) fn sync(&self, object: usize, ok: bool) -> Vec<u64> {
+        let m = self.objects[object].mapping;
+        let _ = self.write_back(object, 0, m.folios.len() as u64, true);
+        let turn = writeback::begin_flush(m);
+        let mut lost = Vec::new();
+        if ok {
+            writeback::end_flush(m, turn);
+        } else {
+            writeback::fail_flush(m, &mut |p| lost.push(p));
         }
-        filemap::drop_pages(self.objects[object].mapping, self, 0, from, to, false)
+        lost
+    }
+
+    /// Writes back and drops; returns how many pages went.
+    pub(crate) fn evict(&self, object: usize, from: u64, to: u64, store_ok: bool) -> u64 {
+        let o = self.objects[object];
+        if o.mapping.dirty_goes {
+            let _ = self.write_back(object, from, to, store_ok);
+        }
+        self.reclaim(object, from, to)
+    }
+
+    /// Drops clean pages; returns how many went.
+    pub(crate) fn reclaim(&self, object: usize, from: u64, to: u64) -> u64 {
+        vmscan::reclaim_range(self.env(), self.objects[object].mapping, 0, from, to)
+    }
+
+    /// Drops pages, dirty or not; returns how many went.
+    pub(crate) fn discard(&self, object: usize, from: u64, to: u64) -> u64 {
+        vmscan::discard_range(self.env(), self.objects[object].mapping, 0, from, to)
     }
 
     pub(crate) fn truncate(&self, object: usize, len_bytes: u64) {
@@ -879,10 +1042,13 @@ impl World {
         }
         let (from, to) = (pages_of(len_bytes), pages_of(old));
         self.demote_over(object, from.saturating_sub(1), to);
-        let left = truncate::truncate_pagecache(o.mapping, self, 0, to);
+        let left = truncate::truncate_pagecache(self.env(), o.mapping, 0, to);
         assert_eq!(left, 0, "nobody uses the pages past the end");
         let last = from.saturating_sub(1);
-        if from > 0 && self.word(object, last).try_pin(DIRTY).is_ok() {
+        if from > 0
+            && let Ok(old) = self.word(object, last).try_pin(DIRTY)
+        {
+            o.mapping.account_dirtied(u64::from(!old.has(DIRTY)));
             let mut bytes = self.kernel.alias(object, last).expect("a pinned page is there");
             zero_tail(&mut bytes, last, len_bytes);
             self.kernel.set_alias(object, last, bytes);
@@ -895,7 +1061,7 @@ impl World {
         let vmas = s.vmas.clone();
         s.ptes.retain(|at, pte| {
             let v = vmas.iter().find(|v| (v.start..v.end).contains(at));
-            !(matches!(pte, Pte::Private(_)) && v.is_some_and(|v| v.object == object && v.pgoff_at(*at) >= from))
+            !(matches!(pte, Entry::Private { .. }) && v.is_some_and(|v| v.object == object && v.pgoff_at(*at) >= from))
         });
     }
 
@@ -903,13 +1069,15 @@ impl World {
     pub(crate) fn access(&self, ctx: &Ctx<'_>, addr: usize, store: Option<u8>) -> (Option<u8>, Option<VmFaultReason>) {
         let flags = if store.is_some() { FaultFlags::WRITE | FaultFlags::USER } else { FaultFlags::USER };
         let mut seen = None;
+        let mut before = VmFaultReason::empty();
         for _ in 0..16 {
             if let Instruction::Done(byte) = self.kernel.run(addr, store) {
                 return (Some(byte), seen);
             }
-            let Some(r) = fault::do_user_addr_fault(self.env(), ctx, addr, flags) else {
+            let Some(r) = fault::resume_user_addr_fault(self.env(), ctx, addr, flags, before) else {
                 return (None, Some(VmFaultReason::SIGSEGV));
             };
+            before = if r.intersects(VmFaultReason::RETRY) { r } else { VmFaultReason::empty() };
             seen = Some(seen.unwrap_or_default() | r);
             if r.intersects(VmFaultReason::ERROR) {
                 return (None, seen);
@@ -938,6 +1106,9 @@ impl World {
         while let Some(telling) = lock(&self.tellings).as_mut().and_then(VecDeque::pop_front) {
             fault::tell_here(self.env(), 1, telling);
         }
+        while let Some(claim) = lock(&self.flushers).as_mut().and_then(VecDeque::pop_front) {
+            vmscan::write_here(self.env(), 1, claim);
+        }
     }
 
     /// Sets what sleeping does; by default the fillers run.
@@ -953,11 +1124,13 @@ impl World {
     /// Checks what must hold whenever nothing is under way.
     pub(crate) fn check_quiescent(&self) {
         let mut cached = 0;
+        let mut dirty = 0;
         for (id, o) in self.objects.iter().enumerate() {
             let mut in_chunk = vec![0u64; o.mapping.chunks.len()];
             for (p, word) in o.mapping.folios.iter().enumerate() {
                 let w = word.load();
                 assert_eq!(w.pins(), 0, "object {id} page {p} was left pinned: {w:?}");
+                dirty += u64::from(w.is_mappable() && w.has(DIRTY));
                 match w.state() {
                     State::Uptodate => in_chunk[p / EXTENT_PAGES] += 1,
                     State::Absent | State::Poisoned => {}
@@ -973,6 +1146,9 @@ impl World {
             assert_eq!(users, 0, "object {id}: claims were left behind");
         }
         assert_eq!(self.account.nr_pages.load(Ordering::Relaxed), cached, "pages charged to the cache");
+        assert_eq!(self.account.nr_dirty.load(Ordering::Relaxed), dirty, "pages counted dirty");
+        assert_eq!(self.account.nr_writeback.load(Ordering::Relaxed), 0, "pages counted in write-back");
+        assert!(lock(&self.batch).is_some(), "the batch is back");
         assert_eq!(*lock(&self.staging), BTreeSet::from([0]), "the staging page is back in its pool");
     }
 
@@ -990,6 +1166,22 @@ impl World {
     /// The vmas as `(start, end, object, pgoff, flags)`.
     pub(crate) fn vmas(&self) -> Vec<(usize, usize, usize, u64, VmFlags)> {
         lock(&self.vmas).iter().map(|v| (v.start, v.end, v.mapping.id as usize, v.pgoff, v.flags)).collect()
+    }
+}
+
+struct Mappings<'a> {
+    objects: &'a [Object],
+    vmas: &'a [Vma<'static>],
+}
+
+impl Rmap for Mappings<'_> {
+    fn mapping(&self, id: u32) -> Option<&Mapping<'_>> {
+        self.objects.get(id as usize).map(|o| o.mapping)
+    }
+    fn for_each_vma<'f>(&self, id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f)) {
+        let shared = which == Which::Shared;
+        let of = |v: &&Vma<'static>| v.mapping.id == id && v.flags.contains(VmFlags::SHARED) == shared;
+        self.vmas.iter().filter(of).for_each(f);
     }
 }
 
@@ -1014,6 +1206,17 @@ impl AddressSpace for World {
             .find_map(|v| v.delegation.filter(|d| d.id == telling.delegation_id()).map(|d| (d, v.mapping)));
         let (d, m) = found.expect("a telling keeps its delegation");
         f(d, m);
+    }
+    fn with_rmap<'f>(&self, f: &mut (dyn FnMut(&dyn Rmap) + 'f)) -> bool {
+        f(&Mappings { objects: &self.objects, vmas: &lock(&self.vmas) });
+        true
+    }
+    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
+        let batch = lock(&self.batch).take();
+        let Some(mut batch) = batch else { return false };
+        f(&mut batch);
+        *lock(&self.batch) = Some(batch);
+        true
     }
     fn get_staged(&self) -> Option<Staged> {
         lock(&self.staging).pop_first().map(Staged)
@@ -1048,6 +1251,13 @@ impl Park for World {
         match lock(&self.tellings).as_mut() {
             Some(queue) => queue.push_back(telling),
             None => return Err(telling),
+        }
+        Ok(())
+    }
+    fn submit_writeback(&self, claim: Claim) -> Result<(), Claim> {
+        match lock(&self.flushers).as_mut() {
+            Some(queue) => queue.push_back(claim),
+            None => return Err(claim),
         }
         Ok(())
     }
