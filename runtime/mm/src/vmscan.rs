@@ -45,8 +45,10 @@ use crate::workingset::{Queue, Shadow};
 pub struct Shrunk {
     /// Pages that left the cache.
     pub freed: u64,
-    /// Entries that were looked at.
+    /// Entries of cached pages that were looked at.
     pub scanned: u64,
+    /// Entries of pages that went otherwise, which are gone now.
+    pub stale: u64,
     /// Dirty pages that were handed to write-back.
     pub dirty: u64,
 }
@@ -76,8 +78,9 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
         let mut early = 0;
         env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            let (scanned, unmapped) = scan.age(batch);
-            done.scanned += scanned;
+            let (seen, unmapped) = scan.age(batch);
+            done.scanned += seen.scanned;
+            done.stale += seen.stale;
             early = scan.pick_early(batch, unmapped);
         });
         if early > 0 {
@@ -197,7 +200,8 @@ impl Scan<'_> {
                 break;
             }
             let Some(entry) = lru.probation.pop().map(Entry) else { break };
-            done.scanned += 1;
+            // Until it turns out to be the entry of a page.
+            done.stale += 1;
             let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { continue };
             let Some(word) = mapping.folio(entry.pgoff()) else { continue };
             let seen = word.load();
@@ -205,6 +209,10 @@ impl Scan<'_> {
                 Verdict::Dirty if !mapping.dirty_goes => Verdict::Keep,
                 v => v,
             };
+            if !matches!(verdict, Verdict::Stale) {
+                done.stale -= 1;
+                done.scanned += 1;
+            }
             match verdict {
                 Verdict::Stale => {}
                 Verdict::Keep => {
@@ -379,20 +387,26 @@ impl Scan<'_> {
         nr
     }
 
-    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at, and how
-    /// many are in the batch.
-    fn age(&self, batch: &mut Batch) -> (u64, usize) {
+    /// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at and how
+    /// many entries named none, and how many are in the batch.
+    fn age(&self, batch: &mut Batch) -> (Shrunk, usize) {
         let lru = &self.account.lru;
         let limit = self.account.limit();
+        let mut done = Shrunk::default();
         // Full probation gives verdicts first: the more pages wait, the longer each has to be missed.
         if lru.probation.len() > Lruvec::probation_target(limit) {
-            return (0, 0);
+            return (done, 0);
         }
         let most = crate::page::pgoff_index(Lruvec::batch_pages(limit));
-        let (mut scanned, mut nr, mut of_main) = (0, 0, 0u64);
-        while nr < most && scanned < 2 * BATCH as u64 {
+        let (mut nr, mut of_main) = (0, 0u64);
+        while nr < most && done.scanned + done.stale < 2 * BATCH as u64 {
             let Some(entry) = lru.pop_coldest(limit) else { break };
-            scanned += 1;
+            let word = self.rmap.mapping(entry.mapping_id()).and_then(|m| m.folio(entry.pgoff()));
+            if !word.is_some_and(|w| entry.is_current(w.load())) {
+                done.stale += 1;
+                continue;
+            }
+            done.scanned += 1;
             if self.age_huge(entry) {
                 continue;
             }
@@ -421,7 +435,7 @@ impl Scan<'_> {
             }
         }
         self.stat.add(self.stripe, Event::PGDEACTIVATE, nr as u64);
-        (scanned, nr)
+        (done, nr)
     }
 
     /// Pins and marks one page for unmapping, where many mappings exist with its neighbours, and names them in `room`,
@@ -534,6 +548,10 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         if done.freed > 0 {
             // Still above the limit, which was lowered perhaps: an attempt for each small batch would be too many.
             (scanned, idle) = (0, 0);
+            continue;
+        }
+        if done.stale > 0 {
+            // Behind the entries of pages that went otherwise there may be others; their number is finite.
             continue;
         }
         scanned = scanned.saturating_add(done.scanned);

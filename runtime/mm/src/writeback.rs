@@ -114,7 +114,10 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
     mapping.account.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
     mapping.stat.add(stripe, Event::PGPGOUT, good - from);
     mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);
-    if let Some(addr) = mapping.account.progressed() {
+    // A store that takes nothing is no progress: who waits for room is told so in the end.
+    if good > from
+        && let Some(addr) = mapping.account.progressed()
+    {
         env.park.wake(addr);
     }
     match written {
