@@ -9,7 +9,7 @@ mod disk;
 use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
 use softfault::{Access, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
-use softfault_mm::trace::{Point, arm_gate, disarm, hits, is_caught};
+use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -367,4 +367,109 @@ fn a_fill_stopped_in_each_step() {
 #[test]
 fn a_hand_over_stopped_in_each_step() {
     matrix(&[Point::PROMOTE_COUNTED, Point::PROMOTE_CHECKED, Point::DEMOTE_REGISTERED]);
+}
+
+/// An object whose pages reclaim has in hand goes away; its range of the cache becomes another object's.
+#[test]
+fn an_object_dropped_while_reclaim_holds_its_entries() {
+    let _serial = serial();
+    let points = [Point::UNMAP_MARKED, Point::UNMAP_ZAPPED, Point::EVICT_PUNCH, Point::WRITEBACK_TAKEN];
+    for point in points {
+        each(&format!("dropped at {point:?}"), |mode| {
+            let rt = quiet(64 * PAGE);
+            let disk_of = || Disk::new(&content(1, 0..EXTENT as u64), Behaviour::default());
+            let object_of = |disk: &Arc<Disk>| {
+                let store = Box::new(VolatileStore(Arc::clone(disk)));
+                rt.object(EXTENT as u64).writable(true).store(store).expect("object")
+            };
+            let (first, other) = (disk_of(), disk_of());
+            let (object, beside) = (object_of(&first), object_of(&other));
+            let [a, b] = [(); 2].map(|()| rt.arena(EXTENT).delivery(mode).build().expect("arena"));
+            map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            map(&b, 0, &beside, Prot::Read, Sharing::Shared);
+            let mut model = content(1, 0..EXTENT as u64);
+            for p in 0..60 {
+                assert_eq!(store(&a, p * PAGE + 17, 0xee), Ok(()));
+                model[p * PAGE + 17] = 0xee;
+            }
+            let gate = Gate::arm(point);
+            std::thread::scope(|s| {
+                // Pressure by another object's pages.
+                let presser = s.spawn(|| same("beside", &bytes(&b, 0..EXTENT), &content(1, 0..EXTENT as u64)));
+                until("caught or done", || is_caught(point) || presser.is_finished());
+                let dropper = s.spawn(move || drop((a, object)));
+                linger();
+                drop(gate);
+                assert!(presser.join().is_ok() && dropper.join().is_ok(), "{mode:?}: dropped at {point:?}");
+            });
+            same(&format!("{mode:?}: written by drop, {point:?}"), &first.content(), &model);
+            let next = object_of(&first);
+            let c = rt.arena(EXTENT).delivery(mode).build().expect("arena");
+            map(&c, 0, &next, Prot::ReadWrite, Sharing::Shared);
+            same(&format!("{mode:?}: afterwards, {point:?}"), &bytes(&c, 0..EXTENT), &model);
+            let cached = next.cached_pages() + beside.cached_pages();
+            until("pages counted are pages cached", || {
+                rt.stats().get("nr_cached_pages") == next.cached_pages() + beside.cached_pages()
+            });
+            assert!(cached <= 64);
+        });
+    }
+}
+
+/// Maps pages of alternating protection until the kernel's table of mappings is full.
+#[expect(unsafe_code, reason = "fills the kernel's table of mappings")]
+fn fill_the_table() {
+    let max = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("max_map_count");
+    let max: usize = max.trim().parse().expect("a number");
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping, which nobody uses.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), 2 * max * PAGE, libc::PROT_NONE, flags, -1, 0) };
+    assert_ne!(base, libc::MAP_FAILED);
+    for i in 0..max {
+        let at = base.wrapping_byte_add(2 * i * PAGE);
+        // SAFETY: inside the mapping above.
+        if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
+            return;
+        }
+    }
+    panic!("the table never fills");
+}
+
+#[test]
+fn native_extents_and_a_full_table_of_mappings() {
+    for mode in [Delivery::InThread, Delivery::Monitor] {
+        let out = common::child("native_extents_and_a_full_table_of_mappings", &format!("{mode:?}"), || {
+            let rt = quiet(5 * EXTENT);
+            if !rt.delivery().is_available(mode) {
+                println!("skipped: {}", rt.delivery());
+                return;
+            }
+            let len = 4 * EXTENT;
+            let disk = Disk::new(&content(1, 0..len as u64), Behaviour::default());
+            let store_of = Box::new(VolatileStore(Arc::clone(&disk)));
+            let object = rt.object(len as u64).writable(true).store(store_of).expect("object");
+            let a = rt.arena(len).delivery(mode).build().expect("arena");
+            map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            object.populate(0..len as u64).expect("populate");
+            // A neighbour that stays trapped, so that taking one back splits or joins kernel mappings.
+            assert!(a.promote(0..EXTENT).expect("promote") + a.promote(2 * EXTENT..3 * EXTENT).expect("promote") > 0);
+            let mut model = content(1, 0..len as u64);
+            for p in (0..len / PAGE).step_by(3) {
+                assert_eq!(store(&a, p * PAGE + 9, 0xdd), Ok(()));
+                model[p * PAGE + 9] = 0xdd;
+            }
+            fill_the_table();
+            // It may fail, and it may not; what was stored is there in any case.
+            let synced = object.sync_all();
+            let evicted = object.evict(0..len as u64);
+            println!("{mode:?}: sync {synced:?}, evict {evicted:?}, {} native", a.native_extents());
+            rt.set_cache_limit(EXTENT as u64);
+            for p in 0..len / PAGE {
+                let want = model[p * PAGE + 9];
+                assert_eq!(load(&a, p * PAGE + 9), Ok(want), "{mode:?}: page {p}");
+            }
+            assert!(synced.is_err() || disk.durable() == model, "{mode:?}: synced, and not durable");
+        });
+        common::ended(out, Ok(0));
+    }
 }

@@ -347,12 +347,12 @@ fn file() -> Below {
 
 #[test]
 fn over_a_file() {
-    exercise("fsx", 6_000, |_| (file(), false));
+    exercise("fsx", 3_000, |_| (file(), false));
 }
 
 #[test]
 fn over_a_file_with_others_evicting() {
-    let (ops, seed) = (env("SOFTFAULT_FSX_OPS", 3_000) / 3, seed());
+    let (ops, seed) = (env("SOFTFAULT_FSX_OPS", 1_500) / 3, seed());
     println!("fsx_noise: SOFTFAULT_FSX_SEED={seed}");
     common::each_mode("fsx_noise", |_, mode| {
         let rt = runtime();

@@ -157,7 +157,7 @@ fn a_full_swap_file_is_out_of_memory_and_loses_nothing() {
             break;
         }
     }
-    assert!(there >= LIMIT / PAGE && there < PAGES, "{mode:?}: {there} pages fit");
+    assert!((LIMIT / PAGE..PAGES).contains(&there), "{mode:?}: {there} pages fit");
     // To read what went out something has to go, or there must be more room. The last page may be half written.
     rt.set_cache_limit(2 * LIMIT as u64);
     (0..there - 1).for_each(|p| {
