@@ -183,10 +183,6 @@ fn window(workload: Workload) -> u32 {
     if workload == Workload::SeqRead { 64 } else { 1 }
 }
 
-fn absent(why: &str) -> Error {
-    Error::Absent(why.to_owned())
-}
-
 /// Asks the runtime whether it reclaims: reads through a cache smaller than the object, by calls, which fail where a
 /// touch would raise SIGBUS.
 fn reclaims() -> Result<()> {

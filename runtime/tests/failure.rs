@@ -320,8 +320,8 @@ fn a_store_that_panics_fails_its_page_alone() {
 #[test]
 fn an_object_with_a_limit_of_its_own() {
     each_mode("own limit", |rt, mode| {
-        let knobs = Arc::new(common::Knobs::default());
-        let store = Box::new(common::KnobStore(Arc::clone(&knobs)));
+        let knobs = Arc::new(Knobs::default());
+        let store = Box::new(KnobStore(Arc::clone(&knobs)));
         let limit = 128usize;
         let nr = 8 * limit;
         let object = rt.object((nr * PAGE) as u64).cache_limit((limit * PAGE) as u64).store(store).unwrap();

@@ -136,6 +136,8 @@ fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
     };
     let host = Host::new(slot, true);
     let r = fault::do_user_addr_fault(host.env(), &ctx, si.addr, flags);
+    #[cfg(not(feature = "userfaultfd"))]
+    let _ = trap;
     #[cfg(feature = "userfaultfd")]
     if trap == Trap::Monitor && r.is_some_and(|r| r.intersects(VmFaultReason::NOPAGE)) {
         forget_poison(&host, si.addr);
