@@ -7,9 +7,10 @@
 
 mod common;
 
+#[cfg(feature = "userfaultfd")]
+use common::runtime;
 use common::{
-    EXTENT, PAGE, TempFile, arena, byte_of, each_of, knob_object, load, load_at, map, min_frame, on_stack_of, runtime,
-    store,
+    EXTENT, PAGE, TempFile, arena, byte_of, each_of, knob_object, load, load_at, map, min_frame, on_stack_of, store,
 };
 use softfault::{Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -342,7 +342,14 @@ pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
     let mut pending = Some(claim);
     env.mm.with_claim(&id, &mut |m| {
         let began = ctx.now();
-        let Some(read) = pending.as_ref().map(|claim| filemap::read_folio(m, ctx.stripe, claim)) else { return };
+        let mut read = None;
+        let mut ask = || read = pending.as_ref().map(|claim| filemap::read_folio(m, ctx.stripe, claim));
+        if m.handler_safe && !m.store_faults {
+            env.mm.on_walk_stack(&mut ask);
+        } else {
+            ask();
+        }
+        let Some(read) = read else { return };
         env.mm.on_walk_stack(&mut || {
             if let Some(claim) = pending.take() {
                 end_fill(env, ctx, m, claim, read, began);

@@ -44,7 +44,7 @@ pub trait AddressSpace {
 
     /// Runs `f` where deep frames have room: a handler's stack may have 8 KiB, of which the kernel took half.
     ///
-    /// `f` neither sleeps nor touches an arena, and calls no code of the user's that might.
+    /// `f` sleeps at most inside a store, touches no arena, and calls no code of the user's that might.
     ///
     /// # Context: handler
     fn on_walk_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) {
