@@ -396,6 +396,7 @@ impl ObjectInner {
             nr_own: AtomicU64::new(0),
             hand: AtomicU64::new(0),
             flush_turn: AtomicU32::new(0),
+            flushing: AtomicU32::new(0),
             flush_wanted: AtomicU32::new(0),
             stat: rt.stat,
         };

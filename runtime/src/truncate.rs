@@ -120,7 +120,15 @@ impl Object {
             let _owned = self.own(op, &(from..to))?;
             self.inner.punch_below(op, &(from..to), &hole)?
         };
-        if punched { Ok(()) } else { self.zero(op, hole) }
+        if !punched {
+            return self.zero(op, hole);
+        }
+        if !self.inner.store().rereads_unflushed() {
+            // What was read before the flush is from before the hole.
+            self.inner.show_below(op)?;
+            self.discard(op, &(from..to))?;
+        }
+        Ok(())
     }
 
     /// Drops the pages and keeps others from filling them until the value is dropped:

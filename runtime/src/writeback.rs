@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, parent_only};
 use crate::object::{Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
-use softfault_mm::folio::{DIRTY, FolioWord, HELD, State};
+use softfault_mm::folio::{DIRTY, FolioWord, HELD, State, Wake};
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::WaitKey;
@@ -95,6 +95,46 @@ pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::R
     Ok(written)
 }
 
+/// While it lives, pages that the store was given stay as they are: the cached ones cached, the others absent (they are
+/// `filling`, and ours), so that what is found after a failed flush is what there was before it.
+struct Settled<'a> {
+    m: &'a Mapping<'a>,
+    owned: Vec<u64>,
+}
+
+impl<'a> Settled<'a> {
+    fn new(m: &'a Mapping<'a>) -> Self {
+        m.flushing.store(1, Ordering::SeqCst);
+        // Who evicts does so in a section, and looks there.
+        section::synchronize();
+        let mut owned = Vec::new();
+        for (p, word) in (0u64..).zip(m.folios).filter(|(_, w)| w.load().is_unsynced()) {
+            // One that is being read has what it reads before the store flushes; one that hangs is lost if the flush fails.
+            let mut patience = 20_000;
+            while word.load().state() == State::Filling && patience > 0 {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+                patience -= 1;
+            }
+            if word.try_claim().is_ok() {
+                owned.push(p);
+            }
+        }
+        Self { m, owned }
+    }
+}
+
+impl Drop for Settled<'_> {
+    fn drop(&mut self) {
+        let host = Host::detached();
+        for word in self.owned.iter().filter_map(|p| self.m.folio(*p)) {
+            if word.abandon() == Wake::Needed {
+                host.env().park.wake(word.futex_addr());
+            }
+        }
+        self.m.flushing.store(0, Ordering::SeqCst);
+    }
+}
+
 impl ObjectInner {
     /// Gives every byte of the pages that was written before the call to the store. Returns the first held page, if a
     /// held one is dirty.
@@ -122,6 +162,7 @@ impl ObjectInner {
         let m = self.mapping();
         let mut lost = lock(&self.flush_state().lost);
         m.flush_wanted.store(0, Ordering::Relaxed);
+        let _settled = Settled::new(m);
         let turn = writeback::begin_flush(m);
         m.stat.add(0, Event::FLUSH_CALLS, 1);
         match self.store().flush() {
@@ -167,7 +208,7 @@ impl ObjectInner {
         let punched = self.store().punch(hole.start, hole.end - hole.start);
         owe();
         match punched {
-            Ok(()) => self.show_below(op).map(|()| true),
+            Ok(()) => Ok(true),
             Err(StoreError::Unsupported) => Ok(false),
             Err(error) => Err(Error::Writeback { op, range: hole.clone(), error: error.fill_error() }),
         }

@@ -691,7 +691,7 @@ mod on {
         const PAGES: usize = 400;
         for (by_copy, zswap) in [(false, 0), (true, 0), (false, 64 * PAGE as u64)] {
             common::setup();
-            let dir = env!("CARGO_TARGET_TMPDIR");
+            let dir = std::env::temp_dir();
             let b = Runtime::builder().cache_limit(96 * PAGE as u64).swap(dir, (2 * PAGES * PAGE) as u64);
             let rt = if zswap > 0 { b.zswap(zswap) } else { b }.build().expect("runtime");
             if !rt.delivery().is_available(Delivery::InThread) {

@@ -82,6 +82,8 @@ pub struct Mapping<'g> {
     pub hand: AtomicU64,
     /// Which of the two `UNSYNCED` bits write-back sets now.
     pub flush_turn: AtomicU32,
+    /// A flush is under way: pages that it covers stay in the cache until its outcome is known.
+    pub flushing: AtomicU32,
     /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
     pub flush_wanted: AtomicU32,
     /// Where its events are counted.
@@ -170,6 +172,20 @@ impl Mapping<'_> {
     #[must_use]
     pub fn punch_waits(&self) -> bool {
         self.exclusive && self.dirty_goes && (!self.handler_safe || self.store_faults || self.write_blocks)
+    }
+
+    /// Returns whether a page must not leave the cache before the store has flushed: the store could not give it back, or
+    /// nobody knows yet whether it still can.
+    /// ```text
+    /// flush                                  others
+    /// the store fails, and forgets
+    ///                                        the page leaves, and is read again: the old bytes
+    /// looks for what is cached: writes the old bytes, and says that all is well
+    /// ```
+    /// Hence a flush first lets everybody know, then waits for the sections in which somebody may not have seen it.
+    #[must_use]
+    pub fn owes_flush(&self, seen: crate::folio::Folio) -> bool {
+        seen.is_unsynced() && (self.flushing.load(Ordering::SeqCst) != 0 || !self.a_ops.rereads_unflushed())
     }
 
     /// Asks for a flush of the store.

@@ -116,7 +116,7 @@ fn sweep_window(
         let Some(word) = mapping.folio(p) else { break };
         let seen = word.load();
         let goes = if mapping.exclusive { !mapping.punch_waits() } else { !seen.has(DIRTY) };
-        if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {
+        if is_idle(seen) && goes && !mapping.owes_flush(seen) && vmscan::take_idle(mapping, word) {
             swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), Why::Reclaim, None);
         } else if seen.has(UNMAPPED | REFERENCED) {
             word.keep(word.load().version());

@@ -228,7 +228,7 @@ impl Scan<'_> {
                     }
                     self.enter(&lru.probation, entry);
                 }
-                Verdict::Evict if word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed() => {
+                Verdict::Evict if mapping.owes_flush(word.load()) => {
                     // A flush frees it: that counts as being written.
                     mapping.want_flush();
                     self.env.park.wake(self.account.ring_flusher());

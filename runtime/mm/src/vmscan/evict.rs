@@ -34,6 +34,9 @@ pub(crate) fn take_idle(mapping: &Mapping<'_>, word: &FolioWord) -> bool {
 
 /// The same for a page of an exclusive object, with the account of dirty pages.
 pub(super) fn take_out(mapping: &Mapping<'_>, word: &FolioWord, idle: bool, dirty: bool) -> bool {
+    if mapping.owes_flush(word.load()) {
+        return false;
+    }
     let Ok(old) = word.try_take_out(idle, dirty && mapping.dirty_goes) else { return false };
     mapping.account_cleaned(u64::from(old.has(DIRTY)));
     true

@@ -156,7 +156,7 @@ fn reclaim_batch(
     for (_, p) in pages {
         let Some(word) = mapping.folio(*p) else { continue };
         word.unpin();
-        let owed = word.load().is_unsynced() && !mapping.a_ops.rereads_unflushed();
+        let owed = mapping.owes_flush(word.load());
         if owed || word.try_evict().is_err() {
             word.keep(word.load().version());
             continue;

@@ -520,6 +520,7 @@ impl World {
                 nr_own: AtomicU64::new(0),
                 hand: AtomicU64::new(0),
                 flush_turn: AtomicU32::new(0),
+                flushing: AtomicU32::new(0),
                 flush_wanted: AtomicU32::new(0),
                 stat: &STAT,
             })
