@@ -15,7 +15,7 @@ use softfault_platform::host::Host;
 use softfault_platform::section;
 use softfault_platform::store::StoreError;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What an object knows of its flushes.
@@ -25,6 +25,8 @@ pub(crate) struct FlushState {
     failures: AtomicU64,
     /// Pages whose last write a failed flush took away; also keeps flushes apart.
     lost: Mutex<Vec<Range<u64>>>,
+    /// The store has not been told where the object ends since a flush failed.
+    end_owed: AtomicBool,
     /// Pinned pages being written as they are.
     direct: AtomicU64,
     /// Page ranges that are held.
@@ -162,6 +164,9 @@ impl ObjectInner {
         let m = self.mapping();
         let mut lost = lock(&self.flush_state().lost);
         m.flush_wanted.store(0, Ordering::Relaxed);
+        if self.flush_state().end_owed.load(Ordering::Acquire) {
+            self.tell_end();
+        }
         let _settled = Settled::new(m);
         let turn = writeback::begin_flush(m);
         m.stat.add(0, Event::FLUSH_CALLS, 1);
@@ -188,11 +193,20 @@ impl ObjectInner {
                     m.stat.add(0, Event::FLUSH_LOST, 1);
                 });
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
+                self.tell_end();
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
                 self.flush_state().failures.fetch_add(1, Ordering::Release);
                 Err(Error::Flush { op, error })
             }
         }
+    }
+
+    /// Tells the store again where the object ends: a flush that failed may have lost that like a write, and bytes past the
+    /// store's own end could not be read.
+    fn tell_end(&self) {
+        let len_bytes = self.mapping().i_size.load(Ordering::Acquire);
+        let told = (0..4).any(|_| self.persistent && self.store().set_len(len_bytes).is_ok());
+        self.flush_state().end_owed.store(self.persistent && !told, Ordering::Release);
     }
 
     /// Punches a hole into the store. A flush that fails may lose it like a write.

@@ -127,8 +127,13 @@ impl<'a> Run<'a> {
 
     /// Tries a call again for as long as the store fails it.
     fn patiently<T>(&self, what: &str, f: impl Fn() -> Result<T, Error>) -> T {
+        let mut last = String::new();
         for _ in 0..10_000 {
-            match f() {
+            let got = f();
+            if let Err(e) = &got {
+                last = e.to_string();
+            }
+            match got {
                 Ok(v) => return v,
                 Err(e) if !self.faulty => panic!("step {}: {what}: {e}", self.step),
                 Err(Error::Lost { ranges, .. }) => self.rewrite(&ranges),
@@ -136,7 +141,7 @@ impl<'a> Run<'a> {
                 Err(e) => panic!("step {}: {what}: {e}", self.step),
             }
         }
-        panic!("step {}: {what} never succeeds", self.step);
+        panic!("step {}: {what} never succeeds: {last}", self.step);
     }
 
     /// What a failed flush took away is written again.

@@ -623,7 +623,7 @@ impl World {
             Step::Read => *bytes = self.m.page(p).data,
             Step::End if self.word(p).load().state() == State::Writeback => {
                 self.m.page(p).stored = *bytes;
-                self.leave(p, self.word(p).end_writeback(0));
+                self.leave(p, self.word(p).end_writeback(0).0);
             }
             Step::End => {}
         }
