@@ -279,9 +279,11 @@ impl AddressSpace for Host {
         r
     }
     fn with_claim<'f>(&self, claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
-        // The object's store may fault.
-        self.open_signals();
         if let Some(m) = vmatree::mapping(claim.mapping_id()) {
+            // Only a store that touches arenas faults: the others spare themselves two system calls.
+            if m.store_faults {
+                self.open_signals();
+            }
             f(m);
         }
     }
