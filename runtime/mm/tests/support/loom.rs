@@ -37,10 +37,10 @@ use softfault_mm::{vmscan, writeback};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex as Plain, MutexGuard as PlainGuard, PoisonError};
 
-/// Runs a model with at most `preemptions` (or `LOOM_MAX_PREEMPTIONS`) in each execution.
+/// Runs a model with at most `preemptions` in each execution, or `LOOM_MAX_PREEMPTIONS` if that is less.
 pub(crate) fn check(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
     let mut b = loom::model::Builder::new();
-    b.preemption_bound = Some(b.preemption_bound.unwrap_or(preemptions));
+    b.preemption_bound = Some(b.preemption_bound.map_or(preemptions, |most| most.min(preemptions)));
     b.max_branches = 20_000;
     b.check(f);
 }
