@@ -2,8 +2,8 @@
 //!
 //! std gives each thread 8 KiB for signals. The kernel's frame takes up to 3.3 KiB of them, a fault inside a store's read
 //! puts a second frame there, and without optimisation one walk alone needs more than what is left. So the deep parts run
-//! on a stack of a fixed pool: an attempt inside its section, planning what is read ahead, publishing what was read, and
-//! a batch of reclaim.
+//! on a stack of a fixed pool: an attempt inside its section, planning what is read ahead, the read of a handler store that
+//! touches no arena, publishing what was read, and a batch of reclaim.
 //! ```text
 //! alternate stack, 8 KiB                        walk stack, 64 KiB
 //! +-----------------------------+ <- top        +-----------------------------+ <- top
@@ -26,13 +26,14 @@
 //!   stack ends the process by the default action. Handlers are entered like this (`trap::chain`); the host opens the
 //!   signals of instructions where user code runs that may fault, and closes them before it comes here.
 //! - Nothing sleeps with the program's mask in force: its handlers would run then.
-//! - Nothing touches an arena: not a store's read, which may fault on another arena, and not a delegate. In the section
-//!   that holds anyway, and a batch of reclaim calls only stores that touch none.
+//! - Nothing touches an arena: no store that may fault on another arena is read here, and no delegate runs here. In the
+//!   section that holds anyway, and a batch of reclaim calls only stores that touch none.
 //! - Nothing unwinds: a panic ends the process at the switch.
 //!
 //! A nested fault finds its thread on the alternate stack, below the outer fault's frames, and takes a walk stack as any
-//! other: the outer one holds none while it reads. Nor does a thread hold one over a store's read, so a stack is busy for
-//! microseconds; a batch of reclaim, which may write, holds it longer, but there are fewer batches than stacks.
+//! other: the outer one holds none while it runs a store that may fault. A walk holds its stack for microseconds, a read
+//! for as long as the device takes, and a batch of reclaim, which may write, longer: there are fewer batches than stacks,
+//! and who finds none goes on where it is.
 //!
 //! # Context: handler
 
@@ -120,7 +121,7 @@ fn claim(hint: usize) -> Option<Claimed> {
     None
 }
 
-/// Claims a stack where there was none a moment ago. Who holds one waits for nobody, so one comes free soon.
+/// Claims a stack where there was none a moment ago: walks end in microseconds, and only reads take longer.
 #[cold]
 fn claim_patiently(hint: usize) -> Option<Claimed> {
     if BASE.load(Ordering::Relaxed) == 0 {
