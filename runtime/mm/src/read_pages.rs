@@ -6,13 +6,17 @@
 //! # Context: handler
 
 use crate::claim::Claim;
-use crate::filemap::{self, CLAIM_MAX};
+use crate::filemap;
 use crate::folio::State;
 use crate::host::Park;
 use crate::mapping::Mapping;
 use crate::readahead::{Ahead, Mode, NO_MARKER, Plan};
 use crate::types::FillError;
 use crate::vmstat::Event;
+
+/// The longest run that one filler is given: a larger window is read by several at once, and a disk that is asked for one
+/// run at a time gives half of what it can.
+const READ_PAGES_MAX: u64 = 64;
 
 /// Claims what is read now for a fault that found `pgoff` missing, once the fillers have what lies ahead of it; `None`:
 /// it is no longer missing, or there is no room. Linux: `do_sync_mmap_readahead`.
@@ -99,7 +103,7 @@ fn submit_range(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, mark
         if marker.is_some() && park.is_congested() {
             return Err(given);
         }
-        let end = to.min(p.saturating_add(u64::from(CLAIM_MAX)));
+        let end = to.min(p.saturating_add(READ_PAGES_MAX));
         match filemap::claim_run(mapping, p, p, end) {
             Ok(Some(claim)) => {
                 filemap::set_marker(mapping, &claim, marker.unwrap_or(NO_MARKER));

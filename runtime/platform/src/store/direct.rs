@@ -5,6 +5,7 @@
 //! aligned; everything, from the first `EINVAL` or `EOPNOTSUPP` on. The kernel keeps the two coherent: a direct read
 //! writes back what is dirty in the range first, a direct write drops what is cached there.
 
+use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::{PageMut, PageRef, StoreError};
 use crate::sys::{Errno, file};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,7 +43,10 @@ impl DirectFile {
     #[must_use]
     pub fn direct(fd: i32, write: bool) -> Self {
         match file::reopen(fd, write, true) {
-            Ok(direct_fd) => Self { fd, direct_fd, is_direct: AtomicBool::new(true) },
+            Ok(direct_fd) => {
+                bounce::init();
+                Self { fd, direct_fd, is_direct: AtomicBool::new(true) }
+            }
             Err(_) => {
                 FALLBACKS.fetch_add(1, Ordering::Relaxed);
                 Self::buffered(fd)
@@ -91,6 +95,28 @@ impl DirectFile {
         Ok(done.min(len_bytes) & !PAGE_MASK)
     }
 
+    /// Reads up to `len_bytes` bytes at `pos_bytes` into the buffer, and from there into the cache's memory; returns how
+    /// many of them there are now.
+    fn read_bounced(
+        &self,
+        buffer: &Buffer,
+        pos_bytes: u64,
+        len_bytes: usize,
+        (fd, fd_offset): (i32, u64),
+    ) -> Result<usize, Errno> {
+        // SAFETY: at most `BUFFER_BYTES` bytes of a buffer that is ours until it is dropped.
+        let read = unsafe { file::pread(self.direct_fd, buffer.address(), len_bytes, pos_bytes) }?;
+        let mut done = 0;
+        while done < read {
+            // SAFETY: `read` bytes of the buffer, of which `done` are copied, to pages of the cache that are the caller's.
+            match unsafe { file::pwrite(fd, buffer.address() + done, read - done, fd_offset + done as u64) }? {
+                0 => return Err(Errno::EIO),
+                n => done += n,
+            }
+        }
+        Ok(done)
+    }
+
     /// Fills all of `page` from `pos_bytes` on.
     ///
     /// # Context: handler
@@ -98,13 +124,20 @@ impl DirectFile {
     /// # Errors
     /// [`StoreError::Short`] at the end of the file, [`StoreError::Io`].
     pub fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
-        let ptr = page.as_mut_ptr();
+        let (ptr, memory) = (page.as_mut_ptr(), page.fd_offset());
         let whole = self.direct_len(ptr, page.len_bytes(), pos_bytes);
+        // Past the limit the kernel would send SIGXFSZ for the copy to the memfd; a read into its pages is no write.
+        let may_copy = whole > 0 && memory.0 >= 0 && file::rlimit_fsize() == u64::MAX;
+        let buffer = if may_copy { bounce::get() } else { None };
         let done = self.transfer(whole, &|done| {
-            let dst = ptr as usize + done;
+            let (at, left) = (pos_bytes + done as u64, whole - done);
+            if let Some(buffer) = &buffer {
+                return self.read_bounced(buffer, at, left.min(BUFFER_BYTES), (memory.0, memory.1 + done as u64));
+            }
             // SAFETY: `whole` bytes of the page's own exclusive bytes, of which `done` are filled.
-            unsafe { file::pread(self.direct_fd, dst, whole - done, pos_bytes + done as u64) }
+            unsafe { file::pread(self.direct_fd, ptr as usize + done, left, at) }
         })?;
+        drop(buffer);
         if done == page.len_bytes() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 //! A [`Store`] is called by a filler thread and may do what it likes. A [`HandlerStore`] promises to be callable in a
 //! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
 
+pub mod bounce;
 pub mod direct;
 #[cfg(feature = "userfaultfd")]
 pub mod exclusive;

@@ -32,6 +32,8 @@ pub const MADV_WIPEONFORK: i32 = libc::MADV_WIPEONFORK;
 pub const MADV_DONTDUMP: i32 = libc::MADV_DONTDUMP;
 /// Never use huge pages in the range.
 pub const MADV_NOHUGEPAGE: i32 = libc::MADV_NOHUGEPAGE;
+/// See madvise(2): huge pages where the system has any to give.
+pub const MADV_HUGEPAGE: i32 = libc::MADV_HUGEPAGE;
 /// Make each whole 2 MiB of the range a huge page, now, whatever the system's settings but `deny`. Since Linux 6.1.
 pub const MADV_COLLAPSE: i32 = 25;
 /// Fault the range in for reading.
