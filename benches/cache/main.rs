@@ -11,7 +11,9 @@ mod hot;
 mod monitor;
 mod overhead;
 mod pool;
+mod readahead;
 mod reclaim;
+mod ring;
 mod rows;
 mod source;
 mod subject;
@@ -32,6 +34,7 @@ const GROUPS: &[Group] = &[
     ("bounded", bounded::run),
     ("thp", thp::run),
     ("sync", sync::run),
+    ("readahead", readahead::run),
     ("reclaim", reclaim::run),
     ("overhead", overhead::run),
 ];

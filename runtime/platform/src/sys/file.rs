@@ -258,3 +258,15 @@ pub fn fadvise_dontneed(fd: i32) -> Result<(), Errno> {
     // SAFETY: touches no memory; the file's bytes stay what they are.
     unsafe { syscall6(libc::SYS_fadvise64, args) }.map(drop)
 }
+
+/// Begins to read a range of a file into the kernel's page cache; see posix_fadvise(2), `POSIX_FADV_WILLNEED`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EBADF`, `ESPIPE`.
+pub fn fadvise_willneed(fd: i32, offset: u64, len_bytes: usize) -> Result<(), Errno> {
+    let args = [fd as usize, offset as usize, len_bytes, libc::POSIX_FADV_WILLNEED as usize, 0, 0];
+    // SAFETY: touches no memory; the file's bytes stay what they are.
+    unsafe { syscall6(libc::SYS_fadvise64, args) }.map(drop)
+}
