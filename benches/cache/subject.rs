@@ -88,13 +88,13 @@ impl Subject {
         self.map(object, len_bytes, workload, Sharing::Private)
     }
 
-    /// Maps a file that is larger than the memory; with `O_DIRECT` once that can be asked for.
+    /// Maps a file that is larger than the memory, past the kernel's page cache, which the memory group is charged for
+    /// too. The object is exclusive: one process maps it once, and frames that are moved are neither allocated nor freed.
     pub(crate) fn file(&self, path: &Path, len_bytes: usize, workload: Workload) -> Result<Arena> {
-        // Past the kernel's page cache, which the memory group is charged for too.
         let options = self.runtime.file_options().direct(true).writable(workload.writes());
         let window = window(workload);
-        let object = options.with(move |b| b.fill_window_pages(window)).open(path).map_err(wrong)?;
-        self.map(object, len_bytes, workload, Sharing::Shared)
+        let object = options.with(move |b| b.exclusive(true).fill_window_pages(window)).open(path).map_err(wrong)?;
+        self.map(object, len_bytes, workload, Sharing::Private)
     }
 
     /// Opens a file to which stores are written back.

@@ -7,7 +7,7 @@
 
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::{PageMut, PageRef, StoreError};
-use crate::sys::{Errno, file};
+use crate::sys::{Errno, file, mem};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use softfault_mm::page::{PAGE_MASK, PAGE_SIZE};
 
@@ -95,26 +95,10 @@ impl DirectFile {
         Ok(done.min(len_bytes) & !PAGE_MASK)
     }
 
-    /// Reads up to `len_bytes` bytes at `pos_bytes` into the buffer, and from there into the cache's memory; returns how
-    /// many of them there are now.
-    fn read_bounced(
-        &self,
-        buffer: &Buffer,
-        pos_bytes: u64,
-        len_bytes: usize,
-        (fd, fd_offset): (i32, u64),
-    ) -> Result<usize, Errno> {
+    /// Reads up to `len_bytes` bytes at `pos_bytes` into the buffer.
+    fn read_into(&self, buffer: &Buffer, pos_bytes: u64, len_bytes: usize) -> Result<usize, Errno> {
         // SAFETY: at most `BUFFER_BYTES` bytes of a buffer that is ours until it is dropped.
-        let read = unsafe { file::pread(self.direct_fd, buffer.address(), len_bytes, pos_bytes) }?;
-        let mut done = 0;
-        while done < read {
-            // SAFETY: `read` bytes of the buffer, of which `done` are copied, to pages of the cache that are the caller's.
-            match unsafe { file::pwrite(fd, buffer.address() + done, read - done, fd_offset + done as u64) }? {
-                0 => return Err(Errno::EIO),
-                n => done += n,
-            }
-        }
-        Ok(done)
+        unsafe { file::pread(self.direct_fd, buffer.address(), len_bytes.min(BUFFER_BYTES), pos_bytes) }
     }
 
     /// Fills all of `page` from `pos_bytes` on.
@@ -126,13 +110,18 @@ impl DirectFile {
     pub fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
         let (ptr, memory) = (page.as_mut_ptr(), page.fd_offset());
         let whole = self.direct_len(ptr, page.len_bytes(), pos_bytes);
-        // Past the limit the kernel would send SIGXFSZ for the copy to the memfd; a read into its pages is no write.
-        let may_copy = whole > 0 && memory.0 >= 0 && file::rlimit_fsize() == u64::MAX;
-        let buffer = if may_copy { bounce::get() } else { None };
+        let buffer = if is_worth_copying(whole, memory.0) { bounce::get() } else { None };
         let done = self.transfer(whole, &|done| {
             let (at, left) = (pos_bytes + done as u64, whole - done);
             if let Some(buffer) = &buffer {
-                return self.read_bounced(buffer, at, left.min(BUFFER_BYTES), (memory.0, memory.1 + done as u64));
+                let read = self.read_into(buffer, at, left.min(BUFFER_BYTES))?;
+                if memory.0 >= 0 {
+                    copy_to_memfd(buffer, read, (memory.0, memory.1 + done as u64))?;
+                } else {
+                    // SAFETY: `read` bytes of a buffer of ours, to the page's own bytes behind those that are filled.
+                    unsafe { mem::copy_racy(ptr.wrapping_add(done), buffer.address() as *const u8, read) };
+                }
+                return Ok(read);
             }
             // SAFETY: `whole` bytes of the page's own exclusive bytes, of which `done` are filled.
             unsafe { file::pread(self.direct_fd, ptr as usize + done, left, at) }
@@ -162,6 +151,29 @@ impl DirectFile {
         })?;
         pages.part(done, usize::MAX).write_to(self.fd, pos_bytes + done as u64)
     }
+}
+
+/// Returns whether a read of `whole_bytes` goes through a buffer: into the memfd `fd` always, since it saves a fault a page;
+/// into memory that is mapped already (-1) where it makes fewer segments.
+fn is_worth_copying(whole_bytes: usize, fd: i32) -> bool {
+    if fd < 0 {
+        return whole_bytes > PAGE_SIZE;
+    }
+    // Past the limit the kernel would send SIGXFSZ for the copy to the memfd; a read into its pages is no write.
+    whole_bytes > 0 && file::rlimit_fsize() == u64::MAX
+}
+
+/// Copies the first `len_bytes` bytes of the buffer to pages of the cache that are the caller's.
+fn copy_to_memfd(buffer: &Buffer, len_bytes: usize, (fd, fd_offset): (i32, u64)) -> Result<(), Errno> {
+    let mut done = 0;
+    while done < len_bytes {
+        // SAFETY: `len_bytes` bytes of the buffer, of which `done` are copied; the pages are the caller's to fill.
+        match unsafe { file::pwrite(fd, buffer.address() + done, len_bytes - done, fd_offset + done as u64) }? {
+            0 => return Err(Errno::EIO),
+            n => done += n,
+        }
+    }
+    Ok(())
 }
 
 impl Drop for DirectFile {
