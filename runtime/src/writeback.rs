@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, parent_only};
 use crate::object::{Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
-use softfault_mm::folio::{DIRTY, FolioWord, HELD, State, Wake};
+use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::WaitKey;
@@ -23,14 +23,22 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) struct FlushState {
     /// Flushes that failed so far.
     failures: AtomicU64,
-    /// Pages whose last write a failed flush took away; also keeps flushes apart.
-    lost: Mutex<Vec<Range<u64>>>,
+    /// Keeps flushes apart, and away from who punches holes or moves the store's end. Faults may wait for who has it: nothing
+    /// is allocated under it, and no other lock taken.
+    turn: Mutex<()>,
     /// The store has not been told where the object ends since a flush failed.
     end_owed: AtomicBool,
     /// Pinned pages being written as they are.
     direct: AtomicU64,
     /// Page ranges that are held.
     held: Mutex<Vec<Range<u64>>>,
+}
+
+impl FlushState {
+    /// Keeps flushes away.
+    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+        lock(&self.turn)
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -47,23 +55,17 @@ fn bytes(pages: &Range<u64>) -> Range<u64> {
     pages.start << PAGE_SHIFT..pages.end << PAGE_SHIFT
 }
 
-/// Adds a page to a sorted list of ranges, at its end.
-fn push(list: &mut Vec<Range<u64>>, page: u64) {
-    match list.last_mut() {
-        Some(last) if last.end == page => last.end += 1,
-        _ => list.push(page..page + 1),
-    }
-}
-
-/// Takes a page out of a list of ranges.
-fn remove(list: &mut Vec<Range<u64>>, page: u64) {
-    let Some(i) = list.iter().position(|r| r.contains(&page)) else { return };
-    let r = list.remove(i);
-    for part in [page + 1..r.end, r.start..page] {
-        if !part.is_empty() {
-            list.insert(i, part);
+/// Returns the bytes of the lost pages among `pages`.
+fn lost_in(m: &Mapping<'_>, pages: Range<u64>) -> Vec<Range<u64>> {
+    let mut list: Vec<Range<u64>> = Vec::new();
+    for page in pages.filter(|p| m.folio(*p).is_some_and(|w| w.load().has(LOST))) {
+        let here = bytes(&(page..page + 1));
+        match list.last_mut() {
+            Some(last) if last.end == here.start => last.end = here.end,
+            _ => list.push(here),
         }
     }
+    list
 }
 
 /// Marks every page of the range dirty that was written before the call.
@@ -97,43 +99,38 @@ pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::R
     Ok(written)
 }
 
-/// While it lives, pages that the store was given stay as they are: the cached ones cached, the others absent (they are
-/// `filling`, and ours), so that what is found after a failed flush is what there was before it.
-struct Settled<'a> {
-    m: &'a Mapping<'a>,
-    owned: Vec<u64>,
-}
+/// While it lives, pages that the store was given stay as they are: the cached ones cached, the others vacant, so that what
+/// is found after a failed flush is what there was before it. Faults wait for it: it remembers them in their words alone.
+struct Settled<'a>(&'a Mapping<'a>);
 
 impl<'a> Settled<'a> {
+    /// The caller has the object's turn to flush.
     fn new(m: &'a Mapping<'a>) -> Self {
         m.flushing.store(1, Ordering::SeqCst);
         // Who evicts does so in a section, and looks there.
         section::synchronize();
-        let mut owned = Vec::new();
-        for (p, word) in (0u64..).zip(m.folios).filter(|(_, w)| w.load().is_unsynced()) {
+        for word in m.folios.iter().filter(|w| w.load().is_unsynced()) {
             // One that is being read has what it reads before the store flushes; one that hangs is lost if the flush fails.
             let mut patience = 20_000;
             while word.load().state() == State::Filling && patience > 0 {
                 std::thread::sleep(std::time::Duration::from_micros(100));
                 patience -= 1;
             }
-            if word.try_claim().is_ok() {
-                owned.push(p);
-            }
+            let _ = word.try_vacate();
         }
-        Self { m, owned }
+        Self(m)
     }
 }
 
 impl Drop for Settled<'_> {
     fn drop(&mut self) {
         let host = Host::detached();
-        for word in self.owned.iter().filter_map(|p| self.m.folio(*p)) {
-            if word.abandon() == Wake::Needed {
+        for word in self.0.folios.iter().filter(|w| w.load().is_vacant()) {
+            if word.end_vacancy() == Ok(Wake::Needed) {
                 host.env().park.wake(word.futex_addr());
             }
         }
-        self.m.flushing.store(0, Ordering::SeqCst);
+        self.0.flushing.store(0, Ordering::SeqCst);
     }
 }
 
@@ -162,7 +159,7 @@ impl ObjectInner {
     /// Makes durable what the store was given. Serialised: a failure is everybody's.
     pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
         let m = self.mapping();
-        let mut lost = lock(&self.flush_state().lost);
+        let _turn = self.flush_state().turn();
         m.flush_wanted.store(0, Ordering::Relaxed);
         if self.flush_state().end_owed.load(Ordering::Acquire) {
             self.tell_end();
@@ -172,26 +169,17 @@ impl ObjectInner {
         m.stat.add(0, Event::FLUSH_CALLS, 1);
         match self.store().flush() {
             Ok(()) => {
-                // A page that was written again since it was lost is there now.
-                if !lost.is_empty() {
-                    let again = m.folios.iter().enumerate().filter(|(_, w)| w.load().has(turn));
-                    again.for_each(|(p, _)| remove(&mut lost, p as u64));
-                }
                 writeback::end_flush(m, turn);
                 Ok(())
             }
             Err(error) => {
                 // What reclaim takes out of an exclusive object is marked when it is gone, not while it is written.
                 for word in m.folios.iter().filter(|_| m.exclusive) {
-                    while word.load().state() == State::Evicting {
+                    while word.load().state() == State::Evicting && !word.load().is_vacant() {
                         std::thread::sleep(std::time::Duration::from_micros(100));
                     }
                 }
-                writeback::fail_flush(m, &mut |p| {
-                    remove(&mut lost, p);
-                    push(&mut lost, p);
-                    m.stat.add(0, Event::FLUSH_LOST, 1);
-                });
+                writeback::fail_flush(m, &mut |_| m.stat.add(0, Event::FLUSH_LOST, 1));
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
                 self.tell_end();
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
@@ -249,18 +237,12 @@ impl ObjectInner {
                 return Err(Error::Held { op, range: bytes(&(p..p + 1)) });
             }
             self.flush(op)?;
-            if self.flush_state().failures.load(Ordering::Acquire) == failures {
-                break;
+            if self.flush_state().failures.load(Ordering::Acquire) != failures {
+                continue;
             }
+            let lost = lost_in(m, range);
+            return if lost.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: lost }) };
         }
-        let lost = lock(&self.flush_state().lost);
-        let ours: Vec<_> = lost
-            .iter()
-            .map(|r| r.start.max(range.start)..r.end.min(range.end))
-            .filter(|r| !r.is_empty())
-            .map(|r| bytes(&r))
-            .collect();
-        if ours.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: ours }) }
     }
 
     /// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.
@@ -440,20 +422,16 @@ impl Object {
     /// Returns the bytes whose writes failed flushes took away.
     #[must_use]
     pub fn lost(&self) -> Vec<Range<u64>> {
-        lock(&self.inner.flush_state().lost).iter().map(bytes).collect()
+        let m = self.inner.mapping();
+        lost_in(m, 0..m.folios.len() as u64)
     }
 
     /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.
     pub fn forget_lost(&self, range: Range<u64>) {
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end);
-        let mut lost = lock(&self.inner.flush_state().lost);
-        let old = std::mem::take(&mut *lost);
-        for r in old {
-            for part in [r.start..r.end.min(pages.start), r.start.max(pages.end)..r.end] {
-                if !part.is_empty() {
-                    lost.push(part);
-                }
-            }
+        let m = self.inner.mapping();
+        for word in pages.map_while(|p| m.folio(p)).filter(|w| w.load().has(LOST)) {
+            word.clear(LOST);
         }
     }
 

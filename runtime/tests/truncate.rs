@@ -1,0 +1,252 @@
+//! Holes, ends and flushes that fail or take long: what was written stays, what is owed to the store is remembered, and
+//! nobody waits for who waits for him.
+#![allow(clippy::cast_possible_truncation, reason = "64-bit offsets of small objects")]
+#![allow(unsafe_code, reason = "an allocator that can be held up")]
+
+mod common;
+
+use common::{EXTENT, PAGE, arena, child, ended, load, map, setup};
+use softfault::{
+    Advice, Arena, Delivery, Errno, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
+};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+// ---- a store ---------------------------------------------------------------------------------------------------------
+
+/// A store in memory that fails as often as it is told to. Once made it allocates nothing.
+#[derive(Debug)]
+struct Slab {
+    bytes: Mutex<Vec<u8>>,
+    len: AtomicU64,
+    /// How many of the next flushes, punches and changes of the end fail.
+    flush_fails: AtomicU32,
+    punch_fails: AtomicU32,
+    set_len_fails: AtomicU32,
+    /// A flush, or a change of the end, that is under way waits while this is set.
+    holds_flush: AtomicBool,
+    holds_end: AtomicBool,
+    nr_flushes: AtomicU32,
+    nr_ends: AtomicU32,
+    rereads: bool,
+}
+
+const EIO: StoreError = StoreError::Io(Errno::EIO);
+
+fn fails(times: &AtomicU32) -> bool {
+    times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok()
+}
+
+fn wait_while(held: &AtomicBool) {
+    while held.load(Ordering::SeqCst) {
+        std::thread::yield_now();
+    }
+}
+
+impl Slab {
+    fn new(pages: usize, rereads: bool) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: Mutex::new(vec![7; pages * PAGE]),
+            len: AtomicU64::new((pages * PAGE) as u64),
+            flush_fails: AtomicU32::new(0),
+            punch_fails: AtomicU32::new(0),
+            set_len_fails: AtomicU32::new(0),
+            holds_flush: AtomicBool::new(false),
+            holds_end: AtomicBool::new(false),
+            nr_flushes: AtomicU32::new(0),
+            nr_ends: AtomicU32::new(0),
+            rereads,
+        })
+    }
+    fn with<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        f(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    fn len(&self) -> usize {
+        self.len.load(Ordering::SeqCst) as usize
+    }
+}
+
+struct SlabStore(Arc<Slab>);
+
+impl Store for SlabStore {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        let from = pos_bytes as usize;
+        let to = from + page.len_bytes();
+        if to > self.0.len() {
+            return Err(StoreError::Short);
+        }
+        self.0.with(|b| page.as_mut_slice().copy_from_slice(&b[from..to]));
+        Ok(())
+    }
+    fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
+        let from = pos_bytes as usize;
+        self.0.with(|b| pages.copy_to(0, &mut b[from..from + pages.len_bytes()]));
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.0.nr_flushes.fetch_add(1, Ordering::SeqCst);
+        wait_while(&self.0.holds_flush);
+        if fails(&self.0.flush_fails) { Err(EIO) } else { Ok(()) }
+    }
+    fn punch(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
+        if fails(&self.0.punch_fails) {
+            return Err(EIO);
+        }
+        self.0.with(|b| b[pos_bytes as usize..(pos_bytes + len_bytes) as usize].fill(0));
+        Ok(())
+    }
+    fn set_len(&self, len_bytes: u64) -> Result<(), StoreError> {
+        if fails(&self.0.set_len_fails) {
+            return Err(EIO);
+        }
+        let old = self.0.len.swap(len_bytes, Ordering::SeqCst) as usize;
+        self.0.with(|b| b[(len_bytes as usize).min(old)..old].fill(0));
+        self.0.nr_ends.fetch_add(1, Ordering::SeqCst);
+        wait_while(&self.0.holds_end);
+        Ok(())
+    }
+    fn rereads_unflushed(&self) -> bool {
+        self.0.rereads
+    }
+}
+
+struct World {
+    slab: Arc<Slab>,
+    object: Object,
+    a: Arena,
+    _rt: Runtime,
+}
+
+/// An object over a slab, of which nothing is written but what is asked for.
+fn world(mode: Delivery, pages: usize, deadline: Option<Duration>) -> World {
+    setup();
+    let rt = Runtime::builder().writeback(HOUR, HOUR).fill_window_pages(1).build().expect("runtime");
+    let slab = Slab::new(pages, true);
+    let builder = rt.object((pages * PAGE) as u64).writable(true);
+    let builder = if let Some(d) = deadline { builder.deadline(d) } else { builder };
+    let object = builder.store(Box::new(SlabStore(Arc::clone(&slab)))).expect("object");
+    let a = arena(&rt, mode, (pages * PAGE).next_multiple_of(EXTENT));
+    map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    World { slab, object, a, _rt: rt }
+}
+
+fn pages(r: Range<usize>) -> Range<u64> {
+    (r.start * PAGE) as u64..(r.end * PAGE) as u64
+}
+
+impl World {
+    fn write(&self, range: Range<usize>, value: u8) {
+        for p in range {
+            self.object.write_at((p * PAGE) as u64, &[value; PAGE]).expect("write_at");
+        }
+    }
+    /// Gives pages to the store, without a flush, and drops them.
+    fn page_out(&self, range: Range<usize>) {
+        self.object.advise(pages(range.clone()), Advice::PageOut).expect("PageOut");
+        assert!(range.into_iter().all(|p| !self.object.is_cached((p * PAGE) as u64)), "still cached");
+    }
+}
+
+// ---- an allocator that another thread has -----------------------------------------------------------------------------
+
+thread_local! {
+    /// This thread's calls of the allocator wait for the other thread to touch a page first.
+    static WAITS: Cell<bool> = const { Cell::new(false) };
+}
+
+static ASKED: AtomicBool = AtomicBool::new(false);
+
+/// A program's thread may touch a page while it has malloc's lock; here it does so whenever the watched thread wants
+/// that lock.
+fn malloc_is_taken() {
+    if WAITS.try_with(Cell::get).unwrap_or(false) {
+        ASKED.store(true, Ordering::SeqCst);
+        wait_while(&ASKED);
+    }
+}
+
+struct Taken;
+
+#[global_allocator]
+static ALLOCATOR: Taken = Taken;
+
+// SAFETY: the system's allocator, after a while.
+unsafe impl GlobalAlloc for Taken {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        malloc_is_taken();
+        // SAFETY: the caller's contract.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        malloc_is_taken();
+        // SAFETY: the caller's contract.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+/// Runs `f`; each time that it wants the allocator another thread touches `page(how often it did)` first.
+fn while_malloc_is_taken(w: &World, page: impl Fn(usize) -> usize + Sync, f: impl FnOnce()) -> usize {
+    let (done, touched) = (AtomicBool::new(false), AtomicU32::new(0));
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                if ASKED.load(Ordering::SeqCst) {
+                    let n = touched.fetch_add(1, Ordering::SeqCst) as usize;
+                    assert!(load(&w.a, page(n) * PAGE).is_ok());
+                    ASKED.store(false, Ordering::SeqCst);
+                }
+                std::thread::yield_now();
+            }
+        });
+        WAITS.set(true);
+        f();
+        WAITS.set(false);
+        done.store(true, Ordering::SeqCst);
+    });
+    touched.into_inner() as usize
+}
+
+/// Runs `f` in a process that is ended if it hangs.
+fn watched(test: &str, f: impl Fn(Delivery)) {
+    for mode in common::MODES {
+        let key = format!("{mode:?}");
+        ended(
+            child(test, &key, || {
+                if common::runtime().delivery().is_available(mode) {
+                    f(mode);
+                }
+            }),
+            Ok(0),
+        );
+    }
+}
+
+const MANY: usize = 4096;
+
+#[test]
+fn a_flush_wants_no_memory_while_faults_wait_for_it() {
+    watched("a_flush_wants_no_memory_while_faults_wait_for_it", |mode| {
+        let w = world(mode, MANY, None);
+        w.write(0..MANY, 1);
+        w.page_out(0..MANY);
+        // What is touched is cached from then on, and not kept from anybody.
+        let n = while_malloc_is_taken(&w, |n| n, || w.object.sync_all().expect("sync_all"));
+        assert!(n < MANY, "{n} calls of the allocator");
+        // One that fails, with every other page lost: as many ranges as there can be.
+        let other = |f: &dyn Fn(usize)| (0..MANY).step_by(2).for_each(f);
+        w.page_out(0..MANY);
+        other(&|p| w.write(p..p + 1, 2));
+        w.page_out(0..MANY);
+        w.slab.flush_fails.store(1, Ordering::SeqCst);
+        let n =
+            while_malloc_is_taken(&w, |n| 2 * n, || assert!(matches!(w.object.sync_all(), Err(Error::Flush { .. }))));
+        assert!(n < MANY / 4, "{n} calls of the allocator");
+        assert!(w.object.lost().len() >= MANY / 2 - n, "{} are lost", w.object.lost().len());
+    });
+}
