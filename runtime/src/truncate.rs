@@ -3,29 +3,40 @@
 use crate::error::{Error, Result, parent_only};
 use crate::io;
 use crate::object::Object;
-use softfault_mm::folio::{State, Wake};
-use softfault_mm::page::{PAGE_SHIFT, pages_of};
+use softfault_mm::folio::State;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, pages_of};
 use softfault_mm::{truncate, vmscan};
 use softfault_platform::host::Host;
 use softfault_platform::section;
 use softfault_platform::store::StoreError;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Pages that are `filling`, and ours, so that nobody else reads or writes them: they are absent again afterwards.
-struct Owned<'a> {
-    object: &'a Object,
+/// Pages of one chunk that nobody reads, writes or fills meanwhile; dropped, they are as they were.
+struct Void<'a> {
+    m: &'a Mapping<'a>,
     pages: Range<u64>,
 }
 
-impl Drop for Owned<'_> {
+impl<'a> Void<'a> {
+    /// The caller has the object's turn to flush. `None`: a page is pinned, being filled or written.
+    fn take(m: &'a Mapping<'a>, pages: &Range<u64>) -> Option<Self> {
+        vmscan::take_void(Host::detached().env(), m, 0, pages.start, pages.end)
+            .then(|| Self { m, pages: pages.clone() })
+    }
+
+    /// Drops what is cached; `false`: some of it cannot go, and is as it was.
+    fn punch(self) -> bool {
+        let this = ManuallyDrop::new(self);
+        vmscan::drop_void(Host::detached().env(), this.m, 0, this.pages.start, this.pages.end) == 0
+    }
+}
+
+impl Drop for Void<'_> {
     fn drop(&mut self) {
-        let host = Host::detached();
-        for word in self.pages.clone().filter_map(|p| self.object.inner.mapping().folio(p)) {
-            if word.abandon() == Wake::Needed {
-                host.env().park.wake(word.futex_addr());
-            }
-        }
+        vmscan::keep_void(Host::detached().env(), self.m, self.pages.start, self.pages.end);
     }
 }
 
@@ -97,7 +108,8 @@ impl Object {
     /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
     ///
     /// # Errors
-    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`].
+    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`]. The hole is
+    /// made up to some page then, and from there on everything is as it was.
     pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::punch_hole";
         parent_only(op)?;
@@ -114,14 +126,14 @@ impl Object {
         }
         self.zero(op, range.start..from << PAGE_SHIFT)?;
         self.zero(op, (to << PAGE_SHIFT).min(end)..end)?;
-        let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
-        let punched = {
-            let _gate = self.inner.i_mmap().gate();
-            let _owned = self.own(op, &(from..to))?;
-            self.inner.punch_below(op, &(from..to), &hole)?
-        };
-        if !punched {
-            return self.zero(op, hole);
+        let mut at = from;
+        while at < to {
+            let next = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(to);
+            let hole = at << PAGE_SHIFT..(next << PAGE_SHIFT).min(end);
+            if !self.punch_chunk(op, &(at..next), &hole)? {
+                self.zero(op, hole)?;
+            }
+            at = next;
         }
         if !self.inner.store().rereads_unflushed() {
             // What was read before the flush is from before the hole.
@@ -131,7 +143,7 @@ impl Object {
         Ok(())
     }
 
-    /// Drops the pages and keeps others from filling them until the value is dropped:
+    /// Makes a hole of pages of one chunk; `false`: zeros must be written. They are kept from others meanwhile:
     /// ```text
     /// punch_hole                           others
     /// drops the pages
@@ -139,22 +151,20 @@ impl Object {
     /// the store punches
     ///                                      the flusher has written: the old bytes are back in the store
     /// ```
-    fn own(&self, op: &'static str, pages: &Range<u64>) -> Result<Owned<'_>> {
-        let m = self.inner.mapping();
-        let mut owned = Owned { object: self, pages: pages.start..pages.start };
-        for p in pages.clone() {
-            let Some(word) = m.folio(p) else { break };
-            let mut patience = 200;
-            while word.try_claim().is_err() {
-                if patience == 0 {
-                    return Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled" });
-                }
-                patience -= 1;
-                self.discard(op, &(p..pages.end))?;
+    fn punch_chunk(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
+        let inner = &self.inner;
+        let _gate = inner.i_mmap().gate();
+        for _ in 0..2_000 {
+            inner.demote(pages.start, pages.end)?;
+            // From here on faults may wait for us: no lock, no memory. What cannot be had is waited for with empty hands.
+            let turn = inner.flush_state().turn();
+            if let Some(void) = Void::take(inner.mapping(), pages) {
+                return Ok(inner.punch_below(op, pages, hole)? && void.punch());
             }
-            owned.pages.end = p + 1;
+            drop(turn);
+            std::thread::sleep(Duration::from_micros(500));
         }
-        Ok(owned)
+        Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })
     }
 
     fn zero(&self, op: &'static str, range: Range<u64>) -> Result<()> {

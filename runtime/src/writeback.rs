@@ -147,7 +147,8 @@ impl ObjectInner {
         for p in range.clone() {
             let Some(word) = m.folio(p) else { break };
             let seen = word.load();
-            let leaving = m.exclusive && seen.state() == State::Evicting;
+            // Of an exclusive object it is written on its way; of another one it may come back, if a hole cannot be made.
+            let leaving = seen.state() == State::Evicting && !seen.is_vacant();
             if leaving || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
                 let skipped = settle(host.env(), m, &self.flush_state().direct, word, p).map_err(failed)?;
                 held = held.or_else(|| skipped.then_some(p));
@@ -197,20 +198,18 @@ impl ObjectInner {
         self.flush_state().end_owed.store(self.persistent && !told, Ordering::Release);
     }
 
-    /// Punches a hole into the store. A flush that fails may lose it like a write.
+    /// Punches a hole into the store; `false`: it cannot. The caller has the object's turn to flush, and the pages.
     pub(crate) fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
         let m = self.mapping();
-        let owe = || {
-            for word in pages.clone().filter_map(|p| m.folio(p)) {
-                word.set(writeback::unsynced_bit(m));
+        match self.store().punch(hole.start, hole.end - hole.start) {
+            Ok(()) => {
+                // A flush that fails may lose it like a write, and what was lost before does not matter any more.
+                for word in pages.clone().filter_map(|p| m.folio(p)) {
+                    word.set(writeback::unsynced_bit(m));
+                    word.clear(LOST);
+                }
+                Ok(true)
             }
-        };
-        // Before, for a flush that fails in between; afterwards, for one that has covered the page without the hole.
-        owe();
-        let punched = self.store().punch(hole.start, hole.end - hole.start);
-        owe();
-        match punched {
-            Ok(()) => Ok(true),
             Err(StoreError::Unsupported) => Ok(false),
             Err(error) => Err(Error::Writeback { op, range: hole.clone(), error: error.fill_error() }),
         }
@@ -268,7 +267,8 @@ fn settle(
         let seen = word.load();
         match seen.state() {
             // What is being written may have been read before the last store that we answer for.
-            // And a page of an exclusive object that is leaving is being written on its way.
+            State::Evicting if seen.is_vacant() => return Ok(false),
+            // And a page that is leaving is written on its way, or stays after all.
             State::Writeback | State::Evicting => {
                 if let Some(low) = word.mark_waiter(seen.state()) {
                     env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);

@@ -5,9 +5,9 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, arena, child, ended, load, map, setup};
+use common::{EXTENT, PAGE, arena, bytes, child, each_mode, ended, load, map, same, setup};
 use softfault::{
-    Advice, Arena, Delivery, Errno, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
+    Access, Advice, Arena, Delivery, Errno, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -66,6 +66,9 @@ impl Slab {
     }
     fn with<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
         f(&mut self.bytes.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+    fn at(&self, at: usize) -> u8 {
+        self.with(|b| b[at])
     }
     fn len(&self) -> usize {
         self.len.load(Ordering::SeqCst) as usize
@@ -136,6 +139,10 @@ fn world(mode: Delivery, pages: usize, deadline: Option<Duration>) -> World {
     World { slab, object, a, _rt: rt }
 }
 
+fn page(p: usize) -> Range<u64> {
+    (p * PAGE) as u64..((p + 1) * PAGE) as u64
+}
+
 fn pages(r: Range<usize>) -> Range<u64> {
     (r.start * PAGE) as u64..(r.end * PAGE) as u64
 }
@@ -150,6 +157,10 @@ impl World {
     fn page_out(&self, range: Range<usize>) {
         self.object.advise(pages(range.clone()), Advice::PageOut).expect("PageOut");
         assert!(range.into_iter().all(|p| !self.object.is_cached((p * PAGE) as u64)), "still cached");
+    }
+    fn check(&self, what: &str, range: Range<usize>, value: u8) {
+        let want = vec![value; range.len() * PAGE];
+        same(&format!("{what}: {range:?}"), &bytes(&self.a, range.start * PAGE..range.end * PAGE), &want);
     }
 }
 
@@ -248,5 +259,85 @@ fn a_flush_wants_no_memory_while_faults_wait_for_it() {
             while_malloc_is_taken(&w, |n| 2 * n, || assert!(matches!(w.object.sync_all(), Err(Error::Flush { .. }))));
         assert!(n < MANY / 4, "{n} calls of the allocator");
         assert!(w.object.lost().len() >= MANY / 2 - n, "{} are lost", w.object.lost().len());
+    });
+}
+
+#[test]
+fn a_hole_wants_no_memory_while_faults_wait_for_it() {
+    watched("a_hole_wants_no_memory_while_faults_wait_for_it", |mode| {
+        for fails in [0, 1] {
+            let w = world(mode, 64, None);
+            w.write(0..64, 1);
+            w.page_out(0..8);
+            w.slab.punch_fails.store(fails, Ordering::SeqCst);
+            while_malloc_is_taken(
+                &w,
+                |n| n % 64,
+                || assert_eq!(w.object.punch_hole(pages(0..64)).is_err(), fails == 1),
+            );
+            w.check("after the hole", 0..64, fails as u8);
+        }
+    });
+}
+
+// ---- holes that cannot be made ---------------------------------------------------------------------------------------
+
+#[test]
+fn a_hole_that_fails_leaves_what_was_written() {
+    each_mode("hole", |_, mode| {
+        let w = world(mode, 16, None);
+        let all_written = |what: &str, value| {
+            w.check(what, 0..8, value);
+            w.object.sync_all().expect("sync_all");
+            assert!((0..8).all(|p| w.slab.at(p * PAGE) == value), "{what}: to the store");
+        };
+        w.write(0..8, 1);
+        let pin = w.a.pin(5 * PAGE..6 * PAGE, Access::Read).expect("pin");
+        let r = w.object.punch_hole(pages(0..8));
+        assert!(matches!(r, Err(Error::Denied { .. })), "{mode:?}: {r:?}");
+        drop(pin);
+        all_written("a pin", 1);
+        // Dirty, clean, and not cached; what is stored meanwhile too.
+        w.write(0..8, 2);
+        w.object.sync(pages(3..4)).expect("sync");
+        w.page_out(4..5);
+        w.slab.punch_fails.store(1, Ordering::SeqCst);
+        let r = w.object.punch_hole(pages(0..8));
+        assert!(matches!(r, Err(Error::Writeback { .. })), "{mode:?}: {r:?}");
+        all_written("the store", 2);
+        w.write(0..8, 3);
+        w.object.punch_hole(pages(0..8)).expect("punch_hole");
+        all_written("the hole", 0);
+    });
+}
+
+#[test]
+fn a_loss_is_not_forgotten_for_a_hole_that_failed() {
+    each_mode("lost", |_, mode| {
+        let w = world(mode, 16, None);
+        w.write(2..3, 1);
+        w.page_out(2..3);
+        w.slab.flush_fails.store(1, Ordering::SeqCst);
+        assert!(matches!(w.object.sync_all(), Err(Error::Flush { .. })), "{mode:?}");
+        let lost = |what| {
+            let r = w.object.sync_all();
+            assert!(matches!(&r, Err(Error::Lost { ranges, .. }) if *ranges == [page(2)]), "{mode:?}: {what}: {r:?}");
+            assert_eq!(w.object.lost(), [page(2)]);
+        };
+        lost("at first");
+        w.slab.punch_fails.store(1, Ordering::SeqCst);
+        assert!(w.object.punch_hole(page(2)).is_err());
+        lost("after a hole that failed");
+        // A flush that fails over it takes nothing more away.
+        w.object.punch_hole(page(2)).expect("punch_hole");
+        w.object.sync_all().expect("sync_all");
+        assert_eq!(w.object.lost(), []);
+        // The hole itself can be lost, like a write.
+        w.object.punch_hole(page(3)).expect("punch_hole");
+        w.slab.flush_fails.store(1, Ordering::SeqCst);
+        assert!(w.object.sync_all().is_err());
+        assert_eq!(w.object.lost(), [page(3)]);
+        w.object.forget_lost(page(3));
+        w.object.sync_all().expect("forgotten");
     });
 }

@@ -19,7 +19,7 @@
 //! | filling   | only the owner of the claim          | never   | written, owner  | 0     | [`FolioWord::publish`], [`FolioWord::fail`], [`FolioWord::abandon`] |
 //! | uptodate  | evict, write-back, rewrite: pins = 0 | yes     | read and written under a pin | any | [`FolioWord::try_evict`], [`FolioWord::try_discard`], [`FolioWord::try_writeback`], [`FolioWord::try_rewrite`] |
 //! | writeback | only the flusher                     | yes     | as uptodate     | any   | [`FolioWord::end_writeback`]               |
-//! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`] |
+//! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`], [`FolioWord::keep_void`] |
 //! | the same, `VACANT` | only who keeps it empty     | never   | nothing         | 0     | [`FolioWord::end_vacancy`]                 |
 //! | poisoned  | anyone, by claiming again            | never   | nothing         | error | [`FolioWord::try_claim`], [`FolioWord::try_vacate`], [`FolioWord::forget_poison`] |
 //!
@@ -531,6 +531,14 @@ impl FolioWord {
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 
+    /// evicting -> uptodate, dirty: the page's bytes are not void after all. Its entries in the queues of reclaim were passed
+    /// over meanwhile, perhaps: its version moves, and it is entered anew. Returns the new version. Evictor only.
+    pub fn keep_void(&self) -> (Wake, u32) {
+        let void = STATE | WAITERS | UNMAPPED | REFERENCED | ISOLATED;
+        let r = self.update(|w| Some((w.bumped() & !void) | UPTODATE | DIRTY));
+        r.map_or((Wake::No, 0), |w| (Wake::of(w.0), Folio(w.bumped()).version()))
+    }
+
     /// poisoned -> absent: the next touch asks the store as if nothing had happened.
     ///
     /// # Errors
@@ -737,6 +745,19 @@ mod tests {
         assert_eq!(w.end_vacancy(), Ok(Wake::Needed));
         assert_eq!((w.load().state(), w.load().shadow()), (State::Absent, 0), "an error is no shadow");
         assert!(w.load().has(UNSYNCED[0] | LOST));
+    }
+
+    #[test]
+    fn a_page_that_is_kept_begins_a_new_life() {
+        let w = uptodate();
+        w.try_isolate().unwrap();
+        w.unpin();
+        let before = w.load().version();
+        w.try_discard().unwrap();
+        let (wake, version) = w.keep_void();
+        assert_eq!((wake, version, w.load().version()), (Wake::No, before + 1, before + 1));
+        assert!(w.load().is_mappable() && w.load().has(DIRTY));
+        assert!(!w.load().has(UNMAPPED) && !w.load().has(ISOLATED));
     }
 
     #[test]
