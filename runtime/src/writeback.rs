@@ -26,18 +26,38 @@ pub(crate) struct FlushState {
     /// Keeps flushes apart, and away from who punches holes or moves the store's end. Faults may wait for who has it: nothing
     /// is allocated under it, and no other lock taken.
     turn: Mutex<()>,
-    /// The store has not been told where the object ends since a flush failed.
+    /// The store has not been told where the object ends since a flush failed, or the end moved.
     end_owed: AtomicBool,
+    /// Pages up to here, past the end, may still be cached, and in the store; 0: none.
+    cut_owed: AtomicU64,
     /// Pinned pages being written as they are.
     direct: AtomicU64,
     /// Page ranges that are held.
     held: Mutex<Vec<Range<u64>>>,
 }
 
+/// Who has it flushes, punches, or moves the end; see [`FlushState`].
+pub(crate) type Turn<'a> = MutexGuard<'a, ()>;
+
 impl FlushState {
     /// Keeps flushes away.
-    pub(crate) fn turn(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn turn(&self) -> Turn<'_> {
         lock(&self.turn)
+    }
+    /// Notes that the store is, or is not, to be told where the object ends. The caller has the turn.
+    pub(crate) fn owe_end(&self, owed: bool) {
+        // Relaxed, here and below: the turn orders them, and the gate.
+        self.end_owed.store(owed, Ordering::Relaxed);
+    }
+    /// Notes that pages up to `to` are to be dropped. The caller has the object's gate, as for the two below.
+    pub(crate) fn owe_cut(&self, to: u64) {
+        self.cut_owed.fetch_max(to, Ordering::Relaxed);
+    }
+    pub(crate) fn cut_owed(&self) -> u64 {
+        self.cut_owed.load(Ordering::Relaxed)
+    }
+    pub(crate) fn forget_cut(&self) {
+        self.cut_owed.store(0, Ordering::Relaxed);
     }
 }
 
@@ -159,11 +179,15 @@ impl ObjectInner {
 
     /// Makes durable what the store was given. Serialised: a failure is everybody's.
     pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
+        self.flush_in(op, &self.flush_state().turn())
+    }
+
+    /// The same by who has the turn.
+    fn flush_in(&self, op: &'static str, _turn: &Turn<'_>) -> Result<()> {
         let m = self.mapping();
-        let _turn = self.flush_state().turn();
         m.flush_wanted.store(0, Ordering::Relaxed);
-        if self.flush_state().end_owed.load(Ordering::Acquire) {
-            self.tell_end();
+        if self.flush_state().end_owed.load(Ordering::Relaxed) {
+            self.tell_end().map_err(|error| Error::Flush { op, error })?;
         }
         let _settled = Settled::new(m);
         let turn = writeback::begin_flush(m);
@@ -182,7 +206,8 @@ impl ObjectInner {
                 }
                 writeback::fail_flush(m, &mut |_| m.stat.add(0, Event::FLUSH_LOST, 1));
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
-                self.tell_end();
+                // Owed, if it fails.
+                let _ = self.tell_end();
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
                 self.flush_state().failures.fetch_add(1, Ordering::Release);
                 Err(Error::Flush { op, error })
@@ -191,11 +216,18 @@ impl ObjectInner {
     }
 
     /// Tells the store again where the object ends: a flush that failed may have lost that like a write, and bytes past the
-    /// store's own end could not be read.
-    fn tell_end(&self) {
+    /// store's own end could not be read. The caller has the turn: the end does not move meanwhile.
+    fn tell_end(&self) -> std::result::Result<(), StoreError> {
+        if !self.persistent {
+            return Ok(());
+        }
         let len_bytes = self.mapping().i_size.load(Ordering::Acquire);
-        let told = (0..4).any(|_| self.persistent && self.store().set_len(len_bytes).is_ok());
-        self.flush_state().end_owed.store(self.persistent && !told, Ordering::Release);
+        let mut told = self.store().set_len(len_bytes);
+        for _ in 0..3 {
+            told = told.or_else(|_| self.store().set_len(len_bytes));
+        }
+        self.flush_state().owe_end(told.is_err());
+        told
     }
 
     /// Punches a hole into the store; `false`: it cannot. The caller has the object's turn to flush, and the pages.
@@ -216,8 +248,15 @@ impl ObjectInner {
     }
 
     /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
-    pub(crate) fn show_below(&self, op: &'static str) -> Result<()> {
-        if self.store().rereads_unflushed() { Ok(()) } else { self.flush(op) }
+    pub(crate) fn show_below(&self, op: &'static str, turn: &Turn<'_>) -> Result<()> {
+        if self.store().rereads_unflushed() { Ok(()) } else { self.flush_in(op, turn) }
+    }
+
+    pub(crate) fn forget_lost(&self, pages: &Range<u64>) {
+        let m = self.mapping();
+        for word in pages.clone().map_while(|p| m.folio(p)).filter(|w| w.load().has(LOST)) {
+            word.clear(LOST);
+        }
     }
 
     fn sync(&self, op: &'static str, range: &Range<u64>, skip_held: bool) -> Result<()> {
@@ -429,10 +468,7 @@ impl Object {
     /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.
     pub fn forget_lost(&self, range: Range<u64>) {
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end);
-        let m = self.inner.mapping();
-        for word in pages.map_while(|p| m.folio(p)).filter(|w| w.load().has(LOST)) {
-            word.clear(LOST);
-        }
+        self.inner.forget_lost(&pages);
     }
 
     /// Drops what is cached of the range, because the store's content was changed by somebody else: the next touch reads it

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, arena, bytes, child, each_mode, ended, load, map, same, setup};
+use common::{EXTENT, PAGE, arena, bytes, child, each_mode, ended, load, map, same, setup, until};
 use softfault::{
     Access, Advice, Arena, Delivery, Errno, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
 };
@@ -339,5 +339,103 @@ fn a_loss_is_not_forgotten_for_a_hole_that_failed() {
         assert_eq!(w.object.lost(), [page(3)]);
         w.object.forget_lost(page(3));
         w.object.sync_all().expect("forgotten");
+    });
+}
+
+// ---- ends ------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn an_end_that_was_set_half_way_is_set_by_the_next_call() {
+    each_mode("half", |_, mode| {
+        for grows in [false, true] {
+            let w = world(mode, 2, None);
+            w.write(0..2, 1);
+            w.object.sync_all().expect("sync_all");
+            let pin = w.a.pin(PAGE..2 * PAGE, Access::Read).expect("pin");
+            let r = w.object.set_len(PAGE as u64);
+            assert!(matches!(r, Err(Error::Denied { .. })), "{mode:?}: {r:?}");
+            drop(pin);
+            if !grows {
+                w.object.set_len(PAGE as u64).expect("set_len");
+                assert_eq!((w.object.cached_pages(), w.slab.len()), (1, PAGE), "{mode:?}");
+            }
+            w.object.set_len(2 * PAGE as u64).expect("set_len");
+            w.check("behind the old end", 1..2, 0);
+            w.check("before it", 0..1, 1);
+        }
+    });
+}
+
+#[test]
+fn a_store_that_did_not_follow_is_told_again() {
+    each_mode("told", |_, mode| {
+        let w = world(mode, 2, None);
+        w.write(0..2, 1);
+        w.object.sync_all().expect("sync_all");
+        w.slab.set_len_fails.store(1, Ordering::SeqCst);
+        let r = w.object.set_len(PAGE as u64);
+        assert!(matches!(r, Err(Error::Writeback { .. })), "{mode:?}: {r:?}");
+        assert_eq!(w.slab.len(), 2 * PAGE);
+        w.object.set_len(PAGE as u64).expect("set_len");
+        assert_eq!(w.slab.len(), PAGE);
+        // Or by who syncs, or grows the object.
+        w.object.set_len(2 * PAGE as u64).expect("set_len");
+        w.write(1..2, 2);
+        w.slab.set_len_fails.store(1, Ordering::SeqCst);
+        assert!(w.object.set_len(PAGE as u64).is_err());
+        w.object.sync_all().expect("sync_all");
+        assert_eq!(w.slab.len(), PAGE);
+        w.object.set_len(2 * PAGE as u64).expect("set_len");
+        w.check("behind the old end", 1..2, 0);
+        w.write(1..2, 2);
+        w.object.sync_all().expect("sync_all");
+        w.slab.set_len_fails.store(1, Ordering::SeqCst);
+        assert!(w.object.set_len(PAGE as u64).is_err());
+        w.object.set_len(2 * PAGE as u64).expect("set_len");
+        w.check("behind the old end", 1..2, 0);
+        assert_eq!(w.slab.at(PAGE), 0);
+    });
+}
+
+#[test]
+fn nothing_is_durable_while_the_store_ends_elsewhere() {
+    each_mode("end", |_, mode| {
+        let w = world(mode, 4, None);
+        w.write(0..4, 1);
+        w.slab.flush_fails.store(1, Ordering::SeqCst);
+        w.slab.set_len_fails.store(9, Ordering::SeqCst);
+        let mut failures = 0;
+        while w.object.sync_all().is_err() {
+            failures += 1;
+            assert!(w.slab.set_len_fails.load(Ordering::SeqCst) > 0 || failures < 4, "{mode:?}");
+        }
+        assert_eq!(w.slab.set_len_fails.load(Ordering::SeqCst), 0, "{mode:?}: told after {failures}");
+    });
+}
+
+#[test]
+fn a_flush_that_fails_while_the_end_moves_does_not_move_it_back() {
+    each_mode("moves", |_, mode| {
+        for (from, to) in [(2, 4), (4, 2)] {
+            let w = world(mode, 4, None);
+            w.object.set_len((from * PAGE) as u64).expect("set_len");
+            w.write(0..1, 1);
+            w.slab.holds_end.store(true, Ordering::SeqCst);
+            let before = w.slab.nr_ends.load(Ordering::SeqCst);
+            w.slab.flush_fails.store(1, Ordering::SeqCst);
+            std::thread::scope(|s| {
+                // Growing stops between the store's end and the object's, shrinking the other way round.
+                let a = s.spawn(|| w.object.set_len((to * PAGE) as u64));
+                until("the store is told", || w.slab.nr_ends.load(Ordering::SeqCst) > before);
+                let b = s.spawn(|| w.object.sync_all());
+                // With the race this flush is over before the end is; without, it waits for that.
+                std::thread::sleep(Duration::from_millis(50));
+                w.slab.holds_end.store(false, Ordering::SeqCst);
+                a.join().expect("set_len").expect("set_len");
+                let _ = b.join().expect("sync_all");
+            });
+            assert_eq!((w.object.len() as usize, w.slab.len()), (to * PAGE, to * PAGE), "{mode:?}");
+            assert!((0..to).all(|p| load(&w.a, p * PAGE).is_ok()), "{mode:?}: the store is short");
+        }
     });
 }
