@@ -2,30 +2,55 @@
 
 use crate::error::{Error, Result, parent_only};
 use crate::io;
-use crate::object::Object;
-use softfault_mm::folio::{State, Wake};
-use softfault_mm::page::{PAGE_SHIFT, pages_of};
+use crate::object::{Object, ObjectInner};
+use crate::writeback::Turn;
+use softfault_mm::folio::State;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, pages_of};
 use softfault_mm::{truncate, vmscan};
 use softfault_platform::host::Host;
 use softfault_platform::section;
 use softfault_platform::store::StoreError;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::time::Duration;
 
-/// Pages that are `filling`, and ours, so that nobody else reads or writes them: they are absent again afterwards.
-struct Owned<'a> {
-    object: &'a Object,
+/// Pages of one chunk that nobody reads, writes or fills meanwhile; dropped, they are as they were.
+struct Void<'a> {
+    m: &'a Mapping<'a>,
     pages: Range<u64>,
 }
 
-impl Drop for Owned<'_> {
+impl<'a> Void<'a> {
+    /// The caller has the object's turn to flush. `None`: a page is pinned, being filled or written.
+    fn take(m: &'a Mapping<'a>, pages: &Range<u64>) -> Option<Self> {
+        vmscan::take_void(Host::detached().env(), m, 0, pages.start, pages.end)
+            .then(|| Self { m, pages: pages.clone() })
+    }
+
+    /// Drops what is cached; `false`: some of it cannot go, and is as it was.
+    fn punch(self) -> bool {
+        let this = ManuallyDrop::new(self);
+        vmscan::drop_void(Host::detached().env(), this.m, 0, this.pages.start, this.pages.end) == 0
+    }
+}
+
+impl Drop for Void<'_> {
     fn drop(&mut self) {
-        let host = Host::detached();
-        for word in self.pages.clone().filter_map(|p| self.object.inner.mapping().folio(p)) {
-            if word.abandon() == Wake::Needed {
-                host.env().park.wake(word.futex_addr());
-            }
-        }
+        vmscan::keep_void(Host::detached().env(), self.m, self.pages.start, self.pages.end);
+    }
+}
+
+fn moved(op: &'static str, end: u64) -> impl Fn(StoreError) -> Error {
+    move |error| Error::Writeback { op, range: end..end, error: error.fill_error() }
+}
+
+impl ObjectInner {
+    /// The caller has the gate, and the turn to flush.
+    fn move_end(&self, len_bytes: u64) {
+        self.a_ops().set_len(len_bytes);
+        self.exclusive.iter().for_each(|e| e.set_len(len_bytes));
+        truncate::i_size_write(self.mapping(), len_bytes);
     }
 }
 
@@ -51,7 +76,9 @@ impl Object {
     ///
     /// # Errors
     /// [`Error::Argument`] past the maximal length, [`Error::Denied`] when a page past the end stays pinned for long (the
-    /// end is the new one all the same: such a page is SIGBUS to new touches), [`Error::Exhausted`] when an extent cannot be taken back.
+    /// end is the new one all the same: such a page is SIGBUS to new touches), [`Error::Exhausted`] when an extent cannot be
+    /// taken back, [`Error::Writeback`] when the store does not follow. What is left to do for a lower end is done by the next
+    /// call, whatever end that sets.
     pub fn set_len(&self, len_bytes: u64) -> Result<()> {
         let op = "Object::set_len";
         parent_only(op)?;
@@ -60,44 +87,77 @@ impl Object {
             let why = "past the maximal length the object was made with";
             return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
         }
-        let _arenas = self.inner.arenas();
-        let _gate = self.inner.i_mmap().gate();
-        let moved = |error: StoreError| Error::Writeback { op, range: len_bytes..len_bytes, error: error.fill_error() };
-        if len_bytes > self.len() && self.inner.writable {
-            // The store grows first: bytes past its end cannot be read.
-            self.inner.store().set_len(len_bytes).map_err(moved)?;
-            self.inner.show_below(op)?;
+        let inner = &self.inner;
+        let _arenas = inner.arenas();
+        let _gate = inner.i_mmap().gate();
+        // What an earlier call left behind its end must not be seen when the object grows again.
+        if len_bytes > self.len() {
+            self.finish_cut(op)?;
+            return self.grow(op, len_bytes);
         }
-        self.inner.a_ops().set_len(len_bytes);
-        self.inner.exclusive.iter().for_each(|e| e.set_len(len_bytes));
-        let old = truncate::i_size_write(m, len_bytes);
-        if old <= len_bytes {
+        if len_bytes < self.len() {
+            let _turn = inner.flush_state().turn();
+            inner.flush_state().owe_cut(m.nr_pages());
+            inner.move_end(len_bytes);
+        }
+        self.finish_cut(op)
+    }
+
+    /// The store grows first: bytes past its end cannot be read. The caller has the gate.
+    fn grow(&self, op: &'static str, len_bytes: u64) -> Result<()> {
+        let inner = &self.inner;
+        // A flush that fails tells the store where the object ends: by then both have moved, or neither.
+        let turn = inner.flush_state().turn();
+        if inner.writable {
+            inner.store().set_len(len_bytes).map_err(moved(op, len_bytes))?;
+            inner.show_below(op, &turn)?;
+        }
+        inner.move_end(len_bytes);
+        Ok(())
+    }
+
+    /// Drops what lies past the end, and cuts the store, if that is owed. The caller has the gate.
+    fn finish_cut(&self, op: &'static str) -> Result<()> {
+        let (inner, m) = (&self.inner, self.inner.mapping());
+        let (len_bytes, to) = (self.len(), inner.flush_state().cut_owed());
+        if to == 0 {
             return Ok(());
         }
         // A promotion that read the old end has finished by now, or will read the new one.
         section::synchronize();
-        let (from, to) = (len_bytes >> PAGE_SHIFT, pages_of(old));
-        let host = Host::detached();
         for _ in 0..2_000 {
-            self.inner.demote(from, to)?;
-            let dropped = truncate::truncate_pagecache(host.env(), m, 0, to) == 0;
-            if dropped && io::zero_tail(&self.inner, len_bytes) {
-                // The store shrinks last: nobody writes past the new end any more.
-                if !self.inner.writable {
-                    return Ok(());
-                }
-                self.inner.store().set_len(len_bytes).map_err(moved)?;
-                return self.inner.show_below(op);
+            inner.demote(len_bytes >> PAGE_SHIFT, to)?;
+            // Not while a flush keeps pages: it may take longer than our patience.
+            let turn = inner.flush_state().turn();
+            let dropped = truncate::truncate_pagecache(Host::detached().env(), m, 0, to) == 0;
+            if dropped && io::zero_tail(inner, len_bytes) {
+                return self.cut_below(op, len_bytes, &turn);
             }
+            drop(turn);
             std::thread::sleep(Duration::from_millis(1));
         }
         Err(Error::Denied { op, what: "pages past the new end stay pinned or are being filled; drop the pins" })
     }
 
+    /// The store shrinks last: nobody writes past the new end any more.
+    fn cut_below(&self, op: &'static str, len_bytes: u64, turn: &Turn<'_>) -> Result<()> {
+        let (inner, state) = (&self.inner, self.inner.flush_state());
+        if inner.writable {
+            // Until it is told, nothing is durable.
+            state.owe_end(true);
+            inner.store().set_len(len_bytes).map_err(moved(op, len_bytes))?;
+            state.owe_end(false);
+            inner.forget_lost(&(pages_of(len_bytes)..u64::MAX));
+        }
+        state.forget_cut();
+        if inner.writable { inner.show_below(op, turn) } else { Ok(()) }
+    }
+
     /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
     ///
     /// # Errors
-    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`].
+    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`]. The hole is
+    /// made up to some page then, and from there on everything is as it was.
     pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::punch_hole";
         parent_only(op)?;
@@ -114,24 +174,24 @@ impl Object {
         }
         self.zero(op, range.start..from << PAGE_SHIFT)?;
         self.zero(op, (to << PAGE_SHIFT).min(end)..end)?;
-        let hole = from << PAGE_SHIFT..(to << PAGE_SHIFT).min(end);
-        let punched = {
-            let _gate = self.inner.i_mmap().gate();
-            let _owned = self.own(op, &(from..to))?;
-            self.inner.punch_below(op, &(from..to), &hole)?
-        };
-        if !punched {
-            return self.zero(op, hole);
+        let mut at = from;
+        while at < to {
+            let next = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(to);
+            let hole = at << PAGE_SHIFT..(next << PAGE_SHIFT).min(end);
+            if !self.punch_chunk(op, &(at..next), &hole)? {
+                self.zero(op, hole)?;
+            }
+            at = next;
         }
         if !self.inner.store().rereads_unflushed() {
             // What was read before the flush is from before the hole.
-            self.inner.show_below(op)?;
+            self.inner.show_below(op, &self.inner.flush_state().turn())?;
             self.discard(op, &(from..to))?;
         }
         Ok(())
     }
 
-    /// Drops the pages and keeps others from filling them until the value is dropped:
+    /// Makes a hole of pages of one chunk; `false`: zeros must be written. They are kept from others meanwhile:
     /// ```text
     /// punch_hole                           others
     /// drops the pages
@@ -139,22 +199,20 @@ impl Object {
     /// the store punches
     ///                                      the flusher has written: the old bytes are back in the store
     /// ```
-    fn own(&self, op: &'static str, pages: &Range<u64>) -> Result<Owned<'_>> {
-        let m = self.inner.mapping();
-        let mut owned = Owned { object: self, pages: pages.start..pages.start };
-        for p in pages.clone() {
-            let Some(word) = m.folio(p) else { break };
-            let mut patience = 200;
-            while word.try_claim().is_err() {
-                if patience == 0 {
-                    return Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled" });
-                }
-                patience -= 1;
-                self.discard(op, &(p..pages.end))?;
+    fn punch_chunk(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
+        let inner = &self.inner;
+        let _gate = inner.i_mmap().gate();
+        for _ in 0..2_000 {
+            inner.demote(pages.start, pages.end)?;
+            // From here on faults may wait for us: no lock, no memory. What cannot be had is waited for with empty hands.
+            let turn = inner.flush_state().turn();
+            if let Some(void) = Void::take(inner.mapping(), pages) {
+                return Ok(inner.punch_below(op, pages, hole)? && void.punch());
             }
-            owned.pages.end = p + 1;
+            drop(turn);
+            std::thread::sleep(Duration::from_micros(500));
         }
-        Ok(owned)
+        Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })
     }
 
     fn zero(&self, op: &'static str, range: Range<u64>) -> Result<()> {

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result, parent_only};
 use crate::object::{Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
-use softfault_mm::folio::{DIRTY, FolioWord, HELD, State, Wake};
+use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::WaitKey;
@@ -23,14 +23,42 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) struct FlushState {
     /// Flushes that failed so far.
     failures: AtomicU64,
-    /// Pages whose last write a failed flush took away; also keeps flushes apart.
-    lost: Mutex<Vec<Range<u64>>>,
-    /// The store has not been told where the object ends since a flush failed.
+    /// Keeps flushes apart, and away from who punches holes or moves the store's end. Faults may wait for who has it: nothing
+    /// is allocated under it, and no other lock taken.
+    turn: Mutex<()>,
+    /// The store has not been told where the object ends since a flush failed, or the end moved.
     end_owed: AtomicBool,
+    /// Pages up to here, past the end, may still be cached, and in the store; 0: none.
+    cut_owed: AtomicU64,
     /// Pinned pages being written as they are.
     direct: AtomicU64,
     /// Page ranges that are held.
     held: Mutex<Vec<Range<u64>>>,
+}
+
+/// Who has it flushes, punches, or moves the end; see [`FlushState`].
+pub(crate) type Turn<'a> = MutexGuard<'a, ()>;
+
+impl FlushState {
+    /// Keeps flushes away.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        lock(&self.turn)
+    }
+    /// Notes that the store is, or is not, to be told where the object ends. The caller has the turn.
+    pub(crate) fn owe_end(&self, owed: bool) {
+        // Relaxed, here and below: the turn orders them, and the gate.
+        self.end_owed.store(owed, Ordering::Relaxed);
+    }
+    /// Notes that pages up to `to` are to be dropped. The caller has the object's gate, as for the two below.
+    pub(crate) fn owe_cut(&self, to: u64) {
+        self.cut_owed.fetch_max(to, Ordering::Relaxed);
+    }
+    pub(crate) fn cut_owed(&self) -> u64 {
+        self.cut_owed.load(Ordering::Relaxed)
+    }
+    pub(crate) fn forget_cut(&self) {
+        self.cut_owed.store(0, Ordering::Relaxed);
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -47,23 +75,17 @@ fn bytes(pages: &Range<u64>) -> Range<u64> {
     pages.start << PAGE_SHIFT..pages.end << PAGE_SHIFT
 }
 
-/// Adds a page to a sorted list of ranges, at its end.
-fn push(list: &mut Vec<Range<u64>>, page: u64) {
-    match list.last_mut() {
-        Some(last) if last.end == page => last.end += 1,
-        _ => list.push(page..page + 1),
-    }
-}
-
-/// Takes a page out of a list of ranges.
-fn remove(list: &mut Vec<Range<u64>>, page: u64) {
-    let Some(i) = list.iter().position(|r| r.contains(&page)) else { return };
-    let r = list.remove(i);
-    for part in [page + 1..r.end, r.start..page] {
-        if !part.is_empty() {
-            list.insert(i, part);
+/// Returns the bytes of the lost pages among `pages`.
+fn lost_in(m: &Mapping<'_>, pages: Range<u64>) -> Vec<Range<u64>> {
+    let mut list: Vec<Range<u64>> = Vec::new();
+    for page in pages.filter(|p| m.folio(*p).is_some_and(|w| w.load().has(LOST))) {
+        let here = bytes(&(page..page + 1));
+        match list.last_mut() {
+            Some(last) if last.end == here.start => last.end = here.end,
+            _ => list.push(here),
         }
     }
+    list
 }
 
 /// Marks every page of the range dirty that was written before the call.
@@ -97,43 +119,38 @@ pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::R
     Ok(written)
 }
 
-/// While it lives, pages that the store was given stay as they are: the cached ones cached, the others absent (they are
-/// `filling`, and ours), so that what is found after a failed flush is what there was before it.
-struct Settled<'a> {
-    m: &'a Mapping<'a>,
-    owned: Vec<u64>,
-}
+/// While it lives, pages that the store was given stay as they are: the cached ones cached, the others vacant, so that what
+/// is found after a failed flush is what there was before it. Faults wait for it: it remembers them in their words alone.
+struct Settled<'a>(&'a Mapping<'a>);
 
 impl<'a> Settled<'a> {
+    /// The caller has the object's turn to flush.
     fn new(m: &'a Mapping<'a>) -> Self {
         m.flushing.store(1, Ordering::SeqCst);
         // Who evicts does so in a section, and looks there.
         section::synchronize();
-        let mut owned = Vec::new();
-        for (p, word) in (0u64..).zip(m.folios).filter(|(_, w)| w.load().is_unsynced()) {
+        for word in m.folios.iter().filter(|w| w.load().is_unsynced()) {
             // One that is being read has what it reads before the store flushes; one that hangs is lost if the flush fails.
             let mut patience = 20_000;
             while word.load().state() == State::Filling && patience > 0 {
                 std::thread::sleep(std::time::Duration::from_micros(100));
                 patience -= 1;
             }
-            if word.try_claim().is_ok() {
-                owned.push(p);
-            }
+            let _ = word.try_vacate();
         }
-        Self { m, owned }
+        Self(m)
     }
 }
 
 impl Drop for Settled<'_> {
     fn drop(&mut self) {
         let host = Host::detached();
-        for word in self.owned.iter().filter_map(|p| self.m.folio(*p)) {
-            if word.abandon() == Wake::Needed {
+        for word in self.0.folios.iter().filter(|w| w.load().is_vacant()) {
+            if word.end_vacancy() == Ok(Wake::Needed) {
                 host.env().park.wake(word.futex_addr());
             }
         }
-        self.m.flushing.store(0, Ordering::SeqCst);
+        self.0.flushing.store(0, Ordering::SeqCst);
     }
 }
 
@@ -150,7 +167,8 @@ impl ObjectInner {
         for p in range.clone() {
             let Some(word) = m.folio(p) else { break };
             let seen = word.load();
-            let leaving = m.exclusive && seen.state() == State::Evicting;
+            // Of an exclusive object it is written on its way; of another one it may come back, if a hole cannot be made.
+            let leaving = seen.state() == State::Evicting && !seen.is_vacant();
             if leaving || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
                 let skipped = settle(host.env(), m, &self.flush_state().direct, word, p).map_err(failed)?;
                 held = held.or_else(|| skipped.then_some(p));
@@ -161,39 +179,35 @@ impl ObjectInner {
 
     /// Makes durable what the store was given. Serialised: a failure is everybody's.
     pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
+        self.flush_in(op, &self.flush_state().turn())
+    }
+
+    /// The same by who has the turn.
+    fn flush_in(&self, op: &'static str, _turn: &Turn<'_>) -> Result<()> {
         let m = self.mapping();
-        let mut lost = lock(&self.flush_state().lost);
         m.flush_wanted.store(0, Ordering::Relaxed);
-        if self.flush_state().end_owed.load(Ordering::Acquire) {
-            self.tell_end();
+        if self.flush_state().end_owed.load(Ordering::Relaxed) {
+            self.tell_end().map_err(|error| Error::Flush { op, error })?;
         }
         let _settled = Settled::new(m);
         let turn = writeback::begin_flush(m);
         m.stat.add(0, Event::FLUSH_CALLS, 1);
         match self.store().flush() {
             Ok(()) => {
-                // A page that was written again since it was lost is there now.
-                if !lost.is_empty() {
-                    let again = m.folios.iter().enumerate().filter(|(_, w)| w.load().has(turn));
-                    again.for_each(|(p, _)| remove(&mut lost, p as u64));
-                }
                 writeback::end_flush(m, turn);
                 Ok(())
             }
             Err(error) => {
                 // What reclaim takes out of an exclusive object is marked when it is gone, not while it is written.
                 for word in m.folios.iter().filter(|_| m.exclusive) {
-                    while word.load().state() == State::Evicting {
+                    while word.load().state() == State::Evicting && !word.load().is_vacant() {
                         std::thread::sleep(std::time::Duration::from_micros(100));
                     }
                 }
-                writeback::fail_flush(m, &mut |p| {
-                    remove(&mut lost, p);
-                    push(&mut lost, p);
-                    m.stat.add(0, Event::FLUSH_LOST, 1);
-                });
+                writeback::fail_flush(m, &mut |_| m.stat.add(0, Event::FLUSH_LOST, 1));
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
-                self.tell_end();
+                // Owed, if it fails.
+                let _ = self.tell_end();
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
                 self.flush_state().failures.fetch_add(1, Ordering::Release);
                 Err(Error::Flush { op, error })
@@ -202,35 +216,47 @@ impl ObjectInner {
     }
 
     /// Tells the store again where the object ends: a flush that failed may have lost that like a write, and bytes past the
-    /// store's own end could not be read.
-    fn tell_end(&self) {
+    /// store's own end could not be read. The caller has the turn: the end does not move meanwhile.
+    fn tell_end(&self) -> std::result::Result<(), StoreError> {
+        if !self.persistent {
+            return Ok(());
+        }
         let len_bytes = self.mapping().i_size.load(Ordering::Acquire);
-        let told = (0..4).any(|_| self.persistent && self.store().set_len(len_bytes).is_ok());
-        self.flush_state().end_owed.store(self.persistent && !told, Ordering::Release);
+        let mut told = self.store().set_len(len_bytes);
+        for _ in 0..3 {
+            told = told.or_else(|_| self.store().set_len(len_bytes));
+        }
+        self.flush_state().owe_end(told.is_err());
+        told
     }
 
-    /// Punches a hole into the store. A flush that fails may lose it like a write.
+    /// Punches a hole into the store; `false`: it cannot. The caller has the object's turn to flush, and the pages.
     pub(crate) fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
         let m = self.mapping();
-        let owe = || {
-            for word in pages.clone().filter_map(|p| m.folio(p)) {
-                word.set(writeback::unsynced_bit(m));
+        match self.store().punch(hole.start, hole.end - hole.start) {
+            Ok(()) => {
+                // A flush that fails may lose it like a write, and what was lost before does not matter any more.
+                for word in pages.clone().filter_map(|p| m.folio(p)) {
+                    word.set(writeback::unsynced_bit(m));
+                    word.clear(LOST);
+                }
+                Ok(true)
             }
-        };
-        // Before, for a flush that fails in between; afterwards, for one that has covered the page without the hole.
-        owe();
-        let punched = self.store().punch(hole.start, hole.end - hole.start);
-        owe();
-        match punched {
-            Ok(()) => Ok(true),
             Err(StoreError::Unsupported) => Ok(false),
             Err(error) => Err(Error::Writeback { op, range: hole.clone(), error: error.fill_error() }),
         }
     }
 
     /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
-    pub(crate) fn show_below(&self, op: &'static str) -> Result<()> {
-        if self.store().rereads_unflushed() { Ok(()) } else { self.flush(op) }
+    pub(crate) fn show_below(&self, op: &'static str, turn: &Turn<'_>) -> Result<()> {
+        if self.store().rereads_unflushed() { Ok(()) } else { self.flush_in(op, turn) }
+    }
+
+    pub(crate) fn forget_lost(&self, pages: &Range<u64>) {
+        let m = self.mapping();
+        for word in pages.clone().map_while(|p| m.folio(p)).filter(|w| w.load().has(LOST)) {
+            word.clear(LOST);
+        }
     }
 
     fn sync(&self, op: &'static str, range: &Range<u64>, skip_held: bool) -> Result<()> {
@@ -249,18 +275,12 @@ impl ObjectInner {
                 return Err(Error::Held { op, range: bytes(&(p..p + 1)) });
             }
             self.flush(op)?;
-            if self.flush_state().failures.load(Ordering::Acquire) == failures {
-                break;
+            if self.flush_state().failures.load(Ordering::Acquire) != failures {
+                continue;
             }
+            let lost = lost_in(m, range);
+            return if lost.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: lost }) };
         }
-        let lost = lock(&self.flush_state().lost);
-        let ours: Vec<_> = lost
-            .iter()
-            .map(|r| r.start.max(range.start)..r.end.min(range.end))
-            .filter(|r| !r.is_empty())
-            .map(|r| bytes(&r))
-            .collect();
-        if ours.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: ours }) }
     }
 
     /// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.
@@ -286,7 +306,8 @@ fn settle(
         let seen = word.load();
         match seen.state() {
             // What is being written may have been read before the last store that we answer for.
-            // And a page of an exclusive object that is leaving is being written on its way.
+            State::Evicting if seen.is_vacant() => return Ok(false),
+            // And a page that is leaving is written on its way, or stays after all.
             State::Writeback | State::Evicting => {
                 if let Some(low) = word.mark_waiter(seen.state()) {
                     env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
@@ -440,21 +461,14 @@ impl Object {
     /// Returns the bytes whose writes failed flushes took away.
     #[must_use]
     pub fn lost(&self) -> Vec<Range<u64>> {
-        lock(&self.inner.flush_state().lost).iter().map(bytes).collect()
+        let m = self.inner.mapping();
+        lost_in(m, 0..m.folios.len() as u64)
     }
 
     /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.
     pub fn forget_lost(&self, range: Range<u64>) {
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end);
-        let mut lost = lock(&self.inner.flush_state().lost);
-        let old = std::mem::take(&mut *lost);
-        for r in old {
-            for part in [r.start..r.end.min(pages.start), r.start.max(pages.end)..r.end] {
-                if !part.is_empty() {
-                    lost.push(part);
-                }
-            }
-        }
+        self.inner.forget_lost(&pages);
     }
 
     /// Drops what is cached of the range, because the store's content was changed by somebody else: the next touch reads it

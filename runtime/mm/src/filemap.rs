@@ -409,8 +409,13 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
     }
     // Afterwards, under the name it was published by: who pops the entry of a page that is still being filled would take
     // it for a stale one. If the page has left again by now, it is one.
-    let entry = Entry::named(mapping.id, pgoff, claimed.version());
-    if !mapping.account.lru.add(entry, claimed.has(REFERENCED)) {
+    enter(mapping, pgoff, claimed.version(), claimed.has(REFERENCED));
+}
+
+/// Gives a page its place in the queues of reclaim, in the life that began with `version`.
+pub(crate) fn enter(mapping: &Mapping<'_>, pgoff: u64, version: u32, active: bool) {
+    let entry = Entry::named(mapping.id, pgoff, version);
+    if !mapping.account.lru.add(entry, active) {
         add_for_stale(mapping, entry);
     }
 }

@@ -1,25 +1,27 @@
 //! The folio word: one `AtomicU64` per page of an object, holding the state, the flags, the pins and the version.
 //!
 //! ```text
-//!  63        48 47        32 31        16 15 14 13 12 11 10    8 7 6 5 4 3 2   0
-//! +------------+------------+------------+--+--+--+-----+-------+-+-+-+-+-+-----+
-//! | version hi |    pins    | version lo |U |A |H | Y Y | error |S|O|W|R|D|state|
-//! +------------+------------+------------+--+--+--+-----+-------+-+-+-+-+-+-----+
-//!   U unmapped  A readahead  H held  Y unsynced (two turns)  S dsynced  O overdue  W waiters  R referenced  D dirty
-//!   error: of a poisoned page; of one that may be mapped its lowest bit says isolated
+//!  63        48 47        32 31        16 15 14 13 12 11 10 9 8 7 6 5 4 3 2   0
+//! +------------+------------+------------+--+--+--+-----+--+-+-+-+-+-+-+-+-----+
+//! | version hi |    pins    | version lo |U |A |H | Y Y |L |V|I|S|O|W|R|D|state|
+//! +------------+------------+------------+--+--+--+-----+--+-+-+-+-+-+-+-+-----+
+//!   U unmapped  A readahead  H held  Y unsynced (two turns)  L lost  V vacant  I isolated  S dsynced  O overdue
+//!   W waiters  R referenced  D dirty
 //! ```
 //! State, flags and waiters lie in the low half, which a futex can compare. All-zero is `absent`, so a table of words
 //! is an untouched anonymous mapping. An absent page has no pins: the field holds its *shadow* instead, the time of its
-//! eviction (as Linux keeps a shadow entry in the slot of an evicted folio, `mm/workingset.c`).
+//! eviction (as Linux keeps a shadow entry in the slot of an evicted folio, `mm/workingset.c`), and that of a poisoned page
+//! its error.
 //!
 //! | state     | who may leave it                     | mapped? | bytes may be    | pins  | left by                                    |
 //! |-----------|--------------------------------------|---------|-----------------|-------|--------------------------------------------|
-//! | absent    | anyone, by claiming                  | never   | nothing         | shadow | [`FolioWord::try_claim`]                   |
+//! | absent    | anyone, by claiming                  | never   | nothing         | shadow | [`FolioWord::try_claim`], [`FolioWord::try_vacate`] |
 //! | filling   | only the owner of the claim          | never   | written, owner  | 0     | [`FolioWord::publish`], [`FolioWord::fail`], [`FolioWord::abandon`] |
 //! | uptodate  | evict, write-back, rewrite: pins = 0 | yes     | read and written under a pin | any | [`FolioWord::try_evict`], [`FolioWord::try_discard`], [`FolioWord::try_writeback`], [`FolioWord::try_rewrite`] |
 //! | writeback | only the flusher                     | yes     | as uptodate     | any   | [`FolioWord::end_writeback`]               |
-//! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`] |
-//! | poisoned  | anyone, by claiming again            | never   | nothing         | 0     | [`FolioWord::try_claim`], [`FolioWord::forget_poison`] |
+//! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`], [`FolioWord::keep_void`] |
+//! | the same, `VACANT` | only who keeps it empty     | never   | nothing         | 0     | [`FolioWord::end_vacancy`]                 |
+//! | poisoned  | anyone, by claiming again            | never   | nothing         | error | [`FolioWord::try_claim`], [`FolioWord::try_vacate`], [`FolioWord::forget_poison`] |
 //!
 //! # Pins
 //! Whoever installs, widens or narrows a mapping of the page, or touches its bytes through the alias, first takes a
@@ -83,18 +85,24 @@ pub const READAHEAD: u64 = 1 << 14;
 pub const UNMAPPED: u64 = 1 << 15;
 
 /// Taken by reclaim with its neighbour, past its own entry in the queues: that entry is void, and whoever pops it clears
-/// the flag. Shares its bit with the error of a poisoned page, which is in no queue.
+/// the flag.
 pub const ISOLATED: u64 = 1 << 8;
+/// Kept out of the cache by the control plane: `evicting` though there was nothing to evict. Of one object's pages one
+/// thread at a time makes some vacant: who flushes, or punches a hole, alone.
+const VACANT: u64 = 1 << 9;
+/// A failed flush took away what was last written to it. Kept until the store has taken other bytes, or a hole.
+pub const LOST: u64 = 1 << 10;
 
-const ERROR_SHIFT: u32 = 8;
-const ERROR: u64 = 0x7 << ERROR_SHIFT;
 /// What stays when a page leaves the cache or enters it.
-const KEPT: u64 = UNSYNCED[0] | UNSYNCED[1] | HELD;
+const KEPT: u64 = UNSYNCED[0] | UNSYNCED[1] | HELD | LOST;
 const VERSION_LO_SHIFT: u32 = 16;
 const VERSION_LO: u64 = 0xffff << VERSION_LO_SHIFT;
 const PIN_SHIFT: u32 = 32;
 const PIN: u64 = 1 << PIN_SHIFT;
 const PINS: u64 = 0xffff << PIN_SHIFT;
+/// The error of a poisoned page, which has no pins.
+const ERROR_SHIFT: u32 = PIN_SHIFT;
+const ERROR: u64 = 0x7 << ERROR_SHIFT;
 const VERSION_HI_SHIFT: u32 = 48;
 const VERSION_HI: u64 = 0xffff << VERSION_HI_SHIFT;
 const VERSION: u64 = VERSION_LO | VERSION_HI;
@@ -141,15 +149,20 @@ impl Folio {
     pub fn is_mappable(self) -> bool {
         matches!(self.0 & STATE, UPTODATE | WRITEBACK)
     }
+    /// Returns whether the page is kept out of the cache by who flushes, or punches a hole.
+    #[must_use]
+    pub fn is_vacant(self) -> bool {
+        self.state() == State::Evicting && self.has(VACANT)
+    }
     /// Returns whether all of `flags` are set.
     #[must_use]
     pub fn has(self, flags: u64) -> bool {
         self.0 & flags == flags
     }
-    /// Returns the number of pins; 0 for an absent page.
+    /// Returns the number of pins; 0 of a page that cannot be pinned.
     #[must_use]
     pub fn pins(self) -> u64 {
-        if self.0 & STATE == ABSENT { 0 } else { (self.0 & PINS) >> PIN_SHIFT }
+        if self.is_mappable() { (self.0 & PINS) >> PIN_SHIFT } else { 0 }
     }
     /// Returns the shadow of an absent page: when it was evicted, 0 if that is not known.
     #[must_use]
@@ -386,6 +399,28 @@ impl FolioWord {
         })
     }
 
+    /// absent | poisoned -> evicting, `VACANT`: nobody fills the page before [`FolioWord::end_vacancy`]. Who wants it
+    /// waits without a deadline: those are the store's, for fills. Control plane, under the lock over the object's flushes.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_vacate(&self) -> Result<Folio, Folio> {
+        self.update(|w| match w.state() {
+            // With its shadow.
+            State::Absent => Some(w.0 | EVICTING | VACANT),
+            State::Poisoned => Some((w.0 & !(STATE | ERROR)) | EVICTING | VACANT),
+            _ => None,
+        })
+    }
+
+    /// evicting, `VACANT` -> absent. Only who made it vacant: see there.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn end_vacancy(&self) -> Result<Wake, Folio> {
+        self.update(|w| w.is_vacant().then_some(w.0 & !(STATE | WAITERS | VACANT))).map(|w| Wake::of(w.0))
+    }
+
     /// Takes a flag away from a page that the caller owns or has pinned.
     pub fn clear(&self, flags: u64) {
         // Relaxed: as in set().
@@ -496,6 +531,14 @@ impl FolioWord {
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 
+    /// evicting -> uptodate, dirty: the page's bytes are not void after all. Its entries in the queues of reclaim were passed
+    /// over meanwhile, perhaps: its version moves, and it is entered anew. Returns the new version. Evictor only.
+    pub fn keep_void(&self) -> (Wake, u32) {
+        let void = STATE | WAITERS | UNMAPPED | REFERENCED | ISOLATED;
+        let r = self.update(|w| Some((w.bumped() & !void) | UPTODATE | DIRTY));
+        r.map_or((Wake::No, 0), |w| (Wake::of(w.0), Folio(w.bumped()).version()))
+    }
+
     /// poisoned -> absent: the next touch asks the store as if nothing had happened.
     ///
     /// # Errors
@@ -528,9 +571,11 @@ impl FolioWord {
     /// writeback -> uptodate, with the flags of `set`: `UNSYNCED`, or `DIRTY` again when the store failed. A page that was
     /// written meanwhile is dirty as it is; the second result says so.
     pub fn end_writeback(&self, set: u64) -> (Wake, bool) {
-        // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty.
+        // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty. And what was lost
+        // has been written again, if the store took it: from here on it is owed.
         let owed = UNSYNCED[0] | UNSYNCED[1];
-        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | owed)) | UPTODATE | set));
+        let void = if set & owed != 0 { owed | LOST } else { owed };
+        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | void)) | UPTODATE | set));
         r.map_or((Wake::No, false), |w| (Wake::of(w.0), w.has(DIRTY)))
     }
 }
@@ -579,7 +624,7 @@ mod tests {
         assert_eq!(w.load().shadow(), 0x8001);
         w.try_claim().unwrap();
         let _ = w.fail(FillError::Io);
-        assert_eq!(w.load().error(), FillError::Io, "the flag shares its bit with an error");
+        assert_eq!(w.load().error(), FillError::Io);
         assert!(!w.end_isolation(seen), "another life");
         let w = uptodate();
         w.try_isolate().unwrap();
@@ -679,6 +724,61 @@ mod tests {
     }
 
     #[test]
+    fn a_vacant_page_is_filled_by_nobody_and_leaves_as_it_came() {
+        let w = uptodate();
+        w.try_vacate().unwrap_err();
+        assert!(w.end_vacancy().is_err(), "nobody made it vacant");
+        w.try_discard().unwrap();
+        assert!(w.end_vacancy().is_err() && w.try_vacate().is_err(), "an evictor's");
+        let _ = w.evicted(0x8007);
+        w.set(UNSYNCED[0] | LOST);
+        let before = w.load();
+        w.try_vacate().unwrap();
+        assert_eq!((w.load().state(), w.load().pins()), (State::Evicting, 0));
+        assert!(w.try_claim().is_err() && w.try_vacate().is_err() && w.try_pin(0).is_err());
+        assert_eq!(w.end_vacancy(), Ok(Wake::No));
+        assert_eq!(w.load(), before, "with its shadow, and what it owes");
+        w.try_claim().unwrap();
+        let _ = w.fail(FillError::Corrupt);
+        w.try_vacate().unwrap();
+        assert!(w.mark_waiter(State::Evicting).is_some());
+        assert_eq!(w.end_vacancy(), Ok(Wake::Needed));
+        assert_eq!((w.load().state(), w.load().shadow()), (State::Absent, 0), "an error is no shadow");
+        assert!(w.load().has(UNSYNCED[0] | LOST));
+    }
+
+    #[test]
+    fn a_page_that_is_kept_begins_a_new_life() {
+        let w = uptodate();
+        w.try_isolate().unwrap();
+        w.unpin();
+        let before = w.load().version();
+        w.try_discard().unwrap();
+        let (wake, version) = w.keep_void();
+        assert_eq!((wake, version, w.load().version()), (Wake::No, before + 1, before + 1));
+        assert!(w.load().is_mappable() && w.load().has(DIRTY));
+        assert!(!w.load().has(UNMAPPED) && !w.load().has(ISOLATED));
+    }
+
+    #[test]
+    fn what_was_lost_stays_so_until_the_store_takes_other_bytes() {
+        let w = FolioWord::new();
+        w.set(LOST);
+        w.try_claim().unwrap();
+        let _ = w.fail(FillError::Io);
+        assert_eq!(w.load().error(), FillError::Io);
+        w.try_claim().unwrap();
+        let _ = w.publish(0);
+        w.set(DIRTY);
+        w.try_writeback().unwrap();
+        let _ = w.end_writeback(DIRTY);
+        assert!(w.load().has(LOST), "the store did not take it");
+        w.try_writeback().unwrap();
+        let _ = w.end_writeback(UNSYNCED[1]);
+        assert!(!w.load().has(LOST) && w.load().is_unsynced());
+    }
+
+    #[test]
     fn held_pages_are_not_written_back() {
         let w = uptodate();
         w.set(DIRTY | HELD);
@@ -709,7 +809,7 @@ mod tests {
         w.try_pin(0).unwrap_err();
         w.try_claim().unwrap();
         let _ = w.publish(0);
-        assert_eq!(w.load().0 & ERROR, 0, "healed");
+        assert_eq!((w.load().pins(), w.load().0 & PINS), (0, 0), "an error is no pin");
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod evict;
 mod huge;
 mod pageout;
 mod range;
+mod void;
 
 pub(crate) use evict::{Why, punch, take_idle};
 use evict::{gone, leave};
@@ -26,6 +27,7 @@ pub(crate) use pageout::write_dirty;
 pub use pageout::write_here;
 pub(crate) use range::unmap_batch;
 pub use range::{deactivate_range, discard_range, evict_exclusive, reclaim_range};
+pub use void::{drop_void, keep_void, take_void};
 
 use crate::ctx::Ctx;
 use crate::failpoint;

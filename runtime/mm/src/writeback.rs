@@ -25,7 +25,7 @@
 
 use crate::ctx::Ctx;
 use crate::failpoint;
-use crate::folio::{DIRTY, State, UNSYNCED, Wake};
+use crate::folio::{DIRTY, LOST, State, UNSYNCED, Wake};
 use crate::host::{Env, Rmap};
 use crate::mapping::Mapping;
 use crate::page::EXTENT_PAGES;
@@ -170,7 +170,7 @@ pub fn end_flush(mapping: &Mapping<'_>, bit: u64) {
 }
 
 /// Ends a flush that failed: every page that the store was given since the last one that succeeded is dirty again if it is
-/// still cached. Calls `lost(pgoff)` for each that is not: the store may have dropped it, and nobody else has it.
+/// still cached, else `LOST`: the store may have dropped it, and nobody else has it. Calls `lost(pgoff)` for each of those.
 pub fn fail_flush(mapping: &Mapping<'_>, lost: &mut dyn FnMut(u64)) {
     for (p, word) in (0u64..).zip(mapping.folios) {
         // The latest: whose write-back is missed here gives the store its page after the flush.
@@ -186,6 +186,7 @@ pub fn fail_flush(mapping: &Mapping<'_>, lost: &mut dyn FnMut(u64)) {
             }
             Err(_) => {
                 let [a, b] = UNSYNCED;
+                word.set(LOST);
                 word.clear(a | b);
                 lost(p);
             }

@@ -4,7 +4,7 @@
 
 use crate::failpoint;
 use crate::filemap;
-use crate::folio::{DIRTY, FolioWord};
+use crate::folio::{DIRTY, FolioWord, LOST};
 use crate::host::Park;
 use crate::khugepaged;
 use crate::mapping::Mapping;
@@ -101,13 +101,14 @@ pub(super) fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u6
             // Read after the store took it: see writeback::unsynced_bit.
             if mapping.exclusive && why != Why::Void && w.load().has(DIRTY) {
                 w.set(writeback::unsynced_bit(mapping));
+                w.clear(LOST);
             }
             w.evicted(shadow(p).0)
         });
     }
 }
 
-/// evicting -> uptodate, of a page that could not be punched.
+/// evicting -> uptodate, of a page that could not be punched, or shall not be.
 pub(super) fn stay(mapping: &Mapping<'_>, park: &dyn Park, pgoff: u64) {
     filemap::each(mapping, park, pgoff, pgoff.saturating_add(1), |w| {
         mapping.account_dirtied(u64::from(w.load().has(DIRTY)));

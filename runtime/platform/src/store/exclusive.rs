@@ -23,14 +23,15 @@
 //!
 //! # Unmapping
 //! `leave` clears the address and waits for the MOVEs under way, not for stores: a read that is still under way then finds
-//! no place for its pages and fails (`Refused`). Pages that were published after their mapping went are forgotten by the
+//! no place for its pages and fails (`Refused`). Who calls it waits before for reads of which a part is in place
+//! (`may_be_stored_to`). Pages that were published after their mapping went are forgotten by the
 //! next `enter`.
 
 use super::Store;
 use super::object::Retries;
 use super::source::Source;
 use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
-use crate::sys::{mem, thread};
+use crate::sys::{Errno, mem, pagemap, thread};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::FailurePolicy;
@@ -209,6 +210,13 @@ impl<'s> ExclusiveOps<'s> {
         Some((held.address(pgoff, 1)?, self.place.writable.load(Ordering::Relaxed)))
     }
 
+    /// Returns whether page `pgoff`, which is `filling`, lies in the arena already, where a store to it may have to be written.
+    #[must_use]
+    pub fn may_be_stored_to(&self, pgoff: u64) -> bool {
+        let Some(held) = self.place.hold() else { return false };
+        self.is_tracked() && held.address(pgoff, 1).is_some_and(is_there)
+    }
+
     fn word(&self, pgoff: u64) -> Option<&FolioWord> {
         self.folios.get(pgoff_index(pgoff))
     }
@@ -368,13 +376,29 @@ impl<'s> ExclusiveOps<'s> {
         }
     }
 
-    /// Drops pages without moving them: protects them, writes what was changed in place, and lets go of all or none.
+    /// Drops pages without moving them: protects them, writes what was changed in place, and lets go of all or none. Those
+    /// that stay are open to stores again: nobody else would open them, a fault finds them cached and mapped.
     fn evict_in_place(&self, held: &Held<'_>, pgoff: u64, nr: u32) -> Result<(), Obstacle> {
         let src = held.address(pgoff, u64::from(nr)).ok_or(Obstacle::Gone)?;
         let len = nr as usize * PAGE_SIZE;
-        if self.place.writable.load(Ordering::Relaxed) {
-            self.frames.uffd().writeprotect(src, len, true).map_err(|_| Obstacle::Busy)?;
+        let protect = |on| self.frames.uffd().writeprotect(src, len, on);
+        if !self.place.writable.load(Ordering::Relaxed) {
+            return self.write_and_drop(pgoff, src, nr);
         }
+        let gone = match protect(true) {
+            Ok(()) => self.write_and_drop(pgoff, src, nr),
+            Err(_) => Err(Obstacle::Busy),
+        };
+        if gone.is_err() {
+            while protect(false) == Err(Errno::EAGAIN) {
+                thread::sched_yield();
+            }
+        }
+        gone
+    }
+
+    /// Writes what was changed of pages that nobody can store to, and drops all of them or none.
+    fn write_and_drop(&self, pgoff: u64, src: usize, nr: u32) -> Result<(), Obstacle> {
         let mut kept = false;
         for i in 0..nr {
             let (at, address) = (pgoff + u64::from(i), src + i as usize * PAGE_SIZE);
@@ -387,31 +411,36 @@ impl<'s> ExclusiveOps<'s> {
                 }
             }
         }
-        if kept {
-            let _ = self.frames.uffd().writeprotect(src, len, false);
-            return Err(Obstacle::Busy);
-        }
-        self.drop_range(src, nr)
+        if kept { Err(Obstacle::Busy) } else { self.drop_range(src, nr) }
     }
 
-    /// Gives the pages at `src` back to the kernel, whatever they hold.
+    /// Gives the pages at `src`, which are there, back to the kernel, whatever they hold.
     fn drop_range(&self, src: usize, nr: u32) -> Result<(), Obstacle> {
-        // SAFETY: the pages are the caller's (evicting or filling), and their bytes are nobody's.
-        unsafe { mem::madvise(src, nr as usize * PAGE_SIZE, mem::MADV_DONTNEED) }.map_err(|_| Obstacle::Busy)?;
+        // SAFETY: the pages are the caller's (evicting), and their bytes are nobody's.
+        unsafe { mem::drop_pages(src, nr as usize * PAGE_SIZE) }.map_err(|_| Obstacle::Busy)?;
         self.note_dropped(nr as usize);
         Ok(())
     }
 
-    /// Drops what is there of pages that nobody wants.
-    fn drop_present(&self, held: &Held<'_>, pgoff: u64, nr: u32) {
+    /// Drops what is there of pages that are `filling`, which may have been put in place or not.
+    fn drop_filled(&self, held: &Held<'_>, pgoff: u64, nr: u32) -> Result<(), Obstacle> {
         for at in pgoff..pgoff + u64::from(nr) {
-            if let Some(src) = held.address(at, 1)
-                && mem::is_resident(src)
-            {
-                let _ = self.drop_range(src, 1);
-            }
+            let Some(src) = held.address(at, 1) else { continue };
+            // For the count alone: it is dropped unseen.
+            let seen = is_there(src);
+            // SAFETY: the page is the caller's (filling), and its bytes are nobody's.
+            unsafe { mem::drop_pages(src, PAGE_SIZE) }.map_err(|_| Obstacle::Busy)?;
+            self.note_dropped(usize::from(seen));
         }
+        Ok(())
     }
+}
+
+/// Returns whether a page lies at `addr` of an arena, in memory or swapped out; one that is swapped out may be missed where the
+/// kernel has no PAGEMAP_SCAN (before Linux 6.7).
+fn is_there(addr: usize) -> bool {
+    let some = pagemap::PAGE_IS_PRESENT | pagemap::PAGE_IS_SWAPPED;
+    pagemap::look(addr).map_or_else(|_| mem::is_resident(addr), |categories| categories & some != 0)
 }
 
 /// What a fill says: how many pages are good, and why the next is not.
@@ -487,8 +516,7 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
         // Mapped nowhere: the words are all that is left of the pages.
         let Some(held) = self.place.hold() else { return Ok(()) };
         if self.word(pgoff).is_some_and(|w| w.load().state() == State::Filling) {
-            self.drop_present(&held, pgoff, nr);
-            return Ok(());
+            return self.drop_filled(&held, pgoff, nr).map_err(error_of);
         }
         let (mut at, end) = (pgoff, pgoff + u64::from(nr));
         let in_place = self.facts.by_copy || !self.place.writable.load(Ordering::Relaxed);
@@ -528,11 +556,11 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
         true
     }
 
+    /// All or none, of a single page: one that cannot be dropped must stay, or its bytes are read without a fault.
     fn discard(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
-        if let Some(held) = self.place.hold() {
-            self.drop_present(&held, pgoff, nr);
-        }
-        Ok(())
+        let Some(held) = self.place.hold() else { return Ok(()) };
+        let src = held.address(pgoff, u64::from(nr)).ok_or(FillError::Refused)?;
+        self.drop_range(src, nr).map_err(error_of)
     }
 
     fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {

@@ -213,9 +213,9 @@ impl PageRef<'_> {
 
 /// Where an object's pages come from, and go to.
 ///
-/// # Context: a filler thread
-/// `read` may sleep, allocate and lock, but must not wait for anything that a faulting thread may hold: it runs while
-/// program threads wait inside a load instruction, whatever locks they hold (malloc's included).
+/// # Context: a filler thread, or one that calls the runtime
+/// `read`, `flush`, `punch` and `set_len` may sleep and lock, but must not wait for anything that a faulting thread may
+/// hold: they run while program threads wait inside a load instruction, whatever locks those hold (malloc's included).
 pub trait Store: Send + Sync {
     /// Fills `page` with the object's bytes from `pos_bytes` on.
     ///
