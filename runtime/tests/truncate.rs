@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, arena, bytes, child, each_mode, ended, load, map, same, setup, until};
+use common::{EXTENT, PAGE, arena, bytes, child, each_mode, ended, load, map, same, setup, store, until};
 use softfault::{
     Access, Advice, Arena, Delivery, Errno, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
 };
@@ -437,5 +437,45 @@ fn a_flush_that_fails_while_the_end_moves_does_not_move_it_back() {
             assert_eq!((w.object.len() as usize, w.slab.len()), (to * PAGE, to * PAGE), "{mode:?}");
             assert!((0..to).all(|p| load(&w.a, p * PAGE).is_ok()), "{mode:?}: the store is short");
         }
+    });
+}
+
+// ---- flushes that take long ------------------------------------------------------------------------------------------
+
+#[test]
+fn a_long_flush_is_no_late_fill() {
+    each_mode("late", |_, mode| {
+        let w = world(mode, 16, Some(Duration::from_millis(20)));
+        w.write(0..4, 1);
+        w.page_out(0..4);
+        w.slab.holds_flush.store(true, Ordering::SeqCst);
+        std::thread::scope(|s| {
+            let sync = s.spawn(|| w.object.sync_all());
+            until("the flush", || w.slab.nr_flushes.load(Ordering::SeqCst) > 0);
+            let touch = s.spawn(|| load(&w.a, PAGE));
+            let call = s.spawn(|| w.object.read_at(2 * PAGE as u64, &mut [0; 8]));
+            // Longer than the deadline of a fill.
+            std::thread::sleep(Duration::from_millis(200));
+            w.slab.holds_flush.store(false, Ordering::SeqCst);
+            assert_eq!(touch.join().expect("load"), Ok(1), "{mode:?}");
+            assert!(matches!(call.join().expect("read_at"), Ok(8)), "{mode:?}");
+            sync.join().expect("sync").expect("sync");
+        });
+        // Nor is it a pin: who cuts or punches waits.
+        w.write(4..6, 1);
+        w.page_out(4..6);
+        let seen = w.slab.nr_flushes.load(Ordering::SeqCst);
+        w.slab.holds_flush.store(true, Ordering::SeqCst);
+        std::thread::scope(|s| {
+            let sync = s.spawn(|| w.object.sync_all());
+            until("the flush", || w.slab.nr_flushes.load(Ordering::SeqCst) > seen);
+            let punch = s.spawn(|| w.object.punch_hole(pages(4..5)));
+            std::thread::sleep(Duration::from_millis(2500));
+            w.slab.holds_flush.store(false, Ordering::SeqCst);
+            punch.join().expect("punch_hole").expect("punch_hole");
+            sync.join().expect("sync").expect("sync");
+        });
+        w.check("a hole", 4..5, 0);
+        assert_eq!(store(&w.a, 5 * PAGE, 9), Ok(()));
     });
 }
