@@ -94,6 +94,9 @@ impl Store for SlabStore {
     }
     fn flush(&self) -> Result<(), StoreError> {
         self.0.nr_flushes.fetch_add(1, Ordering::SeqCst);
+        if std::thread::current().name() == Some("softfault-flush") {
+            COUNTS.set(true);
+        }
         wait_while(&self.0.holds_flush);
         if fails(&self.0.flush_fails) { Err(EIO) } else { Ok(()) }
     }
@@ -173,9 +176,19 @@ thread_local! {
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
+thread_local! {
+    /// This thread's calls of the allocator are counted: it is the flusher, from its first flush on.
+    static COUNTS: Cell<bool> = const { Cell::new(false) };
+}
+
+static COUNTED: AtomicU32 = AtomicU32::new(0);
+
 /// A program's thread may touch a page while it has malloc's lock; here it does so whenever the watched thread wants
 /// that lock.
 fn malloc_is_taken() {
+    if COUNTS.try_with(Cell::get).unwrap_or(false) {
+        COUNTED.fetch_add(1, Ordering::SeqCst);
+    }
     if WAITS.try_with(Cell::get).unwrap_or(false) {
         ASKED.store(true, Ordering::SeqCst);
         wait_while(&ASKED);
@@ -277,6 +290,27 @@ fn a_hole_wants_no_memory_while_faults_wait_for_it() {
             );
             w.check("after the hole", 0..64, fails as u8);
         }
+    });
+}
+
+#[test]
+fn the_flusher_that_reclaim_waits_for_wants_no_memory() {
+    watched("the_flusher_that_reclaim_waits_for_wants_no_memory", |mode| {
+        let limit = (128 * PAGE) as u64;
+        let often = Duration::from_millis(1);
+        let rt = Runtime::builder().cache_limit(limit).writeback(often, often).build().expect("runtime");
+        // What it has written it does not give before a flush: to drop a page reclaim needs one.
+        let slab = Slab::new(512, false);
+        let below = Box::new(SlabStore(Arc::clone(&slab)));
+        let object = rt.object((512 * PAGE) as u64).writable(true).store(below).expect("object");
+        let a = arena(&rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        for round in 1..4 {
+            (0..512).for_each(|p| assert_eq!(store(&a, p * PAGE, round), Ok(())));
+        }
+        assert!(slab.nr_flushes.load(Ordering::SeqCst) > 2);
+        assert_eq!(COUNTED.load(Ordering::SeqCst), 0, "calls of the allocator by the flusher");
+        drop((a, object));
     });
 }
 
