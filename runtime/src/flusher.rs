@@ -1,7 +1,8 @@
 //! Write-back in the background. Linux: the flusher threads, `wb_workfn`.
 //!
-//! A control-plane thread: it locks and allocates as the program does, and no fault ever waits for it. What reclaim needs
-//! written is written by fillers.
+//! What reclaim needs written is written by fillers. But where a store gives what it took only after a flush, reclaim, and
+//! with it a fault, waits for this thread: in a round it allocates nothing, and the lock of the list is a leaf under which
+//! nobody does.
 
 use crate::error::{Error, Result};
 use crate::object::ObjectInner;
@@ -13,7 +14,7 @@ use softfault_mm::memcontrol::CacheAccount;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,44 @@ impl Writable {
 }
 
 /// Objects that may have dirty pages.
-pub(crate) type Writables = Mutex<Vec<Writable>>;
+#[derive(Debug, Default)]
+pub(crate) struct Writables(Mutex<Vec<Writable>>);
+
+impl Writables {
+    fn list(&self) -> MutexGuard<'_, Vec<Writable>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an object; those that have ended go when the list grows.
+    pub(crate) fn add(&self, object: &Arc<ObjectInner>) {
+        let (mut room, mut dead) = (Vec::new(), Vec::new());
+        let mut list = self.list();
+        while list.len() == list.capacity() {
+            let nr = list.len();
+            if nr < room.capacity() {
+                for w in list.drain(..) {
+                    if w.object.strong_count() > 0 { room.push(w) } else { dead.push(w) }
+                }
+                std::mem::swap(&mut *list, &mut room);
+                break;
+            }
+            drop(list);
+            room = Vec::with_capacity(2 * nr + 4);
+            dead = Vec::with_capacity(2 * nr + 4);
+            list = self.list();
+        }
+        list.push(Writable::new(object));
+        // Before what is freed is freed.
+        drop(list);
+    }
+
+    /// Returns the numbers of the objects that are there. One that is passed over because the list changed meanwhile is met
+    /// in the next round.
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        let id = |w: &Writable| (w.object.strong_count() > 0).then_some(w.id);
+        (0..).map_while(move |place| self.list().get(place).map(id)).flatten()
+    }
+}
 
 /// The thread and what stops it.
 #[derive(Debug)]
@@ -98,13 +136,6 @@ fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, 
     (stop.load(Ordering::Acquire) == 0).then_some(rung)
 }
 
-/// Returns the numbers of the objects that are still there.
-fn alive(objects: &Writables) -> Vec<u32> {
-    let mut list = objects.lock().unwrap_or_else(PoisonError::into_inner);
-    list.retain(|w| w.object.strong_count() > 0);
-    list.iter().map(|w| w.id).collect()
-}
-
 /// Runs `f` on the object with this number, unless it is being ended: who ends it waits for `f`.
 ///
 /// Not by a reference of ours to the whole object: if that were the last one, it would be dropped here, and later than its
@@ -126,8 +157,10 @@ fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
 /// Flushes the stores for which reclaim waits.
 fn flush_wanted(objects: &Writables) {
     let wanted = |w: &Writable| w.object.upgrade().filter(|o| o.mapping().flush_wanted.load(Ordering::Relaxed) != 0);
-    let list: Vec<_> = objects.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(wanted).collect();
-    for object in list {
+    for place in 0.. {
+        let found = objects.list().get(place).map(wanted);
+        let Some(object) = found else { break };
+        let Some(object) = object else { continue };
         let _ = object.flush("write-back");
         // If the program let go of it meanwhile it ends here, and with it perhaps the runtime, which waits for this very
         // thread.
@@ -145,13 +178,12 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
         got_on = false;
         // Scanning costs with the size of the mappings: not for every writer that waits.
         let scan = since.elapsed() >= policy.interval;
-        let list = alive(objects);
         let host = host::Host::detached();
         let old = written.elapsed() >= policy.expire;
-        for id in &list {
+        for id in objects.ids() {
             // An exclusive object's pages say only when asked, one by one, whether they were stored to: when they are to be
             // written for their age.
-            with_object(host.env(), *id, |m| {
+            with_object(host.env(), id, |m| {
                 if if m.exclusive { old } else { scan } {
                     writeback::harvest(host.env(), m, &(0..m.nr_pages()));
                 }
@@ -162,10 +194,10 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
         }
         let background = account.limit().saturating_mul(policy.background_percent) / 100;
         let many = rung || account.nr_dirty.load(Ordering::Relaxed) > background;
-        for id in &list {
+        for id in objects.ids() {
             if many || old {
                 // Errors leave the pages dirty and are counted; who syncs is told.
-                with_object(host.env(), *id, |m| {
+                with_object(host.env(), id, |m| {
                     got_on |= writeback::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
                 });
             }

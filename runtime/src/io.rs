@@ -68,10 +68,13 @@ fn get_pinned_of(
             }
             Lookup::Busy(key) => {
                 tried = true;
-                if env.park.wait(&ctx, key, mapping.deadline_ns) == Woken::TimedOut {
-                    if let Some(word) = mapping.folio(pgoff) {
-                        word.mark_overdue();
-                    }
+                // As in filemap::fault(): a fill may be late, a flush that keeps the page takes as long as it takes.
+                let filling = mapping.folio(pgoff).filter(|w| w.load().state() == State::Filling);
+                let deadline = if filling.is_some() { mapping.deadline_ns } else { u64::MAX };
+                if env.park.wait(&ctx, key, deadline) == Woken::TimedOut
+                    && let Some(word) = filling
+                {
+                    word.mark_overdue();
                     return Err(FillError::Deadline);
                 }
             }

@@ -4,7 +4,7 @@ use crate::arena::ArenaBuilder;
 use crate::delivery::{self, Delivery, DeliveryReport};
 use crate::error::{Error, Result, parent_only, system};
 use crate::file::FileOptions;
-use crate::flusher::{Flusher, Policy, Writable, Writables};
+use crate::flusher::{Flusher, Policy, Writables};
 use crate::khugepaged::Khugepaged;
 use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
@@ -411,7 +411,7 @@ impl RuntimeInner {
 
     /// Has the flusher look after an object.
     pub(crate) fn add_writable(&self, object: &Arc<ObjectInner>) {
-        self.writables.lock().unwrap_or_else(PoisonError::into_inner).push(Writable::new(object));
+        self.writables.add(object);
     }
 
     /// Returns the bytes of address space and of memory, at most, that the queues of reclaim take.

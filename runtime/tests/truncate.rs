@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, arena, bytes, child, each_mode, ended, load, map, same, setup, until};
+use common::{EXTENT, PAGE, arena, bytes, child, each_mode, ended, load, map, same, setup, store, until};
 use softfault::{
     Access, Advice, Arena, Delivery, Errno, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
 };
@@ -94,6 +94,9 @@ impl Store for SlabStore {
     }
     fn flush(&self) -> Result<(), StoreError> {
         self.0.nr_flushes.fetch_add(1, Ordering::SeqCst);
+        if std::thread::current().name() == Some("softfault-flush") {
+            COUNTS.set(true);
+        }
         wait_while(&self.0.holds_flush);
         if fails(&self.0.flush_fails) { Err(EIO) } else { Ok(()) }
     }
@@ -173,9 +176,19 @@ thread_local! {
 
 static ASKED: AtomicBool = AtomicBool::new(false);
 
+thread_local! {
+    /// This thread's calls of the allocator are counted: it is the flusher, from its first flush on.
+    static COUNTS: Cell<bool> = const { Cell::new(false) };
+}
+
+static COUNTED: AtomicU32 = AtomicU32::new(0);
+
 /// A program's thread may touch a page while it has malloc's lock; here it does so whenever the watched thread wants
 /// that lock.
 fn malloc_is_taken() {
+    if COUNTS.try_with(Cell::get).unwrap_or(false) {
+        COUNTED.fetch_add(1, Ordering::SeqCst);
+    }
     if WAITS.try_with(Cell::get).unwrap_or(false) {
         ASKED.store(true, Ordering::SeqCst);
         wait_while(&ASKED);
@@ -277,6 +290,27 @@ fn a_hole_wants_no_memory_while_faults_wait_for_it() {
             );
             w.check("after the hole", 0..64, fails as u8);
         }
+    });
+}
+
+#[test]
+fn the_flusher_that_reclaim_waits_for_wants_no_memory() {
+    watched("the_flusher_that_reclaim_waits_for_wants_no_memory", |mode| {
+        let limit = (128 * PAGE) as u64;
+        let often = Duration::from_millis(1);
+        let rt = Runtime::builder().cache_limit(limit).writeback(often, often).build().expect("runtime");
+        // What it has written it does not give before a flush: to drop a page reclaim needs one.
+        let slab = Slab::new(512, false);
+        let below = Box::new(SlabStore(Arc::clone(&slab)));
+        let object = rt.object((512 * PAGE) as u64).writable(true).store(below).expect("object");
+        let a = arena(&rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        for round in 1..4 {
+            (0..512).for_each(|p| assert_eq!(store(&a, p * PAGE, round), Ok(())));
+        }
+        assert!(slab.nr_flushes.load(Ordering::SeqCst) > 2);
+        assert_eq!(COUNTED.load(Ordering::SeqCst), 0, "calls of the allocator by the flusher");
+        drop((a, object));
     });
 }
 
@@ -437,5 +471,45 @@ fn a_flush_that_fails_while_the_end_moves_does_not_move_it_back() {
             assert_eq!((w.object.len() as usize, w.slab.len()), (to * PAGE, to * PAGE), "{mode:?}");
             assert!((0..to).all(|p| load(&w.a, p * PAGE).is_ok()), "{mode:?}: the store is short");
         }
+    });
+}
+
+// ---- flushes that take long ------------------------------------------------------------------------------------------
+
+#[test]
+fn a_long_flush_is_no_late_fill() {
+    each_mode("late", |_, mode| {
+        let w = world(mode, 16, Some(Duration::from_millis(20)));
+        w.write(0..4, 1);
+        w.page_out(0..4);
+        w.slab.holds_flush.store(true, Ordering::SeqCst);
+        std::thread::scope(|s| {
+            let sync = s.spawn(|| w.object.sync_all());
+            until("the flush", || w.slab.nr_flushes.load(Ordering::SeqCst) > 0);
+            let touch = s.spawn(|| load(&w.a, PAGE));
+            let call = s.spawn(|| w.object.read_at(2 * PAGE as u64, &mut [0; 8]));
+            // Longer than the deadline of a fill.
+            std::thread::sleep(Duration::from_millis(200));
+            w.slab.holds_flush.store(false, Ordering::SeqCst);
+            assert_eq!(touch.join().expect("load"), Ok(1), "{mode:?}");
+            assert!(matches!(call.join().expect("read_at"), Ok(8)), "{mode:?}");
+            sync.join().expect("sync").expect("sync");
+        });
+        // Nor is it a pin: who cuts or punches waits.
+        w.write(4..6, 1);
+        w.page_out(4..6);
+        let seen = w.slab.nr_flushes.load(Ordering::SeqCst);
+        w.slab.holds_flush.store(true, Ordering::SeqCst);
+        std::thread::scope(|s| {
+            let sync = s.spawn(|| w.object.sync_all());
+            until("the flush", || w.slab.nr_flushes.load(Ordering::SeqCst) > seen);
+            let punch = s.spawn(|| w.object.punch_hole(pages(4..5)));
+            std::thread::sleep(Duration::from_millis(2500));
+            w.slab.holds_flush.store(false, Ordering::SeqCst);
+            punch.join().expect("punch_hole").expect("punch_hole");
+            sync.join().expect("sync").expect("sync");
+        });
+        w.check("a hole", 4..5, 0);
+        assert_eq!(store(&w.a, 5 * PAGE, 9), Ok(()));
     });
 }

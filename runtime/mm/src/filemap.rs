@@ -409,21 +409,16 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
     }
     // Afterwards, under the name it was published by: who pops the entry of a page that is still being filled would take
     // it for a stale one. If the page has left again by now, it is one.
-    enter(mapping, pgoff, claimed.version(), claimed.has(REFERENCED));
+    enter(mapping, Entry::named(mapping.id, pgoff, claimed.version()), claimed.has(REFERENCED));
 }
 
-/// Gives a page its place in the queues of reclaim, in the life that began with `version`.
-pub(crate) fn enter(mapping: &Mapping<'_>, pgoff: u64, version: u32, active: bool) {
-    let entry = Entry::named(mapping.id, pgoff, version);
-    if !mapping.account.lru.add(entry, active) {
-        add_for_stale(mapping, entry);
-    }
-}
-
-/// Enters a page in the place of one of the same object that has left: a page that no queue names is never reclaimed.
-#[cold]
-fn add_for_stale(mapping: &Mapping<'_>, entry: Entry) {
+/// Gives a page its place in the queues of reclaim; where they are full, that of one of the same object that has left: a
+/// page that no queue names is never reclaimed.
+pub(crate) fn enter(mapping: &Mapping<'_>, entry: Entry, active: bool) {
     let lru = &mapping.account.lru;
+    if lru.add(entry, active) {
+        return;
+    }
     for _ in 0..lru.small.len() {
         let Some(old) = lru.small.pop().map(Entry) else { break };
         let stays =

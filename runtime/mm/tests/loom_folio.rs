@@ -229,6 +229,38 @@ fn who_waits_for_an_eviction_is_woken_by_its_end() {
     });
 }
 
+/// While a flush keeps a page out of the cache nobody fills it; who wanted to is woken when it ends, and does.
+#[test]
+fn a_vacant_page_is_filled_afterwards() {
+    check(3, || {
+        let p = Page::new();
+        let t = spawn({
+            let p = p.clone();
+            move || loop {
+                let seen = match p.word.try_claim() {
+                    Ok(_) => {
+                        p.write(1);
+                        p.leave(p.word.publish(0));
+                        break;
+                    }
+                    Err(seen) => seen.state(),
+                };
+                if let Some(low) = p.word.mark_waiter(seen) {
+                    p.futex.wait(|| p.word.load().low() == low);
+                }
+            }
+        });
+        for _ in 0..2 {
+            if p.word.try_vacate().is_ok() {
+                assert_eq!(p.read(), [0, 0], "filled while it was kept empty");
+                p.leave(p.word.end_vacancy().expect("ours"));
+            }
+        }
+        t.join().expect("the filler");
+        assert!(p.word.load().is_mappable() && !p.word.load().has(WAITERS));
+    });
+}
+
 /// Of three threads one tells; the others go on only when it has.
 #[test]
 fn exactly_one_tells() {

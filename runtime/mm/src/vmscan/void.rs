@@ -18,6 +18,7 @@ use super::{Why, huge, punch};
 use crate::filemap;
 use crate::folio::{DIRTY, FolioWord, Wake};
 use crate::host::{Env, Rmap};
+use crate::lru::Entry;
 use crate::mapping::Mapping;
 use crate::rmap;
 
@@ -80,7 +81,7 @@ pub fn keep_void(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64) {
             if wake == Wake::Needed {
                 env.park.wake(word.futex_addr());
             }
-            filemap::enter(mapping, p, version, false);
+            filemap::enter(mapping, Entry::named(mapping.id, p, version), false);
         }
     }
     end(env, mapping, from, to);

@@ -5,27 +5,29 @@
 
 use super::direct::DirectFile;
 use super::{HandlerStore, PageMut, PageRef, Store, StoreError};
-use crate::sys::{Errno, file, mem};
+use crate::sys::{Errno, file, mem, thread};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// An object that is a range of an open file. Owns its descriptors.
 #[derive(Debug)]
 pub struct FileStore {
     file: DirectFile,
     base_bytes: u64,
+    errors: Errors,
 }
 
 impl FileStore {
     /// Takes over `fd`; the object's byte 0 is the file's byte `base_bytes`.
     #[must_use]
     pub fn new(fd: i32, base_bytes: u64) -> Self {
-        Self { file: DirectFile::buffered(fd), base_bytes }
+        Self { file: DirectFile::buffered(fd), base_bytes, errors: Errors::default() }
     }
 
     /// As [`FileStore::new`], with whole pages read (and, if `write`, written) past the kernel's page cache where the
     /// file system can; `base_bytes` that is no multiple of the page size makes everything buffered. Control plane.
     #[must_use]
     pub fn direct(fd: i32, base_bytes: u64, write: bool) -> Self {
-        Self { file: DirectFile::direct(fd, write), base_bytes }
+        Self { file: DirectFile::direct(fd, write), base_bytes, errors: Errors::default() }
     }
 
     /// Returns whether whole pages go past the kernel's cache: not, once the file system has refused it.
@@ -37,6 +39,59 @@ impl FileStore {
     /// Returns where the object's byte is in the file.
     fn position(&self, pos_bytes: u64) -> Result<u64, StoreError> {
         self.base_bytes.checked_add(pos_bytes).ok_or(StoreError::Io(Errno::EFBIG))
+    }
+}
+
+/// An error of a flush is told to one caller of fdatasync(2), for all bytes. Were that `dsync`, whose caller has nothing to
+/// do with them, the flush that is to tell it would find nothing.
+///
+/// ```text
+/// flush                                dsync
+///                                      counts itself, fdatasync: EIO
+/// fdatasync: 0
+///                                      failed; counts itself out
+/// turns the epoch, waits for those of the old one, and finds it
+/// ```
+#[derive(Debug, Default)]
+struct Errors {
+    failed: AtomicBool,
+    /// Its parity says where a `dsync` counts itself: a flush waits for those that began before it, and no others.
+    epoch: AtomicU32,
+    syncing: [AtomicU32; 2],
+}
+
+impl Errors {
+    fn dsync(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), StoreError> {
+        // SeqCst, with flush(): either we see its epoch, or it sees our count.
+        let count = loop {
+            let epoch = self.epoch.load(Ordering::SeqCst);
+            let [even, odd] = &self.syncing;
+            let count = if epoch & 1 == 0 { even } else { odd };
+            count.fetch_add(1, Ordering::SeqCst);
+            if self.epoch.load(Ordering::SeqCst) == epoch {
+                break count;
+            }
+            count.fetch_sub(1, Ordering::SeqCst);
+        };
+        let r = sync();
+        if r.is_err() {
+            self.failed.store(true, Ordering::SeqCst);
+        }
+        count.fetch_sub(1, Ordering::SeqCst);
+        r.map_err(StoreError::Io)
+    }
+
+    /// One at a time.
+    fn flush(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), StoreError> {
+        let r = sync();
+        let [even, odd] = &self.syncing;
+        let old = if self.epoch.fetch_add(1, Ordering::SeqCst) & 1 == 0 { even } else { odd };
+        while old.load(Ordering::SeqCst) != 0 {
+            thread::sched_yield();
+        }
+        let failed = self.failed.swap(false, Ordering::SeqCst);
+        r.map_err(StoreError::Io)?;
+        if failed { Err(StoreError::Io(Errno::EIO)) } else { Ok(()) }
     }
 }
 
@@ -61,7 +116,7 @@ impl Store for FileStore {
             return Ok(());
         }
         file::allocate_blocks(self.file.fd(), self.position(pos_bytes)?, len_bytes).map_err(error_of)?;
-        self.flush()
+        self.errors.dsync(|| file::fdatasync(self.file.fd()))
     }
 
     fn write_blocks(&self) -> bool {
@@ -69,7 +124,7 @@ impl Store for FileStore {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        file::fdatasync(self.file.fd()).map_err(StoreError::Io)
+        self.errors.flush(|| file::fdatasync(self.file.fd()))
     }
 
     fn punch(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
@@ -99,3 +154,52 @@ impl Store for FileStore {
 // SAFETY: raw system calls alone (sendfile, lseek, pread, pwrite, prlimit, fallocate, fdatasync, ftruncate); they may
 // sleep for the disk, as a kernel fault on a file does.
 unsafe impl HandlerStore for FileStore {}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+
+    const OK: Result<(), StoreError> = Ok(());
+    const ERROR: Result<(), StoreError> = Err(StoreError::Io(Errno::EIO));
+
+    #[test]
+    fn an_error_that_dsync_was_told_is_told_to_the_next_flush() -> Result<(), Errno> {
+        let store = FileStore::new(mem::memfd_create(c"softfault-test-file")?, 0);
+        let errors = &store.errors;
+        assert_eq!(errors.dsync(|| Err(Errno::EIO)), ERROR);
+        assert_eq!(errors.dsync(|| Ok(())), OK, "who stores elsewhere is not told again");
+        assert_eq!(store.flush(), ERROR, "the kernel has said it, to another");
+        assert_eq!(store.flush(), OK);
+        assert_eq!(errors.flush(|| errors.dsync(|| Err(Errno::EIO)).map_or(Ok(()), Ok)), ERROR, "meanwhile");
+        assert_eq!(store.flush(), OK);
+        Ok(())
+    }
+
+    #[test]
+    fn a_flush_waits_for_who_may_have_been_told_in_its_stead() {
+        let (errors, told, flushed) = (Errors::default(), AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                let r = errors.dsync(|| {
+                    told.store(true, Ordering::SeqCst);
+                    while !flushed.load(Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
+                    Err(Errno::EIO)
+                });
+                assert_eq!(r, ERROR);
+            });
+            while !told.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            let flush = || {
+                flushed.store(true, Ordering::SeqCst);
+                Ok(())
+            };
+            assert_eq!(errors.flush(flush), ERROR);
+        });
+        assert_eq!(errors.flush(|| Ok(())), OK);
+    }
+}

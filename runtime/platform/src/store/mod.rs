@@ -223,7 +223,8 @@ pub trait Store: Send + Sync {
     /// Why not; what was written to `page` is discarded.
     fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError>;
 
-    /// Makes the blocks and metadata of a range durable before its first store lands (`MAP_SYNC` semantics).
+    /// Makes the blocks and metadata of a range durable before its first store lands (`MAP_SYNC` semantics). Errors of
+    /// other bytes that it meets on the way are still to be said by the next [`Store::flush`].
     ///
     /// # Errors
     /// Why not.

@@ -26,7 +26,7 @@
 
 use super::swapfile::{SwapFile, Words};
 use super::{HandlerStore, PageMut, PageRef, Store, StoreError};
-use crate::sys::Errno;
+use crate::sys::{Errno, thread};
 use core::ops::Deref;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE, pages_of};
@@ -340,8 +340,8 @@ impl<F: SharedSwapFile, Z: Frontswap> SwapStore<F, Z> {
                     self.put_back(pgoff, slot);
                     return r;
                 }
-                // Being written: whoever writes is to be waited for, by whoever called us.
-                Place::Busy(_) => return Err(StoreError::Io(Errno::EAGAIN)),
+                // Being written in place: that ends by itself.
+                Place::Busy(_) => thread::sched_yield(),
                 Place::Front(_) => {
                     let mut bytes = [0; PAGE_SIZE];
                     self.read_all(pgoff, &mut PageMut::from(bytes.as_mut_slice()))?;
@@ -375,19 +375,21 @@ impl<F: SharedSwapFile, Z: Frontswap> Store for SwapStore<F, Z> {
         Ok(())
     }
 
-    /// The callers keep `write` and `punch` of one page apart; a part of a page that is being written is `EAGAIN`.
+    /// The callers keep `write` and `punch` of whole pages apart; a part of a page that is being written waits. Whole pages
+    /// come first: they cannot fail.
     fn punch(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
-        let end = pos_bytes.saturating_add(len_bytes).min((self.map.as_slice().len() as u64) << PAGE_SHIFT);
+        let high = self.high.load(Ordering::Relaxed).min(self.map.as_slice().len() as u64) << PAGE_SHIFT;
+        let end = pos_bytes.saturating_add(len_bytes).min(high);
+        (pages_of(pos_bytes)..end >> PAGE_SHIFT).for_each(|p| self.replace(p, Place::None));
         let mut at = pos_bytes;
-        while at < end.min(self.high.load(Ordering::Relaxed) << PAGE_SHIFT) {
+        while at < end {
             let (pgoff, in_page) = (at >> PAGE_SHIFT, at as usize & PAGE_MASK);
             let here = ((PAGE_SIZE - in_page) as u64).min(end - at);
-            if here == PAGE_SIZE as u64 {
-                self.replace(pgoff, Place::None);
-            } else {
+            if here < PAGE_SIZE as u64 {
                 self.zero_partial_page(pgoff, in_page, in_page + here as usize)?;
             }
-            at += here;
+            // Behind the first page, which may be a part, only the last may be one.
+            at = (at + here).max(end & !(PAGE_MASK as u64));
         }
         Ok(())
     }
@@ -414,5 +416,67 @@ impl<F: SharedSwapFile, Z: Frontswap> Drop for SwapStore<F, Z> {
         for pgoff in 0..self.high.load(Ordering::Relaxed) {
             self.replace(pgoff, Place::None);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use crate::store::direct::DirectFile;
+    use crate::sys::{file, mem};
+    use core::sync::atomic::AtomicBool;
+
+    fn swap_file(nr_slots: u64) -> Result<SwapFile, Errno> {
+        let fd = mem::memfd_create(c"softfault-test-swap")?;
+        file::ftruncate(fd, nr_slots << PAGE_SHIFT)?;
+        SwapFile::new(DirectFile::buffered(fd), nr_slots << PAGE_SHIFT)
+    }
+
+    #[test]
+    fn cutting_a_page_that_is_being_written_waits_and_gives_back_the_rest() -> Result<(), Errno> {
+        let file = swap_file(8)?;
+        let store = SwapStore::new(&file, 4 * PAGE_SIZE as u64)?;
+        let bytes = [5; 4 * PAGE_SIZE];
+        assert_eq!(store.write(0, &PageRef::from(bytes.as_slice())), Ok(()));
+        let before = store.entry(1);
+        let Place::Slot(slot) = before.place() else { return Err(Errno::EINVAL) };
+        assert!(store.exchange(1, before, Place::Busy(slot)), "a filler begins to write it");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            let cut = s.spawn(|| {
+                let r = store.set_len(PAGE_SIZE as u64 + 10);
+                done.store(true, Ordering::SeqCst);
+                r
+            });
+            // The whole pages need not wait for it.
+            while file.nr_used() > 2 && !done.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            let used = file.nr_used();
+            store.put_back(1, slot);
+            assert_eq!(cut.join().ok(), Some(Ok(())));
+            assert_eq!(used, 2);
+        });
+        let mut got = [1; 2 * PAGE_SIZE];
+        assert_eq!(store.read(0, &mut PageMut::from(got.as_mut_slice())), Ok(()));
+        assert!(got.iter().enumerate().all(|(i, b)| *b == if i < PAGE_SIZE + 10 { 5 } else { 0 }));
+        Ok(())
+    }
+
+    #[test]
+    fn the_parts_and_the_whole_pages_of_a_range_are_punched() -> Result<(), Errno> {
+        let file = swap_file(8)?;
+        for (from, to) in [(10, 20), (10, PAGE_SIZE), (0, 20), (10, PAGE_SIZE + 20), (10, 3 * PAGE_SIZE + 1), (0, 4 * PAGE_SIZE)] {
+            let store = SwapStore::new(&file, 4 * PAGE_SIZE as u64)?;
+            let bytes = [5; 4 * PAGE_SIZE];
+            assert_eq!(store.write(0, &PageRef::from(bytes.as_slice())), Ok(()));
+            assert_eq!(store.punch(from as u64, (to - from) as u64), Ok(()));
+            let mut got = [1; 4 * PAGE_SIZE];
+            assert_eq!(store.read(0, &mut PageMut::from(got.as_mut_slice())), Ok(()));
+            assert!(got.iter().enumerate().all(|(i, b)| *b == if (from..to).contains(&i) { 0 } else { 5 }), "{from}..{to}");
+        }
+        Ok(())
     }
 }
