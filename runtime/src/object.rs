@@ -11,7 +11,7 @@ use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
 use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
-use softfault_mm::folio::DIRTY;
+use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
@@ -512,7 +512,10 @@ impl Drop for ObjectInner {
         }
         vmatree::publish_mapping(self.id, None);
         section::synchronize();
-        let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
+        // Every page that is paid for: reclaim that took one, and did not find the object by its number again, left it
+        // `evicting`, and has ended its section since.
+        let free = |w: &FolioWord| matches!(w.load().state(), State::Absent | State::Poisoned);
+        let cached = mapping.folios.iter().filter(|w| !free(w)).count();
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
         mapping.uncharge(cached as u64);

@@ -14,14 +14,14 @@ use crate::mapping::Mapping;
 use crate::page::EXTENT_PAGES;
 use crate::rmap;
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
     /// Drops a huge page whole, if nobody missed any part of it; else this part, and what is left is small pages again.
     /// Returns how many pages went.
     pub(super) fn evict_huge(
         &self,
-        run: &mut Option<Run>,
+        run: &mut Option<Run<'a>>,
         entry: Entry,
-        mapping: &Mapping<'_>,
+        mapping: &'a Mapping<'a>,
         word: &FolioWord,
     ) -> u64 {
         let first = khugepaged::chunk_start(entry.pgoff());

@@ -1,0 +1,92 @@
+//! Reclaim beside what it may not disturb, and what may not disturb it: objects that go away under it, objects with limits
+//! of their own, stores that fail or take their time.
+#![allow(clippy::cast_possible_truncation, reason = "64-bit offsets of small objects")]
+
+mod common;
+mod disk;
+
+use common::{EXTENT, PAGE, content, map, serial, setup, until};
+use disk::{Behaviour, Disk, VolatileStore};
+use softfault::{Delivery, Object, Prot, Runtime, Sharing};
+use std::sync::Arc;
+use std::time::Duration;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A runtime in which nothing is written back but by reclaim.
+fn quiet(limit_bytes: usize) -> Runtime {
+    setup();
+    let builder = Runtime::builder().cache_limit(limit_bytes as u64).writeback(HOUR, HOUR);
+    builder.fill_window_pages(8).build().expect("runtime")
+}
+
+fn disk_of(len: usize, behaviour: Behaviour) -> Arc<Disk> {
+    Disk::new(&content(1, 0..len as u64), behaviour)
+}
+
+/// A read-only object over a disk of its own.
+fn object_of(rt: &Runtime, len: usize) -> Object {
+    let store = Box::new(VolatileStore(disk_of(len, Behaviour::default())));
+    rt.object(len as u64).store(store).expect("object")
+}
+
+#[cfg(debug_assertions)]
+mod stopped {
+    use super::*;
+    use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
+
+    /// Opens the gate also when the test fails, so that nobody stands there for ever.
+    pub(super) struct Gate(Point);
+
+    impl Gate {
+        pub(super) fn arm(point: Point) -> Self {
+            arm_gate(point);
+            Self(point)
+        }
+        pub(super) fn until_caught(&self) {
+            until("somebody comes by", || is_caught(self.0));
+        }
+    }
+
+    impl Drop for Gate {
+        fn drop(&mut self) {
+            disarm(self.0);
+        }
+    }
+
+    /// Gives the others time to do what they must not do. It can only make a failure be seen, never cause one.
+    pub(super) fn linger() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+
+    /// Nobody maps the object, so nothing waits for reclaim's section before its number is withdrawn.
+    #[test]
+    fn an_object_dropped_with_a_page_in_reclaims_hand() {
+        let _serial = serial();
+        let rt = quiet(2 * EXTENT);
+        let first = object_of(&rt, EXTENT);
+        first.populate(0..EXTENT as u64).expect("populate");
+        let beside = object_of(&rt, 2 * EXTENT);
+        let gate = Gate::arm(Point::EVICT_TAKEN);
+        std::thread::scope(|s| {
+            let presser = s.spawn(|| beside.populate(0..2 * EXTENT as u64).expect("populate"));
+            gate.until_caught();
+            let dropper = s.spawn(move || drop(first));
+            linger();
+            drop(gate);
+            assert!(presser.join().is_ok() && dropper.join().is_ok());
+        });
+        until("pages counted are pages cached", || rt.stats().get("nr_cached_pages") == beside.cached_pages());
+        beside.evict(0..2 * EXTENT as u64).expect("evict");
+        if !rt.delivery().is_available(Delivery::InThread) {
+            println!("nothing is handed over: {}", rt.delivery());
+            return;
+        }
+        // The first free range, which was the dropped object's.
+        let next = object_of(&rt, EXTENT);
+        next.populate(0..EXTENT as u64).expect("populate");
+        let arena = rt.arena(EXTENT).delivery(Delivery::InThread).build().expect("arena");
+        map(&arena, 0, &next, Prot::Read, Sharing::Shared);
+        assert_eq!(arena.promote(0..EXTENT).expect("promote"), 1, "an eviction that nobody ends");
+    }
+}
