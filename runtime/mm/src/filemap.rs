@@ -293,7 +293,9 @@ fn each_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), from: u64, to: u64, 
 /// Why the first page that is not there is not.
 pub fn read_claimed(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, claim: Claim) -> Result<(), FillError> {
     let read = read_folio(mapping, stripe, &claim);
-    end_read(mapping, park, stripe, claim, read)
+    let result = end_read(mapping, park, stripe, &claim, read);
+    release(mapping, claim);
+    result
 }
 
 /// What a store says of a read: or how many whole pages are good, and why the next one is not.
@@ -305,7 +307,8 @@ pub(crate) fn read_folio(mapping: &Mapping<'_>, stripe: usize, claim: &Claim) ->
     mapping.a_ops.read_folio(claim.pgoff(), claim.nr())
 }
 
-/// Publishes what was read. The second half of [`read_claimed`]: it neither sleeps nor calls the store.
+/// Publishes what was read; the caller then releases the claim, and after that knows nothing of the object, nor of its
+/// cache. The second half of [`read_claimed`]: it neither sleeps nor calls the store.
 ///
 /// # Errors
 /// As [`read_claimed`].
@@ -313,13 +316,13 @@ pub(crate) fn end_read(
     mapping: &Mapping<'_>,
     park: &dyn Park,
     stripe: usize,
-    claim: Claim,
+    claim: &Claim,
     read: Read,
 ) -> Result<(), FillError> {
     let (pgoff, nr) = (claim.pgoff(), claim.nr());
     let end = pgoff.saturating_add(u64::from(nr));
     failpoint!(FILL_PUBLISH);
-    let result = match read {
+    match read {
         Ok(()) => {
             publish(mapping, park, stripe, pgoff, end);
             Ok(())
@@ -332,7 +335,6 @@ pub(crate) fn end_read(
                 // Nobody asked for the page: who does asks the store anew, and gets the verdict.
                 each(mapping, park, bad, end, FolioWord::abandon);
                 mapping.uncharge(end.saturating_sub(bad));
-                release(mapping, claim);
                 return Err(error);
             }
             let settled = settle_bad_page(mapping, park, stripe, bad, error);
@@ -340,9 +342,7 @@ pub(crate) fn end_read(
             mapping.uncharge(end.saturating_sub(bad.saturating_add(1)));
             settled
         }
-    };
-    release(mapping, claim);
-    result
+    }
 }
 
 /// Answers one page that the store could not give, by the object's policy.

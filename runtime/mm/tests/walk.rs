@@ -112,6 +112,20 @@ fn a_fault_in_a_full_cache_reclaims_by_itself() {
     w.check_quiescent();
 }
 
+/// The claim is what keeps the cache: once it is released, the object may be dropped, and the runtime with it.
+#[test]
+fn the_reclaimer_is_woken_before_the_claim_is_released() {
+    let w = world(ObjectSpec::pages(64), RO | SINGLE);
+    w.account.limit_pages.store(64, Ordering::Relaxed);
+    let _ = w.account.doze();
+    for p in 0..64 {
+        // `World::wake` looks whether anybody holds an object.
+        w.read(at(p));
+    }
+    assert!(!w.account.rouse(), "it was woken");
+    w.check_quiescent();
+}
+
 #[test]
 fn a_limit_shortens_the_fill_window_before_it_refuses() {
     let w = world(ObjectSpec { fill_window: 4, ..ObjectSpec::pages(4) }, RO);

@@ -1240,7 +1240,11 @@ impl Park for World {
         self.run_fillers();
         Woken::LookAgain
     }
-    fn wake(&self, _addr: usize) {}
+    fn wake(&self, addr: usize) {
+        // The bell goes with the cache, and that with its last object.
+        let held = |o: &Object| o.mapping.users.load(Ordering::Relaxed) > 0;
+        assert!(addr != self.account.bell_addr() || self.objects.iter().any(held), "the bell of a cache that may be gone");
+    }
     fn submit(&self, claim: Claim) -> Result<(), Claim> {
         match lock(&self.queue).as_mut() {
             Some(queue) => queue.push_back(claim),
