@@ -201,6 +201,10 @@ impl<'a> Scan<'a> {
             if enough && !run.is_some_and(|r| r.whole && done.scanned < most + BLOCK_PAGES) {
                 break;
             }
+            // Filled from both ends.
+            if dirty + taken >= BATCH {
+                break;
+            }
             let Some(entry) = lru.probation.pop().map(Entry) else { break };
             // Until it turns out to be the entry of a page.
             done.stale += 1;
@@ -238,8 +242,10 @@ impl<'a> Scan<'a> {
                     self.enter(&lru.probation, entry);
                 }
                 Verdict::Evict if mapping.exclusive => {
-                    // From the end on: what is dirty lies at the front, and no entry is both.
-                    if let Some(at) = batch.pages.get_mut(BATCH - 1 - taken)
+                    // Not for the sake of a block that is none of its business does a batch get longer.
+                    done.freed += self.end_run(run.take());
+                    // From the end on: what is dirty lies at the front, no entry is both, and there is room for one more.
+                    if let Some(at) = batch.pages.get_mut(BATCH.saturating_sub(taken + 1))
                         && self.take_out(entry, mapping, word)
                     {
                         *at = (entry.mapping_id(), entry.pgoff());

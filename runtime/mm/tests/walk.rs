@@ -8,13 +8,14 @@ use softfault_mm::ctx::Ctx;
 use softfault_mm::extent::ExtentState;
 use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State, UNMAPPED};
-use softfault_mm::host::Woken;
+use softfault_mm::host::{BATCH, Woken};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::Installed;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::{self, ShmemVmOps};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps};
+use softfault_mm::vmscan;
 use softfault_mm::vmstat::Event;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::{Call, Content, MapSpec, ObjectSpec, World, arena_base, lock};
@@ -110,6 +111,43 @@ fn a_fault_in_a_full_cache_reclaims_by_itself() {
     }
     assert!(w.stat.event(Event::PGSTEAL) > 100 && w.stat.event(Event::PGPGOUT) > 100);
     w.check_quiescent();
+}
+
+/// A batch is filled from both ends, by what is to be written and by what is taken out of an exclusive object, while a
+/// block of a third object, whose punch costs much, has it grow.
+#[test]
+fn a_batch_that_is_filled_from_both_ends_has_an_end() {
+    let specs = [ObjectSpec::pages(BATCH), ObjectSpec { exclusive: true, ..ObjectSpec::pages(3 * BATCH) }];
+    // The order of what is on probation: object, first page, last page.
+    let queues: [&[(usize, u64, u64)]; 2] = [&[(0, 0, 1), (1, 0, 190)], &[(1, 0, 63), (0, 0, 64)]];
+    for queue in queues {
+        let w = World::new(&specs, 9);
+        w.account.limit_pages.store(2048, Ordering::Relaxed);
+        for arena in 0..9 {
+            assert!(w.map(MapSpec { arena, ..spec(SHARED, BATCH) }), "many mappings: taken by blocks");
+        }
+        for (object, from, to) in queue {
+            w.populate(*object, *from, *to);
+        }
+        // All but the first page of the block are to be written.
+        let m = w.objects[0].mapping;
+        for p in (1..BATCH as u64).filter(|p| m.is_cached(*p)) {
+            w.word(0, p).try_pin(DIRTY).expect("cached");
+            m.account_dirtied(1);
+            w.word(0, p).unpin();
+        }
+        w.drain_queues();
+        for (object, from, to) in queue {
+            w.put_on_probation(*object, *from, *to);
+        }
+        let before = w.cached().len() as u64;
+        let done = vmscan::shrink(w.env(), w.account, w.stat, 0);
+        assert_eq!(before - w.cached().len() as u64, done.freed, "{queue:?}");
+        assert!(done.freed >= 63, "{queue:?}: {done:?}");
+        w.run_fillers();
+        w.check_quiescent();
+        assert_eq!(w.drain_queues(), w.cached(), "{queue:?}: every cached page stands in one queue, once");
+    }
 }
 
 /// The claim is what keeps the cache: once it is released, the object may be dropped, and the runtime with it.
