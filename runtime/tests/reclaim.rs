@@ -5,7 +5,7 @@
 mod common;
 mod disk;
 
-use common::{EXTENT, PAGE, content, map, serial, setup, until};
+use common::{EXTENT, PAGE, bytes, content, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
 use softfault::{Delivery, Object, Prot, Runtime, Sharing};
 use std::sync::Arc;
@@ -28,6 +28,29 @@ fn disk_of(len: usize, behaviour: Behaviour) -> Arc<Disk> {
 fn object_of(rt: &Runtime, len: usize) -> Object {
     let store = Box::new(VolatileStore(disk_of(len, Behaviour::default())));
     rt.object(len as u64).store(store).expect("object")
+}
+
+/// What was written leaves the cache only when the store has flushed it: somebody has to ask for that.
+#[test]
+fn an_object_with_a_limit_of_its_own_over_a_store_that_must_flush_first() {
+    let _serial = serial();
+    common::each_mode("a limit, and a store that must flush", |_, mode| {
+        let rt = quiet(64 << 20);
+        let disk = disk_of(EXTENT, Behaviour { rereads_unflushed: false, ..Behaviour::default() });
+        let builder = rt.object(EXTENT as u64).writable(true).cache_limit((64 * PAGE) as u64);
+        let object = builder.store(Box::new(VolatileStore(Arc::clone(&disk)))).expect("object");
+        let arena = rt.arena(EXTENT).delivery(mode).build().expect("arena");
+        map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        let mut model = content(1, 0..EXTENT as u64);
+        for p in 0..256 {
+            assert_eq!(store(&arena, p * PAGE + 17, 0xee), Ok(()), "{mode:?}: page {p}");
+            model[p * PAGE + 17] = 0xee;
+        }
+        assert!(object.cached_pages() <= 64);
+        same("what was stored", &bytes(&arena, 0..EXTENT), &model);
+        object.sync_all().expect("sync_all");
+        same("what is durable", &disk.durable(), &model);
+    });
 }
 
 #[cfg(debug_assertions)]

@@ -19,7 +19,16 @@ use crate::vmstat::Event;
 #[derive(Default)]
 struct Swept {
     freed: u64,
+    /// Pages in the batch that are to be written.
     dirty: usize,
+    /// Pages that will be free without us.
+    busy: u64,
+}
+
+impl Swept {
+    fn is_busy(&self) -> bool {
+        self.dirty > 0 || self.busy > 0
+    }
 }
 
 /// Frees pages for a thread that cannot go on without one: of the object, if its own limit is met, else of the cache.
@@ -43,9 +52,9 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
         if swept.freed > 0 {
             return Freed::Some;
         }
-        empty = if swept.dirty > 0 { 0 } else { empty.saturating_add(1) };
+        empty = if swept.is_busy() { 0 } else { empty.saturating_add(1) };
         // Three times round: unmapped, looked at, and looked at again after what was busy.
-        if empty <= windows.saturating_mul(3) && swept.dirty == 0 {
+        if empty <= windows.saturating_mul(3) && !swept.is_busy() {
             continue;
         }
         let nap = mapping.account.begin_wait();
@@ -55,7 +64,7 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
         if woken == Woken::NotNow {
             return Freed::Later;
         }
-        if naps > if swept.dirty > 0 { 5_000 } else { 16 } {
+        if naps > if swept.is_busy() { 5_000 } else { 16 } {
             return Freed::Nothing;
         }
     }
@@ -112,11 +121,14 @@ fn sweep_window(
     if !rmap::get_evict(r, mapping, stripe, from) {
         return swept;
     }
+    let mut owed = 0;
     for p in from..to {
         let Some(word) = mapping.folio(p) else { break };
         let seen = word.load();
         let goes = if mapping.exclusive { !mapping.punch_waits() } else { !seen.has(DIRTY) };
-        if is_idle(seen) && goes && !mapping.owes_flush(seen) && vmscan::take_idle(mapping, word) {
+        if is_idle(seen) && goes && mapping.owes_flush(seen) {
+            owed += 1;
+        } else if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {
             swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), Why::Reclaim, None);
         } else if seen.has(UNMAPPED | REFERENCED) {
             word.keep(word.load().version());
@@ -125,6 +137,12 @@ fn sweep_window(
     }
     if let Some(chunk) = mapping.chunk(from) {
         chunk.put_evict();
+    }
+    swept.busy += owed;
+    // A flush frees them; the one that is under way, perhaps.
+    if owed > 0 && mapping.flushing.load(Ordering::Relaxed) == 0 {
+        mapping.want_flush();
+        env.park.wake(mapping.account.ring_flusher());
     }
     let nr = vmscan::unmap_batch(r, mapping, stripe, batch, (from, to), FolioWord::try_unmap);
     for (_, p) in batch.pages.get(..nr).unwrap_or(&[]) {
