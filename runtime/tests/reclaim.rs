@@ -5,10 +5,11 @@
 mod common;
 mod disk;
 
-use common::{EXTENT, PAGE, bytes, content, map, same, serial, setup, store, until};
+use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
 use softfault::{Delivery, Object, Prot, Runtime, Sharing};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -50,6 +51,37 @@ fn an_object_with_a_limit_of_its_own_over_a_store_that_must_flush_first() {
         same("what was stored", &bytes(&arena, 0..EXTENT), &model);
         object.sync_all().expect("sync_all");
         same("what is durable", &disk.durable(), &model);
+    });
+}
+
+/// The store takes long for the pages of an object at its own limit, while another object gets on.
+#[test]
+fn an_object_at_a_limit_of_its_own_waits_for_a_slow_store() {
+    let _serial = serial();
+    common::each_mode("a limit, and a slow store", |_, mode| {
+        let rt = quiet(256 * PAGE);
+        let slow = Behaviour { delay_in: 1, delay: Duration::from_millis(200), ..Behaviour::default() };
+        let builder = rt.object(EXTENT as u64).writable(true).fill_window_pages(64).cache_limit((64 * PAGE) as u64);
+        let object = builder.store(Box::new(VolatileStore(disk_of(EXTENT, slow)))).expect("object");
+        let arena = rt.arena(EXTENT).delivery(mode).build().expect("arena");
+        map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        let (beside, _) = common::knob_object(&rt, 2 * EXTENT as u64, true);
+        for p in 0..64 {
+            assert_eq!(object.write_at((p * PAGE) as u64, &[0xee]).expect("write_at"), 1);
+        }
+        let done = AtomicBool::new(false);
+        std::thread::scope(|s| {
+            let _stop = common::StopOnDrop(&done);
+            let syncer = s.spawn(|| object.sync_all());
+            s.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    beside.populate(0..2 * EXTENT as u64).expect("populate");
+                }
+            });
+            until("the store has them", || rt.stats().get("nr_writeback") > 0 || syncer.is_finished());
+            assert_eq!(load(&arena, 65 * PAGE), Ok(common::byte_of(1, 65 * PAGE as u64)), "{mode:?}");
+            syncer.join().expect("no panic").expect("sync_all");
+        });
     });
 }
 

@@ -17,6 +17,7 @@ use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps};
 use softfault_mm::vmscan;
 use softfault_mm::vmstat::Event;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::{Call, Content, MapSpec, ObjectSpec, World, arena_base, lock};
 
@@ -148,6 +149,73 @@ fn a_batch_that_is_filled_from_both_ends_has_an_end() {
         w.check_quiescent();
         assert_eq!(w.drain_queues(), w.cached(), "{queue:?}: every cached page stands in one queue, once");
     }
+}
+
+/// A world of an object with a limit of four pages of its own, which are cached.
+fn world_with_own_limit() -> &'static World {
+    let w = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8)], 1)));
+    w.objects[0].mapping.own_limit.store(4, Ordering::Relaxed);
+    assert!(w.map(spec(SHARED | SINGLE, 8)));
+    w.populate(0, 0, 4);
+    w
+}
+
+#[test]
+fn an_own_limit_waits_for_pages_that_are_being_written() {
+    let w = world_with_own_limit();
+    let account = w.account;
+    for p in 0..4 {
+        w.word(0, p).try_pin(DIRTY).expect("cached");
+        w.word(0, p).unpin();
+        w.word(0, p).try_writeback().expect("dirty");
+    }
+    let naps = Arc::new(AtomicU64::new(0));
+    let slept = Arc::clone(&naps);
+    w.set_sleep(move |_| {
+        // Another object gets on all the time; the store takes longer.
+        let _ = account.progressed();
+        if slept.fetch_add(1, Ordering::Relaxed) == 200 {
+            (0..4).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
+        }
+        Woken::LookAgain
+    });
+    assert_eq!(w.fault(at(5), READ), R::MAJOR | R::LOCKED);
+    assert!(naps.load(Ordering::Relaxed) > 200);
+    w.check_quiescent();
+}
+
+#[test]
+fn an_own_limit_waits_for_pages_that_are_being_filled() {
+    let w = world_with_own_limit();
+    let m = w.objects[0].mapping;
+    assert_eq!(w.reclaim(0, 0, 4), 4);
+    let claim = filemap::claim_run(m, 0, 0, 4).expect("room").expect("absent");
+    let (mut claim, mut naps) = (Some(claim), 0);
+    w.set_sleep(move |_| {
+        naps += 1;
+        if naps == 100
+            && let Some(claim) = claim.take()
+        {
+            filemap::read_claimed(m, w, 0, claim).expect("the store is well");
+        }
+        Woken::LookAgain
+    });
+    assert_eq!(w.fault(at(5), READ), R::MAJOR | R::LOCKED);
+    w.check_quiescent();
+}
+
+#[test]
+fn an_own_limit_of_pinned_pages_is_oom_however_others_get_on() {
+    let w = world_with_own_limit();
+    let account = w.account;
+    (0..4).for_each(|p| _ = w.word(0, p).try_pin(0).expect("cached"));
+    w.set_sleep(move |_| {
+        let _ = account.progressed();
+        Woken::LookAgain
+    });
+    assert_eq!(w.fault(at(5), READ), R::OOM);
+    (0..4).for_each(|p| w.word(0, p).unpin());
+    w.check_quiescent();
 }
 
 /// The claim is what keeps the cache: once it is released, the object may be dropped, and the runtime with it.
