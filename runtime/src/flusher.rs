@@ -4,8 +4,9 @@
 //! written is written by fillers.
 
 use crate::error::{Error, Result};
-use crate::object::ObjectInner;
+use crate::object::{Flushing, ObjectInner};
 use crate::writeback;
+use softfault_mm::failpoint;
 use softfault_mm::filemap;
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
@@ -13,20 +14,27 @@ use softfault_mm::memcontrol::CacheAccount;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// An object that may have dirty pages.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Writable {
+    /// To be asked, and never made a reference: that might be the last one, and end the object here, and with it perhaps the
+    /// runtime, which waits for this very thread.
     object: Weak<ObjectInner>,
     id: u32,
+    flushing: Arc<Flushing>,
 }
 
 impl Writable {
     pub(crate) fn new(object: &Arc<ObjectInner>) -> Self {
-        Self { object: Arc::downgrade(object), id: object.mapping().id }
+        Self { object: Arc::downgrade(object), id: object.mapping().id, flushing: object.flushing() }
+    }
+    /// Returns whether the object lives. Its number is its own for as long as it does.
+    fn is_alive(&self) -> bool {
+        self.object.strong_count() > 0
     }
 }
 
@@ -98,10 +106,14 @@ fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, 
     (stop.load(Ordering::Acquire) == 0).then_some(rung)
 }
 
+fn lock(objects: &Writables) -> MutexGuard<'_, Vec<Writable>> {
+    objects.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Returns the numbers of the objects that are still there.
 fn alive(objects: &Writables) -> Vec<u32> {
-    let mut list = objects.lock().unwrap_or_else(PoisonError::into_inner);
-    list.retain(|w| w.object.strong_count() > 0);
+    let mut list = lock(objects);
+    list.retain(Writable::is_alive);
     list.iter().map(|w| w.id).collect()
 }
 
@@ -124,16 +136,18 @@ fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
 }
 
 /// Flushes the stores for which reclaim waits.
-fn flush_wanted(objects: &Writables) {
-    let wanted = |w: &Writable| w.object.upgrade().filter(|o| o.mapping().flush_wanted.load(Ordering::Relaxed) != 0);
-    let list: Vec<_> = objects.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(wanted).collect();
-    for object in list {
-        let _ = object.flush("write-back");
-        // If the program let go of it meanwhile it ends here, and with it perhaps the runtime, which waits for this very
-        // thread.
-        if let Some(last) = Arc::into_inner(object) {
-            std::thread::spawn(move || drop(last));
-        }
+fn flush_wanted(env: Env<'_>, objects: &Writables) {
+    let list: Vec<_> = lock(objects).iter().filter(|w| w.is_alive()).cloned().collect();
+    for w in &list {
+        with_object(env, w.id, |m| {
+            failpoint!(FLUSHER_HOLDS);
+            // If the object lives now, it lived when its number was looked up, and the claim is on it: what is lent stays
+            // until we are done. Else the number may be another's.
+            if w.is_alive() && m.flush_wanted.load(Ordering::Relaxed) != 0 {
+                // An error is counted, and the pages are dirty again or lost; who syncs is told.
+                let _ = w.flushing.flush("write-back");
+            }
+        });
     }
 }
 
@@ -170,7 +184,7 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
                 });
             }
         }
-        flush_wanted(objects);
+        flush_wanted(host.env(), objects);
         if many || old {
             written = Instant::now();
         }
@@ -186,10 +200,7 @@ impl Drop for Flusher {
         }
         self.stop.store(1, Ordering::Release);
         futex::wake_all(self.account.ring_flusher());
-        // The last object may have gone on that very thread.
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
+        if let Some(thread) = thread {
             let _ = thread.join();
         }
     }

@@ -1,7 +1,7 @@
 //! What a program wants to be sure of: that its writes are durable, in which order, and what was lost.
 
 use crate::error::{Error, Result, parent_only};
-use crate::object::{Object, ObjectInner};
+use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, State, Wake};
 use softfault_mm::host::Env;
@@ -158,7 +158,9 @@ impl ObjectInner {
         }
         Ok(held)
     }
+}
 
+impl Flushing {
     /// Makes durable what the store was given. Serialised: a failure is everybody's.
     pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
         let m = self.mapping();
@@ -208,7 +210,9 @@ impl ObjectInner {
         let told = (0..4).any(|_| self.persistent && self.store().set_len(len_bytes).is_ok());
         self.flush_state().end_owed.store(self.persistent && !told, Ordering::Release);
     }
+}
 
+impl ObjectInner {
     /// Punches a hole into the store. A flush that fails may lose it like a write.
     pub(crate) fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
         let m = self.mapping();

@@ -144,4 +144,34 @@ mod stopped {
         map(&arena, 0, &next, Prot::Read, Sharing::Shared);
         assert_eq!(arena.promote(0..EXTENT).expect("promote"), 1, "an eviction that nobody ends");
     }
+
+    /// The flusher looks at an object that the program lets go of, and the runtime with it: drop returns when everything is
+    /// in the store, and nothing ends on the flusher's thread.
+    #[test]
+    fn an_object_dropped_while_the_flusher_looks_at_it() {
+        let _serial = serial();
+        setup();
+        let builder = Runtime::builder().cache_limit(64 << 20).writeback(Duration::from_millis(1), HOUR);
+        let rt = builder.build().expect("runtime");
+        // Nobody else waits for helpers, or joins them.
+        let other = quiet(64 << 20);
+        let disk = disk_of(EXTENT, Behaviour::default());
+        let object = rt.object(EXTENT as u64).writable(true).store(Box::new(VolatileStore(Arc::clone(&disk))));
+        let object = object.expect("object");
+        let gate = Gate::arm(Point::FLUSHER_HOLDS);
+        gate.until_caught();
+        assert_eq!(object.write_at(17, &[0xee]).expect("write_at"), 1);
+        let mut model = content(1, 0..EXTENT as u64);
+        model[17] = 0xee;
+        std::thread::scope(|s| {
+            let dropper = s.spawn(|| {
+                drop((object, rt));
+                disk.content() == model
+            });
+            linger();
+            drop(gate);
+            assert!(dropper.join().expect("no panic"), "drop has returned, and the store has not what was written");
+        });
+        drop(other);
+    }
 }

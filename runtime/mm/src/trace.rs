@@ -64,6 +64,8 @@ pub enum Point {
     COLLAPSE_COUNTED,
     /// Its words are all uptodate, the kernel is not asked yet.
     COLLAPSE_CHECKED,
+    /// The flusher has a claim on an object, and has not looked at it yet.
+    FLUSHER_HOLDS,
     /// Pages are `writeback`, their mappings still open to stores.
     WRITEBACK_TAKEN,
     /// The mappings are protected, the bytes not read yet.
