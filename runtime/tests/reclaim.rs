@@ -7,7 +7,7 @@ mod disk;
 
 use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
-use softfault::{Delivery, Object, Prot, Runtime, Sharing};
+use softfault::{Delivery, Errno, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -83,6 +83,44 @@ fn an_object_at_a_limit_of_its_own_waits_for_a_slow_store() {
             syncer.join().expect("no panic").expect("sync_all");
         });
     });
+}
+
+/// Fills all of a window that is longer than a page, and fails.
+#[derive(Debug)]
+struct FailsAhead;
+
+impl Store for FailsAhead {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(0xee);
+        if page.len_bytes() > PAGE { Err(StoreError::Io(Errno::EIO)) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn windows_that_fail_take_no_memory() {
+    let _serial = serial();
+    setup();
+    let limit = 4 * EXTENT;
+    let rt = Runtime::builder().cache_limit(limit as u64).readahead_pages(512).build().expect("runtime");
+    let len = 16 * limit;
+    let object = rt.object(len as u64).store(Box::new(FailsAhead)).expect("object");
+    let mode = if rt.delivery().is_available(Delivery::InThread) { Delivery::InThread } else { Delivery::Segv };
+    let arena = rt.arena(len).delivery(mode).build().expect("arena");
+    map(&arena, 0, &object, Prot::Read, Sharing::Shared);
+    let mut failed = 0;
+    for at in (0..len).step_by(PAGE) {
+        match load(&arena, at) {
+            Ok(byte) => assert_eq!(byte, 0xee),
+            // A page that was read with others, and fails with them.
+            Err(signo) => {
+                assert_eq!(signo, libc::SIGBUS);
+                failed += 1;
+            }
+        }
+    }
+    let allocated = rt.stats().get("cache_bytes_allocated");
+    println!("{failed} pages failed, {allocated} bytes");
+    assert!(allocated <= (limit + (4 << 20)) as u64, "{allocated} bytes, and the limit is {limit}");
 }
 
 #[cfg(debug_assertions)]

@@ -333,16 +333,26 @@ pub(crate) fn end_read(
             publish(mapping, park, stripe, pgoff, bad);
             if claim.is_ahead() {
                 // Nobody asked for the page: who does asks the store anew, and gets the verdict.
-                each(mapping, park, bad, end, FolioWord::abandon);
-                mapping.uncharge(end.saturating_sub(bad));
+                abandon_read(mapping, park, bad, end);
                 return Err(error);
             }
             let settled = settle_bad_page(mapping, park, stripe, bad, error);
-            each(mapping, park, bad.saturating_add(1), end, FolioWord::abandon);
-            mapping.uncharge(end.saturating_sub(bad.saturating_add(1)));
+            abandon_read(mapping, park, bad.saturating_add(1), end);
             settled
         }
     }
+}
+
+/// filling -> absent for pages of a read that failed before it came to them, or in any of them: a store may have filled what
+/// it likes of the whole run.
+fn abandon_read(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64) {
+    if from >= to {
+        return;
+    }
+    // If it fails, memory is taken that nobody counts, until the pages are read again.
+    let _ = mapping.a_ops.punch(from, u32::try_from(to - from).unwrap_or(0));
+    each(mapping, park, from, to, FolioWord::abandon);
+    mapping.uncharge(to - from);
 }
 
 /// Answers one page that the store could not give, by the object's policy.

@@ -218,6 +218,22 @@ fn an_own_limit_of_pinned_pages_is_oom_however_others_get_on() {
     w.check_quiescent();
 }
 
+/// What nobody pays for takes no memory: a store may have filled any part of a window before it fails.
+#[test]
+fn a_read_that_fails_leaves_no_memory_behind() {
+    for ahead in [false, true] {
+        let w = World::new(&[ObjectSpec::pages(8)], 1);
+        let m = w.objects[0].mapping;
+        lock(&w.objects[0].store.bad).insert(3, FillError::Io);
+        let claim = filemap::claim_run(m, 0, 0, 8).expect("room").expect("absent");
+        let claim = if ahead { claim.into_ahead() } else { claim };
+        assert_eq!(filemap::read_claimed(m, &w, 0, claim), Err(FillError::Io));
+        let there: Vec<_> = (0..8).filter(|p| w.kernel.alias(0, *p).is_some()).collect();
+        assert_eq!(there, [0, 1, 2], "ahead: {ahead}");
+        w.check_quiescent();
+    }
+}
+
 /// The claim is what keeps the cache: once it is released, the object may be dropped, and the runtime with it.
 #[test]
 fn the_reclaimer_is_woken_before_the_claim_is_released() {

@@ -524,12 +524,14 @@ impl Store {
 impl AddressSpaceOps for Store {
     fn read_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
         self.called(Call::Read(pgoff, nr));
-        for i in 0..nr {
-            let p = pgoff + u64::from(i);
+        for p in pgoff..pgoff + u64::from(nr) {
             let word = self.kernel.word(self.object, p);
             assert_eq!(word.state(), State::Filling, "page {p} is read in place by who does not own it");
-            // Whatever comes of it: something is in the page now.
+            // Whatever comes of it: something is in each of the pages now.
             self.kernel.set_alias(self.object, p, vec![0xEE; PAGE_SIZE]);
+        }
+        for i in 0..nr {
+            let p = pgoff + u64::from(i);
             if let Some(error) = lock(&self.bad).get(&p) {
                 return Err((i, *error));
             }
