@@ -561,6 +561,9 @@ impl Drop for ObjectInner {
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
         mapping.uncharge(cached as u64);
+        if let Some(addr) = mapping.account.progressed() {
+            softfault_platform::sys::futex::wake_all(addr);
+        }
         Self::forget_huge(&mapping);
         drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.

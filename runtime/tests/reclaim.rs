@@ -85,6 +85,48 @@ fn an_object_at_a_limit_of_its_own_waits_for_a_slow_store() {
     });
 }
 
+/// Pages that cannot go are left where they are, and the reclaimer leaves it at that.
+#[test]
+fn a_cache_full_of_what_cannot_go_is_left_alone() {
+    let _serial = serial();
+    let len = EXTENT;
+    let rt = quiet(len);
+    let object = rt.anonymous(len as u64).expect("object");
+    let mode = if rt.delivery().is_available(Delivery::InThread) { Delivery::InThread } else { Delivery::Segv };
+    let arena = rt.arena(len).delivery(mode).build().expect("arena");
+    map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    for p in 0..len / PAGE {
+        assert_eq!(store(&arena, p * PAGE, 1), Ok(()));
+    }
+    let looks = || (rt.stats().get("pgdeactivate"), rt.stats().get("pgscan_kswapd"));
+    until("nobody looks any more", || {
+        let before = looks();
+        std::thread::sleep(Duration::from_millis(100));
+        looks() == before
+    });
+    assert_eq!(rt.stats().get("pgdeactivate"), 0, "zapped, and cannot go");
+    // When something went, there is reason to look again.
+    let scanned = rt.stats().get("pgscan_kswapd");
+    let beside = rt.object(len as u64).handler_store(Box::new(Zeros)).expect("object");
+    object.punch_hole(0..64 * PAGE as u64).expect("punch_hole");
+    beside.populate(0..256 * PAGE as u64).expect("populate");
+    until("it is woken", || rt.stats().get("pgscan_kswapd") > scanned);
+}
+
+#[derive(Debug)]
+struct Zeros;
+
+impl Store for Zeros {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(0);
+        Ok(())
+    }
+}
+
+#[expect(unsafe_code, reason = "a store that runs in the faulting thread")]
+// SAFETY: stores to the page alone.
+unsafe impl softfault::HandlerStore for Zeros {}
+
 /// Fills all of a window that is longer than a page, and fails.
 #[derive(Debug)]
 struct FailsAhead;

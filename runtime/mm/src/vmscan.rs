@@ -452,7 +452,7 @@ impl<'a> Scan<'a> {
         }
         let mut nr = 0;
         // Under an eviction's count, so that no extent is handed to the kernel while a page of it is unmapped.
-        if rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) {
+        if !must_stay(mapping, seen) && rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) {
             if word.try_unmap().is_ok() {
                 nr = take_block(mapping, entry.pgoff(), room);
             } else {
@@ -479,6 +479,11 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// Returns whether a page cannot go, whoever misses it or not: it is not taken out of its mappings for nothing.
+fn must_stay(mapping: &Mapping<'_>, seen: Folio) -> bool {
+    seen.has(DIRTY) && (seen.has(HELD) || !mapping.dirty_goes)
+}
+
 /// Names page `pgoff`, which is marked, in `room`, which is not empty; where many mappings exist marks and names the pages
 /// of its block too, as far as there is room. Returns how many it named.
 fn take_block(mapping: &Mapping<'_>, pgoff: u64, room: &mut [(u32, u64)]) -> usize {
@@ -491,7 +496,8 @@ fn take_block(mapping: &Mapping<'_>, pgoff: u64, room: &mut [(u32, u64)]) -> usi
     };
     let mut nr = 0;
     for p in from..to {
-        if (p == pgoff || mapping.folio(p).is_some_and(|w| w.try_isolate().is_ok()))
+        let takes = |w: &FolioWord| !must_stay(mapping, w.load()) && w.try_isolate().is_ok();
+        if (p == pgoff || mapping.folio(p).is_some_and(takes))
             && let Some(at) = room.get_mut(nr)
         {
             *at = (mapping.id, p);

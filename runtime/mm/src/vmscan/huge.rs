@@ -5,7 +5,7 @@
 //!
 //! # Context: handler, in the section of the caller
 
-use super::{Run, Scan, Why, punch};
+use super::{Run, Scan, Why, must_stay, punch};
 use crate::folio::{FolioWord, UNMAPPED};
 use crate::host::{Env, Rmap};
 use crate::khugepaged;
@@ -58,7 +58,7 @@ impl<'a> Scan<'a> {
             self.enter(&lru.probation, entry);
             return true;
         }
-        if !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
+        if must_stay(mapping, word.load()) || !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
             self.enter(&lru.main, entry);
             return true;
         }
