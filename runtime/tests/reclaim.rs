@@ -7,7 +7,7 @@ mod disk;
 
 use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
-use softfault::{Delivery, Errno, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
+use softfault::{Access, Delivery, Errno, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -163,6 +163,55 @@ fn windows_that_fail_take_no_memory() {
     let allocated = rt.stats().get("cache_bytes_allocated");
     println!("{failed} pages failed, {allocated} bytes");
     assert!(allocated <= (limit + (4 << 20)) as u64, "{allocated} bytes, and the limit is {limit}");
+}
+
+/// Maps pages of alternating protection until the kernel's table of mappings is full.
+#[expect(unsafe_code, reason = "fills the kernel's table of mappings")]
+fn fill_the_table() {
+    let max = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("max_map_count");
+    let max: usize = max.trim().parse().expect("a number");
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping, which nobody uses.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), 2 * max * PAGE, libc::PROT_NONE, flags, -1, 0) };
+    assert_ne!(base, libc::MAP_FAILED);
+    for i in 0..max {
+        let at = base.wrapping_byte_add(2 * i * PAGE);
+        // SAFETY: inside the mapping above.
+        if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
+            return;
+        }
+    }
+    panic!("the table never fills");
+}
+
+/// A granule in the middle of others cannot be hidden alone where the kernel is out of vmas; and not with all of its vma,
+/// of which a system call uses a part.
+#[test]
+#[expect(unsafe_code, reason = "reads into an arena by a system call")]
+fn a_pin_is_not_hidden_with_its_vma_when_the_table_of_mappings_is_full() {
+    let out = common::child("a_pin_is_not_hidden_with_its_vma_when_the_table_of_mappings_is_full", "Segv", || {
+        let rt = quiet(64 << 20);
+        let len = 4 * EXTENT;
+        let store_of = Box::new(VolatileStore(disk_of(len, Behaviour::default())));
+        let object = rt.object(len as u64).writable(true).store(store_of).expect("object");
+        let arena = rt.arena(len).delivery(Delivery::Segv).build().expect("arena");
+        map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        object.populate(0..len as u64).expect("populate");
+        let _ = bytes(&arena, 2 * EXTENT..4 * EXTENT);
+        let pin = arena.pin(0..16 * PAGE, Access::Write).expect("pin");
+        let file = common::TempFile::new(16 * PAGE);
+        let fd = std::fs::File::open(file.path()).expect("open");
+        fill_the_table();
+        let middle = (3 * EXTENT) as u64;
+        object.evict(middle..middle + PAGE as u64).expect("evict");
+        let at = pin.as_ptr().cast();
+        // SAFETY: the pin's range, to which nobody has a reference.
+        let n = unsafe { libc::pread(std::os::fd::AsRawFd::as_raw_fd(&fd), at, 16 * PAGE, 0) };
+        assert_eq!(n, (16 * PAGE) as isize, "{}", std::io::Error::last_os_error());
+        same("read into the pin", &bytes(&arena, 0..16 * PAGE), &file.data);
+        same("the rest", &bytes(&arena, 2 * EXTENT..4 * EXTENT), &content(1, 2 * EXTENT as u64..4 * EXTENT as u64));
+    });
+    common::ended(out, Ok(0));
 }
 
 #[cfg(debug_assertions)]
