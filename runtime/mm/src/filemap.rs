@@ -425,11 +425,15 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
     }
 }
 
+/// How many entries a thread that fills a page looks at, at most, for a void one.
+const FEW_ENTRIES: usize = 256;
+
 /// Enters a page in the place of one of the same object that has left: a page that no queue names is never reclaimed.
 #[cold]
 fn add_for_stale(mapping: &Mapping<'_>, entry: Entry) {
     let lru = &mapping.account.lru;
-    for _ in 0..lru.small.len() {
+    // Every queue has twice the room that cached pages take, and is cleaned when it fills up: one of a few is void.
+    for _ in 0..FEW_ENTRIES {
         let Some(old) = lru.small.pop().map(Entry) else { break };
         let stays =
             old.mapping_id() != mapping.id || mapping.folio(old.pgoff()).is_some_and(|w| old.is_current(w.load()));
