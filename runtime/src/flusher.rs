@@ -5,8 +5,9 @@
 //! nobody does.
 
 use crate::error::{Error, Result};
-use crate::object::ObjectInner;
+use crate::object::{Flushing, ObjectInner};
 use crate::writeback;
+use softfault_mm::failpoint;
 use softfault_mm::filemap;
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
@@ -21,13 +22,20 @@ use std::time::{Duration, Instant};
 /// An object that may have dirty pages.
 #[derive(Debug)]
 pub(crate) struct Writable {
+    /// To be asked, and never made a reference: that might be the last one, and end the object here, and with it perhaps the
+    /// runtime, which waits for this very thread.
     object: Weak<ObjectInner>,
     id: u32,
+    flushing: Arc<Flushing>,
 }
 
 impl Writable {
     pub(crate) fn new(object: &Arc<ObjectInner>) -> Self {
-        Self { object: Arc::downgrade(object), id: object.mapping().id }
+        Self { object: Arc::downgrade(object), id: object.mapping().id, flushing: object.flushing() }
+    }
+    /// Returns whether the object lives. Its number is its own for as long as it does.
+    fn is_alive(&self) -> bool {
+        self.object.strong_count() > 0
     }
 }
 
@@ -48,7 +56,7 @@ impl Writables {
             let nr = list.len();
             if nr < room.capacity() {
                 for w in list.drain(..) {
-                    if w.object.strong_count() > 0 { room.push(w) } else { dead.push(w) }
+                    if w.is_alive() { room.push(w) } else { dead.push(w) }
                 }
                 std::mem::swap(&mut *list, &mut room);
                 break;
@@ -66,7 +74,7 @@ impl Writables {
     /// Returns the numbers of the objects that are there. One that is passed over because the list changed meanwhile is met
     /// in the next round.
     fn ids(&self) -> impl Iterator<Item = u32> {
-        let id = |w: &Writable| (w.object.strong_count() > 0).then_some(w.id);
+        let id = |w: &Writable| w.is_alive().then_some(w.id);
         (0..).map_while(move |place| self.list().get(place).map(id)).flatten()
     }
 }
@@ -155,18 +163,20 @@ fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
 }
 
 /// Flushes the stores for which reclaim waits.
-fn flush_wanted(objects: &Writables) {
-    let wanted = |w: &Writable| w.object.upgrade().filter(|o| o.mapping().flush_wanted.load(Ordering::Relaxed) != 0);
+fn flush_wanted(env: Env<'_>, objects: &Writables) {
     for place in 0.. {
-        let found = objects.list().get(place).map(wanted);
-        let Some(object) = found else { break };
-        let Some(object) = object else { continue };
-        let _ = object.flush("write-back");
-        // If the program let go of it meanwhile it ends here, and with it perhaps the runtime, which waits for this very
-        // thread.
-        if let Some(last) = Arc::into_inner(object) {
-            std::thread::spawn(move || drop(last));
-        }
+        let Some(id) = objects.list().get(place).map(|w| w.id) else { break };
+        with_object(env, id, |m| {
+            failpoint!(FLUSHER_HOLDS);
+            if m.flush_wanted.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            // If the object lives now, it lived when its number was looked up, and the claim is on it: what is lent stays
+            // until we are done, and ours is not the last reference to `flushing`. Else the number may be another's.
+            let flushing = objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
+            // An error is counted, and the pages are dirty again or lost; who syncs is told.
+            let _ = flushing.map(|f| f.flush("write-back"));
+        });
     }
 }
 
@@ -202,7 +212,7 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
                 });
             }
         }
-        flush_wanted(objects);
+        flush_wanted(host.env(), objects);
         if many || old {
             written = Instant::now();
         }
@@ -218,10 +228,7 @@ impl Drop for Flusher {
         }
         self.stop.store(1, Ordering::Release);
         futex::wake_all(self.account.ring_flusher());
-        // The last object may have gone on that very thread.
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
+        if let Some(thread) = thread {
             let _ = thread.join();
         }
     }

@@ -54,17 +54,23 @@ impl Kswapd {
 /// How long it leaves things alone when nothing could be freed.
 const BACKOFF: Duration = Duration::from_millis(5);
 
+/// How often it looks at everything for nothing before it gives up. Linux: `MAX_RECLAIM_RETRIES`.
+const RETRIES_MAX: u32 = 16;
+
 fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
     let host = Host::detached();
     let mut fruitless = 0u64;
+    let mut failures = 0;
+    let is_done = || account.excess() == 0 || account.has_given_up();
     while stop.load(Ordering::Acquire) == 0 {
         if account.lru.is_crowded() {
             vmscan::prune(host.env(), account);
         }
-        if account.excess() == 0 {
+        if is_done() {
+            failures = 0;
             let key = account.doze();
             // A look after `doze`: who passed the mark before it did not ring.
-            if account.excess() == 0 && stop.load(Ordering::Acquire) == 0 {
+            if is_done() && stop.load(Ordering::Acquire) == 0 {
                 let _ = futex::wait(key.addr, key.seen, u64::MAX);
             }
             let _ = account.rouse();
@@ -73,10 +79,16 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
         let done = vmscan::shrink(host.env(), account, stat, 0);
         stat.add(0, Event::PGSCAN_KSWAPD, done.scanned);
         fruitless = if done.freed > 0 { 0 } else { fruitless + done.scanned.max(8) };
+        failures = if done.freed > 0 { 0 } else { failures };
         if done.scanned == 0 || fruitless > account.limit().saturating_mul(2) {
             // Everything was looked at and is pinned, hot or being written: others may go on.
-            std::thread::sleep(BACKOFF);
             fruitless = 0;
+            failures += 1;
+            if failures >= RETRIES_MAX {
+                account.give_up();
+            } else {
+                std::thread::sleep(BACKOFF);
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
 use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
-use softfault_mm::folio::DIRTY;
+use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
@@ -323,8 +323,36 @@ pub(crate) struct ObjectInner {
     vm_ops: Option<Lease<dyn VmOps>>,
     id: u32,
     i_mmap: Option<Lease<IMmap>>,
-    flush_state: FlushState,
+    flushing: Arc<Flushing>,
     pid: u32,
+}
+
+/// What a flush needs of an object. The flusher has it for longer than there is the object: it must not end that, nor have
+/// it last longer than its owner thinks, and so it holds no reference to it.
+pub(crate) struct Flushing {
+    mapping: &'static Mapping<'static>,
+    store: &'static dyn Store,
+    pub(crate) persistent: bool,
+    state: FlushState,
+}
+
+impl Flushing {
+    pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
+        self.mapping
+    }
+    pub(crate) fn store(&self) -> &'static dyn Store {
+        self.store
+    }
+    pub(crate) fn flush_state(&self) -> &FlushState {
+        &self.state
+    }
+}
+
+impl std::fmt::Debug for Flushing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not through the borrows: they may have ended.
+        f.debug_struct("Flushing").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 impl std::fmt::Debug for ObjectInner {
@@ -402,7 +430,10 @@ impl ObjectInner {
         };
         let mapping = Lease::new(Box::new(mapping));
         // SAFETY: as for the store.
-        vmatree::publish_mapping(id, Some(unsafe { mapping.lend() }));
+        let mapping_ref = unsafe { mapping.lend() };
+        vmatree::publish_mapping(id, Some(mapping_ref));
+        let persistent = b.writable && backing.persistent;
+        let flushing = Flushing { mapping: mapping_ref, store: store_ref, persistent, state: FlushState::default() };
         let has_mkwrite = vm_ops.has_page_mkwrite();
         Self {
             rt,
@@ -410,7 +441,7 @@ impl ObjectInner {
             offset,
             len_max: len,
             writable: b.writable,
-            persistent: b.writable && backing.persistent,
+            persistent,
             dsync: b.dsync,
             sync_wp: b.mkwrite || has_mkwrite,
             huge: b.huge_pages && (!b.writable || backing.always_dirty) && !b.mkwrite && !has_mkwrite,
@@ -421,7 +452,7 @@ impl ObjectInner {
             vm_ops: Some(vm_ops),
             id,
             i_mmap: Some(i_mmap),
-            flush_state: FlushState::default(),
+            flushing: Arc::new(flushing),
             pid: std::process::id(),
         }
     }
@@ -439,7 +470,15 @@ impl ObjectInner {
         lend(self.store.as_ref())
     }
     pub(crate) fn flush_state(&self) -> &FlushState {
-        &self.flush_state
+        self.flushing.flush_state()
+    }
+    /// Makes durable what the store was given; see [`Flushing::flush`].
+    pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
+        self.flushing.flush(op)
+    }
+    /// Returns what the flusher may keep. Its borrows are good under a claim that was taken while the object lived.
+    pub(crate) fn flushing(&self) -> Arc<Flushing> {
+        Arc::clone(&self.flushing)
     }
     /// Returns whether first stores must fault.
     pub(crate) fn is_synchronous(&self) -> bool {
@@ -488,6 +527,8 @@ impl Drop for ObjectInner {
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
         let exclusive = self.exclusive.take();
         let mut patience = 2_000;
+        // A flush takes what it takes; for a while.
+        let mut flush_patience = 60_000;
         // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
         // No new user from then on: reclaim finds the object by its number for as long as that is published.
         let end = || mapping.users.compare_exchange(0, DYING, Ordering::AcqRel, Ordering::Acquire).is_ok();
@@ -495,7 +536,8 @@ impl Drop for ObjectInner {
         let mut ended = ours && end();
         while !ended && patience > 0 && ours {
             std::thread::sleep(Duration::from_millis(1));
-            patience -= 1;
+            let flushes = mapping.flushing.load(Ordering::Relaxed) != 0 && flush_patience > 0;
+            *if flushes { &mut flush_patience } else { &mut patience } -= 1;
             ended = end();
         }
         if !ended {
@@ -512,10 +554,16 @@ impl Drop for ObjectInner {
         }
         vmatree::publish_mapping(self.id, None);
         section::synchronize();
-        let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
+        // Every page that is paid for: reclaim that took one, and did not find the object by its number again, left it
+        // `evicting`, and has ended its section since.
+        let free = |w: &FolioWord| matches!(w.load().state(), State::Absent | State::Poisoned);
+        let cached = mapping.folios.iter().filter(|w| !free(w)).count();
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
         mapping.uncharge(cached as u64);
+        if let Some(addr) = mapping.account.progressed() {
+            softfault_platform::sys::futex::wake_all(addr);
+        }
         Self::forget_huge(&mapping);
         drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.

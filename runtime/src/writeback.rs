@@ -1,7 +1,7 @@
 //! What a program wants to be sure of: that its writes are durable, in which order, and what was lost.
 
 use crate::error::{Error, Result, parent_only};
-use crate::object::{Object, ObjectInner};
+use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
 use softfault_mm::host::Env;
@@ -176,7 +176,9 @@ impl ObjectInner {
         }
         Ok(held)
     }
+}
 
+impl Flushing {
     /// Makes durable what the store was given. Serialised: a failure is everybody's.
     pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
         self.flush_in(op, &self.flush_state().turn())
@@ -229,7 +231,9 @@ impl ObjectInner {
         self.flush_state().owe_end(told.is_err());
         told
     }
+}
 
+impl ObjectInner {
     /// Punches a hole into the store; `false`: it cannot. The caller has the object's turn to flush, and the pages.
     pub(crate) fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
         let m = self.mapping();
@@ -249,7 +253,7 @@ impl ObjectInner {
 
     /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
     pub(crate) fn show_below(&self, op: &'static str, turn: &Turn<'_>) -> Result<()> {
-        if self.store().rereads_unflushed() { Ok(()) } else { self.flush_in(op, turn) }
+        if self.store().rereads_unflushed() { Ok(()) } else { self.flushing().flush_in(op, turn) }
     }
 
     pub(crate) fn forget_lost(&self, pages: &Range<u64>) {

@@ -143,6 +143,11 @@ impl ChunkWord {
         self.0.fetch_or(SEEN, Ordering::Relaxed) & SEEN != 0
     }
 
+    /// Makes it the word of an empty chunk. Nobody uses the chunk.
+    pub fn reset(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// Returns the uptodate pages, as a hint.
     #[inline]
     #[must_use]

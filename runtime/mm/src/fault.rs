@@ -372,12 +372,12 @@ fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
 
 /// Publishes what was read.
 fn end_fill(env: Env<'_>, ctx: &Ctx<'_>, m: &Mapping<'_>, claim: Claim, read: filemap::Read, began: u64) {
-    // The counters outlive every object; the object itself may be gone when the claim is spent.
+    // The counters outlive every object; the object itself may be gone when the claim is spent, and the cache with it.
     let stat = m.stat;
-    let account = m.account;
     // The verdict is in the words; the next walk reads it there.
-    let _ = filemap::end_read(m, env.park, ctx.stripe, claim, read);
-    wake_kswapd(env, account);
+    let _ = filemap::end_read(m, env.park, ctx.stripe, &claim, read);
+    wake_kswapd(env, m.account);
+    filemap::release(m, claim);
     if ctx.clock.is_some() {
         stat.stage(ctx.stripe, Stage::Fill, ctx.now().wrapping_sub(began));
     }

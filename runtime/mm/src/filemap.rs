@@ -293,7 +293,9 @@ fn each_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), from: u64, to: u64, 
 /// Why the first page that is not there is not.
 pub fn read_claimed(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, claim: Claim) -> Result<(), FillError> {
     let read = read_folio(mapping, stripe, &claim);
-    end_read(mapping, park, stripe, claim, read)
+    let result = end_read(mapping, park, stripe, &claim, read);
+    release(mapping, claim);
+    result
 }
 
 /// What a store says of a read: or how many whole pages are good, and why the next one is not.
@@ -305,7 +307,8 @@ pub(crate) fn read_folio(mapping: &Mapping<'_>, stripe: usize, claim: &Claim) ->
     mapping.a_ops.read_folio(claim.pgoff(), claim.nr())
 }
 
-/// Publishes what was read. The second half of [`read_claimed`]: it neither sleeps nor calls the store.
+/// Publishes what was read; the caller then releases the claim, and after that knows nothing of the object, nor of its
+/// cache. The second half of [`read_claimed`]: it neither sleeps nor calls the store.
 ///
 /// # Errors
 /// As [`read_claimed`].
@@ -313,13 +316,13 @@ pub(crate) fn end_read(
     mapping: &Mapping<'_>,
     park: &dyn Park,
     stripe: usize,
-    claim: Claim,
+    claim: &Claim,
     read: Read,
 ) -> Result<(), FillError> {
     let (pgoff, nr) = (claim.pgoff(), claim.nr());
     let end = pgoff.saturating_add(u64::from(nr));
     failpoint!(FILL_PUBLISH);
-    let result = match read {
+    match read {
         Ok(()) => {
             publish(mapping, park, stripe, pgoff, end);
             Ok(())
@@ -330,19 +333,26 @@ pub(crate) fn end_read(
             publish(mapping, park, stripe, pgoff, bad);
             if claim.is_ahead() {
                 // Nobody asked for the page: who does asks the store anew, and gets the verdict.
-                each(mapping, park, bad, end, FolioWord::abandon);
-                mapping.uncharge(end.saturating_sub(bad));
-                release(mapping, claim);
+                abandon_read(mapping, park, bad, end);
                 return Err(error);
             }
             let settled = settle_bad_page(mapping, park, stripe, bad, error);
-            each(mapping, park, bad.saturating_add(1), end, FolioWord::abandon);
-            mapping.uncharge(end.saturating_sub(bad.saturating_add(1)));
+            abandon_read(mapping, park, bad.saturating_add(1), end);
             settled
         }
-    };
-    release(mapping, claim);
-    result
+    }
+}
+
+/// filling -> absent for pages of a read that failed before it came to them, or in any of them: a store may have filled what
+/// it likes of the whole run.
+fn abandon_read(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64) {
+    if from >= to {
+        return;
+    }
+    // If it fails, memory is taken that nobody counts, until the pages are read again.
+    let _ = mapping.a_ops.punch(from, u32::try_from(to - from).unwrap_or(0));
+    each(mapping, park, from, to, FolioWord::abandon);
+    mapping.uncharge(to - from);
 }
 
 /// Answers one page that the store could not give, by the object's policy.
@@ -412,6 +422,9 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
     enter(mapping, Entry::named(mapping.id, pgoff, claimed.version()), claimed.has(REFERENCED));
 }
 
+/// How many entries a thread that fills a page looks at, at most, for a void one.
+const FEW_ENTRIES: usize = 256;
+
 /// Gives a page its place in the queues of reclaim; where they are full, that of one of the same object that has left: a
 /// page that no queue names is never reclaimed.
 pub(crate) fn enter(mapping: &Mapping<'_>, entry: Entry, active: bool) {
@@ -419,7 +432,8 @@ pub(crate) fn enter(mapping: &Mapping<'_>, entry: Entry, active: bool) {
     if lru.add(entry, active) {
         return;
     }
-    for _ in 0..lru.small.len() {
+    // Every queue has twice the room that cached pages take, and is cleaned when it fills up: one of a few is void.
+    for _ in 0..FEW_ENTRIES {
         let Some(old) = lru.small.pop().map(Entry) else { break };
         let stays =
             old.mapping_id() != mapping.id || mapping.folio(old.pgoff()).is_some_and(|w| old.is_current(w.load()));

@@ -7,9 +7,11 @@
 //! # Context: handler
 
 use crate::ctx::Ctx;
+use crate::extent::ChunkWord;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch, Env, Rmap, Woken};
 use crate::mapping::Mapping;
+use crate::ops::WaitKey;
 use crate::rmap;
 use crate::sync::Ordering;
 use crate::vmscan::{self, Freed, Why};
@@ -19,7 +21,16 @@ use crate::vmstat::Event;
 #[derive(Default)]
 struct Swept {
     freed: u64,
+    /// Pages in the batch that are to be written.
     dirty: usize,
+    /// Pages that will be free without us.
+    busy: u64,
+}
+
+impl Swept {
+    fn is_busy(&self) -> bool {
+        self.dirty > 0 || self.busy > 0
+    }
 }
 
 /// Frees pages for a thread that cannot go on without one: of the object, if its own limit is met, else of the cache.
@@ -34,31 +45,76 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
 fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let windows = (mapping.folios.len() as u64).div_ceil(BATCH as u64);
     let mut empty = 0u64;
-    let mut naps = 0;
+    let mut naps = Naps::default();
+    let mut fewest = u64::MAX;
     loop {
         if !mapping.is_over_own_limit() {
             return Freed::Some;
+        }
+        let now = mapping.nr_own.load(Ordering::Relaxed);
+        if now < fewest {
+            // The limit was lowered, and others get on. Who asks for room in vain counts itself for a moment, so only a
+            // number that was never this low says so.
+            (empty, naps, fewest) = (0, Naps::default(), now);
         }
         let swept = sweep(env, mapping, ctx.stripe);
         if swept.freed > 0 {
             return Freed::Some;
         }
-        empty = if swept.dirty > 0 { 0 } else { empty.saturating_add(1) };
+        empty = if swept.is_busy() { 0 } else { empty.saturating_add(1) };
         // Three times round: unmapped, looked at, and looked at again after what was busy.
-        if empty <= windows.saturating_mul(3) && swept.dirty == 0 {
+        if empty <= windows.saturating_mul(3) && !swept.is_busy() {
             continue;
         }
-        let nap = mapping.account.begin_wait();
-        let woken = env.park.nap(ctx, nap, 2_000_000);
-        mapping.account.end_wait();
-        naps += 1;
-        if woken == Woken::NotNow {
+        if naps.nap(env, ctx, mapping, swept.is_busy() || is_filling(mapping)) == Woken::NotNow {
             return Freed::Later;
         }
-        if naps > if swept.dirty > 0 { 5_000 } else { 16 } {
+        // A store that is writing gets longer.
+        if naps.idle > 16 || naps.busy > 5_000 {
             return Freed::Nothing;
         }
     }
+}
+
+/// The waits of one thread.
+#[derive(Default)]
+struct Naps {
+    /// Those after which nothing was under way.
+    idle: u32,
+    /// Those after which something was.
+    busy: u32,
+    /// The last one was cut short.
+    cut: bool,
+}
+
+impl Naps {
+    /// Sleeps until pages are given back or written, by whomever, or for 2 ms.
+    ///
+    /// Others' pages are no room for ours, so a nap that they cut short does not count; but the next one they do not
+    /// disturb, or this might never end.
+    fn nap(&mut self, env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, busy: bool) -> Woken {
+        let account = mapping.account;
+        let progress = account.begin_wait();
+        // A word that moves only with the limit itself.
+        let limit = mapping.own_limit.load(Ordering::Relaxed) & u64::from(u32::MAX);
+        let quiet =
+            WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: u32::try_from(limit).unwrap_or(0) };
+        let woken = env.park.nap(ctx, if self.cut { quiet } else { progress }, NAP_NS);
+        self.cut = !self.cut && account.has_progressed(progress);
+        account.end_wait();
+        if !self.cut {
+            *if busy { &mut self.busy } else { &mut self.idle } += 1;
+        }
+        woken
+    }
+}
+
+const NAP_NS: u64 = 2_000_000;
+
+/// Returns whether more pages are paid for than are there: they are being filled.
+fn is_filling(mapping: &Mapping<'_>) -> bool {
+    let there: u64 = mapping.chunks.iter().map(ChunkWord::nr_uptodate).sum();
+    mapping.nr_own.load(Ordering::Relaxed) > there
 }
 
 /// Moves the hand on by one window that has cached pages.
@@ -112,11 +168,15 @@ fn sweep_window(
     if !rmap::get_evict(r, mapping, stripe, from) {
         return swept;
     }
+    let mut owed = 0;
     for p in from..to {
         let Some(word) = mapping.folio(p) else { break };
         let seen = word.load();
         let goes = if mapping.exclusive { !mapping.punch_waits() } else { !seen.has(DIRTY) };
-        if is_idle(seen) && goes && !mapping.owes_flush(seen) && vmscan::take_idle(mapping, word) {
+        swept.busy += u64::from(matches!(seen.state(), State::Writeback | State::Evicting));
+        if is_idle(seen) && goes && mapping.owes_flush(seen) {
+            owed += 1;
+        } else if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {
             swept.freed += vmscan::punch(mapping, env.park, stripe, (p, p + 1), Why::Reclaim, None);
         } else if seen.has(UNMAPPED | REFERENCED) {
             word.keep(word.load().version());
@@ -125,6 +185,12 @@ fn sweep_window(
     }
     if let Some(chunk) = mapping.chunk(from) {
         chunk.put_evict();
+    }
+    swept.busy += owed;
+    // A flush frees them; the one that is under way, perhaps.
+    if owed > 0 && mapping.flushing.load(Ordering::Relaxed) == 0 {
+        mapping.want_flush();
+        env.park.wake(mapping.account.ring_flusher());
     }
     let nr = vmscan::unmap_batch(r, mapping, stripe, batch, (from, to), FolioWord::try_unmap);
     for (_, p) in batch.pages.get(..nr).unwrap_or(&[]) {

@@ -38,6 +38,9 @@ pub struct CacheAccount<'g> {
     bell: AtomicU32,
     /// The background reclaimer sleeps on the bell.
     idle: AtomicU32,
+    /// One more than the limit under which the background reclaimer found nothing to free, so that it sleeps though there
+    /// is too much; 0: it has not given up.
+    given_up: AtomicU64,
     /// Moves when the flusher is wanted at once.
     flush_bell: AtomicU32,
 }
@@ -58,6 +61,7 @@ impl<'g> CacheAccount<'g> {
             waiters: AtomicU32::new(0),
             bell: AtomicU32::new(0),
             idle: AtomicU32::new(0),
+            given_up: AtomicU64::new(0),
             flush_bell: AtomicU32::new(0),
         }
     }
@@ -115,7 +119,27 @@ impl<'g> CacheAccount<'g> {
     pub fn wants_kswapd(&self) -> bool {
         // SeqCst with doze(): either we see it idle, or it sees our pages.
         let full = self.nr_pages.load(Ordering::SeqCst) > low_watermark(self.limit());
-        (full || self.lru.is_crowded()) && self.rouse()
+        ((full && !self.has_given_up()) || self.lru.is_crowded()) && self.rouse()
+    }
+
+    /// The background reclaimer has looked at everything several times for nothing, and leaves it to faulting threads until
+    /// pages are given back, by whomever, or the limit is another. Linux: `kswapd_failures`.
+    pub fn give_up(&self) {
+        self.given_up.store(self.limit().saturating_add(1), Ordering::SeqCst);
+    }
+
+    /// Returns whether the background reclaimer has given up.
+    ///
+    /// ```text
+    /// reclaimer                     thread
+    /// gives up
+    /// idle = 1                      gave pages back: has not given up
+    /// given up? sleeps              passes the mark; idle? rings
+    /// ```
+    #[must_use]
+    pub fn has_given_up(&self) -> bool {
+        // SeqCst with doze() and progressed(), as for the pages.
+        self.given_up.load(Ordering::SeqCst) == self.limit().saturating_add(1)
     }
 
     /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.
@@ -181,6 +205,9 @@ impl<'g> CacheAccount<'g> {
     /// Returns the address to wake if anybody waits for progress.
     #[must_use]
     pub fn progressed(&self) -> Option<usize> {
+        if self.given_up.load(Ordering::Relaxed) != 0 {
+            self.given_up.store(0, Ordering::SeqCst);
+        }
         if self.waiters.load(Ordering::SeqCst) == 0 {
             return None;
         }

@@ -252,7 +252,7 @@ fn zap_pages(vma: &Vma<'_>, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap; BATC
         }
     });
     let zaps = zaps.get(..nr).unwrap_or(&[]);
-    if !zaps.is_empty() && !vma.mmu.zap(zaps) && !zap_whole(vma) {
+    if !zaps.is_empty() && !vma.mmu.zap(zaps) && !zap_whole_unpinned(vma) {
         // They stay mapped, and so they count as touched: nobody drops them.
         each_address(vma, id, pages, |_, pgoff, _| {
             if let Some(word) = vma.mapping.folio(pgoff) {
@@ -260,6 +260,14 @@ fn zap_pages(vma: &Vma<'_>, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap; BATC
             }
         });
     }
+}
+
+/// As [`zap_whole`], unless a program holds a pin somewhere in the vma: a system call on that must find its pages mapped.
+fn zap_whole_unpinned(vma: &Vma<'_>) -> bool {
+    let mut bases = (vma.start & !(EXTENT_SIZE - 1)..vma.end).step_by(EXTENT_SIZE);
+    // The answer holds until the section is left: who counts a pin waits for it.
+    let pinned = bases.any(|base| vma.extent(base).is_some_and(|e| e.user_pins() != 0));
+    !pinned && zap_whole(vma)
 }
 
 /// Hides the whole vma where the host is out of vmas for hiding a part: that splits nothing.
@@ -313,6 +321,7 @@ pub fn hide(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) {
             let (start, _) = widen(vma, addr);
             let (last, len) = widen(vma, addr + ((nr - 1) << PAGE_SHIFT));
             note_zapped(vma, start, (last + len - start) >> PAGE_SHIFT);
+            // Past pins elsewhere in the vma, too: stores to what is being dropped would be lost.
             let hidden = vma.mmu.zap(&[Zap { addr: start, len_bytes: last + len - start }]) || zap_whole(vma);
             debug_assert!(hidden, "protecting a whole vma splits nothing");
         });
@@ -344,7 +353,7 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
             at = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1);
         }
         note_zapped(vma, addr, nr);
-        if !vma.mmu.zap(&[Zap { addr, len_bytes: nr << PAGE_SHIFT }]) && !zap_whole(vma) {
+        if !vma.mmu.zap(&[Zap { addr, len_bytes: nr << PAGE_SHIFT }]) && !zap_whole_unpinned(vma) {
             (from..to).for_each(|p| mark_dirty(mapping, p));
         }
     });

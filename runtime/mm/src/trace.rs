@@ -34,6 +34,8 @@ pub enum Point {
     PROMOTE_CHECKED,
     /// The extent is registered again, the chunk still counts it.
     DEMOTE_REGISTERED,
+    /// Reclaim has made a page `evicting`, and goes on looking for its neighbours.
+    EVICT_TAKEN,
     /// A page is `evicting`, not punched yet.
     EVICT_PUNCH,
     /// The hole is punched, the page is not `absent` yet.
@@ -62,6 +64,8 @@ pub enum Point {
     COLLAPSE_COUNTED,
     /// Its words are all uptodate, the kernel is not asked yet.
     COLLAPSE_CHECKED,
+    /// The flusher has a claim on an object, and has not looked at it yet.
+    FLUSHER_HOLDS,
     /// Pages are `writeback`, their mappings still open to stores.
     WRITEBACK_TAKEN,
     /// The mappings are protected, the bytes not read yet.

@@ -167,8 +167,10 @@ fn verdict(mapping: &Mapping<'_>, entry: Entry, seen: Folio) -> Verdict {
 
 /// Neighbours that are evicted together: they are `evicting`, and their chunk counts it.
 #[derive(Clone, Copy)]
-struct Run {
-    id: u32,
+struct Run<'a> {
+    /// As it was found when the first page was taken, and not by its number again: who drops the object withdraws that, and
+    /// waits for our section.
+    mapping: &'a Mapping<'a>,
     from: u64,
     to: u64,
     /// One bit a page from `from`: it came from `main`.
@@ -177,20 +179,20 @@ struct Run {
     whole: bool,
 }
 
-impl Run {
+impl Run<'_> {
     fn takes(&self, id: u32, pgoff: u64) -> bool {
         let in_chunk = !pgoff.is_multiple_of(EXTENT_PAGES as u64);
         let at_block = self.whole && pgoff.is_multiple_of(BLOCK_PAGES);
-        self.id == id && self.to == pgoff && in_chunk && !at_block && pgoff - self.from < u64::from(u64::BITS)
+        self.mapping.id == id && self.to == pgoff && in_chunk && !at_block && pgoff - self.from < u64::from(u64::BITS)
     }
 }
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
     /// Gives verdicts while probation is longer than it should be. Returns how many dirty pages lie in the batch.
     fn shrink_probation(&self, batch: &mut Batch) -> (Shrunk, usize) {
         let mut done = Shrunk::default();
         let (mut dirty, mut taken) = (0, 0);
-        let mut run: Option<Run> = None;
+        let mut run: Option<Run<'a>> = None;
         let lru = &self.account.lru;
         let target = Lruvec::probation_target(self.account.limit());
         let most = Lruvec::batch_pages(self.account.limit());
@@ -199,6 +201,10 @@ impl Scan<'_> {
             let enough = done.scanned >= most || (lru.probation.len() <= target && !nothing_else);
             // A block that is cut in two costs a punch more, and one more for each block that follows.
             if enough && !run.is_some_and(|r| r.whole && done.scanned < most + BLOCK_PAGES) {
+                break;
+            }
+            // Filled from both ends.
+            if dirty + taken >= BATCH {
                 break;
             }
             let Some(entry) = lru.probation.pop().map(Entry) else { break };
@@ -238,8 +244,10 @@ impl Scan<'_> {
                     self.enter(&lru.probation, entry);
                 }
                 Verdict::Evict if mapping.exclusive => {
-                    // From the end on: what is dirty lies at the front, and no entry is both.
-                    if let Some(at) = batch.pages.get_mut(BATCH - 1 - taken)
+                    // Not for the sake of a block that is none of its business does a batch get longer.
+                    done.freed += self.end_run(run.take());
+                    // From the end on: what is dirty lies at the front, no entry is both, and there is room for one more.
+                    if let Some(at) = batch.pages.get_mut(BATCH.saturating_sub(taken + 1))
                         && self.take_out(entry, mapping, word)
                     {
                         *at = (entry.mapping_id(), entry.pgoff());
@@ -264,7 +272,7 @@ impl Scan<'_> {
     }
 
     /// Takes one page into the run, ending the run first where the page is not its neighbour. Returns how many pages went.
-    fn evict(&self, run: &mut Option<Run>, entry: Entry, mapping: &Mapping<'_>, word: &FolioWord) -> u64 {
+    fn evict(&self, run: &mut Option<Run<'a>>, entry: Entry, mapping: &'a Mapping<'a>, word: &FolioWord) -> u64 {
         let (id, p) = (entry.mapping_id(), entry.pgoff());
         let extends = run.is_some_and(|r| r.takes(id, p));
         let freed = if extends { 0 } else { self.end_run(run.take()) };
@@ -281,7 +289,8 @@ impl Scan<'_> {
             }
             return freed;
         }
-        let new = Run { id, from: p, to: p, of_main: 0, whole: by_blocks(mapping) };
+        failpoint!(EVICT_TAKEN);
+        let new = Run { mapping, from: p, to: p, of_main: 0, whole: by_blocks(mapping) };
         let run = run.get_or_insert(new);
         run.of_main |= u64::from(entry.origin() == Queue::Main) << (p - run.from);
         run.to = p + 1;
@@ -347,9 +356,9 @@ impl Scan<'_> {
     }
 
     /// Punches a run, makes its pages absent and gives them back to the limit.
-    fn end_run(&self, run: Option<Run>) -> u64 {
+    fn end_run(&self, run: Option<Run<'_>>) -> u64 {
         let Some(run) = run else { return 0 };
-        let Some(mapping) = self.rmap.mapping(run.id) else { return 0 };
+        let mapping = run.mapping;
         let limit = self.account.limit();
         let shadow = |p: u64| {
             let of_main = run.of_main >> (p - run.from) & 1 != 0;
@@ -360,12 +369,6 @@ impl Scan<'_> {
         self.keep_left(mapping, pages, freed);
         if let Some(chunk) = mapping.chunk(run.from) {
             chunk.put_evict();
-        }
-        // They are still there, and their entries were taken out.
-        for p in if freed == 0 { run.from..run.to } else { 0..0 } {
-            if let Some(word) = mapping.folio(p) {
-                self.enter(&self.account.lru.main, Entry::new(run.id, p, word.load()));
-            }
         }
         freed
     }
@@ -451,7 +454,7 @@ impl Scan<'_> {
         }
         let mut nr = 0;
         // Under an eviction's count, so that no extent is handed to the kernel while a page of it is unmapped.
-        if rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) {
+        if !must_stay(mapping, seen) && rmap::get_evict(self.rmap, mapping, self.stripe, entry.pgoff()) {
             if word.try_unmap().is_ok() {
                 nr = take_block(mapping, entry.pgoff(), room);
             } else {
@@ -471,11 +474,16 @@ impl Scan<'_> {
 
     /// Puts a page that stays after all into `main`.
     fn activate(&self, mapping: &Mapping<'_>, pgoff: u64) {
-        if let Some(word) = mapping.folio(pgoff) {
+        if let Some(word) = mapping.folio(pgoff).filter(|w| w.load().is_mappable()) {
             word.keep(word.load().version());
             self.enter(&self.account.lru.main, Entry::new(mapping.id, pgoff, word.load()));
         }
     }
+}
+
+/// Returns whether a page cannot go, whoever misses it or not: it is not taken out of its mappings for nothing.
+fn must_stay(mapping: &Mapping<'_>, seen: Folio) -> bool {
+    seen.has(DIRTY) && (seen.has(HELD) || !mapping.dirty_goes)
 }
 
 /// Names page `pgoff`, which is marked, in `room`, which is not empty; where many mappings exist marks and names the pages
@@ -490,7 +498,8 @@ fn take_block(mapping: &Mapping<'_>, pgoff: u64, room: &mut [(u32, u64)]) -> usi
     };
     let mut nr = 0;
     for p in from..to {
-        if (p == pgoff || mapping.folio(p).is_some_and(|w| w.try_isolate().is_ok()))
+        let takes = |w: &FolioWord| !must_stay(mapping, w.load()) && w.try_isolate().is_ok();
+        if (p == pgoff || mapping.folio(p).is_some_and(takes))
             && let Some(at) = room.get_mut(nr)
         {
             *at = (mapping.id, p);

@@ -131,15 +131,18 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
 
 /// writeback -> uptodate for `from..to`, with the flags of `set`.
 fn end(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, set: u64) {
-    let mut dirtied = 0;
+    // Counted first: whoever writes a page after us counts it clean as soon as it is dirty.
+    mapping.account_dirtied(if set & DIRTY != 0 { to - from } else { 0 });
+    let mut counted = 0;
     for word in (from..to).filter_map(|p| mapping.folio(p)) {
         let (wake, was_dirty) = word.end_writeback(set);
-        dirtied += u64::from(set & DIRTY != 0 && !was_dirty);
+        counted += u64::from(set & DIRTY != 0 && was_dirty);
         if wake == Wake::Needed {
             env.park.wake(word.futex_addr());
         }
     }
-    mapping.account_dirtied(dirtied);
+    // Those that were written meanwhile, and counted by who wrote.
+    mapping.account_cleaned(counted);
 }
 
 /// How long one store waits at most for others' pages to be written.

@@ -8,14 +8,16 @@ use softfault_mm::ctx::Ctx;
 use softfault_mm::extent::ExtentState;
 use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State, UNMAPPED};
-use softfault_mm::host::Woken;
+use softfault_mm::host::{BATCH, Woken};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::Installed;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::{self, ShmemVmOps};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps};
+use softfault_mm::vmscan;
 use softfault_mm::vmstat::Event;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::{Call, Content, MapSpec, ObjectSpec, World, arena_base, lock};
 
@@ -109,6 +111,140 @@ fn a_fault_in_a_full_cache_reclaims_by_itself() {
         }
     }
     assert!(w.stat.event(Event::PGSTEAL) > 100 && w.stat.event(Event::PGPGOUT) > 100);
+    w.check_quiescent();
+}
+
+/// A batch is filled from both ends, by what is to be written and by what is taken out of an exclusive object, while a
+/// block of a third object, whose punch costs much, has it grow.
+#[test]
+fn a_batch_that_is_filled_from_both_ends_has_an_end() {
+    let specs = [ObjectSpec::pages(BATCH), ObjectSpec { exclusive: true, ..ObjectSpec::pages(3 * BATCH) }];
+    // The order of what is on probation: object, first page, last page.
+    let queues: [&[(usize, u64, u64)]; 2] = [&[(0, 0, 1), (1, 0, 190)], &[(1, 0, 63), (0, 0, 64)]];
+    for queue in queues {
+        let w = World::new(&specs, 9);
+        w.account.limit_pages.store(2048, Ordering::Relaxed);
+        for arena in 0..9 {
+            assert!(w.map(MapSpec { arena, ..spec(SHARED, BATCH) }), "many mappings: taken by blocks");
+        }
+        for (object, from, to) in queue {
+            w.populate(*object, *from, *to);
+        }
+        // All but the first page of the block are to be written.
+        let m = w.objects[0].mapping;
+        for p in (1..BATCH as u64).filter(|p| m.is_cached(*p)) {
+            w.word(0, p).try_pin(DIRTY).expect("cached");
+            m.account_dirtied(1);
+            w.word(0, p).unpin();
+        }
+        w.drain_queues();
+        for (object, from, to) in queue {
+            w.put_on_probation(*object, *from, *to);
+        }
+        let before = w.cached().len() as u64;
+        let done = vmscan::shrink(w.env(), w.account, w.stat, 0);
+        assert_eq!(before - w.cached().len() as u64, done.freed, "{queue:?}");
+        assert!(done.freed >= 63, "{queue:?}: {done:?}");
+        w.run_fillers();
+        w.check_quiescent();
+        assert_eq!(w.drain_queues(), w.cached(), "{queue:?}: every cached page stands in one queue, once");
+    }
+}
+
+/// A world of an object with a limit of four pages of its own, which are cached.
+fn world_with_own_limit() -> &'static World {
+    let w = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8)], 1)));
+    w.objects[0].mapping.own_limit.store(4, Ordering::Relaxed);
+    assert!(w.map(spec(SHARED | SINGLE, 8)));
+    w.populate(0, 0, 4);
+    w
+}
+
+#[test]
+fn an_own_limit_waits_for_pages_that_are_being_written() {
+    let w = world_with_own_limit();
+    let account = w.account;
+    for p in 0..4 {
+        w.word(0, p).try_pin(DIRTY).expect("cached");
+        w.word(0, p).unpin();
+        w.word(0, p).try_writeback().expect("dirty");
+    }
+    let naps = Arc::new(AtomicU64::new(0));
+    let slept = Arc::clone(&naps);
+    w.set_sleep(move |_| {
+        // Another object gets on all the time; the store takes longer.
+        let _ = account.progressed();
+        if slept.fetch_add(1, Ordering::Relaxed) == 200 {
+            (0..4).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
+        }
+        Woken::LookAgain
+    });
+    assert_eq!(w.fault(at(5), READ), R::MAJOR | R::LOCKED);
+    assert!(naps.load(Ordering::Relaxed) > 200);
+    w.check_quiescent();
+}
+
+#[test]
+fn an_own_limit_waits_for_pages_that_are_being_filled() {
+    let w = world_with_own_limit();
+    let m = w.objects[0].mapping;
+    assert_eq!(w.reclaim(0, 0, 4), 4);
+    let claim = filemap::claim_run(m, 0, 0, 4).expect("room").expect("absent");
+    let (mut claim, mut naps) = (Some(claim), 0);
+    w.set_sleep(move |_| {
+        naps += 1;
+        if naps == 100
+            && let Some(claim) = claim.take()
+        {
+            filemap::read_claimed(m, w, 0, claim).expect("the store is well");
+        }
+        Woken::LookAgain
+    });
+    assert_eq!(w.fault(at(5), READ), R::MAJOR | R::LOCKED);
+    w.check_quiescent();
+}
+
+#[test]
+fn an_own_limit_of_pinned_pages_is_oom_however_others_get_on() {
+    let w = world_with_own_limit();
+    let account = w.account;
+    (0..4).for_each(|p| _ = w.word(0, p).try_pin(0).expect("cached"));
+    w.set_sleep(move |_| {
+        let _ = account.progressed();
+        Woken::LookAgain
+    });
+    assert_eq!(w.fault(at(5), READ), R::OOM);
+    (0..4).for_each(|p| w.word(0, p).unpin());
+    w.check_quiescent();
+}
+
+/// What nobody pays for takes no memory: a store may have filled any part of a window before it fails.
+#[test]
+fn a_read_that_fails_leaves_no_memory_behind() {
+    for ahead in [false, true] {
+        let w = World::new(&[ObjectSpec::pages(8)], 1);
+        let m = w.objects[0].mapping;
+        lock(&w.objects[0].store.bad).insert(3, FillError::Io);
+        let claim = filemap::claim_run(m, 0, 0, 8).expect("room").expect("absent");
+        let claim = if ahead { claim.into_ahead() } else { claim };
+        assert_eq!(filemap::read_claimed(m, &w, 0, claim), Err(FillError::Io));
+        let there: Vec<_> = (0..8).filter(|p| w.kernel.alias(0, *p).is_some()).collect();
+        assert_eq!(there, [0, 1, 2], "ahead: {ahead}");
+        w.check_quiescent();
+    }
+}
+
+/// The claim is what keeps the cache: once it is released, the object may be dropped, and the runtime with it.
+#[test]
+fn the_reclaimer_is_woken_before_the_claim_is_released() {
+    let w = world(ObjectSpec::pages(64), RO | SINGLE);
+    w.account.limit_pages.store(64, Ordering::Relaxed);
+    let _ = w.account.doze();
+    for p in 0..64 {
+        // `World::wake` looks whether anybody holds an object.
+        w.read(at(p));
+    }
+    assert!(!w.account.rouse(), "it was woken");
     w.check_quiescent();
 }
 

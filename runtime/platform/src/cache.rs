@@ -197,8 +197,8 @@ impl Region {
         unsafe { mem::madvise(table, len_bytes / PAGE_SIZE * size_of::<FolioWord>(), mem::MADV_DONTNEED) }?;
         // SAFETY: the caller's contract covers the chunks' words too.
         for chunk in unsafe { self.chunks(offset, len_bytes) } {
-            chunk.sub_uptodate(u64::MAX);
-            let _ = chunk.clear_huge();
+            // With every count: an eviction that was never ended would keep the next object's extents from the kernel.
+            chunk.reset();
         }
         Ok(())
     }

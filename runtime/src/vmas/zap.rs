@@ -6,7 +6,7 @@ use super::{ArenaInner, VmaEntry, range_of};
 use crate::arena::Sharing;
 use crate::error::{Error, Result, system};
 use crate::object::ObjectInner;
-use softfault_mm::folio::DIRTY;
+use softfault_mm::folio::{FolioWord, Wake};
 use softfault_mm::host::{BATCH, Batch};
 use softfault_mm::page::PAGE_SIZE;
 use softfault_mm::rmap;
@@ -17,6 +17,7 @@ use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 impl ArenaInner {
     pub(crate) fn zap(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
@@ -86,20 +87,32 @@ impl ArenaInner {
 
     /// Drops the entries of pages that are not cached: markers, if anything.
     fn unpoison_vma(&self, v: &VmaEntry, range: &Range<usize>) -> std::result::Result<(), Errno> {
-        let m = v.object.mapping();
         for at in range.clone().step_by(PAGE_SIZE) {
-            let Some(word) = m.folio(v.pgoff_at(at)) else { continue };
-            if word.load().is_mappable() {
-                continue;
-            }
-            self.zap_plain(&(at..at + PAGE_SIZE))?;
-            // It may have been filled, mapped and written since the look, and the note of that went with the entry.
-            if let Ok(old) = word.try_pin(DIRTY) {
-                m.account_dirtied(u64::from(!old.has(DIRTY)));
-                word.unpin();
+            let word = v.object.mapping().folio(v.pgoff_at(at));
+            if let Some(word) = word.filter(|w| !w.load().is_mappable()) {
+                self.unpoison_page(v, word, &(at..at + PAGE_SIZE))?;
             }
         }
         Ok(())
+    }
+
+    fn unpoison_page(&self, v: &VmaEntry, word: &FolioWord, page: &Range<usize>) -> std::result::Result<(), Errno> {
+        let mut patience = 2_000;
+        // While the page is ours nobody maps it.
+        while word.try_claim().is_err() {
+            // One that was filled since the look may have been written too, and the note of that is in the entry.
+            if word.load().is_mappable() || patience == 0 {
+                return self.zap_kernel(v, page);
+            }
+            // It is being filled, or evicted.
+            std::thread::sleep(Duration::from_micros(100));
+            patience -= 1;
+        }
+        let zapped = self.zap_plain(page);
+        if word.abandon() == Wake::Needed {
+            Host::detached().env().park.wake(word.futex_addr());
+        }
+        zapped
     }
 
     /// Finds out what was written through a mapping that is going away, while nobody can write through it any more.

@@ -5,7 +5,7 @@
 //!
 //! # Context: handler, in the section of the caller
 
-use super::{Run, Scan, Why, punch};
+use super::{Run, Scan, Why, must_stay, punch};
 use crate::folio::{FolioWord, UNMAPPED};
 use crate::host::{Env, Rmap};
 use crate::khugepaged;
@@ -14,14 +14,14 @@ use crate::mapping::Mapping;
 use crate::page::EXTENT_PAGES;
 use crate::rmap;
 
-impl Scan<'_> {
+impl<'a> Scan<'a> {
     /// Drops a huge page whole, if nobody missed any part of it; else this part, and what is left is small pages again.
     /// Returns how many pages went.
     pub(super) fn evict_huge(
         &self,
-        run: &mut Option<Run>,
+        run: &mut Option<Run<'a>>,
         entry: Entry,
-        mapping: &Mapping<'_>,
+        mapping: &'a Mapping<'a>,
         word: &FolioWord,
     ) -> u64 {
         let first = khugepaged::chunk_start(entry.pgoff());
@@ -58,7 +58,7 @@ impl Scan<'_> {
             self.enter(&lru.probation, entry);
             return true;
         }
-        if !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
+        if must_stay(mapping, word.load()) || !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
             self.enter(&lru.main, entry);
             return true;
         }

@@ -86,6 +86,10 @@ pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from
             word.unpin();
             if !mapping.account.lru.probation.push(entry.0) {
                 word.keep(word.load().version());
+                // In another queue, or by the entry it has, which is void no more then.
+                if !mapping.account.lru.add(entry, true) {
+                    let _ = word.end_isolation(word.load());
+                }
             }
         }
         if nr > 0

@@ -10,10 +10,11 @@ use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
 use softfault_mm::extent::{ChunkWord, Extent, ExtentState};
 use softfault_mm::fault::{self, Env};
+use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, Folio, FolioWord, REFERENCED, State, UNMAPPED};
 use softfault_mm::host::{AddressSpace, BATCH, Batch, Park, Rmap, Which, Woken};
 use softfault_mm::huge_memory;
-use softfault_mm::lru::Lruvec;
+use softfault_mm::lru::{Entry as LruEntry, Lruvec};
 use softfault_mm::mapping::{FailurePolicy, Mapping};
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Pte, Staged, WaitKey, Zap};
@@ -523,12 +524,14 @@ impl Store {
 impl AddressSpaceOps for Store {
     fn read_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
         self.called(Call::Read(pgoff, nr));
-        for i in 0..nr {
-            let p = pgoff + u64::from(i);
+        for p in pgoff..pgoff + u64::from(nr) {
             let word = self.kernel.word(self.object, p);
             assert_eq!(word.state(), State::Filling, "page {p} is read in place by who does not own it");
-            // Whatever comes of it: something is in the page now.
+            // Whatever comes of it: something is in each of the pages now.
             self.kernel.set_alias(self.object, p, vec![0xEE; PAGE_SIZE]);
+        }
+        for i in 0..nr {
+            let p = pgoff + u64::from(i);
             if let Some(error) = lock(&self.bad).get(&p) {
                 return Err((i, *error));
             }
@@ -621,6 +624,8 @@ pub(crate) struct ObjectSpec {
     pub(crate) always_dirty: bool,
     /// Dirty pages can be written out.
     pub(crate) dirty_goes: bool,
+    /// `punch` takes its pages out of the one mapping they lie in.
+    pub(crate) exclusive: bool,
     pub(crate) staging: bool,
     pub(crate) fill_window: u32,
     pub(crate) ra_pages: u32,
@@ -636,6 +641,7 @@ impl ObjectSpec {
             handler_safe: true,
             always_dirty: false,
             dirty_goes: true,
+            exclusive: false,
             staging: false,
             fill_window: 1,
             ra_pages: 0,
@@ -769,7 +775,7 @@ impl World {
                 store_faults: false,
                 always_dirty: spec.always_dirty,
                 dirty_goes: spec.dirty_goes && !spec.always_dirty,
-                exclusive: false,
+                exclusive: spec.exclusive,
                 is_flushed: true,
                 write_blocks: false,
                 staging: spec.staging,
@@ -1099,6 +1105,51 @@ impl World {
         r.unwrap_or_else(|| panic!("no vma at {addr:#x}"))
     }
 
+    /// Reads pages into the cache without a fault.
+    pub(crate) fn populate(&self, object: usize, from: u64, to: u64) {
+        let m = self.objects[object].mapping;
+        for p in from..to {
+            let claim = filemap::claim_run(m, p, p, p + 1).expect("room").expect("not cached yet");
+            filemap::read_claimed(m, self, 0, claim).expect("the store is well");
+        }
+    }
+
+    /// Puts cached pages on probation, past whatever queue they stand in: they are unmapped, and nobody misses them.
+    pub(crate) fn put_on_probation(&self, object: usize, from: u64, to: u64) {
+        let m = self.objects[object].mapping;
+        for p in from..to {
+            let word = self.word(object, p);
+            word.try_unmap().expect("cached and idle");
+            word.unpin();
+            assert!(self.account.lru.probation.push(LruEntry::new(m.id, p, word.load()).0));
+        }
+    }
+
+    /// Empties the queues of reclaim; returns the pages that they named, those of entries that are void left out.
+    pub(crate) fn drain_queues(&self) -> Vec<(usize, u64)> {
+        let lru = &self.account.lru;
+        let mut named = Vec::new();
+        for queue in [&lru.small, &lru.main, &lru.probation] {
+            while let Some(entry) = queue.pop().map(LruEntry) {
+                let object = entry.mapping_id() as usize;
+                if entry.is_current(self.word(object, entry.pgoff()).load()) {
+                    named.push((object, entry.pgoff()));
+                }
+            }
+        }
+        named.sort_unstable();
+        named
+    }
+
+    /// The pages that are in the cache.
+    pub(crate) fn cached(&self) -> Vec<(usize, u64)> {
+        let of = |(id, o): (usize, &Object)| {
+            let m = o.mapping;
+            (0u64..).take(m.folios.len()).filter(move |p| m.is_cached(*p)).map(move |p| (id, p))
+        };
+        self.objects.iter().enumerate().flat_map(of).collect()
+    }
+
     /// Runs what fillers would run.
     pub(crate) fn run_fillers(&self) {
         while let Some(claim) = lock(&self.queue).as_mut().and_then(VecDeque::pop_front) {
@@ -1240,7 +1291,14 @@ impl Park for World {
         self.run_fillers();
         Woken::LookAgain
     }
-    fn wake(&self, _addr: usize) {}
+    fn wake(&self, addr: usize) {
+        // The bell goes with the cache, and that with its last object.
+        let held = |o: &Object| o.mapping.users.load(Ordering::Relaxed) > 0;
+        assert!(
+            addr != self.account.bell_addr() || self.objects.iter().any(held),
+            "the bell of a cache that may be gone"
+        );
+    }
     fn submit(&self, claim: Claim) -> Result<(), Claim> {
         match lock(&self.queue).as_mut() {
             Some(queue) => queue.push_back(claim),

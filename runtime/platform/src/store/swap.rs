@@ -468,14 +468,19 @@ mod tests {
     #[test]
     fn the_parts_and_the_whole_pages_of_a_range_are_punched() -> Result<(), Errno> {
         let file = swap_file(8)?;
-        for (from, to) in [(10, 20), (10, PAGE_SIZE), (0, 20), (10, PAGE_SIZE + 20), (10, 3 * PAGE_SIZE + 1), (0, 4 * PAGE_SIZE)] {
+        for (from, to) in
+            [(10, 20), (10, PAGE_SIZE), (0, 20), (10, PAGE_SIZE + 20), (10, 3 * PAGE_SIZE + 1), (0, 4 * PAGE_SIZE)]
+        {
             let store = SwapStore::new(&file, 4 * PAGE_SIZE as u64)?;
             let bytes = [5; 4 * PAGE_SIZE];
             assert_eq!(store.write(0, &PageRef::from(bytes.as_slice())), Ok(()));
             assert_eq!(store.punch(from as u64, (to - from) as u64), Ok(()));
             let mut got = [1; 4 * PAGE_SIZE];
             assert_eq!(store.read(0, &mut PageMut::from(got.as_mut_slice())), Ok(()));
-            assert!(got.iter().enumerate().all(|(i, b)| *b == if (from..to).contains(&i) { 0 } else { 5 }), "{from}..{to}");
+            assert!(
+                got.iter().enumerate().all(|(i, b)| *b == if (from..to).contains(&i) { 0 } else { 5 }),
+                "{from}..{to}"
+            );
         }
         Ok(())
     }
