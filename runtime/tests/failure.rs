@@ -257,6 +257,40 @@ fn the_cache_limit() {
 }
 
 #[test]
+fn a_poisoned_page_heals_in_a_full_cache() {
+    each_mode("heals when full", |_, mode| {
+        let rt = Runtime::builder().cache_limit(64 * PAGE as u64).build().unwrap();
+        let nr = 3 * NR;
+        let bad = nr - 1;
+        for in_handler in [true, false] {
+            let (object, knobs) = knob_object(&rt, (nr * PAGE) as u64, in_handler);
+            let a = arena(&rt, mode, EXTENT);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            let poison = || {
+                knobs.fail(bad, 1);
+                until("poisoned", || {
+                    let _ = object.evict((bad * PAGE) as u64..(nr * PAGE) as u64);
+                    object.read_at((bad * PAGE) as u64, &mut [0; 8]).is_err()
+                });
+                knobs.recover();
+            };
+            let mut everything = vec![0; nr * PAGE];
+            // The pages before it fill the cache, and the background reclaimer may or may not have made room since.
+            for round in 0..10 {
+                poison();
+                let read = object.read_at(0, &mut everything);
+                assert_eq!(read.unwrap(), nr * PAGE, "{mode:?}, {in_handler}, round {round}: by a call");
+                poison();
+                for p in 0..nr {
+                    let want = byte_of(0, (p * PAGE) as u64);
+                    assert_eq!(load(&a, p * PAGE), Ok(want), "{mode:?}, {in_handler}, round {round}: page {p}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn failures_and_limits_leave_no_charge_behind() {
     each_mode("charges", |rt, mode| {
         let (object, knobs) = knob_object(rt, (NR * PAGE) as u64, true);
