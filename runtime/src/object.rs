@@ -17,6 +17,7 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
+use softfault_mm::vmstat::Event;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{HandlerStore, Store};
@@ -278,6 +279,8 @@ impl ObjectBuilder {
         }
         if inner.huge {
             inner.rt.khugepaged.add(&inner)?;
+        } else if self.huge_pages {
+            inner.rt.stat.add(0, Event::THP_UNSUPPORTED, 1);
         }
         Ok(Object { inner })
     }
