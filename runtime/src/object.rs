@@ -6,6 +6,7 @@ use crate::exclusive::{Exclusive, Parts, Plan};
 use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
+use crate::memory::limit_pages;
 use crate::registry;
 use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
@@ -395,7 +396,7 @@ impl ObjectInner {
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
             account,
-            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, |bytes| (bytes >> PAGE_SHIFT).max(64))),
+            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, limit_pages)),
             nr_own: AtomicU64::new(0),
             hand: AtomicU64::new(0),
             flush_turn: AtomicU32::new(0),
