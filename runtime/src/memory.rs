@@ -22,6 +22,13 @@ pub(crate) fn default_limit_bytes() -> u64 {
     total_bytes() / 2
 }
 
+/// Returns the bytes of the process's page tables; 0 where `/proc` does not say.
+pub(crate) fn page_table_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|l| l.strip_prefix("VmPTE:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib: u64| kib << 10)
+}
+
 fn machine_bytes() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());

@@ -47,6 +47,8 @@ pub(crate) struct RuntimeInner {
     /// Where anonymous memory goes; `None`: it stays.
     pub(crate) swap: Option<Swap>,
     pub(crate) readahead_pages: Option<u32>,
+    /// Bytes of the arenas' tables.
+    pub(crate) arena_table_bytes: AtomicU64,
     regions: Mutex<Vec<Arc<Space>>>,
     /// The frames of exclusive objects.
     #[cfg(feature = "userfaultfd")]
@@ -254,6 +256,7 @@ impl RuntimeBuilder {
             fill_window_pages: self.fill_window_pages,
             swap,
             readahead_pages: self.readahead_pages,
+            arena_table_bytes: AtomicU64::new(0),
             regions: Mutex::new(Vec::new()),
             #[cfg(feature = "userfaultfd")]
             frames: Mutex::new(None),
@@ -423,6 +426,18 @@ impl RuntimeInner {
     /// Returns the bytes of address space and of memory, at most, that the queues of reclaim take.
     pub(crate) fn queue_bytes(&self) -> u64 {
         self.queues.iter().map(|q| q.lend().len() as u64 * 8).sum()
+    }
+
+    /// Returns the bytes of memory that those take.
+    pub(crate) fn queue_bytes_resident(&self) -> u64 {
+        self.queues.iter().map(Table::resident_bytes).sum()
+    }
+
+    /// Returns the bytes of memory that the words of pages and chunks take; 0 while an object is being made.
+    pub(crate) fn folio_table_bytes(&self) -> u64 {
+        let resident =
+            |s: &Arc<Space>| s.free.try_lock().map_or(0, |free| s.region.table_bytes_resident(free.tail * EXTENT_SIZE));
+        self.regions.try_lock().map_or(0, |regions| regions.iter().map(resident).sum())
     }
 
     /// Returns the bytes of memory that the cache's memfds occupy. Statistics wait for nobody: 0 while an object is
