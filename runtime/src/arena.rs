@@ -13,7 +13,7 @@ use softfault_mm::ctx::Ctx;
 use softfault_mm::extent::{Extent, ExtentState};
 use softfault_mm::fault;
 use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SIZE};
-use softfault_mm::sync::AtomicU64;
+use softfault_mm::sync::{AtomicU64, Ordering};
 use softfault_mm::types::{FaultFlags, VmFaultReason};
 use softfault_platform::host::Host;
 use softfault_platform::section::{self, Slot};
@@ -138,8 +138,9 @@ impl ArenaBuilder {
         // SAFETY: the slot's number was free; the arena withdraws it before its range and tables go.
         unsafe { vmatree::publish_arena(slot, &facts) };
         drop(registry);
+        self.runtime.inner.arena_table_bytes.fetch_add(table_bytes(nr), Ordering::Relaxed);
         let inner = ArenaInner {
-            _rt: Arc::clone(&self.runtime.inner),
+            rt: Arc::clone(&self.runtime.inner),
             slot,
             base,
             len_bytes,
@@ -218,7 +219,7 @@ pub struct Arena {
 /// Lock order: an arena's `vmas` < an object's `i_mmap` < the registry.
 pub(crate) struct ArenaInner {
     /// Keeps the runtime (its counters, contexts and handlers) for as long as the arena lives.
-    _rt: Arc<RuntimeInner>,
+    rt: Arc<RuntimeInner>,
     pub(crate) slot: u32,
     pub(crate) base: usize,
     pub(crate) len_bytes: usize,
@@ -370,8 +371,13 @@ impl Drop for ArenaInner {
         drop(registry);
         // SAFETY: reserved by `build`; withdrawn and drained, so neither handlers nor mappings use it.
         let _ = unsafe { mem::munmap(self.base, self.len_bytes) };
-        let _ = &self.granules;
+        self.rt.arena_table_bytes.fetch_sub(table_bytes(self.granules.lend().len()), Ordering::Relaxed);
     }
+}
+
+/// Returns the bytes of the tables of an arena of `nr` extents.
+fn table_bytes(nr: usize) -> u64 {
+    (Table::<AtomicU64>::bytes(nr) + Table::<Extent>::bytes(nr)) as u64
 }
 
 impl Arena {

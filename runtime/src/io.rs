@@ -63,8 +63,8 @@ fn get_pinned_of(
             Lookup::NoPins => return Err(FillError::NoMemory),
             Lookup::Poisoned(error) if tried => return Err(error),
             Lookup::Absent | Lookup::Poisoned(_) => {
-                tried = true;
-                fill_missing(env, &ctx, object, pgoff, req)?;
+                // Who had to make room first has not asked the store yet: a poisoned page is still to be healed.
+                tried |= fill_missing(env, &ctx, object, pgoff, req)?;
             }
             Lookup::Busy(key) => {
                 tried = true;
@@ -83,13 +83,14 @@ fn get_pinned_of(
 }
 
 /// Claims what readahead plans for a miss at `pgoff` and reads it: here, or on a filler where the object has a deadline.
+/// `false`: there was no room, which was made instead.
 fn fill_missing(
     env: Env<'_>,
     ctx: &Ctx<'_>,
     object: &ObjectInner,
     pgoff: u64,
     req: u32,
-) -> std::result::Result<(), FillError> {
+) -> std::result::Result<bool, FillError> {
     let mapping = object.mapping();
     let rq = mapping.request(pgoff, req);
     let plan = match req {
@@ -98,11 +99,11 @@ fn fill_missing(
     };
     let claim = match read_pages::claim_plan(mapping, env.park, ctx.stripe, pgoff, &plan) {
         Ok(Some(claim)) => claim,
-        Ok(None) => return Ok(()),
+        Ok(None) => return Ok(true),
         Err(FillError::NoMemory) => {
             return match memcg::try_to_free_pages(env, ctx, mapping) {
                 Freed::Nothing => Err(FillError::NoMemory),
-                Freed::Some | Freed::Later => Ok(()),
+                Freed::Some | Freed::Later => Ok(false),
             };
         }
         Err(error) => return Err(error),
@@ -113,7 +114,7 @@ fn fill_missing(
         fault::give_up(env, claim);
         std::thread::yield_now();
     }
-    Ok(())
+    Ok(true)
 }
 
 fn fault_error(op: &'static str, access: Access, offset: u64, error: FillError) -> Error {

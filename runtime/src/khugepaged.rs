@@ -176,9 +176,10 @@ impl ObjectBuilder {
     /// Keeps 2 MiB of the object that are cached whole as one huge page, mapped by one entry where the extent is native,
     /// and dropped whole; a thread of the runtime collapses them in the background, [`Object::collapse`] at once.
     ///
-    /// Not for objects whose shared stores are noted page by page (writable ones, but anonymous memory without swap): there
-    /// it has no effect. A pin keeps the whole huge page cached. `nr_shmem_hugepages` and `thp_*` of
-    /// [`Stats`](crate::Stats) say what came of it.
+    /// Not for objects whose shared stores are noted page by page or fault (writable ones, but anonymous memory without
+    /// swap; [`synchronous_writes`](ObjectBuilder::synchronous_writes), `page_mkwrite`): there it has no effect, and
+    /// `thp_unsupported` of [`Stats`](crate::Stats) counts the object. A pin keeps the whole huge page cached.
+    /// `nr_shmem_hugepages` and `thp_*` say what came of it.
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
         self.huge_pages = yes;

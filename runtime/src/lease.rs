@@ -78,10 +78,14 @@ unsafe impl ZeroedAtomics for softfault_mm::extent::Extent {}
 
 impl<T: ZeroedAtomics> Table<T> {
     pub(crate) fn new(len: usize) -> Result<Self, softfault_platform::sys::Errno> {
-        let bytes = (len.max(1) * size_of::<T>()).next_multiple_of(4096);
+        let bytes = Self::bytes(len);
         let at = softfault_platform::sys::mem::map_zeroed(bytes)?;
         // SAFETY: freshly mapped, zeroed, page-aligned memory for `len` values; zero is valid for T.
         Ok(Self { words: unsafe { std::slice::from_raw_parts(at as *const T, len) } })
+    }
+    /// Returns the bytes of memory the table takes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        softfault_platform::sys::mem::resident_bytes(self.words.as_ptr() as usize, Self::bytes(self.words.len()))
     }
     /// Lends the words; they stay until the table is dropped.
     pub(crate) fn lend(&self) -> &'static [T] {
@@ -89,9 +93,16 @@ impl<T: ZeroedAtomics> Table<T> {
     }
 }
 
+impl<T> Table<T> {
+    /// Returns how many bytes are mapped for `len` words.
+    pub(crate) fn bytes(len: usize) -> usize {
+        (len.max(1) * size_of::<T>()).next_multiple_of(4096)
+    }
+}
+
 impl<T> Drop for Table<T> {
     fn drop(&mut self) {
-        let bytes = (self.words.len().max(1) * size_of::<T>()).next_multiple_of(4096);
+        let bytes = Self::bytes(self.words.len());
         // SAFETY: mapped by `new` with this length; the owner has withdrawn every borrow it published.
         let _ = unsafe { softfault_platform::sys::mem::munmap(self.words.as_ptr() as usize, bytes) };
     }

@@ -26,15 +26,19 @@ pub enum Advice {
     /// limit, and does nothing where pages are never read ahead (see
     /// [`RuntimeBuilder::readahead_pages`](crate::RuntimeBuilder::readahead_pages)).
     WillNeed,
-    /// It is not needed soon: page-table entries of shared mappings go, the pages stay cached.
+    /// It is not needed soon: page-table entries of shared mappings go, the pages stay cached; the next touch is a minor
+    /// fault.
     DontNeed,
-    /// Its pages are the first to go when room is needed; until then they stay cached.
+    /// Its pages are the first to go when room is needed, unless they are touched before; until then they stay cached. A
+    /// hint: what is pinned or busy stays as it is.
     Cold,
-    /// Its clean pages are dropped from the cache now.
+    /// Its pages leave the cache now, dirty ones by way of the store (they are written, not flushed). What is pinned or
+    /// busy, held dirty, or dirty and has nowhere to go, stays.
     PageOut,
-    /// It is made resident now, as loads would.
+    /// It is made resident now, as loads would: cached, and mapped where the advice is to an arena.
     PopulateRead,
-    /// It is made resident now, as stores would, without changing a byte.
+    /// It is made resident now, as stores would, without changing a byte: cached and dirty, and mapped for stores where
+    /// the advice is to an arena.
     PopulateWrite,
 }
 
@@ -100,8 +104,9 @@ impl Object {
     ///
     /// # Errors
     /// [`Error::Argument`] where the range runs backwards, [`Error::Denied`] for `PopulateWrite` on an object that is
-    /// not writable, [`Error::Fault`] naming the first page that cannot be populated, [`Error::Pinned`] for `DontNeed`
-    /// and `Cold` over a pin, else as [`Object::evict`].
+    /// not writable, [`Error::Fault`] naming the first page that cannot be populated, for `DontNeed` as
+    /// [`Arena::zap`] of each mapping, for `PageOut` [`Error::Writeback`] and as [`Object::evict`]. The others do not fail
+    /// once the range is one.
     pub fn advise(&self, range: Range<u64>, advice: Advice) -> Result<()> {
         let op = "Object::advise";
         parent_only(op)?;
@@ -143,8 +148,8 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Exhausted`]: nothing was changed. [`Error::Pinned`] and
-    /// [`Error::Denied`] as [`Arena::zap`], for `DontNeed` and `Cold`. [`Error::Fault`] naming the first page that
-    /// cannot be populated; those before it are resident.
+    /// [`Error::Denied`] as [`Arena::zap`], for `DontNeed`. For `PageOut` [`Error::Writeback`] and as [`Object::evict`].
+    /// [`Error::Fault`] naming the first page that cannot be populated; those before it are resident.
     pub fn advise(&self, range: Range<usize>, advice: Advice) -> Result<()> {
         let op = "Arena::advise";
         self.inner.check_range(op, &range)?;

@@ -1,16 +1,32 @@
 //! How much memory the process may use: the machine's, or its memory cgroup's.
 
+use softfault_mm::page::PAGE_SHIFT;
 use std::fs;
 use std::path::Path;
+
+/// The smallest limit of a cache, or of an object with one of its own, in pages: what one thread may need at once.
+pub(crate) const LIMIT_MIN_PAGES: u64 = 64;
+
+/// Returns a limit in pages.
+pub(crate) fn limit_pages(bytes: u64) -> u64 {
+    (bytes >> PAGE_SHIFT).max(LIMIT_MIN_PAGES)
+}
 
 /// Returns the smaller of the machine's memory and the limits of the process's memory cgroup and those above it.
 pub(crate) fn total_bytes() -> u64 {
     cgroup_limit_bytes().map_or_else(machine_bytes, |limit| limit.min(machine_bytes()))
 }
 
-/// Returns the default cache limit: half of [`total_bytes`], and at least 64 MiB.
+/// Returns the default cache limit: half of [`total_bytes`].
 pub(crate) fn default_limit_bytes() -> u64 {
-    (total_bytes() / 2).max(64 << 20)
+    total_bytes() / 2
+}
+
+/// Returns the bytes of the process's page tables; 0 where `/proc` does not say.
+pub(crate) fn page_table_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|l| l.strip_prefix("VmPTE:")?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib: u64| kib << 10)
 }
 
 fn machine_bytes() -> u64 {

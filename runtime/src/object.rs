@@ -6,6 +6,7 @@ use crate::exclusive::{Exclusive, Parts, Plan};
 use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
+use crate::memory::limit_pages;
 use crate::registry;
 use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
@@ -17,6 +18,7 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
+use softfault_mm::vmstat::Event;
 use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
 use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{HandlerStore, Store};
@@ -278,6 +280,8 @@ impl ObjectBuilder {
         }
         if inner.huge {
             inner.rt.khugepaged.add(&inner)?;
+        } else if self.huge_pages {
+            inner.rt.stat.add(0, Event::THP_UNSUPPORTED, 1);
         }
         Ok(Object { inner })
     }
@@ -420,7 +424,7 @@ impl ObjectInner {
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),
             account,
-            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, |bytes| (bytes >> PAGE_SHIFT).max(64))),
+            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, limit_pages)),
             nr_own: AtomicU64::new(0),
             hand: AtomicU64::new(0),
             flush_turn: AtomicU32::new(0),

@@ -1,6 +1,7 @@
 //! What a program may change about an object's pages besides their bytes: their limit, and poison.
 
 use crate::error::{Error, Result, parent_only};
+use crate::memory::limit_pages;
 use crate::object::Object;
 use softfault_mm::page::{PAGE_SHIFT, pages_of};
 use softfault_mm::sync::Ordering;
@@ -24,7 +25,7 @@ impl Object {
         Ok(healed as u64)
     }
 
-    /// Changes the object's own limit. Pages above a lower one leave as others come.
+    /// Changes the object's own limit (at least 64 pages). Pages above a lower one leave as others come.
     ///
     /// # Errors
     /// [`Error::Denied`] where the object was made without one: its pages are not counted.
@@ -34,7 +35,7 @@ impl Object {
             let what = "the object was made without a limit of its own";
             return Err(Error::Denied { op: "Object::set_cache_limit", what });
         }
-        limit.store((bytes >> PAGE_SHIFT).clamp(64, u64::MAX - 1), Ordering::Relaxed);
+        limit.store(limit_pages(bytes).min(u64::MAX - 1), Ordering::Relaxed);
         Ok(())
     }
 }

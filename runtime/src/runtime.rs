@@ -47,6 +47,8 @@ pub(crate) struct RuntimeInner {
     /// Where anonymous memory goes; `None`: it stays.
     pub(crate) swap: Option<Swap>,
     pub(crate) readahead_pages: Option<u32>,
+    /// Bytes of the arenas' tables.
+    pub(crate) arena_table_bytes: AtomicU64,
     regions: Mutex<Vec<Arc<Space>>>,
     /// The frames of exclusive objects.
     #[cfg(feature = "userfaultfd")]
@@ -157,8 +159,14 @@ impl RuntimeBuilder {
         self
     }
     /// Bounds the bytes of cached pages over all objects; default: half of what the process's memory cgroup (or the
-    /// machine) has. Pages that are not used leave the cache for others; a fault for which nothing can leave, because
-    /// everything is pinned or held, is `VM_FAULT_OOM` (SIGBUS).
+    /// machine) has. Pages that are not used leave the cache for others.
+    ///
+    /// A limit below 64 pages (256 KiB) is one of 64 pages: what one thread may need at once. Give as many for each thread
+    /// that faults at the same time; with fewer all get on, but one behind the other.
+    ///
+    /// A fault for which nothing can leave, because everything is pinned or held, is `VM_FAULT_OOM`: SIGBUS, and an error
+    /// of calls, whatever the object's [`FailurePolicy`](crate::FailurePolicy). Its page is not poisoned, nor is it made
+    /// up: it comes from the store once there is room.
     #[must_use]
     pub fn cache_limit(mut self, bytes: u64) -> Self {
         self.cache_limit_bytes = Some(bytes);
@@ -222,7 +230,7 @@ impl RuntimeBuilder {
         registry.enter(self.fillers)?;
         let stat = registry.take_stat();
         drop(registry);
-        let limit = self.cache_limit_bytes.unwrap_or_else(memory::default_limit_bytes) >> PAGE_SHIFT;
+        let limit = memory::limit_pages(self.cache_limit_bytes.unwrap_or_else(memory::default_limit_bytes));
         let queues = new_queues(limit)?;
         let [small, main, probation] = &queues;
         let lru = Lruvec::new(small.lend(), main.lend(), probation.lend(), limit);
@@ -248,6 +256,7 @@ impl RuntimeBuilder {
             fill_window_pages: self.fill_window_pages,
             swap,
             readahead_pages: self.readahead_pages,
+            arena_table_bytes: AtomicU64::new(0),
             regions: Mutex::new(Vec::new()),
             #[cfg(feature = "userfaultfd")]
             frames: Mutex::new(None),
@@ -360,12 +369,12 @@ impl Runtime {
     }
 
     /// Changes the cache's limit. Pages above a lower one leave in the background; until then nothing new comes in but for
-    /// what goes.
+    /// what goes. At least 64 pages, as for [`RuntimeBuilder::cache_limit`].
     pub fn set_cache_limit(&self, bytes: u64) {
-        let account = &self.inner.account;
-        account.lru.grow(bytes >> PAGE_SHIFT);
-        account.limit_pages.store(bytes >> PAGE_SHIFT, std::sync::atomic::Ordering::SeqCst);
-        let dirty = (bytes >> PAGE_SHIFT).saturating_mul(self.inner.dirty_percent) / 100;
+        let (account, pages) = (&self.inner.account, memory::limit_pages(bytes));
+        account.lru.grow(pages);
+        account.limit_pages.store(pages, std::sync::atomic::Ordering::SeqCst);
+        let dirty = pages.saturating_mul(self.inner.dirty_percent) / 100;
         account.dirty_limit.store(dirty, std::sync::atomic::Ordering::Relaxed);
         if account.wants_kswapd() {
             softfault_platform::sys::futex::wake_all(account.bell_addr());
@@ -417,6 +426,18 @@ impl RuntimeInner {
     /// Returns the bytes of address space and of memory, at most, that the queues of reclaim take.
     pub(crate) fn queue_bytes(&self) -> u64 {
         self.queues.iter().map(|q| q.lend().len() as u64 * 8).sum()
+    }
+
+    /// Returns the bytes of memory that those take.
+    pub(crate) fn queue_bytes_resident(&self) -> u64 {
+        self.queues.iter().map(Table::resident_bytes).sum()
+    }
+
+    /// Returns the bytes of memory that the words of pages and chunks take; 0 while an object is being made.
+    pub(crate) fn folio_table_bytes(&self) -> u64 {
+        let resident =
+            |s: &Arc<Space>| s.free.try_lock().map_or(0, |free| s.region.table_bytes_resident(free.tail * EXTENT_SIZE));
+        self.regions.try_lock().map_or(0, |regions| regions.iter().map(resident).sum())
     }
 
     /// Returns the bytes of memory that the cache's memfds occupy. Statistics wait for nobody: 0 while an object is

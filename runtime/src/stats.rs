@@ -1,5 +1,6 @@
 //! A reading of the counters: `/proc/vmstat` names, one per reason bit, and the latency of the walk's stages.
 
+use crate::memory;
 use crate::runtime::RuntimeInner;
 use softfault_mm::types::VmFaultReason;
 use softfault_mm::vmstat::{Event, NR_BUCKETS, Stage};
@@ -24,6 +25,11 @@ pub struct StageLatency {
 }
 
 /// A reading of one runtime's counters. `Display` prints them as `/proc/vmstat` does; [`Stats::to_json`] as JSON.
+///
+/// Memory, in bytes: what the cache's limit bounds is `cache_bytes_allocated` (memfds) and the exclusive objects' frames.
+/// On top of it come the runtime's tables, `folio_table_bytes` (a word a page, where objects lie), `queue_bytes` (the
+/// queues of reclaim: what is touched of `queue_bytes_reserved`) and `arena_table_bytes` (a record per 2 MiB of arena), and
+/// the kernel's page tables, which are known for the process only: `process_page_table_bytes`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Stats {
     /// Counters by name.
@@ -47,6 +53,9 @@ impl Stats {
         counters.push(("nr_active", rt.account.lru.main.len()));
         counters.push(("nr_probation", rt.account.lru.probation.len()));
         counters.push(("queue_bytes_reserved", rt.queue_bytes()));
+        counters.push(("queue_bytes", rt.queue_bytes_resident()));
+        counters.push(("folio_table_bytes", rt.folio_table_bytes()));
+        counters.push(("arena_table_bytes", rt.arena_table_bytes.load(relaxed)));
         counters.push(("cache_bytes_allocated", rt.allocated_bytes()));
         counters.push(("cache_memfds", rt.nr_regions() as u64));
         counters.extend(rt.swap.iter().flat_map(crate::swap::Swap::counters));
@@ -57,6 +66,7 @@ impl Stats {
             counters.push(("exclusive_frames", mapped + free));
             counters.push(("exclusive_pool_bytes", free << softfault_mm::page::PAGE_SHIFT));
         }
+        counters.push(("process_page_table_bytes", memory::page_table_bytes()));
         counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
         counters.push(("process_handler_chained", entry::PROCESS_STAT.event(Event::HANDLER_CHAINED)));
         counters.push(("process_handler_refused", entry::PROCESS_STAT.event(Event::HANDLER_REFUSED)));

@@ -235,24 +235,60 @@ fn policy_abort() {
 
 #[test]
 fn the_cache_limit() {
+    const LIMIT: usize = 64;
+    let nr = 2 * NR;
     each_mode("limit", |_, mode| {
-        let rt = Runtime::builder().cache_limit(16 * PAGE as u64).fill_window_pages(1).build().unwrap();
-        let (object, _) = knob_object(&rt, (NR * PAGE) as u64, true);
+        let rt = Runtime::builder().cache_limit((LIMIT * PAGE) as u64).fill_window_pages(1).build().unwrap();
+        let (object, _) = knob_object(&rt, (nr * PAGE) as u64, true);
         let a = arena(&rt, mode, EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
-        (0..16).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
-        let pin = a.pin(0..16 * PAGE, Access::Read).unwrap();
-        assert_eq!(load(&a, 16 * PAGE), Err(BUS), "over the limit, and nothing can leave");
-        assert!(reason(object.read_at(16 * PAGE as u64, &mut [0; 8])).contains(VmFaultReason::OOM));
+        (0..LIMIT).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
+        let pin = a.pin(0..LIMIT * PAGE, Access::Read).unwrap();
+        assert_eq!(load(&a, LIMIT * PAGE), Err(BUS), "over the limit, and nothing can leave");
+        assert!(reason(object.read_at((LIMIT * PAGE) as u64, &mut [0; 8])).contains(VmFaultReason::OOM));
         assert!(rt.stats().reason(VmFaultReason::OOM) > 0);
-        assert_eq!(rt.stats().get("nr_cached_pages"), 16);
+        assert_eq!(rt.stats().get("nr_cached_pages"), LIMIT as u64);
         assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "what is there stays");
         drop(pin);
-        (0..NR).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
-        assert!(rt.stats().get("nr_cached_pages") <= 16, "others left");
+        (0..nr).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
+        assert!(rt.stats().get("nr_cached_pages") <= LIMIT as u64, "others left");
         rt.set_cache_limit(u64::MAX);
-        (0..NR).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
-        assert_eq!(object.cached_pages(), NR as u64, "nothing leaves below the limit");
+        (0..nr).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
+        assert_eq!(object.cached_pages(), nr as u64, "nothing leaves below the limit");
+    });
+}
+
+#[test]
+fn a_poisoned_page_heals_in_a_full_cache() {
+    each_mode("heals when full", |_, mode| {
+        let rt = Runtime::builder().cache_limit(64 * PAGE as u64).build().unwrap();
+        let nr = 3 * NR;
+        let bad = nr - 1;
+        for in_handler in [true, false] {
+            let (object, knobs) = knob_object(&rt, (nr * PAGE) as u64, in_handler);
+            let a = arena(&rt, mode, EXTENT);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            let poison = || {
+                knobs.fail(bad, 1);
+                until("poisoned", || {
+                    let _ = object.evict((bad * PAGE) as u64..(nr * PAGE) as u64);
+                    object.read_at((bad * PAGE) as u64, &mut [0; 8]).is_err()
+                });
+                knobs.recover();
+            };
+            let mut everything = vec![0; nr * PAGE];
+            // The pages before it fill the cache, and the background reclaimer may or may not have made room since.
+            for round in 0..10 {
+                poison();
+                let read = object.read_at(0, &mut everything);
+                assert_eq!(read.unwrap(), nr * PAGE, "{mode:?}, {in_handler}, round {round}: by a call");
+                poison();
+                for p in 0..nr {
+                    let want = byte_of(0, (p * PAGE) as u64);
+                    assert_eq!(load(&a, p * PAGE), Ok(want), "{mode:?}, {in_handler}, round {round}: page {p}");
+                }
+            }
+        }
     });
 }
 

@@ -1,29 +1,33 @@
 //! A file-system exerciser: random reads, stores, truncations, holes, syncs, invalidations and evictions, through arenas,
-//! by calls and through the file itself, compared with a model in memory after each step.
+//! by calls and through the file itself, compared with a model in memory: what a step touched after each step, everything
+//! now and then, and after all of it was dropped and opened again.
 //!
-//! `SOFTFAULT_FSX_OPS` sets the number of steps, `SOFTFAULT_FSX_SEED` the seed; both are printed.
+//! `SOFTFAULT_FSX_OPS` sets the number of steps of each test over all modes, which run side by side, `SOFTFAULT_FSX_SEED`
+//! the seed; both are printed. `.ci/fsx` makes a million of each.
 #![allow(clippy::cast_possible_truncation, reason = "64-bit offsets of small objects")]
 #![allow(unsafe_code, reason = "stores to arenas by address")]
 
 mod common;
 mod disk;
 
-use common::{PAGE, Rng, StopOnDrop, TempFile, arena, bytes, load, map, same, setup, until};
+use common::{MODES, PAGE, Rng, StopOnDrop, TempFile, arena, bytes, load, map, same, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
 use softfault::{Access, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The longest the object gets.
-const MAX: usize = 64 * PAGE;
+const MAX: usize = 104 * PAGE;
 /// The most that one step touches.
 const STEP: usize = 5 * PAGE;
-/// The cache is smaller than the object.
-const LIMIT: usize = 40 * PAGE;
+/// The cache is smaller than the object: as small as it may be.
+const LIMIT: usize = 64 * PAGE;
+/// Steps between two comparisons of everything.
+const EVERYTHING: u64 = 256;
 const BUS: i32 = libc::SIGBUS;
 
 fn env(name: &str, default: u64) -> u64 {
@@ -80,7 +84,11 @@ struct Run<'a> {
     model: Vec<u8>,
     /// The store fails now and then.
     faulty: bool,
+    /// Nobody else has the object.
+    alone: bool,
     step: u64,
+    /// Accesses that raised SIGBUS, because the store failed.
+    buses: AtomicU64,
 }
 
 const KINDS: usize = 18;
@@ -94,7 +102,8 @@ impl<'a> Run<'a> {
         (0..4).for_each(|_| {
             rng.below(2);
         });
-        Self { rt, mode, rng, below, object, arenas, model, faulty, step: 0 }
+        let buses = AtomicU64::new(0);
+        Self { rt, mode, rng, below, object, arenas, model, faulty, alone: true, step: 0, buses }
     }
 
     fn arenas(rt: &Runtime, mode: Delivery, object: &Object) -> [Arena; 2] {
@@ -154,10 +163,50 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Touches bytes without a pin: where the store fails that raises SIGBUS, changes nothing, and can be tried again.
+    fn touch<T>(&self, what: &str, at: usize, f: impl Fn() -> Result<T, i32>) -> T {
+        for _ in 0..10_000 {
+            match f() {
+                Ok(v) => return v,
+                Err(BUS) if self.faulty => drop(self.buses.fetch_add(1, Ordering::Relaxed)),
+                Err(signo) => panic!("step {}: {what} at {at:#x}: signal {signo}", self.step),
+            }
+        }
+        panic!("step {}: {what} at {at:#x} raises SIGBUS for ever", self.step);
+    }
+
+    /// The bytes of a range that are touched one by one: a few of each page.
+    fn some_of(range: &Range<usize>) -> impl Iterator<Item = usize> + use<> {
+        let start = range.start;
+        range.clone().filter(move |at| (at - start) % PAGE < 24 || at % PAGE < 8)
+    }
+
+    /// Loads by plain instructions, and compares.
+    fn load_some(&self, range: &Range<usize>) {
+        let a = &self.arenas[0];
+        for at in Self::some_of(range) {
+            let got = self.touch("load", at, || load(a, at));
+            self.compare("load", &[got], &(at..at + 1));
+        }
+    }
+
+    /// Stores by plain instructions.
+    fn store_some(&mut self, range: &Range<usize>) {
+        let a = self.arenas[self.rng.below(2)].clone();
+        for at in Self::some_of(range) {
+            let value = self.rng.below(256) as u8;
+            self.touch("store", at, || store(&a, at, value));
+            self.model[at] = value;
+        }
+    }
+
     /// Reads by loads or by calls.
     fn read(&mut self, range: Range<usize>) -> Vec<u8> {
         // A pin of more than the cache would hold cannot be had.
         let way = if self.faulty && range.len() > LIMIT / 4 { 2 } else { self.rng.below(3) };
+        if self.faulty && way == 0 {
+            self.load_some(&range);
+        }
         if way == 2 {
             let mut got = vec![0; range.len()];
             let mut done = 0;
@@ -282,6 +331,7 @@ impl<'a> Run<'a> {
             return self.set_len();
         }
         match kind {
+            0 if self.faulty => self.store_some(&range),
             0..=3 => self.store(range.clone()),
             4 | 5 => self.write_at(range.clone()),
             6 | 7 => {}
@@ -297,7 +347,7 @@ impl<'a> Run<'a> {
             13 => self.outside_write(range.clone()),
             14 => self.outside_read(&range),
             15 if self.rng.below(8) == 0 => self.remap(),
-            16 if self.rng.below(64) == 0 => self.reopen(),
+            16 if self.alone && self.rng.below(64) == 0 => self.reopen(),
             17 if self.rng.below(4) == 0 => {
                 let a = &self.arenas[self.rng.below(2)];
                 // A neighbour that is being filled or reclaimed may be pinned for long on a busy machine.
@@ -312,35 +362,69 @@ impl<'a> Run<'a> {
         self.compare("read", &got, &look);
     }
 
-    fn run(&mut self, ops: u64) {
+    fn steps(&mut self, ops: u64) {
         for step in 0..ops {
             self.step = step;
             self.one();
-            if step % 256 == 0 {
+            if step % EVERYTHING == 0 {
                 let got = self.read(0..self.model.len());
                 self.compare("everything", &got, &(0..self.model.len()));
+                if let Below::Disk(disk) = &self.below {
+                    disk.clear_events();
+                }
             }
         }
+    }
+
+    /// Opens it again after the last step; returns how many steps there were.
+    fn end(&mut self, ops: u64) -> u64 {
         self.reopen();
         let got = self.read(0..self.model.len());
         self.compare("reopened", &got, &(0..self.model.len()));
+        ops
     }
 }
 
-/// Runs in every mode, a third of the steps in each.
-fn exercise(what: &str, ops: u64, below: impl Fn(u64) -> (Below, bool)) {
-    let (ops, seed) = (env("SOFTFAULT_FSX_OPS", ops) / 3, seed());
-    println!("{what}: SOFTFAULT_FSX_SEED={seed} SOFTFAULT_FSX_OPS={}", ops * 3);
-    common::each_mode(what, |_, mode| {
-        let rt = runtime();
+/// Runs in every mode that can be had, an equal share of the steps in each, side by side.
+fn exercise(what: &str, ops: u64, run: impl Fn(&Runtime, Delivery, u64, u64) -> u64 + Sync) {
+    let (ops, seed) = (env("SOFTFAULT_FSX_OPS", ops), seed());
+    println!("{what}: SOFTFAULT_FSX_SEED={seed} SOFTFAULT_FSX_OPS={ops}");
+    let probe = common::runtime();
+    let (modes, skipped): (Vec<_>, Vec<_>) = MODES.iter().partition(|m| probe.delivery().is_available(**m));
+    for mode in skipped {
+        println!("{what}: {mode:?} skipped: {}", probe.delivery());
+    }
+    assert!(!modes.is_empty(), "{what}: every mode was skipped");
+    let share = ops.div_ceil(modes.len() as u64);
+    let run = &run;
+    let done: u64 = std::thread::scope(|s| {
+        let one = |(i, mode): (usize, Delivery)| {
+            s.spawn(move || {
+                let rt = runtime();
+                let done = run(&rt, mode, seed.wrapping_add(2 * i as u64), share);
+                let of = |name| rt.stats().get(name);
+                println!("{what}: {mode:?}: {} reclaimed, {} written back", of("pgsteal"), of("pgpgout"));
+                done
+            })
+        };
+        let threads: Vec<_> = modes.into_iter().enumerate().map(one).collect();
+        threads.into_iter().map(|t| t.join().expect("a mode")).sum()
+    });
+    assert!(done >= ops);
+    println!("{what}: {done} steps, each compared");
+}
+
+/// As [`exercise`], over what `below` makes; the store fails where it says so.
+fn exercise_alone(what: &str, ops: u64, below: impl Fn(u64) -> (Below, bool) + Sync) {
+    exercise(what, ops, |rt, mode, seed, ops| {
         let (below, faulty) = below(seed);
-        let mut run = Run::new(&rt, mode, seed, below, faulty);
-        run.run(ops);
-        println!(
-            "{what}: {mode:?}: {} reclaimed, {} written back",
-            rt.stats().get("pgsteal"),
-            rt.stats().get("pgpgout")
-        );
+        let mut run = Run::new(rt, mode, seed, below, faulty);
+        run.steps(ops);
+        let done = run.end(ops);
+        let buses = run.buses.into_inner();
+        println!("{what}: {mode:?}: {buses} accesses raised SIGBUS");
+        assert!(!faulty || ops < 10_000 || buses > 0, "{what}: {mode:?}: the store failed no access");
+        done
     });
 }
 
@@ -352,17 +436,14 @@ fn file() -> Below {
 
 #[test]
 fn over_a_file() {
-    exercise("fsx", 3_000, |_| (file(), false));
+    exercise_alone("fsx", 3_000, |_| (file(), false));
 }
 
 #[test]
 fn over_a_file_with_others_evicting() {
-    let (ops, seed) = (env("SOFTFAULT_FSX_OPS", 1_500) / 3, seed());
-    println!("fsx_noise: SOFTFAULT_FSX_SEED={seed}");
-    common::each_mode("fsx_noise", |_, mode| {
-        let rt = runtime();
-        let mut run = Run::new(&rt, mode, seed, file(), false);
-        // Reopening is for one who is alone.
+    exercise("fsx_noise", 1_500, |rt, mode, seed, ops| {
+        let mut run = Run::new(rt, mode, seed, file(), false);
+        run.alone = false;
         let (object, stop) = (run.object.clone(), AtomicBool::new(false));
         let beside = run.arenas[0].clone();
         std::thread::scope(|s| {
@@ -380,21 +461,17 @@ fn over_a_file_with_others_evicting() {
                     std::thread::yield_now();
                 }
             });
-            let stopper = StopOnDrop(&stop);
-            for step in 0..ops {
-                run.step = step;
-                run.one();
-            }
-            drop(stopper);
+            let _stopper = StopOnDrop(&stop);
+            run.steps(ops);
         });
         drop((object, beside));
-        run.reopen();
+        run.end(ops)
     });
 }
 
 #[test]
 fn over_a_disk_that_fails() {
-    exercise("fsx_faulty", 3_000, |seed| {
+    exercise_alone("fsx_faulty", 3_000, |seed| {
         let behaviour = Behaviour {
             seed,
             read_error_in: 40,
@@ -409,7 +486,7 @@ fn over_a_disk_that_fails() {
 
 #[test]
 fn over_a_disk_whose_reads_wait_for_the_flush() {
-    exercise("fsx_unflushed", 3_000, |seed| {
+    exercise_alone("fsx_unflushed", 3_000, |seed| {
         let behaviour = Behaviour { seed, rereads_unflushed: false, is_stable: true, ..Behaviour::default() };
         (Below::Disk(Disk::new(&common::content(3, 0..(MAX / 2 + 1) as u64), behaviour)), false)
     });

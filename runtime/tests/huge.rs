@@ -507,3 +507,32 @@ mod gates {
         });
     }
 }
+
+#[test]
+fn an_object_that_cannot_have_them_is_counted() {
+    let _serial = serial();
+    setup();
+    let rt = Runtime::builder().swap(std::env::temp_dir(), 4 * CHUNK).build().unwrap();
+    let store = || Box::new(KnobStore(Arc::new(Knobs::default())));
+    let asked = || rt.object(CHUNK).huge_pages(true);
+    let unsupported = || rt.stats().get("thp_unsupported");
+    let readable = asked().handler_store(store()).unwrap();
+    assert_eq!(unsupported(), 0, "a read-only one can");
+    let cannot = [
+        ("writable", asked().writable(true).handler_store(store()).unwrap()),
+        ("stores fault", asked().synchronous_writes(true).handler_store(store()).unwrap()),
+        ("anonymous, swapped", asked().anonymous().unwrap()),
+    ];
+    assert_eq!(unsupported(), cannot.len() as u64);
+    for (what, object) in &cannot {
+        object.populate(0..CHUNK).unwrap();
+        assert_eq!(object.collapse(0..CHUNK).unwrap(), 0, "{what}");
+    }
+    rt.object(CHUNK).writable(true).handler_store(store()).unwrap();
+    assert_eq!(unsupported(), cannot.len() as u64, "who did not ask is not counted");
+    assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+    drop(readable);
+    let rt = Runtime::new().unwrap();
+    rt.object(CHUNK).huge_pages(true).anonymous().unwrap();
+    assert_eq!(rt.stats().get("thp_unsupported"), 0, "anonymous memory that stays can");
+}

@@ -1,13 +1,18 @@
 //! Readahead and advice over the real kernel: who reads what, and how often a thread waits for it.
 //!
 //! One test at a time: the fillers are the process's, and nothing is read ahead while they are behind.
+#![allow(clippy::cast_possible_truncation, reason = "64-bit offsets of small objects")]
 
 mod common;
+mod disk;
 
-use common::{EXTENT, Knobs, PAGE, TempFile, arena, each_mode, load, map, runtime, same, serial, until};
+use common::{EXTENT, Knobs, PAGE, TempFile, arena, each_mode, load, map, runtime, same, serial, store, until};
+use disk::{Behaviour, Disk, Event, VolatileStore};
 use softfault::{Access, Advice, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 const NR: usize = 2048;
 
@@ -141,14 +146,15 @@ fn a_scan_by_calls_is_read_ahead() {
 fn readahead_stops_at_the_cache_limit() {
     let _serial = serial();
     common::setup();
-    let rt = Runtime::builder().cache_limit(24 * PAGE as u64).build().unwrap();
+    let rt = Runtime::builder().cache_limit(72 * PAGE as u64).build().unwrap();
     let (object, _) = common::knob_object(&rt, 256 * PAGE as u64, false);
     object.advise(0..object.len(), Advice::WillNeed).unwrap();
     settle(&rt, &object);
-    assert_eq!(object.cached_pages(), 24, "as many as there is room for");
+    // The background reclaimer may have made some room since.
+    assert!((64..=72).contains(&object.cached_pages()), "as many as there is room for: {}", object.cached_pages());
     let mut buf = [0; 10];
     assert_eq!(object.read_at(100 * PAGE as u64, &mut buf).unwrap(), 10, "who needs a page gets another's room");
-    assert!(object.cached_pages() <= 24);
+    assert!(object.cached_pages() <= 72);
 }
 
 #[test]
@@ -182,22 +188,164 @@ fn advice_on_an_arena() {
         a.advise(bytes(1500, 1600), Advice::WillNeed).unwrap();
         until("WillNeed", || (1500..1600).all(|p| object.is_cached(p * PAGE as u64)));
         assert!(!object.is_cached(1600 * PAGE as u64));
-        a.advise(bytes(1800, 1900), Advice::PopulateRead).unwrap();
-        assert!((1800..1900).all(|p| object.is_cached(p * PAGE as u64)));
         settle(rt, &object);
-        let (cached, faults) = (object.cached_pages(), rt.stats().get("pgfault"));
-        for advice in [Advice::DontNeed, Advice::Cold] {
-            a.advise(bytes(1800, 1900), advice).unwrap();
-            assert_eq!(object.cached_pages(), cached, "{advice:?}: the pages stay");
-        }
-        touch(&a, 1850);
-        until("they are mapped anew", || rt.stats().get("pgfault") > faults);
-        until("PageOut", || {
-            a.advise(bytes(1800, 1900), Advice::PageOut).unwrap();
-            (1800..1900).all(|p| !object.is_cached(p * PAGE as u64))
-        });
         a.advise(bytes(0, NR), Advice::Normal).unwrap();
         (0..NR).step_by(13).for_each(|p| touch(&a, p));
+    });
+}
+
+/// Where faults are counted one by one: nothing is mapped around a touch, or read ahead.
+fn counted(rt: &Runtime, mode: Delivery, disk: &Arc<Disk>) -> (Arena, Object) {
+    let builder = rt.object(disk.content().len() as u64).writable(true).fill_window_pages(1);
+    let object = builder.store(Box::new(VolatileStore(Arc::clone(disk)))).unwrap();
+    let a = rt.arena(object.len() as usize).delivery(mode).native_extents(false).fault_around(false);
+    let a = a.granule(PAGE).build().unwrap();
+    map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    (a, object)
+}
+
+/// Loads from each page and asserts that each raised a fault, or that none did.
+fn each_faults(rt: &Runtime, a: &Arena, pages: Range<usize>, want: bool, what: &str) {
+    for p in pages {
+        let faults = || rt.stats().get("pgfault");
+        let before = faults();
+        load(a, p * PAGE).unwrap();
+        if want {
+            // A monitor counts a little after it has woken whom it serves.
+            until(what, || faults() == before + 1);
+        } else {
+            assert_eq!(faults(), before, "{what}: page {p} raised a fault");
+        }
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn quiet() -> Runtime {
+    common::setup();
+    Runtime::builder().writeback(HOUR, HOUR).build().unwrap()
+}
+
+fn pages(from: usize, to: usize) -> Range<usize> {
+    from * PAGE..to * PAGE
+}
+
+#[test]
+fn populate_read_maps() {
+    let _serial = serial();
+    each_mode("populate_read_maps", |_, mode| {
+        let rt = quiet();
+        let disk = Disk::new(&common::content(0, 0..EXTENT as u64), Behaviour::default());
+        let (a, object) = counted(&rt, mode, &disk);
+        a.advise(pages(10, 26), Advice::PopulateRead).unwrap();
+        assert_eq!(object.cached_pages(), 16, "{mode:?}: these and no others");
+        each_faults(&rt, &a, 10..26, false, "PopulateRead has mapped it");
+        each_faults(&rt, &a, 26..28, true, "outside of the range");
+        assert_eq!(rt.stats().get("nr_dirty"), 0, "{mode:?}: as loads would");
+    });
+}
+
+#[test]
+fn populate_write_maps_and_dirties() {
+    let _serial = serial();
+    each_mode("populate_write_maps_and_dirties", |_, mode| {
+        let rt = quiet();
+        let before = common::content(0, 0..EXTENT as u64);
+        let disk = Disk::new(&before, Behaviour::default());
+        let (a, object) = counted(&rt, mode, &disk);
+        a.advise(pages(10, 26), Advice::PopulateWrite).unwrap();
+        assert_eq!(object.cached_pages(), 16, "{mode:?}: these and no others");
+        each_faults(&rt, &a, 10..26, false, "PopulateWrite has mapped it");
+        let faults = rt.stats().get("pgfault");
+        for p in 10..26 {
+            assert_eq!(store(&a, p * PAGE + 1, 9), Ok(()));
+        }
+        assert_eq!(rt.stats().get("pgfault"), faults, "{mode:?}: a store afterwards raises no fault");
+        a.advise(pages(30, 40), Advice::PopulateWrite).unwrap();
+        disk.clear_events();
+        object.sync(30 * PAGE as u64..40 * PAGE as u64).unwrap();
+        let written =
+            disk.events().iter().map(|e| if let Event::Write(_, len, true) = e { *len } else { 0 }).sum::<usize>();
+        assert_eq!(written, 10 * PAGE, "{mode:?}: they are dirty, though nobody stored to them");
+        same("no byte was changed", &disk.content()[30 * PAGE..40 * PAGE], &before[30 * PAGE..40 * PAGE]);
+    });
+}
+
+#[test]
+fn dont_need_unmaps_and_keeps() {
+    let _serial = serial();
+    each_mode("dont_need_unmaps_and_keeps", |_, mode| {
+        let rt = quiet();
+        let disk = Disk::new(&common::content(0, 0..EXTENT as u64), Behaviour::default());
+        for by_object in [false, true] {
+            let (a, object) = counted(&rt, mode, &disk);
+            a.advise(pages(10, 30), Advice::PopulateRead).unwrap();
+            disk.clear_events();
+            // A page that a monitor serves stays pinned for a moment.
+            until("DontNeed", || match by_object {
+                true => object.advise(10 * PAGE as u64..26 * PAGE as u64, Advice::DontNeed).is_ok(),
+                false => a.advise(pages(10, 26), Advice::DontNeed).is_ok(),
+            });
+            assert_eq!(object.cached_pages(), 20, "{mode:?}: they stay cached");
+            each_faults(&rt, &a, 26..30, false, "outside of the range");
+            each_faults(&rt, &a, 10..26, true, "DontNeed has unmapped it");
+            assert_eq!(disk.events(), [], "{mode:?}: the store was not asked");
+        }
+    });
+}
+
+#[test]
+fn page_out_writes_what_is_dirty_and_drops_it() {
+    let _serial = serial();
+    each_mode("page_out_writes_what_is_dirty_and_drops_it", |_, mode| {
+        let rt = quiet();
+        let disk = Disk::new(&common::content(0, 0..EXTENT as u64), Behaviour::default());
+        for by_object in [false, true] {
+            let (a, object) = counted(&rt, mode, &disk);
+            a.advise(pages(8, 32), Advice::PopulateRead).unwrap();
+            for p in 10..20 {
+                assert_eq!(store(&a, p * PAGE + 5, 100 + u8::from(by_object)), Ok(()));
+            }
+            disk.clear_events();
+            until("PageOut", || {
+                match by_object {
+                    true => object.advise(10 * PAGE as u64..26 * PAGE as u64, Advice::PageOut).unwrap(),
+                    false => a.advise(pages(10, 26), Advice::PageOut).unwrap(),
+                }
+                (10..26).all(|p| !object.is_cached(p * PAGE as u64))
+            });
+            assert_eq!(object.cached_pages(), 8, "{mode:?}: the others stay");
+            let now = disk.content();
+            for p in 10..20 {
+                assert_eq!(now[p * PAGE + 5], 100 + u8::from(by_object), "{mode:?}: page {p} was written first");
+                assert_eq!(load(&a, p * PAGE + 5), Ok(100 + u8::from(by_object)), "{mode:?}: page {p}, read again");
+            }
+        }
+    });
+}
+
+#[test]
+fn cold_pages_are_the_first_to_go() {
+    let _serial = serial();
+    each_mode("cold_pages_are_the_first_to_go", |_, mode| {
+        for by_object in [false, true] {
+            let rt = quiet();
+            let disk = Disk::new(&common::content(0, 0..EXTENT as u64), Behaviour::default());
+            let (a, object) = counted(&rt, mode, &disk);
+            let nr = 512;
+            a.advise(pages(0, nr), Advice::PopulateRead).unwrap();
+            // Neither the oldest nor the youngest.
+            let cold = 200..328;
+            match by_object {
+                true => object.advise((cold.start * PAGE) as u64..(cold.end * PAGE) as u64, Advice::Cold).unwrap(),
+                false => a.advise(pages(cold.start, cold.end), Advice::Cold).unwrap(),
+            }
+            assert_eq!(object.cached_pages(), nr as u64, "{mode:?}: until room is needed they stay");
+            rt.set_cache_limit(((nr - 32) * PAGE) as u64);
+            until("room is made", || object.cached_pages() <= nr as u64 - 32);
+            let gone: Vec<_> = (0..nr).filter(|p| !object.is_cached((p * PAGE) as u64)).collect();
+            assert!(gone.iter().all(|p| cold.contains(p)), "{mode:?}: {gone:?} have gone, cold are {cold:?}");
+        }
     });
 }
 

@@ -6,7 +6,7 @@ mod common;
 use common::{
     EXTENT, KnobStore, Knobs, PAGE, TempFile, arena, byte_of, each_mode, knob_object, load, map, store, until,
 };
-use softfault::{Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason};
+use softfault::{Access, Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -29,11 +29,12 @@ fn produces_in(modes: &[Delivery], what: &str, bit: VmFaultReason, f: impl Fn(&R
 #[test]
 fn oom_the_caches_limit() {
     produces("OOM", VmFaultReason::OOM, |rt, mode| {
-        rt.set_cache_limit(0);
-        let (object, _) = knob_object(rt, PAGE as u64, true);
+        rt.set_cache_limit(64 * PAGE as u64);
+        let (object, _) = knob_object(rt, 65 * PAGE as u64, true);
         let a = arena(rt, mode, EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
-        assert_eq!(load(&a, 0), Err(BUS));
+        let _pin = a.pin(0..64 * PAGE, Access::Read).unwrap();
+        assert_eq!(load(&a, 64 * PAGE), Err(BUS));
     });
 }
 

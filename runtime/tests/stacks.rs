@@ -116,7 +116,7 @@ fn synchronous_stores() {
 fn direct_reclaim_of_dirty_pages() {
     each_of("reclaim", &IN_HANDLER, |_, mode| {
         let swap = Runtime::builder().swap(std::env::temp_dir(), 64 * EXTENT as u64);
-        let rt = swap.cache_limit(32 * PAGE as u64).fill_window_pages(1).build().expect("runtime");
+        let rt = swap.cache_limit(64 * PAGE as u64).fill_window_pages(1).build().expect("runtime");
         let object = rt.anonymous(4 * LEN as u64).expect("object");
         let a = arena(&rt, mode, 4 * LEN);
         map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);

@@ -177,7 +177,7 @@ fn a_flush_that_fails_fails_every_sync_until_one_succeeds() {
 
 /// Has reclaim, by a small limit, write one page back and drop it.
 fn written_back_and_gone(w: &World, p: usize) -> bool {
-    w._rt.set_cache_limit((32 * PAGE) as u64);
+    w._rt.set_cache_limit((64 * PAGE) as u64);
     for round in 0..20 {
         for q in 64..NR {
             let _ = load(&w.a, q * PAGE + round);

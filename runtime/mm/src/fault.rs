@@ -33,6 +33,8 @@ const MAX_ATTEMPTS: usize = 16;
 enum Next {
     /// Walk again.
     Again,
+    /// Walk again; the store was not asked, so a poisoned page is still to be healed.
+    Untried,
     /// Walk again with this private copy.
     WithCow(Staged, u32),
     /// Walk again; the deadline passed.
@@ -76,13 +78,11 @@ pub fn resume_user_addr_fault(
             Ok(seen) => seen,
             Err(answer) => return answer,
         };
-        let reclaimed = matches!(work, Work::Reclaim(_));
         let next = do_work(env, ctx, &mut work);
         if seen.intersects(VmFaultReason::COMPLETED) {
             return Some(seen);
         }
-        // Who had to make room first has not asked the store yet: a poisoned page is still to be healed.
-        if let Some(answer) = attempt.go_on(next, seen, !reclaimed) {
+        if let Some(answer) = attempt.go_on(next, seen) {
             return Some(answer);
         }
     }
@@ -94,19 +94,18 @@ pub fn resume_user_addr_fault(
 
 impl Attempt {
     /// Readies the next attempt, or returns the fault's answer.
-    fn go_on(&mut self, next: Next, seen: VmFaultReason, tried: bool) -> Option<VmFaultReason> {
+    fn go_on(&mut self, next: Next, seen: VmFaultReason) -> Option<VmFaultReason> {
         self.timed_out = false;
+        self.before = seen;
         match next {
             Next::Again => {}
+            Next::Untried => return None,
             Next::WithCow(staged, version) => self.cow = Some((staged, version)),
             Next::TimedOut => self.timed_out = true,
             Next::Later => return Some(seen),
             Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
         }
-        self.before = seen;
-        if tried {
-            self.flags |= FaultFlags::TRIED;
-        }
+        self.flags |= FaultFlags::TRIED;
         None
     }
 }
@@ -216,15 +215,19 @@ fn do_read(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Option<Claim> {
             return None;
         }
     };
-    let mut claim = None;
+    let mut found = Ok(None);
     env.mm.on_walk_stack(&mut || {
         env.mm.with_claim(&held, &mut |m| {
-            claim = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
+            found = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
         });
     });
+    if found == Err(FillError::NoMemory) {
+        *work = Work::Reclaim(held);
+        return None;
+    }
     release(env, held);
-    // None: somebody else claimed it meanwhile, or there is no room: the next attempt is TRIED, and says so.
-    claim
+    // None: somebody else claimed it meanwhile, and asks.
+    found.ok().flatten()
 }
 
 /// Undoes what the walk prepared for work that nobody will do: a token that is not spent keeps its object for ever, and
@@ -267,7 +270,7 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     });
     release(env, claim);
     match freed {
-        Freed::Some => Next::Again,
+        Freed::Some => Next::Untried,
         Freed::Later => Next::Later,
         Freed::Nothing => Next::Fail(FillError::NoMemory),
     }

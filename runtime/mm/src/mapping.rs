@@ -13,7 +13,8 @@ use crate::vmstat::VmStat;
 /// The longest fill window.
 const FILL_WINDOW_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
 
-/// What happens to an access whose page the store cannot give.
+/// What happens to an access whose page the store cannot give. Where there is no room for the page it is no store's
+/// failure: that is `VM_FAULT_OOM`, a SIGBUS, with every policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum FailurePolicy {
     /// The page is poisoned: touching it raises SIGBUS, reading it by call returns the error; it heals when a later

@@ -19,17 +19,20 @@ use crate::vmstat::Event;
 const READ_PAGES_MAX: u64 = 64;
 
 /// Claims what is read now for a fault that found `pgoff` missing, once the fillers have what lies ahead of it; `None`:
-/// it is no longer missing, or there is no room. Linux: `do_sync_mmap_readahead`.
+/// it is no longer missing. Linux: `do_sync_mmap_readahead`.
+///
+/// # Errors
+/// As [`filemap::claim_run`].
 pub fn do_sync_mmap_readahead(
     mapping: &Mapping<'_>,
     park: &dyn Park,
     stripe: usize,
     pgoff: u64,
     mode: Mode,
-) -> Option<Claim> {
+) -> Result<Option<Claim>, FillError> {
     let plan = mapping.ra.sync_mmap(&mapping.request(pgoff, 1), mode, &|p| mapping.is_cached(p));
     mapping.stat.add(stripe, Event::MMAP_MISS, u64::from(plan.is_miss));
-    claim_plan(mapping, park, stripe, pgoff, &plan).ok().flatten()
+    claim_plan(mapping, park, stripe, pgoff, &plan)
 }
 
 /// Claims what a plan reads now, and passes on what it reads ahead.

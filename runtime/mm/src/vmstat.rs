@@ -125,6 +125,8 @@ events! {
     THP_STEAL = "thp_steal";
     /// Extents over huge pages that stayed mapped page by page: part of them was stored to privately.
     THP_FAULT_FALLBACK = "thp_fault_fallback";
+    /// Objects that were to have huge pages and cannot: their stores are noted page by page, or fault.
+    THP_UNSUPPORTED = "thp_unsupported";
     /// Messages read by the monitor thread.
     MONITOR_MSG = "monitor_msg";
     /// Poison markers planted for system calls' sake.

@@ -86,14 +86,16 @@ fn oom_is_a_limit_below_what_cannot_go() {
 
 #[test]
 fn a_poisoned_page_heals_in_a_full_cache() {
-    let w = world(ObjectSpec::pages(2), RO | SINGLE);
-    lock(&w.objects[0].store.bad).insert(1, FillError::Io);
-    assert_eq!(w.fault(at(1), READ), R::MAJOR | R::SIGBUS);
-    lock(&w.objects[0].store.bad).clear();
-    w.account.limit_pages.store(1, Ordering::Relaxed);
-    w.read(at(0));
-    assert_eq!(w.fault(at(1), READ), R::MAJOR | R::LOCKED, "to make room is not to ask the store");
-    w.check_quiescent();
+    for ra_pages in [0, 16] {
+        let w = world(ObjectSpec { ra_pages, ..ObjectSpec::pages(2) }, RO | SINGLE);
+        lock(&w.objects[0].store.bad).insert(1, FillError::Io);
+        assert_eq!(w.fault(at(1), READ), R::MAJOR | R::SIGBUS);
+        lock(&w.objects[0].store.bad).clear();
+        w.account.limit_pages.store(1, Ordering::Relaxed);
+        w.read(at(0));
+        assert_eq!(w.fault(at(1), READ), R::MAJOR | R::LOCKED, "to make room is not to ask the store");
+        w.check_quiescent();
+    }
 }
 
 #[test]

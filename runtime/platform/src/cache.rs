@@ -158,6 +158,15 @@ impl Region {
         file::allocated_bytes(self.fd).unwrap_or(0)
     }
 
+    /// Returns the bytes of memory that the tables of the region's first `len_bytes` take, a multiple of 2 MiB. Control
+    /// plane.
+    #[must_use]
+    pub fn table_bytes_resident(&self, len_bytes: usize) -> u64 {
+        let folios = len_bytes / PAGE_SIZE * size_of::<FolioWord>();
+        let chunks = (len_bytes / EXTENT_SIZE * size_of::<ChunkWord>()).next_multiple_of(PAGE_SIZE);
+        mem::resident_bytes(self.folios, folios) + mem::resident_bytes(self.chunks, chunks)
+    }
+
     /// Lends the words of the pages of `offset..offset + len_bytes`, both multiples of 2 MiB inside the region.
     ///
     /// # Safety

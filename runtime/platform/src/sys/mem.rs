@@ -212,6 +212,23 @@ pub fn is_resident(addr: usize) -> bool {
     r.is_ok() && page & 1 != 0
 }
 
+/// Returns how many bytes of private anonymous memory lie in `addr..addr + len_bytes`, both multiples of the page; see
+/// mincore(2). Control plane.
+#[must_use]
+pub fn resident_bytes(addr: usize, len_bytes: usize) -> u64 {
+    let mut pages = [0u8; 512];
+    let mut nr = 0;
+    for at in (0..len_bytes).step_by(pages.len() * 4096) {
+        let len = (len_bytes - at).min(pages.len() * 4096);
+        // SAFETY: mincore writes one byte a page, for as many pages as the buffer has room for; it touches no page.
+        let r = unsafe { syscall6(libc::SYS_mincore, [addr + at, len, pages.as_mut_ptr() as usize, 0, 0, 0]) };
+        if r.is_ok() {
+            nr += pages.iter().take(len.div_ceil(4096)).filter(|p| **p & 1 != 0).count() as u64;
+        }
+    }
+    nr * 4096
+}
+
 /// Names the calling process to calls that take a process's descriptor, since Linux 6.14.
 const PIDFD_SELF: isize = -10_000;
 
