@@ -174,15 +174,15 @@ fn an_own_limit_waits_for_pages_that_are_being_written() {
     let naps = Arc::new(AtomicU64::new(0));
     let slept = Arc::clone(&naps);
     w.set_sleep(move |_| {
-        // Another object gets on all the time; the store takes longer.
+        // Another object gets on all the time, and cuts the naps short; the store takes longer.
         let _ = account.progressed();
-        if slept.fetch_add(1, Ordering::Relaxed) == 200 {
+        if slept.fetch_add(1, Ordering::Relaxed) == 6_000 {
             (0..4).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
         }
         Woken::LookAgain
     });
     assert_eq!(w.fault(at(5), READ), R::MAJOR | R::LOCKED);
-    assert!(naps.load(Ordering::Relaxed) > 200);
+    assert!(naps.load(Ordering::Relaxed) > 6_000);
     w.check_quiescent();
 }
 
