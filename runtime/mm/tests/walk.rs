@@ -690,7 +690,7 @@ fn slow(deadline_ns: u64) -> ObjectSpec {
 #[test]
 fn an_abandoned_fill_keeps_its_claim_and_completes() {
     let w = world(slow(1), RO);
-    let slept = std::sync::Arc::new(AtomicU64::new(0));
+    let slept = Arc::new(AtomicU64::new(0));
     let n = slept.clone();
     w.set_sleep(move |_| {
         n.fetch_add(1, Ordering::Relaxed);
