@@ -11,7 +11,7 @@ use crate::rmap::IMmap;
 use crate::runtime::{Runtime, RuntimeInner, Space};
 use crate::writeback::FlushState;
 use crate::{Access, FailurePolicy};
-use softfault_mm::folio::DIRTY;
+use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
@@ -512,10 +512,12 @@ impl Drop for ObjectInner {
         }
         vmatree::publish_mapping(self.id, None);
         section::synchronize();
-        let cached = mapping.folios.iter().filter(|w| w.load().is_mappable()).count();
+        // Reclaim that took pages before it could not find the object any more has left them `evicting`, and charged.
+        let is_charged = |w: &&FolioWord| w.load().is_mappable() || w.load().state() == State::Evicting;
+        let charged = mapping.folios.iter().filter(is_charged).count();
         let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
-        mapping.uncharge(cached as u64);
+        mapping.uncharge(charged as u64);
         Self::forget_huge(&mapping);
         drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.

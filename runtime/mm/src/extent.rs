@@ -137,6 +137,12 @@ impl ChunkWord {
         self.update(|w| (w & HUGE != 0).then_some(w & !HUGE))
     }
 
+    /// Makes the word a new one: what was counted was counted for an object that is gone.
+    pub fn reset(&self) {
+        // Relaxed: who gives the range to another object orders it with everything else of the object.
+        self.0.store(0, Ordering::Relaxed);
+    }
+
     /// Notes that the chunk was seen complete; returns whether it has been so since it was seen before.
     #[must_use]
     pub fn mark_seen(&self) -> bool {

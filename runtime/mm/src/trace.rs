@@ -34,6 +34,8 @@ pub enum Point {
     PROMOTE_CHECKED,
     /// The extent is registered again, the chunk still counts it.
     DEMOTE_REGISTERED,
+    /// A page is `evicting`, its neighbours are still looked at.
+    EVICT_TAKEN,
     /// A page is `evicting`, not punched yet.
     EVICT_PUNCH,
     /// The hole is punched, the page is not `absent` yet.

@@ -279,6 +279,7 @@ impl Scan<'_> {
             }
             return freed;
         }
+        failpoint!(EVICT_TAKEN);
         let new = Run { id, from: p, to: p, of_main: 0, whole: by_blocks(mapping) };
         let run = run.get_or_insert(new);
         run.of_main |= u64::from(entry.origin() == Queue::Main) << (p - run.from);

@@ -197,8 +197,7 @@ impl Region {
         unsafe { mem::madvise(table, len_bytes / PAGE_SIZE * size_of::<FolioWord>(), mem::MADV_DONTNEED) }?;
         // SAFETY: the caller's contract covers the chunks' words too.
         for chunk in unsafe { self.chunks(offset, len_bytes) } {
-            chunk.sub_uptodate(u64::MAX);
-            let _ = chunk.clear_huge();
+            chunk.reset();
         }
         Ok(())
     }
