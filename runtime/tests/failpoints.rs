@@ -50,6 +50,10 @@ fn each(what: &str, f: impl Fn(Delivery)) {
     common::each_mode(what, |_, mode| f(mode));
 }
 
+fn plain_disk() -> Arc<Disk> {
+    Disk::new(&content(1, 0..EXTENT as u64), Behaviour::default())
+}
+
 /// One object over a disk, two arenas that share it, and what every byte should be.
 struct World {
     rt: Runtime,
@@ -422,6 +426,54 @@ fn an_object_dropped_while_reclaim_holds_its_entries() {
             assert!(cached <= 64);
         });
     }
+}
+
+/// As above, where reclaim has taken a page and looks for its neighbours: it does not find the object any more when it wants
+/// to drop what it took.
+#[test]
+fn an_object_withdrawn_while_reclaim_has_taken_its_pages() {
+    let _serial = serial();
+    setup();
+    let rt = quiet(64 * PAGE);
+    let object_of = || rt.object(EXTENT as u64).store(Box::new(VolatileStore(plain_disk()))).expect("object");
+    for round in 0..3 {
+        let (object, beside) = (object_of(), object_of());
+        // Never mapped, so that nothing has to be taken back before it is withdrawn; the first in the queues.
+        object.populate(0..(60 * PAGE) as u64).expect("populate");
+        let (gate, before) = (Gate::arm(Point::EVICT_TAKEN), object.cached_pages());
+        std::thread::scope(|s| {
+            let presser = s.spawn(|| beside.populate(0..(200 * PAGE) as u64).expect("populate"));
+            until("caught", || is_caught(Point::EVICT_TAKEN));
+            assert!(object.cached_pages() < before, "round {round}: a page of another object was taken");
+            let dropper = s.spawn(move || drop(object));
+            linger();
+            assert!(!dropper.is_finished(), "round {round}: the object is gone under reclaim's hands");
+            drop(gate);
+            assert!(presser.join().is_ok() && dropper.join().is_ok());
+        });
+        until("pages counted are pages cached", || rt.stats().get("nr_cached_pages") == beside.cached_pages());
+        if cfg!(feature = "userfaultfd") {
+            nothing_counts_in_its_place(&rt);
+        }
+        drop(beside);
+        assert_eq!(rt.stats().get("nr_cached_pages"), 0, "round {round}");
+    }
+}
+
+/// The next object in the range of a former one begins with nothing counted: its extents can be handed over.
+fn nothing_counts_in_its_place(rt: &Runtime) {
+    let mode = Delivery::InThread;
+    if !rt.delivery().is_available(mode) {
+        return;
+    }
+    rt.set_cache_limit((64 << 20) as u64);
+    let next = rt.object(EXTENT as u64).store(Box::new(VolatileStore(plain_disk()))).expect("object");
+    let a = rt.arena(EXTENT).delivery(mode).native_extents(false).build().expect("arena");
+    map(&a, 0, &next, Prot::Read, Sharing::Shared);
+    next.populate(0..EXTENT as u64).expect("populate");
+    assert_eq!(a.promote(0..EXTENT).expect("promote"), 1, "an eviction of the former object's is still counted");
+    drop((a, next));
+    rt.set_cache_limit((64 * PAGE) as u64);
 }
 
 /// Maps pages of alternating protection until the kernel's table of mappings is full.

@@ -10,8 +10,12 @@ mod support;
 use softfault_mm::extent::{Extent, ExtentState};
 use softfault_mm::folio::State;
 use softfault_mm::huge_memory::{demote_run, promote_run};
+use softfault_mm::khugepaged::{Collapse, collapse_chunk};
+use softfault_mm::ops::{Installed, Prot};
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SIZE};
 use softfault_mm::truncate::{i_size_write, truncate_pagecache};
+use softfault_mm::rmap::has_user_pins;
+use softfault_mm::sync::{Ordering, fence};
 use softfault_mm::types::VmFlags;
 use std::sync::Arc;
 use support::{Broken, Setup, World, check, spawn};
@@ -169,4 +173,74 @@ fn one_promoter_wins() {
         assert_eq!(here + there, 1, "promoted {here} and {there} times");
         assert_eq!(w.mapping.chunks[0].nr_native(), 1);
     });
+}
+
+/// Who looks for the other before it has said that it is there itself.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LooksFirst {
+    Nobody,
+    Pinner,
+    Collapser,
+}
+
+/// ```text
+/// who pins                         collapser
+/// counts the pin                   COLLAPSING
+/// COLLAPSING? waits                a pin is counted? then not
+/// maps its page: it stays          takes every mapping away
+/// ```
+/// Each looks after it has announced itself, so one of them sees the other.
+fn pin_against_collapse(looks_first: LooksFirst) {
+    let w = World::new(setup(VmFlags::SHARED, Broken::No));
+    let chunk = &w.mapping.chunks[0];
+    let t = spawn(move || {
+        if looks_first != LooksFirst::Collapser {
+            return collapse_chunk(w.env(), w.mapping, 0, 0) == Collapse::Done;
+        }
+        let free = !has_user_pins(w, w.mapping, 0);
+        let begun = chunk.begin_collapse();
+        if begun && free {
+            w.mapping.a_ops.collapse(0).expect("the kernel does it");
+        }
+        if begun {
+            chunk.end_collapse(free);
+        }
+        begun && free
+    });
+    let wait = || {
+        while chunk.is_collapsing() {
+            loom::thread::yield_now();
+        }
+    };
+    if looks_first == LooksFirst::Pinner {
+        wait();
+    }
+    w.vmas[0].extents[0].count_user_pin(true);
+    // The count and the look are SeqCst, which loom takes for less; in Pin::new a wait for all sections lies between them.
+    fence(Ordering::SeqCst);
+    if looks_first != LooksFirst::Pinner {
+        wait();
+    }
+    w.word(0).try_pin(0).expect("cached");
+    assert_eq!(w.install(0, 0, Prot { write: false, wp: false }), Installed::All);
+    let collapsed = t.join().expect("the collapser");
+    assert!(w.try_load(0, 0).is_some(), "a pinned page is not mapped any more");
+    assert_eq!(chunk.is_huge(), collapsed);
+}
+
+#[test]
+fn a_pin_and_a_collapse_exclude_each_other() {
+    check(3, || pin_against_collapse(LooksFirst::Nobody));
+}
+
+#[test]
+#[should_panic(expected = "a pinned page is not mapped any more")]
+fn a_pin_that_looks_before_it_is_counted_is_collapsed() {
+    check(3, || pin_against_collapse(LooksFirst::Pinner));
+}
+
+#[test]
+#[should_panic(expected = "a pinned page is not mapped any more")]
+fn a_collapse_that_looks_before_it_has_begun_takes_a_pinned_page_away() {
+    check(3, || pin_against_collapse(LooksFirst::Collapser));
 }

@@ -319,6 +319,13 @@ impl AddressSpaceOps for Store {
         }
         Ok(())
     }
+    fn collapse(&self, pgoff: u64) -> Result<(), FillError> {
+        // The kernel takes every mapping of the pages away.
+        for p in pages(pgoff, u32::try_from(NR).expect("small")) {
+            self.0.page(p).ptes.iter_mut().for_each(Slot::unmap);
+        }
+        Ok(())
+    }
     fn with_page_mut(&self, _pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {
         f(&mut [0; PAGE_SIZE]);
     }
