@@ -1,291 +1,30 @@
 //! `Object`: a file, anonymous memory, a user's store or a user's vtable, as a range of the cache.
 
+mod builder;
+
+pub use builder::ObjectBuilder;
+
+use crate::Access;
 use crate::arena::ArenaInner;
-use crate::error::{Error, Result, parent_only};
+use crate::error::{Result, parent_only};
 use crate::exclusive::{Exclusive, Parts, Plan};
-use crate::guarded::Guarded;
 use crate::io;
 use crate::lease::Lease;
 use crate::memory::limit_pages;
 use crate::registry;
 use crate::rmap::IMmap;
-use crate::runtime::{Runtime, RuntimeInner, Space};
+use crate::runtime::{RuntimeInner, Space};
 use crate::writeback::FlushState;
-use crate::{Access, FailurePolicy};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
-use softfault_mm::shmem::ShmemVmOps;
+use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_mm::vmstat::Event;
-use softfault_platform::store::object::{FolioMemory, ObjectOps, Retries};
-use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{HandlerStore, Store};
+use softfault_platform::store::Store;
+use softfault_platform::store::object::{FolioMemory, ObjectOps};
 use softfault_platform::{section, vmatree};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Options of an object; see [`Runtime::object`].
-#[derive(Debug)]
-pub struct ObjectBuilder {
-    pub(crate) runtime: Runtime,
-    pub(crate) len_bytes: u64,
-    max_len_bytes: u64,
-    pub(crate) writable: bool,
-    pub(crate) policy: FailurePolicy,
-    deadline: Option<Duration>,
-    pub(crate) retries: Retries,
-    pub(crate) mkwrite: bool,
-    dsync: bool,
-    fill_window_pages: u32,
-    readahead_pages: Option<u32>,
-    private_past_cache: bool,
-    cache_limit_bytes: Option<u64>,
-    /// Exclusive; by copying only.
-    pub(crate) exclusive: Option<bool>,
-    pub(crate) huge_pages: bool,
-}
-
-impl ObjectBuilder {
-    pub(crate) fn new(runtime: Runtime, len_bytes: u64) -> Self {
-        let fill_window_pages = runtime.inner.fill_window_pages;
-        let readahead_pages = runtime.inner.readahead_pages;
-        Self {
-            runtime,
-            len_bytes,
-            max_len_bytes: len_bytes,
-            writable: false,
-            policy: FailurePolicy::Poison,
-            deadline: None,
-            retries: Retries::default(),
-            mkwrite: false,
-            dsync: false,
-            fill_window_pages,
-            readahead_pages,
-            private_past_cache: true,
-            cache_limit_bytes: None,
-            exclusive: None,
-            huge_pages: false,
-        }
-    }
-    /// Sets the length, where it is known only after the other options.
-    pub(crate) fn len(mut self, bytes: u64) -> Self {
-        self.len_bytes = bytes;
-        self
-    }
-    pub(crate) fn is_writable(&self) -> bool {
-        self.writable
-    }
-    /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
-    #[must_use]
-    pub fn max_len(mut self, bytes: u64) -> Self {
-        self.max_len_bytes = bytes;
-        self
-    }
-    /// Permits shared mappings with stores, and [`Object::write_at`]. What is written goes to the store in time,
-    /// and for certain by [`Object::sync`].
-    #[must_use]
-    pub fn writable(mut self, yes: bool) -> Self {
-        self.writable = yes;
-        self
-    }
-    /// Says what happens to accesses whose page the store cannot give; default [`FailurePolicy::Poison`].
-    #[must_use]
-    pub fn on_failure(mut self, policy: FailurePolicy) -> Self {
-        self.policy = policy;
-        self
-    }
-    /// Bounds how long a touch waits for a fill. Needs a filler: not for handler-safe stores, which run in the
-    /// faulting thread itself.
-    #[must_use]
-    pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = Some(deadline);
-        self
-    }
-    /// Tries a failing read `times` more, sleeping `backoff`, then twice that, and so on (fillers only).
-    #[must_use]
-    pub fn retries(mut self, times: u32, backoff: Duration) -> Self {
-        self.retries = Retries { times, backoff_ns: u64::try_from(backoff.as_nanos()).unwrap_or(u64::MAX) };
-        self
-    }
-    /// Makes the first store to each page of a shared mapping fault (`page_mkwrite`) instead of being noted silently.
-    /// Not for [`Delivery::Monitor`](crate::Delivery::Monitor) arenas.
-    #[must_use]
-    pub fn synchronous_writes(mut self, yes: bool) -> Self {
-        self.mkwrite = yes;
-        self
-    }
-    /// Makes shared mappings synchronous as `MAP_SYNC`: before the first store to a page lands, the store has made its
-    /// block durable ([`Store::dsync`]). Implies synchronous writes.
-    #[must_use]
-    pub fn dsync(mut self, yes: bool) -> Self {
-        self.dsync = yes;
-        self.mkwrite |= yes;
-        self
-    }
-    /// Sets how many pages the thread that misses one reads at most (1 to 512); default the runtime's.
-    #[must_use]
-    pub fn fill_window_pages(mut self, nr: u32) -> Self {
-        self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
-        self
-    }
-    /// Sets the largest readahead window; default the runtime's. See [`RuntimeBuilder::readahead_pages`].
-    ///
-    /// [`RuntimeBuilder::readahead_pages`]: crate::RuntimeBuilder::readahead_pages
-    #[must_use]
-    pub fn readahead_pages(mut self, max: u32) -> Self {
-        self.readahead_pages = Some(max);
-        self
-    }
-    /// Bounds the bytes of the object's cached pages, below the cache's own limit (at least 64 pages); see
-    /// [`Object::set_cache_limit`].
-    #[must_use]
-    pub fn cache_limit(mut self, bytes: u64) -> Self {
-        self.cache_limit_bytes = Some(bytes);
-        self
-    }
-    /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
-    /// private page (default), or fills the cache first.
-    #[must_use]
-    pub fn private_past_cache(mut self, yes: bool) -> Self {
-        self.private_past_cache = yes;
-        self
-    }
-
-    /// Makes the object over a store that filler threads call.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`], [`Error::Argument`].
-    pub fn store(self, store: Box<dyn Store>) -> Result<Object> {
-        if self.dsync {
-            let why = "must be made durable in the faulting thread; use `handler_store`";
-            return Err(Error::Argument { op: "ObjectBuilder::store", arg: "dsync", value: 1, why });
-        }
-        let store = Box::new(Guarded(store));
-        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        self.build(Backing {
-            store,
-            handler_safe: false,
-            store_faults: false,
-            always_dirty: false,
-            persistent: true,
-            dirty_goes: true,
-            reads_ahead: true,
-            ops,
-        })
-    }
-
-    /// Makes the object over a store that is called in the faulting thread, in a signal handler.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] with a deadline (it needs a filler), [`Error::Exhausted`].
-    pub fn handler_store<S: HandlerStore + 'static>(self, store: Box<S>) -> Result<Object> {
-        if let Some(d) = self.deadline {
-            return Err(Error::Argument {
-                op: "ObjectBuilder::handler_store",
-                arg: "deadline (ms)",
-                value: u64::try_from(d.as_millis()).unwrap_or(u64::MAX),
-                why: "a store that runs in the faulting thread cannot be timed out; use `store`",
-            });
-        }
-        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        let store_faults = store.touches_arenas();
-        self.build(Backing {
-            store,
-            handler_safe: true,
-            store_faults,
-            always_dirty: false,
-            persistent: true,
-            dirty_goes: true,
-            reads_ahead: !store_faults,
-            ops,
-        })
-    }
-
-    /// Makes the object of anonymous memory, over the runtime's swap file if it has one.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`].
-    pub fn anonymous(mut self) -> Result<Object> {
-        self.writable = true;
-        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        let (store, handler_safe): (Box<dyn Store>, bool) = match &self.runtime.inner.swap {
-            None => (Box::new(ZeroStore), true),
-            Some(swap) => {
-                // The object may grow to the end of its last chunk.
-                let max = self.max_len_bytes.max(self.len_bytes);
-                let max = max.checked_next_multiple_of(EXTENT_SIZE as u64).unwrap_or(max);
-                let (store, handler_safe) = swap.store("ObjectBuilder::anonymous", max)?;
-                (if handler_safe { store } else { Box::new(Guarded(store)) }, handler_safe)
-            }
-        };
-        // Without swap its bytes are nowhere else: stores need no tracking, and nothing ever leaves.
-        let always_dirty = self.runtime.inner.swap.is_none();
-        let dirty_goes = !always_dirty;
-        self.build(Backing {
-            store,
-            handler_safe,
-            store_faults: false,
-            always_dirty,
-            persistent: false,
-            dirty_goes,
-            reads_ahead: false,
-            ops,
-        })
-    }
-
-    /// Makes the object with a vtable of the user's: its `fault` decides, and may compute pages
-    /// ([`filemap::fill_with`]). Pages it leaves to the default are zeros.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`].
-    ///
-    /// # Safety
-    /// 1. The vtable's methods run in signal handlers: no allocation, no lock, no libc function outside
-    ///    signal-safety(7), no panic, no access to arenas.
-    /// 2. They change folio words and bytes only through [`filemap::fill_with`] and [`filemap::fault`]: the words and
-    ///    `a_ops` that a [`Mapping`] shows have owners, and going past them shows other threads bytes of nobody's.
-    ///
-    /// [`filemap::fill_with`]: crate::filemap::fill_with
-    /// [`filemap::fault`]: crate::filemap::fault
-    #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
-    pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
-        self.check_exclusive(true)?;
-        self.build(Backing {
-            store: Box::new(ZeroStore),
-            handler_safe: true,
-            store_faults: false,
-            always_dirty: false,
-            persistent: false,
-            dirty_goes: false,
-            reads_ahead: false,
-            ops,
-        })
-    }
-
-    fn build(self, backing: Backing) -> Result<Object> {
-        let max = self.max_len_bytes.max(self.len_bytes);
-        let len = usize::try_from(max.max(1)).ok().and_then(|l| l.checked_next_multiple_of(EXTENT_SIZE)).ok_or(
-            Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
-        )?;
-        parent_only("object")?;
-        let plan = self.plan_exclusive(len / PAGE_SIZE, &*backing.store, backing.always_dirty)?;
-        let rt = Arc::clone(&self.runtime.inner);
-        let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
-        let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
-        let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
-        if inner.persistent {
-            inner.rt.add_writable(&inner);
-        }
-        if inner.huge {
-            inner.rt.khugepaged.add(&inner)?;
-        } else if self.huge_pages {
-            inner.rt.stat.add(0, Event::THP_UNSUPPORTED, 1);
-        }
-        Ok(Object { inner })
-    }
-}
 
 /// What an object is made over.
 struct Backing {

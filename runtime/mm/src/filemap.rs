@@ -419,31 +419,7 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
     }
     // Afterwards, under the name it was published by: who pops the entry of a page that is still being filled would take
     // it for a stale one. If the page has left again by now, it is one.
-    enter(mapping, Entry::named(mapping.id, pgoff, claimed.version()), claimed.has(REFERENCED));
-}
-
-/// How many entries a thread that fills a page looks at, at most, for a void one.
-const FEW_ENTRIES: usize = 256;
-
-/// Gives a page its place in the queues of reclaim; where they are full, that of one of the same object that has left: a
-/// page that no queue names is never reclaimed.
-pub(crate) fn enter(mapping: &Mapping<'_>, entry: Entry, active: bool) {
-    let lru = &mapping.account.lru;
-    if lru.add(entry, active) {
-        return;
-    }
-    // Every queue has twice the room that cached pages take, and is cleaned when it fills up: one of a few is void.
-    for _ in 0..FEW_ENTRIES {
-        let Some(old) = lru.small.pop().map(Entry) else { break };
-        let stays =
-            old.mapping_id() != mapping.id || mapping.folio(old.pgoff()).is_some_and(|w| old.is_current(w.load()));
-        if stays {
-            let _ = lru.add(old, false);
-        } else {
-            break;
-        }
-    }
-    let _ = lru.add(entry, false);
+    mapping.enter(Entry::named(mapping.id, pgoff, claimed.version()), claimed.has(REFERENCED));
 }
 
 /// Gives up the pages of a claim without a verdict (no filler could be had), and spends it.

@@ -2,6 +2,7 @@
 
 use crate::extent::ChunkWord;
 use crate::folio::FolioWord;
+use crate::lru::Entry;
 use crate::memcontrol::CacheAccount;
 use crate::ops::AddressSpaceOps;
 use crate::page::{EXTENT_SHIFT, PAGE_SHIFT, chunk_of, pages_of, pgoff_index};
@@ -12,6 +13,9 @@ use crate::vmstat::VmStat;
 
 /// The longest fill window.
 const FILL_WINDOW_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
+
+/// How many entries a thread that fills a page looks at, at most, for a void one.
+const FEW_ENTRIES: usize = 256;
 
 /// What happens to an access whose page the store cannot give. Where there is no room for the page it is no store's
 /// failure: that is `VM_FAULT_OOM`, a SIGBUS, with every policy.
@@ -224,5 +228,26 @@ impl Mapping<'_> {
     #[must_use]
     pub fn chunk(&self, pgoff: u64) -> Option<&ChunkWord> {
         self.chunks.get(pgoff_index(chunk_of(pgoff)))
+    }
+
+    /// Gives a page its place in the queues of reclaim; where they are full, that of one of the same object that has left: a
+    /// page that no queue names is never reclaimed.
+    pub(crate) fn enter(&self, entry: Entry, active: bool) {
+        let lru = &self.account.lru;
+        if lru.add(entry, active) {
+            return;
+        }
+        // Every queue has twice the room that cached pages take, and is cleaned when it fills up: one of a few is void.
+        for _ in 0..FEW_ENTRIES {
+            let Some(old) = lru.small.pop().map(Entry) else { break };
+            let stays =
+                old.mapping_id() != self.id || self.folio(old.pgoff()).is_some_and(|w| old.is_current(w.load()));
+            if stays {
+                let _ = lru.add(old, false);
+            } else {
+                break;
+            }
+        }
+        let _ = lru.add(entry, false);
     }
 }

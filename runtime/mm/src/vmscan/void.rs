@@ -15,7 +15,6 @@
 //! # Context: control plane, under the lock over the object's flushes; inside a section nothing waits.
 
 use super::{Why, huge, punch};
-use crate::filemap;
 use crate::folio::{DIRTY, FolioWord, Wake};
 use crate::host::{Env, Rmap};
 use crate::lru::Entry;
@@ -81,7 +80,7 @@ pub fn keep_void(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64) {
             if wake == Wake::Needed {
                 env.park.wake(word.futex_addr());
             }
-            filemap::enter(mapping, Entry::named(mapping.id, p, version), false);
+            mapping.enter(Entry::named(mapping.id, p, version), false);
         }
     }
     end(env, mapping, from, to);
