@@ -16,6 +16,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "kswapd.rs",
     "lease.rs",
     "object.rs",
+    "object/builder.rs",
     "pin.rs",
     "registry.rs",
     "runtime.rs",
