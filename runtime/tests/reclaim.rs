@@ -127,14 +127,14 @@ impl Store for Zeros {
 // SAFETY: stores to the page alone.
 unsafe impl softfault::HandlerStore for Zeros {}
 
-/// Fills all of a window that is longer than a page, and fails.
+/// Fills all that it is asked for, and fails.
 #[derive(Debug)]
-struct FailsInWindows;
+struct FillsAndFails;
 
-impl Store for FailsInWindows {
+impl Store for FillsAndFails {
     fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
         page.as_mut_slice().fill(0xee);
-        if page.len_bytes() > PAGE { Err(StoreError::Io(Errno::EIO)) } else { Ok(()) }
+        Err(StoreError::Io(Errno::EIO))
     }
 }
 
@@ -146,7 +146,7 @@ fn windows_that_fail_take_no_memory() {
     let builder = Runtime::builder().cache_limit(limit as u64).readahead_pages(0).fill_window_pages(512);
     let rt = builder.build().expect("runtime");
     let len = 16 * limit;
-    let object = rt.object(len as u64).store(Box::new(FailsInWindows)).expect("object");
+    let object = rt.object(len as u64).store(Box::new(FillsAndFails)).expect("object");
     let mode = if rt.delivery().is_available(Delivery::InThread) { Delivery::InThread } else { Delivery::Segv };
     let arena = rt.arena(len).delivery(mode).build().expect("arena");
     map(&arena, 0, &object, Prot::Read, Sharing::Shared);
