@@ -73,6 +73,11 @@ mod on {
             }
             Ok(())
         }
+        fn punch(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
+            let from = self.0.bytes.get(pos_bytes as usize..).ok_or(StoreError::Short)?;
+            from.iter().take(len_bytes as usize).for_each(|b| b.store(0, Ordering::Relaxed));
+            Ok(())
+        }
     }
 
     // SAFETY: atomics and stores to the page alone.
@@ -683,6 +688,77 @@ mod on {
             same("the mapping", &bytes(&arena, 0..16 * PAGE), &model);
             drop(arena);
             same("the store", &memory.content(), &model);
+        });
+    }
+
+    /// Locks the arena's pages in memory as they come; `false`, with the reason: this process may not.
+    fn lock_in_memory(arena: &Arena) -> bool {
+        // SAFETY: the arena's range: its pages stay where they are, and nothing is read.
+        let r = unsafe { libc::mlock2(arena.as_ptr().cast(), arena.len(), libc::MLOCK_ONFAULT as u32) };
+        if r != 0 {
+            println!("skipped: mlock2: {}", std::io::Error::last_os_error());
+        }
+        r == 0
+    }
+
+    /// Sees to it that pages that are dropped are gone, whatever `hide` has done to them before.
+    fn what_is_dropped_is_gone(rt: &Runtime, way: Way, hide: &dyn Fn(&Arena) -> bool) {
+        for prot in [Prot::ReadWrite, Prot::Read] {
+            let memory = Memory::new(32 * PAGE);
+            let object = way.object(rt, &memory, true);
+            let arena = mapped(rt, &object, prot);
+            let mut model = memory.content();
+            same("before", &bytes(&arena, 0..32 * PAGE), &model);
+            object.populate(0..object.len()).expect("all are published");
+            if prot == Prot::ReadWrite {
+                store(&arena, 3 * PAGE, 77).expect("store");
+                store(&arena, 20 * PAGE, 77).expect("store");
+            }
+            if !hide(&arena) {
+                return;
+            }
+            object.punch_hole(2 * PAGE as u64..6 * PAGE as u64).expect("punch_hole");
+            model[2 * PAGE..6 * PAGE].fill(0);
+            assert_eq!(load(&arena, 3 * PAGE), Ok(0), "{way:?}, {prot:?}: the hole reads as before");
+            if prot == Prot::ReadWrite {
+                // What is stored there is the hole's, and not forgotten with the old page.
+                store(&arena, 4 * PAGE, 5).expect("store");
+                model[4 * PAGE] = 5;
+            }
+            object.set_len(10 * PAGE as u64).expect("set_len");
+            assert_eq!(load(&arena, 20 * PAGE), Err(libc::SIGBUS), "{way:?}, {prot:?}: past the end");
+            object.set_len(32 * PAGE as u64).expect("set_len");
+            assert_eq!(load(&arena, 20 * PAGE), Ok(common::byte_of(3, 20 * PAGE as u64)), "{way:?}, {prot:?}");
+            object.populate(0..object.len()).expect("all are published");
+            assert_eq!(pages_in_arenas(rt), 32, "{way:?}, {prot:?}: pages are counted as they are");
+            assert!(hide(&arena));
+            assert_eq!(object.evict(0..object.len()).expect("evict"), 32, "{way:?}, {prot:?}: they can leave");
+            assert_eq!(pages_in_arenas(rt), 0, "{way:?}, {prot:?}");
+            same("after", &bytes(&arena, 0..32 * PAGE), &model);
+            drop(arena);
+            same("the store", &memory.content(), &model);
+        }
+    }
+
+    #[test]
+    fn what_is_locked_in_memory_is_dropped_all_the_same() {
+        each_way("locked", |rt, way| what_is_dropped_is_gone(rt, way, &lock_in_memory));
+    }
+
+    #[test]
+    fn what_the_kernel_has_swapped_out_is_dropped_all_the_same() {
+        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        if swaps.lines().count() < 2 {
+            println!("swapped out skipped: this system has no swap");
+            return;
+        }
+        each_way("swapped out", |rt, way| {
+            what_is_dropped_is_gone(rt, way, &|arena| {
+                // SAFETY: the arena's range: its pages leave memory, and keep their bytes.
+                let r = unsafe { libc::madvise(arena.as_ptr().cast(), arena.len(), libc::MADV_PAGEOUT) };
+                assert_eq!(r, 0, "madvise: {}", std::io::Error::last_os_error());
+                true
+            });
         });
     }
 

@@ -336,9 +336,8 @@ impl Slots<'_> {
 
     /// Gives the frames back to the kernel.
     fn release(self) -> Self {
-        if self.nr_full() > 0 {
-            // SAFETY: the slots are ours alone, and nobody wants their bytes.
-            let _ = unsafe { mem::madvise(self.address(0), self.nr * PAGE_SIZE, mem::MADV_DONTNEED) };
+        // SAFETY: the slots are ours alone, and nobody wants their bytes.
+        if self.nr_full() > 0 && unsafe { mem::drop_pages(self.address(0), self.nr * PAGE_SIZE) }.is_ok() {
             self.set_full(0, self.nr, false);
         }
         self
@@ -376,7 +375,7 @@ impl Slots<'_> {
                 Filled::Exists | Filled::Again if tries < TRIES => {
                     if r == Filled::Exists {
                         // SAFETY: the word says that no page is there: what lies there is stale (contract).
-                        let _ = unsafe { mem::madvise(to, PAGE_SIZE, mem::MADV_DONTNEED) };
+                        let _ = unsafe { mem::drop_pages(to, PAGE_SIZE) };
                     }
                     tries += 1;
                     thread::sched_yield();
@@ -423,7 +422,7 @@ impl Slots<'_> {
                 Filled::Again | Filled::Exists if tries < TRIES => {
                     if r == Filled::Exists {
                         // SAFETY: the slot is ours alone, and its bytes are nobody's.
-                        let _ = unsafe { mem::madvise(self.address(at), PAGE_SIZE, mem::MADV_DONTNEED) };
+                        let _ = unsafe { mem::drop_pages(self.address(at), PAGE_SIZE) };
                     }
                     tries += 1;
                     thread::sched_yield();

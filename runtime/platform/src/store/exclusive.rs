@@ -394,23 +394,25 @@ impl<'s> ExclusiveOps<'s> {
         self.drop_range(src, nr)
     }
 
-    /// Gives the pages at `src` back to the kernel, whatever they hold.
+    /// Gives the pages at `src`, which are there, back to the kernel, whatever they hold.
     fn drop_range(&self, src: usize, nr: u32) -> Result<(), Obstacle> {
-        // SAFETY: the pages are the caller's (evicting or filling), and their bytes are nobody's.
-        unsafe { mem::madvise(src, nr as usize * PAGE_SIZE, mem::MADV_DONTNEED) }.map_err(|_| Obstacle::Busy)?;
+        // SAFETY: the pages are the caller's (evicting), and their bytes are nobody's.
+        unsafe { mem::drop_pages(src, nr as usize * PAGE_SIZE) }.map_err(|_| Obstacle::Busy)?;
         self.note_dropped(nr as usize);
         Ok(())
     }
 
-    /// Drops what is there of pages that nobody wants.
-    fn drop_present(&self, held: &Held<'_>, pgoff: u64, nr: u32) {
+    /// Drops what is there of pages that are `filling`, which may have been put in place or not.
+    fn drop_filled(&self, held: &Held<'_>, pgoff: u64, nr: u32) -> Result<(), Obstacle> {
         for at in pgoff..pgoff + u64::from(nr) {
-            if let Some(src) = held.address(at, 1)
-                && mem::is_resident(src)
-            {
-                let _ = self.drop_range(src, 1);
-            }
+            let Some(src) = held.address(at, 1) else { continue };
+            // What is not in memory may be swapped out all the same: it is dropped unseen.
+            let seen = mem::is_resident(src);
+            // SAFETY: the page is the caller's (filling), and its bytes are nobody's.
+            unsafe { mem::drop_pages(src, PAGE_SIZE) }.map_err(|_| Obstacle::Busy)?;
+            self.note_dropped(usize::from(seen));
         }
+        Ok(())
     }
 }
 
@@ -487,8 +489,7 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
         // Mapped nowhere: the words are all that is left of the pages.
         let Some(held) = self.place.hold() else { return Ok(()) };
         if self.word(pgoff).is_some_and(|w| w.load().state() == State::Filling) {
-            self.drop_present(&held, pgoff, nr);
-            return Ok(());
+            return self.drop_filled(&held, pgoff, nr).map_err(error_of);
         }
         let (mut at, end) = (pgoff, pgoff + u64::from(nr));
         let in_place = self.facts.by_copy || !self.place.writable.load(Ordering::Relaxed);
@@ -528,11 +529,11 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
         true
     }
 
+    /// All or none, of a single page: one that cannot be dropped must stay, or its bytes are read without a fault.
     fn discard(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
-        if let Some(held) = self.place.hold() {
-            self.drop_present(&held, pgoff, nr);
-        }
-        Ok(())
+        let Some(held) = self.place.hold() else { return Ok(()) };
+        let src = held.address(pgoff, u64::from(nr)).ok_or(FillError::Refused)?;
+        self.drop_range(src, nr).map_err(error_of)
     }
 
     fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {

@@ -178,7 +178,28 @@ pub unsafe fn madvise(addr: usize, len_bytes: usize, advice: i32) -> Result<(), 
     unsafe { syscall6(libc::SYS_madvise, [addr, len_bytes, advice.cast_unsigned() as usize, 0, 0, 0]) }.map(drop)
 }
 
-/// Returns whether a page lies at `addr`, a multiple of the page, of private anonymous memory; see mincore(2).
+/// Drops the page-table entries of a range, whatever they point at, in memory or swapped out, and also where the range is
+/// locked in memory (before Linux 5.18 that cannot be): of private memory the pages are gone, of shared mappings they stay
+/// in their object.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's; a part of the range may be gone then.
+///
+/// # Safety
+/// The caller owns the range, and nobody needs its bytes.
+pub unsafe fn drop_pages(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    // SAFETY: the caller's contract.
+    match unsafe { madvise(addr, len_bytes, MADV_DONTNEED) } {
+        // SAFETY: as above; the range is locked.
+        Err(Errno::EINVAL) => unsafe { madvise(addr, len_bytes, MADV_DONTNEED_LOCKED) },
+        r => r,
+    }
+}
+
+/// Returns whether a page lies at `addr`, a multiple of the page, of private anonymous memory; see mincore(2). One that was
+/// swapped out may count as not there: this is for counting, and for nothing else.
 ///
 /// # Context: handler
 #[must_use]
@@ -208,14 +229,8 @@ pub unsafe fn zap_ranges(ranges: &[softfault_mm::ops::Zap]) -> bool {
     if unsafe { syscall6(libc::SYS_process_madvise, args) } == Ok(wanted) {
         return true;
     }
-    ranges.iter().all(|r| {
-        // SAFETY: the caller owns what is dropped.
-        match unsafe { madvise(r.addr, r.len_bytes, MADV_DONTNEED) } {
-            // SAFETY: as above; the range is locked.
-            Err(Errno::EINVAL) => unsafe { madvise(r.addr, r.len_bytes, MADV_DONTNEED_LOCKED) }.is_ok(),
-            r => r.is_ok(),
-        }
-    })
+    // SAFETY: the caller owns what is dropped.
+    ranges.iter().all(|r| unsafe { drop_pages(r.addr, r.len_bytes) }.is_ok())
 }
 
 /// Creates a memfd, close-on-exec, sealable; see memfd_create(2). Control plane.
