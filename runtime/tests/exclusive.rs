@@ -745,6 +745,78 @@ mod on {
         each_way("locked", |rt, way| what_is_dropped_is_gone(rt, way, &lock_in_memory));
     }
 
+    /// Has the kernel refuse this thread to drop pages, as one before Linux 5.18 does where they are locked in memory.
+    fn refuse_drops() -> bool {
+        const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+        const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+        /// `struct seccomp_data`: the number, and the low half of the third argument.
+        const NR: u32 = 0;
+        const ADVICE: u32 = 32;
+        const DONTNEED_LOCKED: u32 = 24;
+        let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut filter = [
+            op(LOAD, 0, 0, NR),
+            op(EQUAL, 0, 4, libc::SYS_madvise as u32),
+            op(LOAD, 0, 0, ADVICE),
+            op(EQUAL, 1, 0, libc::MADV_DONTNEED as u32),
+            op(EQUAL, 0, 1, DONTNEED_LOCKED),
+            op(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EINVAL as u32),
+            op(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: no pointer; what this process may not do any more it does not do.
+        let r = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        // SAFETY: the program lives until the call returns.
+        let r = r | unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        if r != 0 {
+            println!("skipped: seccomp: {}", std::io::Error::last_os_error());
+        }
+        r == 0
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_dropped_stays_and_is_open_to_stores() {
+        // Without the page's protection taken back its next store faults for ever.
+        for way in WAYS {
+            let out = common::child(
+                "on::a_page_that_cannot_be_dropped_stays_and_is_open_to_stores",
+                &format!("{way:?}"),
+                || {
+                    let rt = common::runtime();
+                    if !rt.delivery().is_available(Delivery::InThread) {
+                        println!("skipped: {}", rt.delivery());
+                        return;
+                    }
+                    let memory = Memory::new(16 * PAGE);
+                    let object = way.object(&rt, &memory, true);
+                    let arena = mapped(&rt, &object, Prot::ReadWrite);
+                    object.populate(0..object.len()).expect("populate");
+                    store(&arena, 3 * PAGE, 77).expect("store");
+                    if !lock_in_memory(&arena) || !refuse_drops() {
+                        return;
+                    }
+                    assert_eq!(object.evict(0..object.len()).expect("evict"), 0);
+                    assert_eq!(memory.content()[3 * PAGE], 77, "written before it was found to stay");
+                    for p in 0..16 {
+                        store(&arena, p * PAGE + 1, 5).expect("store");
+                    }
+                    assert_eq!(load(&arena, 3 * PAGE), Ok(77));
+                    let r = object.punch_hole(2 * PAGE as u64..4 * PAGE as u64);
+                    assert!(matches!(r, Err(Error::Denied { .. })), "the hole is not there: {r:?}");
+                    assert_eq!(load(&arena, 3 * PAGE), Ok(77), "and nothing was taken");
+                    store(&arena, 3 * PAGE, 78).expect("store");
+                    arena.unmap(0..16 * PAGE).expect("unmap");
+                    let mut model = common::content(3, 0..16 * PAGE as u64);
+                    (0..16).for_each(|p| model[p * PAGE + 1] = 5);
+                    model[3 * PAGE] = 78;
+                    same("the store", &memory.content(), &model);
+                },
+            );
+            common::ended(out, Ok(0));
+        }
+    }
+
     #[test]
     fn what_the_kernel_has_swapped_out_is_dropped_all_the_same() {
         let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();

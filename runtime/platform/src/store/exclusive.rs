@@ -30,7 +30,7 @@ use super::Store;
 use super::object::Retries;
 use super::source::Source;
 use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
-use crate::sys::{mem, thread};
+use crate::sys::{Errno, mem, thread};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::FailurePolicy;
@@ -368,13 +368,29 @@ impl<'s> ExclusiveOps<'s> {
         }
     }
 
-    /// Drops pages without moving them: protects them, writes what was changed in place, and lets go of all or none.
+    /// Drops pages without moving them: protects them, writes what was changed in place, and lets go of all or none. Those
+    /// that stay are open to stores again: nobody else would open them, a fault finds them cached and mapped.
     fn evict_in_place(&self, held: &Held<'_>, pgoff: u64, nr: u32) -> Result<(), Obstacle> {
         let src = held.address(pgoff, u64::from(nr)).ok_or(Obstacle::Gone)?;
         let len = nr as usize * PAGE_SIZE;
-        if self.place.writable.load(Ordering::Relaxed) {
-            self.frames.uffd().writeprotect(src, len, true).map_err(|_| Obstacle::Busy)?;
+        let protect = |on| self.frames.uffd().writeprotect(src, len, on);
+        if !self.place.writable.load(Ordering::Relaxed) {
+            return self.write_and_drop(pgoff, src, nr);
         }
+        let gone = match protect(true) {
+            Ok(()) => self.write_and_drop(pgoff, src, nr),
+            Err(_) => Err(Obstacle::Busy),
+        };
+        if gone.is_err() {
+            while protect(false) == Err(Errno::EAGAIN) {
+                thread::sched_yield();
+            }
+        }
+        gone
+    }
+
+    /// Writes what was changed of pages that nobody can store to, and drops all of them or none.
+    fn write_and_drop(&self, pgoff: u64, src: usize, nr: u32) -> Result<(), Obstacle> {
         let mut kept = false;
         for i in 0..nr {
             let (at, address) = (pgoff + u64::from(i), src + i as usize * PAGE_SIZE);
@@ -387,11 +403,7 @@ impl<'s> ExclusiveOps<'s> {
                 }
             }
         }
-        if kept {
-            let _ = self.frames.uffd().writeprotect(src, len, false);
-            return Err(Obstacle::Busy);
-        }
-        self.drop_range(src, nr)
+        if kept { Err(Obstacle::Busy) } else { self.drop_range(src, nr) }
     }
 
     /// Gives the pages at `src`, which are there, back to the kernel, whatever they hold.
