@@ -14,6 +14,7 @@ use common::{
 };
 use softfault::{Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// What std gives a thread, where signal frames are not larger than that.
 const STACK_BYTES: usize = 8 << 10;
@@ -265,4 +266,72 @@ fn signals_sent_meanwhile() {
         assert!(GOT.load(Ordering::SeqCst) > 0, "signals came");
     });
     common::ended(out, Ok(0));
+}
+
+/// A store whose reads wait, once told to, until as many of them have met as there are threads.
+struct Meeting {
+    wanted: &'static AtomicUsize,
+    inside: &'static AtomicUsize,
+}
+
+impl Store for Meeting {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(0);
+        let wanted = self.wanted.load(Ordering::SeqCst);
+        if wanted > 0 {
+            self.inside.fetch_add(1, Ordering::SeqCst);
+            while self.inside.load(Ordering::SeqCst) < wanted {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // They leave one after the other, so that some walk while others read.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+// SAFETY: stores to the page, atomics, and nanosleep(2).
+unsafe impl HandlerStore for Meeting {}
+
+/// More threads read than there are stacks for: the others still walk, and make room in the cache, on walk stacks.
+#[test]
+fn reads_that_take_long_leave_stacks_for_others() {
+    const THREADS: usize = 96;
+    const EACH: usize = 3;
+    const LIMIT: usize = 160;
+    for mode in IN_HANDLER {
+        let out = common::child("reads_that_take_long_leave_stacks_for_others", &format!("{mode:?}"), || {
+            static WANTED: AtomicUsize = AtomicUsize::new(0);
+            static INSIDE: AtomicUsize = AtomicUsize::new(0);
+            common::setup();
+            let rt =
+                Runtime::builder().cache_limit((LIMIT * PAGE) as u64).fill_window_pages(1).build().expect("runtime");
+            if !rt.delivery().is_available(mode) {
+                println!("skipped: {}", rt.delivery());
+                return;
+            }
+            let len = (LIMIT + THREADS * EACH) * PAGE;
+            let store = Meeting { wanted: &WANTED, inside: &INSIDE };
+            let object = rt.object(len as u64).handler_store(Box::new(store)).expect("object");
+            let a = arena(&rt, mode, len);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            // The cache is full: who reads makes room first.
+            (0..LIMIT).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(0)));
+            WANTED.store(THREADS, Ordering::SeqCst);
+            std::thread::scope(|s| {
+                for t in 0..THREADS {
+                    let a = &a;
+                    s.spawn(move || {
+                        measured("read with many others", mode, || {
+                            for p in 0..EACH {
+                                assert_eq!(load(a, (LIMIT + t * EACH + p) * PAGE), Ok(0));
+                            }
+                        });
+                    });
+                }
+            });
+            println!("{}", rt.stats());
+        });
+        common::ended(out, Ok(0));
+    }
 }

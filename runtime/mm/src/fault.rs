@@ -315,8 +315,10 @@ fn do_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     if needs_room(env, ctx, &claim) || !may_call_store(env, ctx, &claim) {
         return fill_elsewhere(env, ctx, claim);
     }
-    fill_here(env, ctx, claim);
-    Next::Again
+    match try_fill(env, ctx, claim) {
+        Ok(()) => Next::Again,
+        Err(claim) => fill_elsewhere(env, ctx, claim),
+    }
 }
 
 /// Has a filler read the claimed pages, unless the access is refused.
@@ -338,6 +340,15 @@ fn fill_elsewhere(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
 ///
 /// # Context: as the object's store
 pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
+    // In a handler only: there is no room.
+    if let Err(claim) = try_fill(env, ctx, claim) {
+        give_up(env, claim);
+    }
+}
+
+/// The same; gives the claim back, untouched, where there is no room for the read: too many are under way.
+#[inline]
+fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
     let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
     let mut pending = Some(claim);
     env.mm.with_claim(&id, &mut |m| {
@@ -345,7 +356,7 @@ pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
         let mut read = None;
         let mut ask = || read = pending.as_ref().map(|claim| filemap::read_folio(m, ctx.stripe, claim));
         if m.handler_safe && !m.store_faults {
-            env.mm.on_walk_stack(&mut ask);
+            let _ = env.mm.on_read_stack(&mut ask);
         } else {
             ask();
         }
@@ -356,6 +367,7 @@ pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
             }
         });
     });
+    pending.map_or(Ok(()), Err)
 }
 
 /// Publishes what was read.

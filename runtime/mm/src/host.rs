@@ -51,6 +51,14 @@ pub trait AddressSpace {
         f();
     }
 
+    /// The same for a store's read, which may take long; `false`: there is no room, and `f` was not run.
+    ///
+    /// # Context: handler
+    fn on_read_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) -> bool {
+        f();
+        true
+    }
+
     /// Claims a staging page; `None`: all are in use.
     ///
     /// # Context: handler

@@ -249,6 +249,22 @@ impl Host {
         vmatree::with_vma(slot.as_ref()?, address, f)
     }
 
+    /// Returns whether what is deep runs where we are; if not, we are about to go to a walk stack, and every signal is
+    /// masked.
+    #[inline]
+    fn stays_here(&self) -> bool {
+        if !self.handler {
+            return true;
+        }
+        match self.footing.replace(Footing::Walk) {
+            // A part of such a part.
+            Footing::Walk => return true,
+            Footing::Open => _ = signal::set_mask(signal::EVERY_SIGNAL),
+            Footing::Closed => {}
+        }
+        false
+    }
+
     /// Gives the slot up for the length of `f`.
     fn without_slot(&self, f: impl FnOnce()) {
         let Ok(mut slot) = self.slot.try_borrow_mut() else { return };
@@ -321,18 +337,23 @@ impl AddressSpace for Host {
     }
     #[inline]
     fn on_walk_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) {
-        if !self.handler {
+        if self.stays_here() {
             return f();
-        }
-        match self.footing.replace(Footing::Walk) {
-            // A part of such a part.
-            Footing::Walk => return f(),
-            Footing::Open => _ = signal::set_mask(signal::EVERY_SIGNAL),
-            Footing::Closed => {}
         }
         let hint = self.with_slot(Slot::stripe).unwrap_or(0);
         stack::on_walk_stack(hint, f);
         self.footing.set(Footing::Closed);
+    }
+    #[inline]
+    fn on_read_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) -> bool {
+        if self.stays_here() {
+            f();
+            return true;
+        }
+        let hint = self.with_slot(Slot::stripe).unwrap_or(0);
+        let ran = stack::on_read_stack(hint, f);
+        self.footing.set(Footing::Closed);
+        ran
     }
     fn get_staged(&self) -> Option<Staged> {
         staging::get()

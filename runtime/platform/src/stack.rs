@@ -31,9 +31,16 @@
 //! - Nothing unwinds: a panic ends the process at the switch.
 //!
 //! A nested fault finds its thread on the alternate stack, below the outer fault's frames, and takes a walk stack as any
-//! other: the outer one holds none while it runs a store that may fault. A walk holds its stack for microseconds, a read
-//! for as long as the device takes, and a batch of reclaim, which may write, longer: there are fewer batches than stacks,
-//! and who finds none goes on where it is.
+//! other: the outer one holds none while it runs a store that may fault.
+//!
+//! Who holds a stack, and how many:
+//! ```text
+//! numbers 0..64      a read, for as long as the device takes     or a walk
+//! numbers 64..128                                                a walk, for microseconds; a batch of reclaim, longer
+//! ```
+//! So reads leave 64 to the others, and of those batches, which may write, take 16 at most (`reclaim`). A read that finds
+//! none is a filler's. A walk waits a little: who holds the others is walking, and waits for nothing. Only when that is in
+//! vain (more threads than that were taken off their processors in the middle of walks) it goes on where it is.
 //!
 //! # Context: handler
 
@@ -42,12 +49,16 @@ use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use softfault_mm::page::PAGE_SIZE;
 
-const NR_STACKS: usize = 64;
+const NR_STACKS: usize = 128;
+/// The first of them, which reads use too.
+const NR_READ_STACKS: usize = 64;
 const STACK_BYTES: usize = 64 << 10;
 /// A guard page, and the stack above it.
 const STRIDE_BYTES: usize = PAGE_SIZE + STACK_BYTES;
 /// How often a thread gives way when all stacks are in use, before it goes on without one.
-const PATIENCE: usize = 16;
+const PATIENCE: usize = 1 << 10;
+/// The same for a read, which somebody else can do.
+const READ_PATIENCE: usize = 16;
 
 /// Whether a stack is in use. A cache line each: threads that fault at once do not meet.
 #[repr(align(64))]
@@ -101,15 +112,18 @@ impl Drop for Claimed {
     }
 }
 
-/// Claims the first free stack from number `hint` on; `None`: all are in use, or there is no pool.
-fn claim(hint: usize) -> Option<Claimed> {
+/// Claims the first free stack: of those that reads use from number `hint` on, then, unless it is for a read, of the others.
+/// `None`: all are in use, or there is no pool.
+#[inline]
+fn claim(hint: usize, read: bool) -> Option<Claimed> {
     // Acquire pairs with the Release in init().
     let base = BASE.load(Ordering::Acquire);
     if base == 0 {
         return None;
     }
-    for i in 0..NR_STACKS {
-        let at = hint.wrapping_add(i) % NR_STACKS;
+    for i in 0..if read { NR_READ_STACKS } else { NR_STACKS } {
+        let shared = hint.wrapping_add(i) % NR_READ_STACKS;
+        let at = if i < NR_READ_STACKS { shared } else { shared + NR_READ_STACKS };
         let busy = BUSY.get(at)?;
         // Acquire pairs with the Release in Claimed's drop: the last user's frames are dead.
         if busy.0.load(Ordering::Relaxed) == 0
@@ -123,13 +137,13 @@ fn claim(hint: usize) -> Option<Claimed> {
 
 /// Claims a stack where there was none a moment ago: walks end in microseconds, and only reads take longer.
 #[cold]
-fn claim_patiently(hint: usize) -> Option<Claimed> {
+fn claim_patiently(hint: usize, read: bool) -> Option<Claimed> {
     if BASE.load(Ordering::Relaxed) == 0 {
         return None;
     }
-    (0..PATIENCE).find_map(|_| {
+    (0..if read { READ_PATIENCE } else { PATIENCE }).find_map(|_| {
         thread::sched_yield();
-        claim(hint)
+        claim(hint, read)
     })
 }
 
@@ -140,8 +154,29 @@ fn claim_patiently(hint: usize) -> Option<Claimed> {
 ///
 /// # Context: handler
 #[inline]
-pub fn on_walk_stack(hint: usize, mut f: &mut dyn FnMut()) {
-    let Some(stack) = claim(hint).or_else(|| claim_patiently(hint)) else { return f() };
+pub fn on_walk_stack(hint: usize, f: &mut dyn FnMut()) {
+    match claim(hint, false).or_else(|| claim_patiently(hint, false)) {
+        Some(stack) => run(&stack, f),
+        None => f(),
+    }
+}
+
+/// The same for a read, which may hold its stack for long; `false`: none of those that reads may have is free, or there is
+/// no pool, and `f` was not run.
+///
+/// # Context: handler
+#[inline]
+#[must_use]
+pub fn on_read_stack(hint: usize, f: &mut dyn FnMut()) -> bool {
+    let stack = claim(hint, true).or_else(|| claim_patiently(hint, true));
+    if let Some(stack) = &stack {
+        run(stack, f);
+    }
+    stack.is_some()
+}
+
+#[inline]
+fn run(stack: &Claimed, mut f: &mut dyn FnMut()) {
     // SAFETY: `call_it` gets the `f` that lives until `switch` returns; the claim keeps everybody else away from
     // `STACK_BYTES` writable bytes below `top`, which is a multiple of the page size.
     unsafe { switch((&raw mut f).cast(), call_it, stack.top) };
@@ -205,7 +240,7 @@ mod tests {
     #[test]
     fn it_runs_there_and_comes_back() {
         assert_eq!(init(), Ok(()));
-        assert_eq!(run(NR_STACKS + 5), Some(5));
+        assert_eq!(run(NR_READ_STACKS + 5), Some(5));
         assert_eq!(run(5), Some(5), "free again");
         let mut inner = None;
         let mut outer = None;
@@ -216,10 +251,19 @@ mod tests {
         assert_eq!((outer, inner), (Some(5), Some(6)), "a stack in use is not taken");
         assert_eq!(stack_of(here()), None);
 
-        let held: [_; NR_STACKS] = core::array::from_fn(claim);
-        assert!(held.iter().all(Option::is_some), "all are free");
+        let reads: [_; NR_READ_STACKS] = core::array::from_fn(|i| claim(i, true));
+        assert!(reads.iter().all(Option::is_some), "all are free");
+        assert!(!on_read_stack(7, &mut || unreachable!()), "reads take no more than their share");
+        assert_eq!(run(7), Some(NR_READ_STACKS + 7), "what is left is for the others");
+        let walks: [_; NR_STACKS - NR_READ_STACKS] = core::array::from_fn(|i| claim(i, false));
+        assert!(walks.iter().all(Option::is_some));
         assert_eq!(run(0), None, "on the current stack when all are in use");
-        drop(held);
+        drop(reads);
+        assert_eq!(run(9), Some(9));
+        let mut at = None;
+        assert!(on_read_stack(9, &mut || at = stack_of(here())));
+        assert_eq!(at, Some(9));
+        drop(walks);
         assert!(run(0).is_some());
         #[expect(clippy::cast_precision_loss, reason = "small numbers")]
         let half = |w: u64| {
