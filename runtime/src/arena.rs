@@ -361,7 +361,8 @@ impl Drop for ArenaInner {
             return;
         }
         let everything = 0..self.len_bytes;
-        // What cannot be taken back stays mapped below a dead arena; the range itself goes in any case.
+        // What cannot be taken back stays mapped below a dead arena; the range itself goes in any case. Of pages that a store
+        // did not take their object says that they are lost.
         let _ = self.unmap_locked(&mut self.vmas(), &everything);
         let mut registry = registry::lock();
         vmatree::withdraw_arena(self.slot);

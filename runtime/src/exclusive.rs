@@ -30,8 +30,9 @@ impl ObjectBuilder {
     /// [`Object::write_at`](crate::Object::write_at) work while it is mapped. Unmapping drops its pages.
     ///
     /// What is stored through the mapping belongs to the object: if it is [`writable`](Self::writable), changed pages are
-    /// given to [`Store::write`] when they are reclaimed, evicted, synced or unmapped; if not, they stay until the object is
-    /// unmapped, and are then gone. Anonymous memory goes to the runtime's swap file if it has one, else it stays; it is
+    /// given to [`Store::write`] when they are reclaimed, evicted, synced or unmapped (which waits for a flush that is under
+    /// way); what the store does not take at the end is named by [`Object::lost`](crate::Object::lost). If not, they stay
+    /// until the object is unmapped, and are then gone. Anonymous memory goes to the runtime's swap file if it has one, else it stays; it is
     /// gone when it is unmapped. A page that was stored to is told from one that was not by a keyed
     /// digest of its bytes (they are mistaken for each other with a chance of 2^-64).
     ///

@@ -11,13 +11,13 @@ use crate::registry;
 use crate::runtime::RuntimeInner;
 use crate::vmas::VmaEntry;
 use crate::{Access, VmFaultReason};
-use softfault_mm::folio::{FolioWord, State};
+use softfault_mm::folio::{DIRTY, FolioWord, LOST, State};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::AddressSpaceOps;
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::Ordering;
 use softfault_mm::types::VmFlags;
-use softfault_mm::vmscan;
+use softfault_mm::{vmscan, writeback};
 use softfault_platform::frames::Frames;
 use softfault_platform::host::Host;
 use softfault_platform::mmu::exclusive::ExclusiveMmu;
@@ -225,20 +225,29 @@ impl RuntimeInner {
 /// so, and forgets where it is mapped.
 ///
 /// # Errors
-/// [`Error::Fault`] naming the first page whose changes the store did not take: they are lost.
+/// [`Error::Fault`] naming the first page whose changes the store did not take: it and the others are `LOST`.
 pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
     let Some(ops) = object.exclusive() else { return Ok(()) };
     let m = object.mapping();
     let host = Host::detached();
+    // No flush from here on until the pages are gone:
+    // ```text
+    // flush                                  unmapping
+    // begins: unsynced pages must stay
+    //                                        gives up waiting for them, drops what was stored to them since
+    // ```
+    // And one that failed would mark pages to be written again, which are being dropped.
+    let turn = object.flush_state().turn();
     let lost = if object.persistent { write_all(m, ops) } else { None };
     ops.leave();
     // Now dropping only changes words. Who pinned a page before is copying from the mapping, and is waited for.
     let discard = || vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
     discard();
-    while first_present(m).is_some() {
-        std::thread::sleep(Duration::from_micros(100));
+    while first_present(m, ops).is_some() {
+        std::thread::sleep(TURN);
         discard();
     }
+    drop(turn);
     if !object.persistent && ops.facts().writes_back {
         // Swap: what reclaim has put there goes the way of what it has not.
         let _ = object.store().punch(0, object.len_max as u64);
@@ -248,28 +257,74 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
     lost.map_or(Ok(()), |p| Err(error(p)))
 }
 
-/// Takes every page out and has those that were changed written; returns the first that the store did not take.
+const TURN: Duration = Duration::from_micros(100);
+/// Turns to wait for pages that are pinned, by calls that copy them, for moments.
+const PATIENCE: u32 = 2_000;
+/// The same for a page that was put in place and is not published yet: the store is reading its neighbours.
+const READ_PATIENCE: u32 = 20_000;
+/// Writes that the store may refuse before it is asked no more.
+const REFUSED_MAX: u64 = 3;
+
+/// Takes every page out and has those that were changed written; returns the first that the store did not take. The caller
+/// has the object's turn to flush.
 fn write_all(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
     let host = Host::detached();
-    // Pages are pinned by calls that copy them, for moments. Whom the store fails is not asked for ever.
-    let failed = ops.write_errors();
-    let mut patience = 2_000;
-    loop {
+    let refused = ops.write_errors();
+    let (mut patience, mut read_patience) = (PATIENCE, READ_PATIENCE);
+    while patience > 0 && read_patience > 0 && ops.write_errors() < refused + REFUSED_MAX {
         vmscan::evict_exclusive(host.env(), m, 0, m.folios.len() as u64, true);
-        let left = first_present(m)?;
-        if patience == 0 || ops.write_errors() >= failed + 3 {
-            return Some(left);
-        }
         // What is being written now is waited for, however long the store takes.
-        if m.folio(left).is_some_and(|w| w.load().state() == State::Uptodate) {
-            patience -= 1;
+        match m.folio(first_present(m, ops)?).map(|w| w.load().state()) {
+            Some(State::Uptodate) => patience -= 1,
+            Some(State::Filling) => read_patience -= 1,
+            _ => {}
         }
-        std::thread::sleep(Duration::from_micros(100));
+        std::thread::sleep(TURN);
     }
+    let refused = ops.write_errors();
+    let mut first = None;
+    for (p, word) in (0u64..).zip(m.folios) {
+        let ask = ops.write_errors() < refused + REFUSED_MAX;
+        if !write_here(m, ops, p, word, ask) {
+            first = first.or(Some(p));
+        }
+    }
+    first
 }
 
-/// Returns the first page that is in the cache, or on its way out.
-fn first_present(m: &Mapping<'_>) -> Option<u64> {
-    let present = |w: &FolioWord| matches!(w.load().state(), State::Uptodate | State::Writeback | State::Evicting);
-    m.folios.iter().position(present).map(|p| p as u64)
+/// Has a page that cannot be taken out written as it is; `false`: what was changed of it is lost, the store did not take it or
+/// was not to be asked.
+fn write_here(m: &Mapping<'_>, ops: &ExclusiveOps<'_>, p: u64, word: &FolioWord, ask: bool) -> bool {
+    loop {
+        match word.load().state() {
+            State::Uptodate if word.try_pin(0).is_ok() => break,
+            State::Uptodate | State::Writeback | State::Evicting => std::thread::sleep(TURN),
+            // Its reader hangs, and whether it was stored to nobody can say.
+            State::Filling if ops.may_be_stored_to(p) => {
+                word.set(LOST);
+                return false;
+            }
+            State::Absent | State::Filling | State::Poisoned => return true,
+        }
+    }
+    let changed = word.load().has(DIRTY) || m.a_ops.is_written(p);
+    let written = changed && ask && m.a_ops.write_folio(p, 1).is_ok();
+    if written {
+        word.set(writeback::unsynced_bit(m));
+        word.clear(LOST);
+    } else if changed {
+        word.set(LOST);
+    }
+    word.unpin();
+    written || !changed
+}
+
+/// Returns the first page that is in the cache, on its way out, or in the arena before it is in the cache.
+fn first_present(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
+    let present = |p: u64, w: &FolioWord| match w.load().state() {
+        State::Uptodate | State::Writeback | State::Evicting => true,
+        State::Filling => ops.may_be_stored_to(p),
+        State::Absent | State::Poisoned => false,
+    };
+    (0u64..).zip(m.folios).find(|(p, w)| present(*p, w)).map(|(p, _)| p)
 }

@@ -23,14 +23,15 @@
 //!
 //! # Unmapping
 //! `leave` clears the address and waits for the MOVEs under way, not for stores: a read that is still under way then finds
-//! no place for its pages and fails (`Refused`). Pages that were published after their mapping went are forgotten by the
+//! no place for its pages and fails (`Refused`). Who calls it waits before for reads of which a part is in place
+//! (`may_be_stored_to`). Pages that were published after their mapping went are forgotten by the
 //! next `enter`.
 
 use super::Store;
 use super::object::Retries;
 use super::source::Source;
 use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
-use crate::sys::{Errno, mem, thread};
+use crate::sys::{Errno, mem, pagemap, thread};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::FailurePolicy;
@@ -207,6 +208,13 @@ impl<'s> ExclusiveOps<'s> {
     pub fn address(&self, pgoff: u64) -> Option<(usize, bool)> {
         let held = self.place.hold()?;
         Some((held.address(pgoff, 1)?, self.place.writable.load(Ordering::Relaxed)))
+    }
+
+    /// Returns whether page `pgoff`, which is `filling`, lies in the arena already, where a store to it may have to be written.
+    #[must_use]
+    pub fn may_be_stored_to(&self, pgoff: u64) -> bool {
+        let Some(held) = self.place.hold() else { return false };
+        self.is_tracked() && held.address(pgoff, 1).is_some_and(is_there)
     }
 
     fn word(&self, pgoff: u64) -> Option<&FolioWord> {
@@ -418,14 +426,21 @@ impl<'s> ExclusiveOps<'s> {
     fn drop_filled(&self, held: &Held<'_>, pgoff: u64, nr: u32) -> Result<(), Obstacle> {
         for at in pgoff..pgoff + u64::from(nr) {
             let Some(src) = held.address(at, 1) else { continue };
-            // What is not in memory may be swapped out all the same: it is dropped unseen.
-            let seen = mem::is_resident(src);
+            // For the count alone: it is dropped unseen.
+            let seen = is_there(src);
             // SAFETY: the page is the caller's (filling), and its bytes are nobody's.
             unsafe { mem::drop_pages(src, PAGE_SIZE) }.map_err(|_| Obstacle::Busy)?;
             self.note_dropped(usize::from(seen));
         }
         Ok(())
     }
+}
+
+/// Returns whether a page lies at `addr` of an arena, in memory or swapped out; one that is swapped out may be missed where the
+/// kernel has no PAGEMAP_SCAN (before Linux 6.7).
+fn is_there(addr: usize) -> bool {
+    let some = pagemap::PAGE_IS_PRESENT | pagemap::PAGE_IS_SWAPPED;
+    pagemap::look(addr).map_or_else(|_| mem::is_resident(addr), |categories| categories & some != 0)
 }
 
 /// What a fill says: how many pages are good, and why the next is not.

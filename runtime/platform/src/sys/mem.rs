@@ -199,7 +199,7 @@ pub unsafe fn drop_pages(addr: usize, len_bytes: usize) -> Result<(), Errno> {
 }
 
 /// Returns whether a page lies at `addr`, a multiple of the page, of private anonymous memory; see mincore(2). One that was
-/// swapped out may count as not there: this is for counting, and for nothing else.
+/// swapped out may count as not there.
 ///
 /// # Context: handler
 #[must_use]
