@@ -819,7 +819,7 @@ mod on {
     /// Locks the arena's pages in memory as they come; `false`, with the reason: this process may not.
     fn lock_in_memory(arena: &Arena) -> bool {
         // SAFETY: the arena's range: its pages stay where they are, and nothing is read.
-        let r = unsafe { libc::mlock2(arena.as_ptr().cast(), arena.len(), libc::MLOCK_ONFAULT as u32) };
+        let r = unsafe { libc::mlock2(arena.as_ptr().cast(), arena.len(), libc::MLOCK_ONFAULT) };
         if r != 0 {
             println!("skipped: mlock2: {}", std::io::Error::last_os_error());
         }
