@@ -88,13 +88,21 @@ impl Subject {
         self.map(object, len_bytes, workload, Sharing::Private)
     }
 
-    /// Maps a file that is larger than the memory, past the kernel's page cache, which the memory group is charged for
-    /// too. The object is exclusive: one process maps it once, and frames that are moved are neither allocated nor freed.
+    /// Maps a file that is larger than the memory, past the kernel's page cache, which the memory group is charged for too.
+    ///
+    /// The kind of object is what a user would choose: exclusive where one mapping goes over the bytes, since frames that are
+    /// moved are neither allocated nor freed; shared where some pages are used again and again, since only the order of
+    /// shared ones knows which.
     pub(crate) fn file(&self, path: &Path, len_bytes: usize, workload: Workload) -> Result<Arena> {
+        let exclusive = workload != Workload::ZipfRead;
         let options = self.runtime.file_options().direct(true).writable(workload.writes());
         let window = window(workload);
-        let object = options.with(move |b| b.exclusive(true).fill_window_pages(window)).open(path).map_err(wrong)?;
-        self.map(object, len_bytes, workload, Sharing::Private)
+        let options = options.with(move |b| {
+            let b = b.fill_window_pages(window);
+            if exclusive { b.exclusive(true) } else { b }
+        });
+        let object = options.open(path).map_err(wrong)?;
+        self.map(object, len_bytes, workload, if exclusive { Sharing::Private } else { Sharing::Shared })
     }
 
     /// Opens a file to which stores are written back.
