@@ -247,6 +247,18 @@ impl<'g> Lruvec<'g> {
         first.push(entry.0) || second.push(entry.0) || self.probation.push(entry.0)
     }
 
+    /// Returns how many entries there are, void ones too.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.small.len().saturating_add(self.main.len()).saturating_add(self.probation.len())
+    }
+
+    /// Returns whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Returns whether a queue fills up with entries of pages that went otherwise: those of cached pages take half of it.
     #[must_use]
     pub fn is_crowded(&self) -> bool {

@@ -100,6 +100,13 @@ impl<'g> CacheAccount<'g> {
         }
     }
 
+    /// Returns whether more pages are paid for than the queues name: the others are being filled, or somebody's reclaim has
+    /// them in hand. A guess: entries of pages that have gone hide as many.
+    #[must_use]
+    pub fn is_filling(&self) -> bool {
+        self.nr_pages.load(Ordering::Relaxed) > self.lru.len()
+    }
+
     /// Returns how many pages the background reclaimer is to free now: down to its high watermark.
     #[must_use]
     pub fn excess(&self) -> u64 {

@@ -566,7 +566,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             continue;
         }
         scanned = scanned.saturating_add(done.scanned);
-        let busy = account.nr_writeback.load(crate::sync::Ordering::Relaxed) > 0 || done.dirty > 0;
+        let busy = account.nr_writeback.load(crate::sync::Ordering::Relaxed) > 0 || done.dirty > 0 || account.is_filling();
         if done.scanned == 0 || busy || scanned > limit.saturating_mul(2) {
             idle += 1;
             let nap = account.begin_wait();
@@ -580,7 +580,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
                 return Freed::Later;
             }
         }
-        // Fruitless looks at everything, and as many naps: a store that is writing gets longer.
+        // Fruitless looks at everything, and as many naps: a store that is writing, or reading, gets longer.
         if (scanned > limit.saturating_mul(4) || idle > 64) && idle > if busy { 5_000 } else { 16 } {
             return Freed::Nothing;
         }

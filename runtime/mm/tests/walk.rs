@@ -206,6 +206,28 @@ fn an_own_limit_waits_for_pages_that_are_being_filled() {
     w.check_quiescent();
 }
 
+/// The same for the limit of the whole cache: a slow store that fills all of it is no reason for OOM.
+#[test]
+fn a_cache_waits_for_pages_that_are_being_filled() {
+    let w = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8)], 1)));
+    w.account.limit_pages.store(4, Ordering::Relaxed);
+    assert!(w.map(spec(SHARED | SINGLE, 8)));
+    let (w, m) = (&*w, w.objects[0].mapping);
+    let claim = filemap::claim_run(m, 0, 0, 4).expect("room").expect("absent");
+    let (mut claim, mut naps) = (Some(claim), 0);
+    w.set_sleep(move |_| {
+        naps += 1;
+        if naps == 1_000
+            && let Some(claim) = claim.take()
+        {
+            filemap::read_claimed(m, w, 0, claim).expect("the store is well");
+        }
+        Woken::LookAgain
+    });
+    assert_eq!(w.fault(at(5), READ), R::MAJOR | R::LOCKED);
+    w.check_quiescent();
+}
+
 #[test]
 fn an_own_limit_of_pinned_pages_is_oom_however_others_get_on() {
     let w = world_with_own_limit();
