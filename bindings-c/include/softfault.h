@@ -424,15 +424,86 @@
 #define SOFTFAULT_ARENA_LOOKUP_FIRST 0x8
 
 /**
+ * read, dsync and write are called in the faulting thread, inside a signal handler; see softfault_store_operations.
+ */
+#define SOFTFAULT_STORE_HANDLER_SAFE 0x1
+
+/**
+ * A handler-safe store touches arena memory in read or dsync, and so may fault. It needs threads with alternate signal
+ * stacks of 16 KiB.
+ */
+#define SOFTFAULT_STORE_TOUCHES_ARENAS 0x2
+
+/**
+ * write must see bytes that nobody changes meanwhile (it checksums, compresses, encrypts): it gets a copy.
+ */
+#define SOFTFAULT_STORE_STABLE 0x4
+
+/**
+ * write waits for a device: it is called by fillers, several at once, and never in a handler.
+ */
+#define SOFTFAULT_STORE_WRITE_BLOCKS 0x8
+
+/**
+ * read does not give what write took before the next flush: such pages stay cached until then.
+ */
+#define SOFTFAULT_STORE_NO_REREAD 0x10
+
+/**
+ * The delegate runs in the faulting thread, inside a signal handler, under the rules of softfault_vm_operations.
+ */
+#define SOFTFAULT_MINOR_HANDLER_SAFE 0x1
+
+/**
+ * Map the page; the delegate is not asked again.
+ */
+#define SOFTFAULT_MINOR_CONTINUE 0
+
+/**
+ * Never map it: each touch is SIGBUS.
+ */
+#define SOFTFAULT_MINOR_REFUSE 1
+
+/**
+ * Not now: the access is made again, and the delegate asked again.
+ */
+#define SOFTFAULT_MINOR_DELAY 2
+
+/**
  * A range of address space over which objects are mapped. Freed by softfault_arena_free().
  */
 typedef struct softfault_arena softfault_arena;
+
+/**
+ * A range of an object that is not written back. Freed by softfault_held_free().
+ */
+typedef struct softfault_held softfault_held;
+
+/**
+ * The first touch of a page that a softfault_minor_operations callback is told of; good for the length of the call.
+ */
+typedef struct softfault_minor_fault softfault_minor_fault;
 
 /**
  * Bytes that can be mapped and read and written: a file, anonymous memory, or what a store of the program's has. Freed by
  * softfault_object_free().
  */
 typedef struct softfault_object softfault_object;
+
+/**
+ * A page, or several, that a softfault_store_operations read is to fill; good for the length of the call.
+ */
+typedef struct softfault_page softfault_page;
+
+/**
+ * Pages that a softfault_store_operations write is to take; good for the length of the call.
+ */
+typedef struct softfault_pages softfault_pages;
+
+/**
+ * A range of an arena that stays resident. Freed by softfault_pin_free().
+ */
+typedef struct softfault_pin softfault_pin;
 
 /**
  * A page-fault runtime: a cache, its counters, its threads. Freed by softfault_runtime_free().
@@ -443,6 +514,11 @@ typedef struct softfault_runtime softfault_runtime;
  * A reading of a runtime's counters. Freed by softfault_stats_free().
  */
 typedef struct softfault_stats softfault_stats;
+
+/**
+ * A fault that a softfault_vm_operations callback is asked about; good for the length of the call.
+ */
+typedef struct softfault_vm_fault softfault_vm_fault;
 
 /**
  * A range of bytes: of an object, or of an arena.
@@ -588,6 +664,140 @@ typedef struct softfault_arena_options {
      */
     uint64_t granule_bytes;
 } softfault_arena_options;
+
+/**
+ * Where an object's pages come from and go to. NULL means the default.
+ *
+ * Functions return 0 or a negative errno: -ENODATA where the store ends before the object does, -EBADMSG for content that
+ * failed its check (the page is poisoned, never shown), -ENOMEM, -EOPNOTSUPP, else an error of input or output.
+ *
+ * They run on filler threads, where they may sleep, allocate and lock, but wait for nothing that a faulting thread may
+ * hold, and touch no arena. With SOFTFAULT_STORE_HANDLER_SAFE they run in the faulting thread under the rules of
+ * softfault_vm_operations. None may unwind: a C++ exception that leaves one ends the process. They may run in several
+ * threads at once.
+ */
+typedef struct softfault_store_operations {
+    /**
+     * sizeof(struct softfault_store_operations).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_STORE_* together.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Fills the len bytes at dst with the object's from pos on: whole pages, except at the object's end. What was there
+     * before is unspecified. page is for softfault_page_fill_from(). Must not be NULL.
+     */
+    int (*read)(void *ctx, uint64_t pos, void *dst, size_t len, struct softfault_page *page);
+    /**
+     * Takes the len bytes at src as the object's from pos on; not durable before flush. Other threads may store to them
+     * meanwhile (they are written again then), unless SOFTFAULT_STORE_STABLE. Default: -EOPNOTSUPP.
+     */
+    int (*write)(void *ctx, uint64_t pos, const void *src, size_t len, const struct softfault_pages *pages);
+    /**
+     * Makes durable what write, punch and set_len were given before the call. Default: nothing to do.
+     */
+    int (*flush)(void *ctx);
+    /**
+     * Makes the range read as zeros. Default: -EOPNOTSUPP, upon which zeros are written.
+     */
+    int (*punch)(void *ctx, uint64_t pos, uint64_t len);
+    /**
+     * The object's end moved. Default: nothing to do.
+     */
+    int (*set_len)(void *ctx, uint64_t len_bytes);
+    /**
+     * Makes the blocks of a range durable before the first store to them (SOFTFAULT_OBJECT_DSYNC). Default: nothing to do.
+     */
+    int (*dsync)(void *ctx, uint64_t pos, uint64_t len);
+    /**
+     * The object is gone: nothing is called with ctx any more. Called by whoever held it last.
+     */
+    void (*drop)(void *ctx);
+} softfault_store_operations;
+
+/**
+ * The vtable of an object, as struct vm_operations_struct: what its faults go through. NULL means the default.
+ *
+ * All but open, close and drop run in the faulting thread, inside a signal handler: no allocation, no lock, no thread-
+ * local, no function outside signal-safety(7), no access to an arena; at most 1 KiB of stack; errno as it was. None may
+ * unwind: a C++ exception that leaves one ends the process. They may run in several threads at once.
+ */
+typedef struct softfault_vm_operations {
+    /**
+     * sizeof(struct softfault_vm_operations).
+     */
+    size_t size;
+    /**
+     * Finds or makes the touched page: returns what softfault_filemap_fill_with() or softfault_filemap_fault() returned,
+     * or SOFTFAULT_VM_FAULT_SIGBUS, _OOM, _HWPOISON, _SIGSEGV to refuse, or _RETRY to be asked again.
+     *
+     * Default: softfault_shmem_fault().
+     */
+    uint32_t (*fault)(void *ctx, struct softfault_vm_fault *vmf);
+    /**
+     * Maps cached neighbours: returns what softfault_filemap_map_pages() returned. Default: none are mapped.
+     */
+    uint32_t (*map_pages)(void *ctx, struct softfault_vm_fault *vmf, uint64_t start, uint64_t end);
+    /**
+     * Hands complete extents to the kernel: returns what softfault_shmem_huge_fault() returned. Default: stays trapped.
+     */
+    uint32_t (*huge_fault)(void *ctx, struct softfault_vm_fault *vmf);
+    /**
+     * A clean page is about to be stored to through a shared mapping: 0, or an error bit to refuse. Default: not asked,
+     * and stores are noted silently.
+     */
+    uint32_t (*page_mkwrite)(void *ctx, struct softfault_vm_fault *vmf);
+    /**
+     * Whether a minor delegate is to be asked about the page before fault is called (SOFTFAULT_ARENA_LOOKUP_FIRST);
+     * cached says what the default answers.
+     */
+    bool (*get_folio_noalloc)(void *ctx, uint64_t pgoff, bool cached);
+    /**
+     * A mapping came to be. Called by who maps, splits or protects; may lock, but call no function on the object or arena.
+     */
+    void (*open)(void *ctx);
+    /**
+     * A mapping is gone. As open.
+     */
+    void (*close)(void *ctx);
+    /**
+     * The object is gone: nothing is called with ctx any more. Called by whoever held it last.
+     */
+    void (*drop)(void *ctx);
+} softfault_vm_operations;
+
+/**
+ * Who is told of the first touch of each cached page of a range.
+ */
+typedef struct softfault_minor_operations {
+    /**
+     * sizeof(struct softfault_minor_operations).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_MINOR_HANDLER_SAFE, or 0: called on filler threads.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Decides about one page: SOFTFAULT_MINOR_CONTINUE, _REFUSE or _DELAY. May look at it and rewrite it. Must not be
+     * NULL, and must not unwind. Runs in several threads at once, but once for each page.
+     */
+    uint32_t (*minor_fault)(void *ctx, const struct softfault_minor_fault *fault);
+    /**
+     * The range is unmapped, wholly or in part: nothing is called with ctx any more once its last part is.
+     */
+    void (*drop)(void *ctx);
+} softfault_minor_operations;
 
 /**
  * The latency of one stage of a fault, from a sample of the faults.
@@ -924,6 +1134,211 @@ int softfault_object_write_at(struct softfault_object *object,
                               size_t *written_bytes);
 
 /**
+ * Reads the range into the cache, and waits for it.
+ *
+ * Errors: SOFTFAULT_ERROR_FAULT naming the first byte that could not be had. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_populate(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
+ * Writes how many of the object's pages are cached.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * pages may be written.
+ */
+int softfault_object_cached_pages(struct softfault_object *object, uint64_t *pages);
+
+/**
+ * Writes whether the page of that byte is cached: readable without asking the store.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * cached may be written.
+ */
+int softfault_object_is_cached(struct softfault_object *object, uint64_t offset, bool *cached);
+
+/**
+ * Changes the object's own limit. Pages above a lower one leave as others come.
+ *
+ * Errors: -EACCES: the object was made without a limit of its own. -EINVAL for NULL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ */
+int softfault_object_set_cache_limit(struct softfault_object *object, uint64_t bytes);
+
+/**
+ * Says how the range will be used, or what is to be done with it now: SOFTFAULT_ADVICE_*. NORMAL, SEQUENTIAL and RANDOM
+ * hold for the whole object.
+ *
+ * Errors: -EACCES for POPULATE_WRITE on an object that is not writable. SOFTFAULT_ERROR_FAULT. -EBUSY for DONTNEED and
+ * COLD over a pin. -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_advise(struct softfault_object *object, uint64_t offset, uint64_t len, uint32_t advice);
+
+/**
+ * Drops clean, unpinned pages of the range from the cache; evicted (may be NULL) gets how many went. Pages that were
+ * written since they were last written back stay: softfault_object_sync() first.
+ *
+ * Errors: -ENOMEM: an extent cannot be taken back. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * evicted may be written.
+ */
+int softfault_object_evict(struct softfault_object *object, uint64_t offset, uint64_t len, uint64_t *evicted);
+
+/**
+ * Makes the complete 2 MiB of the range huge pages, now; collapsed (may be NULL) gets how many are huge then. Needs
+ * SOFTFAULT_OBJECT_HUGE_PAGES; what cannot be is left as it is.
+ *
+ * Errors: -EACCES in a forked child. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * collapsed may be written.
+ */
+int softfault_object_collapse(struct softfault_object *object, uint64_t offset, uint64_t len, uint64_t *collapsed);
+
+/**
+ * Forgets that pages of the range were poisoned: the next touch asks the store anew. healed (may be NULL) gets how many
+ * were. Touches heal pages by themselves; this is for system calls on monitor arenas.
+ *
+ * Errors: -EINVAL, -EBADF, or what unpoisoning said.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * healed may be written.
+ */
+int softfault_object_heal(struct softfault_object *object, uint64_t offset, uint64_t len, uint64_t *healed);
+
+/**
+ * Drops what is cached of the range, because the store's content was changed by somebody else. dropped and kept (may be
+ * NULL) get the pages that went, and that stayed because they were written here, or are pinned.
+ *
+ * Errors: -ENOMEM: an extent cannot be taken back. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * dropped and kept may be written.
+ */
+int softfault_object_invalidate(struct softfault_object *object,
+                                uint64_t offset,
+                                uint64_t len,
+                                uint64_t *dropped,
+                                uint64_t *kept);
+
+/**
+ * Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
+ *
+ * Errors: -EACCES: the object is not writable, or a page stays pinned. The store's error. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_punch_hole(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
+ * Makes durable every byte of the range that was written before the call, through whatever mapping or call.
+ *
+ * Errors: SOFTFAULT_ERROR_WRITEBACK and _FLUSH: nothing is promised, and the next call tries again.
+ * SOFTFAULT_ERROR_LOST: writes are gone that a failed flush took away; so says every call over them until they are
+ * written again, or softfault_object_forget_lost(). SOFTFAULT_ERROR_HELD. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_sync(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
+ * Makes everything durable that was written before the call. Errors: as softfault_object_sync().
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_sync_all(struct softfault_object *object);
+
+/**
+ * Makes everything that was written before the call, and is not held, durable before anything that is written after it.
+ * Errors: as softfault_object_sync(), but for SOFTFAULT_ERROR_HELD.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_barrier(struct softfault_object *object);
+
+/**
+ * Keeps the pages of the range from being written back until the hold is freed: a write-ahead log must be durable before
+ * the pages it describes. Held dirty pages count against the cache's limit.
+ *
+ * The handle is the caller's: softfault_held_free(). It keeps the object.
+ *
+ * Errors: -EBUSY: a page is held already. -EACCES on exclusive objects. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_object_hold_dirty(struct softfault_object *object,
+                                uint64_t offset,
+                                uint64_t len,
+                                struct softfault_held **out);
+
+/**
+ * Writes the bytes that are held: whole pages.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * range may be written.
+ */
+int softfault_held_range(struct softfault_held *held, struct softfault_range *range);
+
+/**
+ * Lets the pages be written back again.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_held_free(struct softfault_held *held);
+
+/**
+ * Copies up to nr of the ranges whose writes failed flushes took away; total (may be NULL) gets how many there are.
+ * ranges may be NULL if nr is 0.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * ranges has room for nr elements; total may be written.
+ */
+int softfault_object_lost(struct softfault_object *object, struct softfault_range *ranges, size_t nr, size_t *total);
+
+/**
+ * Accepts the loss of what was written to the range: softfault_object_sync() does not report it any more.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ */
+int softfault_object_forget_lost(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
  * Reserves len_bytes of address space, rounded up to 2 MiB. options may be NULL.
  *
  * The handle is the caller's: softfault_arena_free(). The arena keeps its runtime, and what is mapped in it.
@@ -1125,6 +1540,319 @@ int softfault_arena_read_at(struct softfault_arena *arena,
  * len bytes of buf may be read, and nobody changes them meanwhile.
  */
 int softfault_arena_write_at(struct softfault_arena *arena, size_t offset, const void *buf, size_t len);
+
+/**
+ * Makes the range resident and keeps it so until the pin is freed: system calls, O_DIRECT, futexes and asynchronous I/O
+ * may use it. access is SOFTFAULT_ACCESS_*; pinned for writing, the range counts as dirty.
+ *
+ * The handle is the caller's: softfault_pin_free(). The pin keeps the arena.
+ *
+ * Errors: SOFTFAULT_ERROR_FAULT, -ENXIO: not wholly mapped, -EACCES, -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_arena_pin(struct softfault_arena *arena,
+                        size_t offset,
+                        size_t len,
+                        uint32_t access,
+                        struct softfault_pin **out);
+
+/**
+ * Writes address and length of the pinned range; each may be NULL.
+ *
+ * Errors: -EINVAL for a NULL pin, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * addr and len_bytes may be written.
+ */
+int softfault_pin_data(struct softfault_pin *pin, void **addr, size_t *len_bytes);
+
+/**
+ * Lets the range go. Asynchronous I/O on it must be over.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_pin_free(struct softfault_pin *pin);
+
+/**
+ * Makes an object of len_bytes over a store of the program's. options may be NULL.
+ *
+ * operations are copied. ctx passes to the library, which calls operations->drop with it once, when nothing is called with
+ * it any more: if the call fails, before it returns. Only where operations are refused themselves (NULL, their size) is
+ * there no drop to call.
+ *
+ * Errors: -EINVAL: no read function; a deadline with SOFTFAULT_STORE_HANDLER_SAFE, or SOFTFAULT_OBJECT_DSYNC without.
+ * -E2BIG, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * operations, and options if not NULL, have the sizes that they say; out may be written. The functions keep to what
+ * softfault_store_operations says, and may be called with ctx from any thread until drop.
+ */
+int softfault_object_from_store(struct softfault_runtime *runtime,
+                                uint64_t len_bytes,
+                                const struct softfault_store_operations *operations,
+                                void *ctx,
+                                const struct softfault_object_options *options,
+                                struct softfault_object **out);
+
+/**
+ * Makes an object of len_bytes over a vtable of the program's. options may be NULL.
+ *
+ * operations are copied. ctx passes to the library, which calls operations->drop with it once, when nothing is called with
+ * it any more: if the call fails, before it returns. Only where operations are refused themselves (NULL, their size) is
+ * there no drop to call.
+ *
+ * Errors: -EINVAL, -E2BIG, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * operations, and options if not NULL, have the sizes that they say; out may be written. The functions keep to what
+ * softfault_vm_operations says, and may be called with ctx from any thread until drop.
+ */
+int softfault_object_from_vm_operations(struct softfault_runtime *runtime,
+                                        uint64_t len_bytes,
+                                        const struct softfault_vm_operations *operations,
+                                        void *ctx,
+                                        const struct softfault_object_options *options,
+                                        struct softfault_object **out);
+
+/**
+ * Has a delegate told of the first touch of each cached page of the range, before it is mapped there. Pages that are
+ * mapped already are unmapped first, so that nothing escapes. Unmapping the range ends it.
+ *
+ * operations are copied. ctx passes to the library, as with softfault_object_from_store(): drop is called when the last part
+ * of the range is unmapped, or the call fails.
+ *
+ * Errors: -ENXIO: not wholly mapped. -EACCES: a private mapping, or a library without userfaultfd. -EINVAL, -E2BIG,
+ * -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * operations have the size that they say. The functions keep to what softfault_minor_operations says, and may be called
+ * with ctx from any thread until drop.
+ */
+int softfault_arena_delegate_minor(struct softfault_arena *arena,
+                                   size_t offset,
+                                   size_t len,
+                                   const struct softfault_minor_operations *operations,
+                                   void *ctx);
+
+/**
+ * Returns the number of the touched page in its object; 0 for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint64_t softfault_vm_fault_pgoff(const struct softfault_vm_fault *vmf);
+
+/**
+ * Returns the exact address that was touched; 0 for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+size_t softfault_vm_fault_address(const struct softfault_vm_fault *vmf);
+
+/**
+ * Returns how the access was made: SOFTFAULT_FAULT_FLAG_* together; 0 for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_vm_fault_flags(const struct softfault_vm_fault *vmf);
+
+/**
+ * Returns whether the access is a store that reaches the object: a shared mapping's; false for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+bool softfault_vm_fault_is_shared_write(const struct softfault_vm_fault *vmf);
+
+/**
+ * Fills the touched page by a function that gets its bytes, unless it is cached already: several threads on one page
+ * compute it once. What was in the bytes before is unspecified.
+ *
+ * Returns what the fault callback is to return: SOFTFAULT_VM_FAULT_LOCKED, or why not (RETRY, OOM, SIGBUS). SIGBUS, too,
+ * where it is called in another callback than fault, or fill is NULL.
+ *
+ * Context: handler: in a fault callback. fill runs in the faulting thread, too, under the rules of the callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got. fill may be called with ctx and the len writable bytes at page, and does not unwind.
+ */
+uint32_t softfault_filemap_fill_with(struct softfault_vm_fault *vmf,
+                                     void (*fill)(void *ctx, void *page, size_t len),
+                                     void *ctx);
+
+/**
+ * Finds the touched page in the cache, or begins to read it from the object's store (zeros, for an object over
+ * softfault_vm_operations): the kernel's filemap_fault.
+ *
+ * Returns what the fault callback is to return; SIGBUS where it is called in another one.
+ *
+ * Context: handler: in a fault callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_filemap_fault(struct softfault_vm_fault *vmf);
+
+/**
+ * As softfault_filemap_fault(), and asks a minor delegate before (SOFTFAULT_VM_FAULT_UFFD_MINOR): what objects of files
+ * and anonymous memory do, and an object over softfault_vm_operations without a fault callback.
+ *
+ * Context: handler: in a fault callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_shmem_fault(struct softfault_vm_fault *vmf);
+
+/**
+ * Maps those of pages start to end (not included) that are cached, with the touched one: what map_pages is for. Pages
+ * outside the touched one's 2 MiB, or outside its mapping, are left.
+ *
+ * Returns what the map_pages callback is to return: SOFTFAULT_VM_FAULT_NOPAGE if the touched page is mapped now, or 0.
+ *
+ * Context: handler: in a map_pages callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_filemap_map_pages(struct softfault_vm_fault *vmf, uint64_t start, uint64_t end);
+
+/**
+ * Hands the extent to the kernel if it is cached whole: what huge_fault is for.
+ *
+ * Returns what the huge_fault callback is to return: SOFTFAULT_VM_FAULT_NOPAGE, or SOFTFAULT_VM_FAULT_FALLBACK.
+ *
+ * Context: handler: in a huge_fault callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_shmem_huge_fault(struct softfault_vm_fault *vmf);
+
+/**
+ * Fills all of the page from fd at pos_bytes, inside the kernel where that can be: about half the time of a read(2) into
+ * its bytes. Returns 0 or a negative errno, -ENODATA at the end of the file: what read is to return.
+ *
+ * Context: filler, handler: in the read callback that got page.
+ *
+ * The caller promises:
+ * page is what the callback got.
+ */
+int softfault_page_fill_from(struct softfault_page *page,
+                             int fd,
+                             uint64_t pos_bytes);
+
+/**
+ * Writes descriptor and offset of the page's bytes, for stores that move data between descriptors; the descriptor stays
+ * the library's, and is -1 where there is none. Returns 0, or -EINVAL.
+ *
+ * Context: filler, handler: in the read callback that got page.
+ *
+ * The caller promises:
+ * page is what the callback got; fd and offset may be written.
+ */
+int softfault_page_fd(struct softfault_page *page, int *fd, uint64_t *offset);
+
+/**
+ * Writes all of the pages to fd at pos_bytes. Returns 0 or a negative errno: what write is to return.
+ *
+ * Context: filler, handler: in the write callback that got pages.
+ *
+ * The caller promises:
+ * pages is what the callback got.
+ */
+int softfault_pages_write_to(const struct softfault_pages *pages, int fd, uint64_t pos_bytes);
+
+/**
+ * Writes descriptor and offset of the pages' bytes; -1: a copy, which has none. Returns 0, or -EINVAL.
+ *
+ * Context: filler, handler: in the write callback that got pages.
+ *
+ * The caller promises:
+ * pages is what the callback got; fd and offset may be written.
+ */
+int softfault_pages_fd(const struct softfault_pages *pages, int *fd, uint64_t *offset);
+
+/**
+ * Returns the page's number in its object; 0 for NULL.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got.
+ */
+uint64_t softfault_minor_fault_pgoff(const struct softfault_minor_fault *fault);
+
+/**
+ * Returns the touched page's address in the arena; 0 for NULL.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got.
+ */
+size_t softfault_minor_fault_address(const struct softfault_minor_fault *fault);
+
+/**
+ * Returns whether the touch is a store; false for NULL.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got.
+ */
+bool softfault_minor_fault_is_write(const struct softfault_minor_fault *fault);
+
+/**
+ * Copies len bytes from offset in the page on to dst. Returns 0; -EINVAL if that leaves the page; -ENOENT if it has left
+ * the cache meanwhile. softfault_last_error() says nothing of it.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got; dst has room for len bytes.
+ */
+int softfault_minor_fault_read(const struct softfault_minor_fault *fault,
+                               size_t offset,
+                               void *dst,
+                               size_t len);
+
+/**
+ * Lends the page's bytes to rewrite for rewriting; it is dirty afterwards. Returns 0; -EBUSY unless the object is mapped
+ * this once and nobody has pinned the page; -ENOENT if it has left the cache meanwhile; -EINVAL.
+ *
+ * Context: filler, handler: in the callback that got fault. rewrite runs within the call, under the same rules.
+ *
+ * The caller promises:
+ * fault is what the callback got. rewrite may be called with ctx and the len writable bytes at page, and does not unwind.
+ */
+int softfault_minor_fault_rewrite(const struct softfault_minor_fault *fault,
+                                  void (*rewrite)(void *ctx, void *page, size_t len),
+                                  void *ctx);
 
 /**
  * Reads the runtime's counters, without stopping anyone. The handle is the caller's: softfault_stats_free().

@@ -6,6 +6,9 @@
 use crate::args::known;
 use crate::consts::{self, SOFTFAULT_OFF};
 use crate::error::{E2BIG, Failure, SOFTFAULT_ERROR_ARGUMENT};
+use crate::handler::minor::softfault_minor_operations;
+use crate::handler::store::softfault_store_operations;
+use crate::handler::vm_fault::softfault_vm_operations;
 use softfault::{ObjectBuilder, RuntimeBuilder};
 use std::ffi::c_char;
 use std::time::Duration;
@@ -139,6 +142,22 @@ unsafe impl Versioned for softfault_object_options {
 unsafe impl Versioned for softfault_arena_options {
     const NAME: &'static str = "softfault_arena_options";
     const FIRST: usize = 24;
+}
+
+// SAFETY: numbers and optional functions, the size first.
+unsafe impl Versioned for softfault_vm_operations {
+    const NAME: &'static str = "softfault_vm_operations";
+    const FIRST: usize = 72;
+}
+// SAFETY: numbers and optional functions, the size first.
+unsafe impl Versioned for softfault_store_operations {
+    const NAME: &'static str = "softfault_store_operations";
+    const FIRST: usize = 72;
+}
+// SAFETY: numbers and optional functions, the size first.
+unsafe impl Versioned for softfault_minor_operations {
+    const NAME: &'static str = "softfault_minor_operations";
+    const FIRST: usize = 32;
 }
 
 /// Reads a caller's structure; null: all defaults.

@@ -1,6 +1,10 @@
 //! `include/softfault.h` is what cbindgen makes of `src/`, and compiles cleanly as every C and C++ that it promises.
 
-use std::path::{Path, PathBuf};
+mod build;
+
+use build::dir;
+use std::path::PathBuf;
+use std::process::Command;
 
 /// The files that export something, in the order of the header.
 const SOURCES: &[&str] = &[
@@ -13,16 +17,12 @@ const SOURCES: &[&str] = &[
     "object_cache.rs",
     "arena.rs",
     "pin.rs",
-    "handler.rs",
-    "store.rs",
-    "vm_ops.rs",
-    "minor.rs",
+    "callbacks.rs",
+    "handler/vm_fault.rs",
+    "handler/store.rs",
+    "handler/minor.rs",
     "stats.rs",
 ];
-
-fn dir() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
 
 fn header() -> PathBuf {
     dir().join("include/softfault.h")
@@ -32,10 +32,7 @@ fn generate() -> String {
     let config = cbindgen::Config::from_file(dir().join("cbindgen.toml")).expect("cbindgen.toml");
     let mut builder = cbindgen::Builder::new().with_config(config);
     for name in SOURCES {
-        let path = dir().join("src").join(name);
-        if path.exists() {
-            builder = builder.with_src(path);
-        }
+        builder = builder.with_src(dir().join("src").join(name));
     }
     let mut text = Vec::new();
     builder.generate().expect("the header").write(&mut text);
@@ -70,4 +67,48 @@ fn the_header_is_what_the_source_says() {
         "include/softfault.h is stale (line {}): SOFTFAULT_WRITE_HEADER=1 cargo test -p softfault-c --test header",
         differ.unwrap_or(want.lines().count().min(have.lines().count())) + 1
     );
+}
+
+/// Compiles a file that includes the header twice.
+fn compiles(compiler: &str, flags: &[&str], language: &str) {
+    let Some(work) = build::work_dir("header") else { return };
+    let source = work.join(format!("include.{language}"));
+    std::fs::write(&source, "#include \"softfault.h\"\n#include \"softfault.h\"\nint main(void) { return 0; }\n")
+        .expect("a source file");
+    let mut command = Command::new(compiler);
+    command.args(flags).args(build::STRICT).arg("-I").arg(dir().join("include"));
+    build::ok(command.arg("-c").arg(&source).arg("-o").arg(work.join("include.o")));
+}
+
+#[test]
+fn it_compiles_as_c() {
+    let Some(cc) = build::compiler("CC", "cc") else { return };
+    ["-std=c99", "-std=c11"].iter().for_each(|standard| compiles(&cc, &[standard], "c"));
+}
+
+#[test]
+fn it_compiles_as_cpp() {
+    let Some(cxx) = build::compiler("CXX", "c++") else { return };
+    compiles(&cxx, &["-std=c++11"], "cpp");
+}
+
+#[test]
+fn it_compiles_with_clang() {
+    if let Some(clang) = build::compiler("CLANG", "clang") {
+        ["-std=c99", "-std=c11"].iter().for_each(|standard| compiles(&clang, &[standard], "c"));
+    }
+    if let Some(clang) = build::compiler("CLANGXX", "clang++") {
+        compiles(&clang, &["-std=c++11"], "cpp");
+    }
+}
+
+/// The proof that the promise of `it_compiles_as_c` can fail.
+#[test]
+fn a_header_with_warnings_does_not_compile() {
+    let Some(cc) = build::compiler("CC", "cc") else { return };
+    let Some(work) = build::work_dir("header") else { return };
+    let source = work.join("bad.c");
+    std::fs::write(&source, "static int unused(int a) { return 0; }\nint main(void) { return 0; }\n").expect("a file");
+    let out = build::run(Command::new(cc).args(build::STRICT).arg("-c").arg(&source).arg("-o").arg(work.join("bad.o")));
+    assert!(!out.status.success());
 }
