@@ -26,6 +26,24 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "vmas/zap.rs",
 ];
 
+/// Files of `bindings-c/src` that may contain `unsafe`: whoever exports something does, or takes pointers from outside.
+const UNSAFE_IN_BINDINGS: &[&str] = &[
+    "arena.rs",
+    "args.rs",
+    "callbacks.rs",
+    "error.rs",
+    "handler/minor.rs",
+    "handler/mod.rs",
+    "handler/store.rs",
+    "handler/vm_fault.rs",
+    "object.rs",
+    "object_cache.rs",
+    "options.rs",
+    "pin.rs",
+    "runtime.rs",
+    "stats.rs",
+];
+
 /// Lines of a file before its tests; tests themselves may be longer.
 const MAX_LINES: usize = 600;
 
@@ -339,6 +357,9 @@ fn crates_see_only_what_lies_below() {
     for s in sources("examples") {
         bad.extend(["softfault_mm", "softfault_platform", "libc"].iter().flat_map(|c| check_crate(&s, c, &[])));
     }
+    for s in sources("bindings-c/src") {
+        bad.extend(["softfault_mm", "softfault_platform", "libc"].iter().flat_map(|c| check_crate(&s, c, &[])));
+    }
     for s in sources("benches") {
         // Floors and peers are raw system calls: they use the platform's.
         bad.extend(check_crate(&s, "softfault_platform", &["::sys"]));
@@ -356,7 +377,7 @@ fn libc_is_named_in_sys_alone() {
             bad.extend(check_crate(s, "libc", &[]));
         }
     }
-    for name in ["runtime", "runtime/mm", "examples", "benches"].map(|d| format!("{d}/Cargo.toml")) {
+    for name in ["runtime", "runtime/mm", "bindings-c", "examples", "benches"].map(|d| format!("{d}/Cargo.toml")) {
         let text = fs::read_to_string(root().join(&name)).expect("a manifest");
         bad.extend(check_manifest(&name, &text));
     }
@@ -379,6 +400,15 @@ fn unsafe_stands_only_where_it_may() {
             }
         }
     }
+    for s in sources("bindings-c/src") {
+        let inner = s.name.trim_start_matches("bindings-c/src/");
+        let found = check_no_unsafe(&s);
+        match UNSAFE_IN_BINDINGS.contains(&inner) {
+            true if found.is_empty() => bad.push(s.complain(1, "listed in house.rs, and has no `unsafe` (any more)")),
+            true => {}
+            false => bad.extend(found),
+        }
+    }
     let stale = UNSAFE_IN_RUNTIME.iter().filter(|f| !used.iter().any(|u| u == *f));
     bad.extend(stale.map(|f| format!("runtime/src/{f}:1: listed in house.rs, and has no `unsafe` (any more)")));
     report(&bad);
@@ -392,7 +422,7 @@ fn handler_crates_do_not_give_up() {
 
 #[test]
 fn files_are_short_and_documented() {
-    let dirs = ["runtime/mm", "runtime/platform", "runtime/src", "runtime/tests", "examples", "benches"];
+    let dirs = ["runtime/mm", "runtime/platform", "runtime/src", "runtime/tests", "bindings-c", "examples", "benches"];
     report(&dirs.iter().flat_map(|d| sources(d)).flat_map(|s| check_size_and_docs(&s)).collect::<Vec<_>>());
 }
 

@@ -1,0 +1,1960 @@
+/*
+ * softfault: a page-fault runtime inside the process that faults. The C ABI.
+ *
+ * Written by cbindgen from bindings-c/src; do not edit. bindings-c/README.md says how to build, link and use it.
+ *
+ * Functions that can fail return 0, or a negative errno; softfault_last_error() has the words, for this thread. Out-
+ * parameters are written on success only, and may not be NULL unless their function says so. Offsets, lengths and limits
+ * are bytes, page numbers count 4096 bytes. Strings are UTF-8 or file names, and end with a NUL.
+ *
+ * Handles (softfault_runtime, softfault_object, ..) are names, not addresses: a NULL handle is -EINVAL, one that was
+ * freed, or is of another type, or was never given out, is -EBADF. Every handle is freed once, by the function of its
+ * type; objects and arenas keep alive what they need, in whatever order handles are freed. Handles may be used by
+ * several threads at once; freeing one while another thread is in a call on it is fine, and ends nothing early.
+ *
+ * Where a function may be called is said with each of them, in these words:
+ *   program   any thread of the program, but in no callback that says "handler"
+ *   filler    also in callbacks on filler threads
+ *   handler   also in callbacks that run in the faulting thread, inside a signal handler
+ * None may be called in a signal handler of the program's own.
+ */
+
+#ifndef SOFTFAULT_H
+#define SOFTFAULT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * The version of this header. Compare it with softfault_abi_version(): a library serves a program whose version is not
+ * greater than its own.
+ */
+#define SOFTFAULT_ABI_VERSION 1
+
+/**
+ * The cache's limit cannot be met, or there is no memory.
+ */
+#define SOFTFAULT_VM_FAULT_OOM 0x1
+
+/**
+ * Past the end of the object, or the store failed.
+ */
+#define SOFTFAULT_VM_FAULT_SIGBUS 0x2
+
+/**
+ * The page came from the store.
+ */
+#define SOFTFAULT_VM_FAULT_MAJOR 0x4
+
+/**
+ * The page's content failed its check.
+ */
+#define SOFTFAULT_VM_FAULT_HWPOISON 0x10
+
+/**
+ * A huge page's content failed its check. Carried: never set here.
+ */
+#define SOFTFAULT_VM_FAULT_HWPOISON_LARGE 0x20
+
+/**
+ * The mapping does not permit the access.
+ */
+#define SOFTFAULT_VM_FAULT_SIGSEGV 0x40
+
+/**
+ * The page is mapped already; nothing more to do.
+ */
+#define SOFTFAULT_VM_FAULT_NOPAGE 0x100
+
+/**
+ * Fault found its page, and it is pinned.
+ */
+#define SOFTFAULT_VM_FAULT_LOCKED 0x200
+
+/**
+ * Something must be done first; the fault is made again.
+ */
+#define SOFTFAULT_VM_FAULT_RETRY 0x400
+
+/**
+ * No huge mapping; page by page.
+ */
+#define SOFTFAULT_VM_FAULT_FALLBACK 0x800
+
+/**
+ * The private copy has been made.
+ */
+#define SOFTFAULT_VM_FAULT_DONE_COW 0x1000
+
+/**
+ * The page's block must be durable before the first store to it.
+ */
+#define SOFTFAULT_VM_FAULT_NEEDDSYNC 0x2000
+
+/**
+ * Done, and the thread is to wait for write-back.
+ */
+#define SOFTFAULT_VM_FAULT_COMPLETED 0x4000
+
+/**
+ * Cached, and a delegate has not been told yet. Never set by a library without userfaultfd.
+ */
+#define SOFTFAULT_VM_FAULT_UFFD_MINOR 0x8000
+
+/**
+ * Size of a huge page. Carried: never set here.
+ */
+#define SOFTFAULT_VM_FAULT_HINDEX_MASK 0xf0000
+
+/**
+ * Any bit with which the access fails.
+ */
+#define SOFTFAULT_VM_FAULT_ERROR 0x873
+
+/**
+ * The access is a store.
+ */
+#define SOFTFAULT_FAULT_FLAG_WRITE 0x1
+
+/**
+ * SOFTFAULT_VM_FAULT_RETRY may be answered.
+ */
+#define SOFTFAULT_FAULT_FLAG_ALLOW_RETRY 0x4
+
+/**
+ * Do not sleep.
+ */
+#define SOFTFAULT_FAULT_FLAG_RETRY_NOWAIT 0x8
+
+/**
+ * Not the first attempt.
+ */
+#define SOFTFAULT_FAULT_FLAG_TRIED 0x20
+
+/**
+ * An instruction in user mode made the access.
+ */
+#define SOFTFAULT_FAULT_FLAG_USER 0x40
+
+/**
+ * Another thread than the one that waits resolves it.
+ */
+#define SOFTFAULT_FAULT_FLAG_REMOTE 0x80
+
+/**
+ * An instruction fetch.
+ */
+#define SOFTFAULT_FAULT_FLAG_INSTRUCTION 0x100
+
+/**
+ * Nothing is permitted.
+ */
+#define SOFTFAULT_PROT_NONE 0
+
+/**
+ * Loads are permitted.
+ */
+#define SOFTFAULT_PROT_READ 1
+
+/**
+ * Stores are permitted; only together with SOFTFAULT_PROT_READ.
+ */
+#define SOFTFAULT_PROT_WRITE 2
+
+/**
+ * Stores reach the object, and every other mapping of it.
+ */
+#define SOFTFAULT_MAP_SHARED 1
+
+/**
+ * Stores reach this mapping alone.
+ */
+#define SOFTFAULT_MAP_PRIVATE 2
+
+/**
+ * A load.
+ */
+#define SOFTFAULT_ACCESS_READ 0
+
+/**
+ * A store.
+ */
+#define SOFTFAULT_ACCESS_WRITE 1
+
+/**
+ * The best that can be had: in-thread, else SIGSEGV; the monitor where kernel access is asked for.
+ */
+#define SOFTFAULT_DELIVERY_AUTO 0
+
+/**
+ * userfaultfd and SIGBUS: the faulting thread resolves its own fault.
+ */
+#define SOFTFAULT_DELIVERY_IN_THREAD 1
+
+/**
+ * Protection and SIGSEGV: works everywhere, exposes a granule at once.
+ */
+#define SOFTFAULT_DELIVERY_SEGV 2
+
+/**
+ * A userfaultfd monitor thread: serves system calls too.
+ */
+#define SOFTFAULT_DELIVERY_MONITOR 3
+
+/**
+ * A page that the store cannot give raises SIGBUS, until a later touch finds the store well. The default.
+ */
+#define SOFTFAULT_FAILURE_POISON 0
+
+/**
+ * It reads as zeros, and stays so.
+ */
+#define SOFTFAULT_FAILURE_ZERO 1
+
+/**
+ * The process ends, with a line on standard error.
+ */
+#define SOFTFAULT_FAILURE_ABORT 2
+
+/**
+ * Nothing is known: streams are recognised.
+ */
+#define SOFTFAULT_ADVICE_NORMAL 0
+
+/**
+ * Read in no order: nothing is read ahead.
+ */
+#define SOFTFAULT_ADVICE_RANDOM 1
+
+/**
+ * Read in ascending order: far ahead.
+ */
+#define SOFTFAULT_ADVICE_SEQUENTIAL 2
+
+/**
+ * Needed soon: read in the background. A hint.
+ */
+#define SOFTFAULT_ADVICE_WILLNEED 3
+
+/**
+ * Not needed soon: page-table entries of shared mappings go, the pages stay cached.
+ */
+#define SOFTFAULT_ADVICE_DONTNEED 4
+
+/**
+ * The first pages to go when room is needed.
+ */
+#define SOFTFAULT_ADVICE_COLD 20
+
+/**
+ * Leaves the cache now, dirty pages by way of the store.
+ */
+#define SOFTFAULT_ADVICE_PAGEOUT 21
+
+/**
+ * Made resident now, as loads would.
+ */
+#define SOFTFAULT_ADVICE_POPULATE_READ 22
+
+/**
+ * Made resident now, as stores would.
+ */
+#define SOFTFAULT_ADVICE_POPULATE_WRITE 23
+
+/**
+ * For a number in an option structure where 0 means the default, and none or nothing is wanted.
+ */
+#define SOFTFAULT_OFF UINT32_MAX
+
+/**
+ * No call has failed on this thread.
+ */
+#define SOFTFAULT_ERROR_NONE 0
+
+/**
+ * An argument is not what it must be; nothing was changed. -EINVAL, or -E2BIG for an option structure of a later version.
+ */
+#define SOFTFAULT_ERROR_ARGUMENT 1
+
+/**
+ * A handle that is not, or no longer, valid. -EBADF; -EINVAL for NULL.
+ */
+#define SOFTFAULT_ERROR_HANDLE 2
+
+/**
+ * The range is not wholly mapped. -ENXIO.
+ */
+#define SOFTFAULT_ERROR_NOT_MAPPED 3
+
+/**
+ * Something is mapped there already. -EEXIST.
+ */
+#define SOFTFAULT_ERROR_OCCUPIED 4
+
+/**
+ * A pin holds the range. -EBUSY.
+ */
+#define SOFTFAULT_ERROR_PINNED 5
+
+/**
+ * The object or mapping does not permit it, or this is a forked child. -EACCES.
+ */
+#define SOFTFAULT_ERROR_DENIED 6
+
+/**
+ * A page could not be had: softfault_last_fault_reason() has the bits. -ENOMEM (OOM), -EHWPOISON, -EFAULT (SIGSEGV), else
+ * -EIO.
+ */
+#define SOFTFAULT_ERROR_FAULT 7
+
+/**
+ * The delivery that was asked for cannot be had here. -EOPNOTSUPP.
+ */
+#define SOFTFAULT_ERROR_DELIVERY 8
+
+/**
+ * A table, or a limit of the process, is exhausted. -ENOMEM.
+ */
+#define SOFTFAULT_ERROR_EXHAUSTED 9
+
+/**
+ * A system call failed. Its errno.
+ */
+#define SOFTFAULT_ERROR_SYSTEM 10
+
+/**
+ * The store did not take pages; they stay dirty. -EIO, -ENODATA, -EBADMSG or -ENOMEM.
+ */
+#define SOFTFAULT_ERROR_WRITEBACK 11
+
+/**
+ * The store could not make durable what it was given. The store's errno.
+ */
+#define SOFTFAULT_ERROR_FLUSH 12
+
+/**
+ * A flush failed after pages had left the cache: softfault_last_lost_ranges() names them. -EIO.
+ */
+#define SOFTFAULT_ERROR_LOST 13
+
+/**
+ * Pages are held dirty. -EBUSY.
+ */
+#define SOFTFAULT_ERROR_HELD 14
+
+/**
+ * Input or output of the control plane failed. Its errno.
+ */
+#define SOFTFAULT_ERROR_IO 15
+
+/**
+ * There is nothing of that name or number. -ENOENT.
+ */
+#define SOFTFAULT_ERROR_NO_ENTRY 16
+
+/**
+ * A bug of the library: a panic was caught. -ENOTRECOVERABLE; free what was involved.
+ */
+#define SOFTFAULT_ERROR_INTERNAL 17
+
+/**
+ * An error of a kind that a later version has. -EIO.
+ */
+#define SOFTFAULT_ERROR_OTHER 18
+
+/**
+ * The object may be written: shared mappings with stores, and softfault_object_write_at(). A file is written, too.
+ */
+#define SOFTFAULT_OBJECT_WRITABLE 0x1
+
+/**
+ * Files: read and written past the kernel's page cache (O_DIRECT) where the file system can.
+ */
+#define SOFTFAULT_OBJECT_DIRECT 0x2
+
+/**
+ * The first store to each page of a shared mapping faults (page_mkwrite), instead of being noted silently.
+ */
+#define SOFTFAULT_OBJECT_SYNCHRONOUS_WRITES 0x4
+
+/**
+ * As MAP_SYNC: a page's block is durable before the first store to it lands. Implies SOFTFAULT_OBJECT_SYNCHRONOUS_WRITES.
+ */
+#define SOFTFAULT_OBJECT_DSYNC 0x8
+
+/**
+ * A first store to an uncached page of a private mapping fills the cache first, instead of reading past it.
+ */
+#define SOFTFAULT_OBJECT_PRIVATE_BY_CACHE 0x10
+
+/**
+ * Pages live in the private memory of the one mapping, moved in and out of recycled frames. Needs in-thread delivery.
+ */
+#define SOFTFAULT_OBJECT_EXCLUSIVE 0x20
+
+/**
+ * As SOFTFAULT_OBJECT_EXCLUSIVE, but pages are copied.
+ */
+#define SOFTFAULT_OBJECT_EXCLUSIVE_BY_COPY 0x40
+
+/**
+ * Keeps 2 MiB that are cached whole as one huge page: read-only objects, and anonymous memory without swap.
+ */
+#define SOFTFAULT_OBJECT_HUGE_PAGES 0x80
+
+/**
+ * System calls, O_DIRECT and KVM may touch the arena without a pin: needs the monitor.
+ */
+#define SOFTFAULT_ARENA_KERNEL_ACCESS 0x1
+
+/**
+ * A fault maps its page alone, no cached neighbours.
+ */
+#define SOFTFAULT_ARENA_NO_FAULT_AROUND 0x2
+
+/**
+ * Fully cached extents are handed to the kernel only by softfault_arena_promote().
+ */
+#define SOFTFAULT_ARENA_NO_NATIVE_EXTENTS 0x4
+
+/**
+ * Minor delegates are asked before fault is called, instead of by its SOFTFAULT_VM_FAULT_UFFD_MINOR.
+ */
+#define SOFTFAULT_ARENA_LOOKUP_FIRST 0x8
+
+/**
+ * read, dsync and write are called in the faulting thread, inside a signal handler; see softfault_store_operations.
+ */
+#define SOFTFAULT_STORE_HANDLER_SAFE 0x1
+
+/**
+ * A handler-safe store touches arena memory in read or dsync, and so may fault. It needs threads with alternate signal
+ * stacks of 16 KiB.
+ */
+#define SOFTFAULT_STORE_TOUCHES_ARENAS 0x2
+
+/**
+ * write must see bytes that nobody changes meanwhile (it checksums, compresses, encrypts): it gets a copy.
+ */
+#define SOFTFAULT_STORE_STABLE 0x4
+
+/**
+ * write waits for a device: it is called by fillers, several at once, and never in a handler.
+ */
+#define SOFTFAULT_STORE_WRITE_BLOCKS 0x8
+
+/**
+ * read does not give what write took before the next flush: such pages stay cached until then.
+ */
+#define SOFTFAULT_STORE_NO_REREAD 0x10
+
+/**
+ * The delegate runs in the faulting thread, inside a signal handler, under the rules of softfault_vm_operations.
+ */
+#define SOFTFAULT_MINOR_HANDLER_SAFE 0x1
+
+/**
+ * Map the page; the delegate is not asked again.
+ */
+#define SOFTFAULT_MINOR_CONTINUE 0
+
+/**
+ * Never map it: each touch is SIGBUS.
+ */
+#define SOFTFAULT_MINOR_REFUSE 1
+
+/**
+ * Not now: the access is made again, and the delegate asked again.
+ */
+#define SOFTFAULT_MINOR_DELAY 2
+
+/**
+ * A range of address space over which objects are mapped. Freed by softfault_arena_free().
+ */
+typedef struct softfault_arena softfault_arena;
+
+/**
+ * A range of an object that is not written back. Freed by softfault_held_free().
+ */
+typedef struct softfault_held softfault_held;
+
+/**
+ * The first touch of a page that a softfault_minor_operations callback is told of; good for the length of the call.
+ */
+typedef struct softfault_minor_fault softfault_minor_fault;
+
+/**
+ * Bytes that can be mapped and read and written: a file, anonymous memory, or what a store of the program's has. Freed by
+ * softfault_object_free().
+ */
+typedef struct softfault_object softfault_object;
+
+/**
+ * A page, or several, that a softfault_store_operations read is to fill; good for the length of the call.
+ */
+typedef struct softfault_page softfault_page;
+
+/**
+ * Pages that a softfault_store_operations write is to take; good for the length of the call.
+ */
+typedef struct softfault_pages softfault_pages;
+
+/**
+ * A range of an arena that stays resident. Freed by softfault_pin_free().
+ */
+typedef struct softfault_pin softfault_pin;
+
+/**
+ * A page-fault runtime: a cache, its counters, its threads. Freed by softfault_runtime_free().
+ */
+typedef struct softfault_runtime softfault_runtime;
+
+/**
+ * A reading of a runtime's counters. Freed by softfault_stats_free().
+ */
+typedef struct softfault_stats softfault_stats;
+
+/**
+ * A fault that a softfault_vm_operations callback is asked about; good for the length of the call.
+ */
+typedef struct softfault_vm_fault softfault_vm_fault;
+
+/**
+ * A range of bytes: of an object, or of an arena.
+ */
+typedef struct softfault_range {
+    /**
+     * The first byte.
+     */
+    uint64_t start;
+    /**
+     * The byte behind the last one.
+     */
+    uint64_t end;
+} softfault_range;
+
+/**
+ * Options of softfault_runtime_new(). Fields that are 0 have their defaults.
+ */
+typedef struct softfault_runtime_options {
+    /**
+     * sizeof(struct softfault_runtime_options).
+     */
+    size_t size;
+    /**
+     * Bounds the cached bytes over all objects. Default: half of what the memory cgroup, or the machine, has.
+     */
+    uint64_t cache_limit_bytes;
+    /**
+     * Where anonymous memory goes when the cache is full: a file, which is overwritten, or a folder, in which a file
+     * without a name is made. Default: it stays. Read during the call only.
+     */
+    const char *swap_path;
+    /**
+     * Bytes of the swap file; needed with swap_path.
+     */
+    uint64_t swap_bytes;
+    /**
+     * Memory for compressed pages in front of the swap file; needs swap_path.
+     */
+    uint64_t zswap_bytes;
+    /**
+     * Threads that call stores that are not handler-safe; default 4, at most 64.
+     */
+    uint32_t fillers;
+    /**
+     * Pages that the thread that misses one reads at most: a power of two up to 512; default 16.
+     */
+    uint32_t fill_window_pages;
+    /**
+     * The largest readahead window in pages; default twice the fill window. SOFTFAULT_OFF: none.
+     */
+    uint32_t readahead_pages;
+    /**
+     * Percent of the cache that may be dirty before pages are written in the background; default 10. SOFTFAULT_OFF: 0.
+     */
+    uint32_t dirty_background_percent;
+    /**
+     * Percent of the cache that may be dirty before writers are made to wait; default 40.
+     */
+    uint32_t dirty_percent;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * How often mappings are scanned for stores; default 500 ms.
+     */
+    uint64_t writeback_interval_ns;
+    /**
+     * After how long dirty pages are written though nobody asks; default 5 s.
+     */
+    uint64_t writeback_expire_ns;
+} softfault_runtime_options;
+
+/**
+ * Options of an object. Fields that are 0 have their defaults.
+ */
+typedef struct softfault_object_options {
+    /**
+     * sizeof(struct softfault_object_options).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_OBJECT_* together.
+     */
+    uint32_t flags;
+    /**
+     * What happens when the store cannot give a page: SOFTFAULT_FAILURE_*.
+     */
+    uint32_t failure_policy;
+    /**
+     * Up to where the object may grow (softfault_object_set_len()); default its length.
+     */
+    uint64_t max_len_bytes;
+    /**
+     * Bounds the object's own cached bytes, below the runtime's limit (at least 64 pages); default no bound.
+     */
+    uint64_t cache_limit_bytes;
+    /**
+     * Bounds how long a touch waits for the store; default for ever. Not for handler-safe stores.
+     */
+    uint64_t deadline_ns;
+    /**
+     * How often a read that failed is tried again, on filler threads; default never.
+     */
+    uint32_t retries;
+    /**
+     * As in softfault_runtime_options; default the runtime's.
+     */
+    uint32_t fill_window_pages;
+    /**
+     * The pause before the first retry; it doubles with each.
+     */
+    uint64_t retry_backoff_ns;
+    /**
+     * As in softfault_runtime_options; default the runtime's. SOFTFAULT_OFF: none.
+     */
+    uint32_t readahead_pages;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} softfault_object_options;
+
+/**
+ * Options of softfault_arena_new(). Fields that are 0 have their defaults.
+ */
+typedef struct softfault_arena_options {
+    /**
+     * sizeof(struct softfault_arena_options).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_ARENA_* together.
+     */
+    uint32_t flags;
+    /**
+     * How faults arrive: SOFTFAULT_DELIVERY_*.
+     */
+    uint32_t delivery;
+    /**
+     * What SOFTFAULT_DELIVERY_SEGV exposes at once: a power of two, 4 KiB to 2 MiB; default 2 MiB.
+     */
+    uint64_t granule_bytes;
+} softfault_arena_options;
+
+/**
+ * Where an object's pages come from and go to. NULL means the default.
+ *
+ * Functions return 0 or a negative errno: -ENODATA where the store ends before the object does, -EBADMSG for content that
+ * failed its check (the page is poisoned, never shown), -ENOMEM, -EOPNOTSUPP, else an error of input or output.
+ *
+ * They run on filler threads, where they may sleep, allocate and lock, but wait for nothing that a faulting thread may
+ * hold, and touch no arena. With SOFTFAULT_STORE_HANDLER_SAFE they run in the faulting thread under the rules of
+ * softfault_vm_operations. None may unwind: a C++ exception that leaves one ends the process. They may run in several
+ * threads at once.
+ */
+typedef struct softfault_store_operations {
+    /**
+     * sizeof(struct softfault_store_operations).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_STORE_* together.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Fills the len bytes at dst with the object's from pos on: whole pages, except at the object's end. What was there
+     * before is unspecified. page is for softfault_page_fill_from(). Must not be NULL.
+     */
+    int (*read)(void *ctx, uint64_t pos, void *dst, size_t len, struct softfault_page *page);
+    /**
+     * Takes the len bytes at src as the object's from pos on; not durable before flush. Other threads may store to them
+     * meanwhile (they are written again then), unless SOFTFAULT_STORE_STABLE. Default: -EOPNOTSUPP.
+     */
+    int (*write)(void *ctx, uint64_t pos, const void *src, size_t len, const struct softfault_pages *pages);
+    /**
+     * Makes durable what write, punch and set_len were given before the call. Default: nothing to do.
+     */
+    int (*flush)(void *ctx);
+    /**
+     * Makes the range read as zeros. Default: -EOPNOTSUPP, upon which zeros are written.
+     */
+    int (*punch)(void *ctx, uint64_t pos, uint64_t len);
+    /**
+     * The object's end moved. Default: nothing to do.
+     */
+    int (*set_len)(void *ctx, uint64_t len_bytes);
+    /**
+     * Makes the blocks of a range durable before the first store to them (SOFTFAULT_OBJECT_DSYNC). Default: nothing to do.
+     */
+    int (*dsync)(void *ctx, uint64_t pos, uint64_t len);
+    /**
+     * The object is gone: nothing is called with ctx any more. Called by whoever held it last.
+     */
+    void (*drop)(void *ctx);
+} softfault_store_operations;
+
+/**
+ * The vtable of an object, as struct vm_operations_struct: what its faults go through. NULL means the default.
+ *
+ * All but open, close and drop run in the faulting thread, inside a signal handler: no allocation, no lock, no thread-
+ * local, no function outside signal-safety(7), no access to an arena; at most 1 KiB of stack; errno as it was. None may
+ * unwind: a C++ exception that leaves one ends the process. They may run in several threads at once.
+ */
+typedef struct softfault_vm_operations {
+    /**
+     * sizeof(struct softfault_vm_operations).
+     */
+    size_t size;
+    /**
+     * Finds or makes the touched page: returns what softfault_filemap_fill_with() or softfault_filemap_fault() returned,
+     * or SOFTFAULT_VM_FAULT_SIGBUS, _OOM, _HWPOISON, _SIGSEGV to refuse, or _RETRY to be asked again.
+     *
+     * Default: softfault_shmem_fault().
+     */
+    uint32_t (*fault)(void *ctx, struct softfault_vm_fault *vmf);
+    /**
+     * Maps cached neighbours: returns what softfault_filemap_map_pages() returned. Default: none are mapped.
+     */
+    uint32_t (*map_pages)(void *ctx, struct softfault_vm_fault *vmf, uint64_t start, uint64_t end);
+    /**
+     * Hands complete extents to the kernel: returns what softfault_shmem_huge_fault() returned. Default: stays trapped.
+     */
+    uint32_t (*huge_fault)(void *ctx, struct softfault_vm_fault *vmf);
+    /**
+     * A clean page is about to be stored to through a shared mapping: 0, or an error bit to refuse. Default: not asked,
+     * and stores are noted silently.
+     */
+    uint32_t (*page_mkwrite)(void *ctx, struct softfault_vm_fault *vmf);
+    /**
+     * Whether a minor delegate is to be asked about the page before fault is called (SOFTFAULT_ARENA_LOOKUP_FIRST);
+     * cached says what the default answers.
+     */
+    bool (*get_folio_noalloc)(void *ctx, uint64_t pgoff, bool cached);
+    /**
+     * A mapping came to be. Called by who maps, splits or protects; may lock, but call no function on the object or arena.
+     */
+    void (*open)(void *ctx);
+    /**
+     * A mapping is gone. As open.
+     */
+    void (*close)(void *ctx);
+    /**
+     * The object is gone: nothing is called with ctx any more. Called by whoever held it last.
+     */
+    void (*drop)(void *ctx);
+} softfault_vm_operations;
+
+/**
+ * Who is told of the first touch of each cached page of a range.
+ */
+typedef struct softfault_minor_operations {
+    /**
+     * sizeof(struct softfault_minor_operations).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_MINOR_HANDLER_SAFE, or 0: called on filler threads.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Decides about one page: SOFTFAULT_MINOR_CONTINUE, _REFUSE or _DELAY. May look at it and rewrite it. Must not be
+     * NULL, and must not unwind. Runs in several threads at once, but once for each page.
+     */
+    uint32_t (*minor_fault)(void *ctx, const struct softfault_minor_fault *fault);
+    /**
+     * The range is unmapped, wholly or in part: nothing is called with ctx any more once its last part is.
+     */
+    void (*drop)(void *ctx);
+} softfault_minor_operations;
+
+/**
+ * The latency of one stage of a fault, from a sample of the faults.
+ */
+typedef struct softfault_stage_latency {
+    /**
+     * Observations.
+     */
+    uint64_t count;
+    /**
+     * Median, within a factor of two.
+     */
+    uint64_t p50_ns;
+    /**
+     * 99th percentile, likewise.
+     */
+    uint64_t p99_ns;
+} softfault_stage_latency;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Copies the words of this thread's last failed call into buf, as snprintf(3): at most len bytes, the last one NUL. The
+ * words name the call, the argument or the range, and why.
+ *
+ * Returns the full length without the NUL; 0 if no call has failed. A call that succeeds leaves the words as they are.
+ * buf may be NULL if len is 0.
+ *
+ * Context: program, filler. Thread-safe: each thread has its own.
+ *
+ * The caller promises:
+ * buf has room for len bytes.
+ */
+size_t softfault_last_error(char *buf, size_t len);
+
+/**
+ * Returns the kind of this thread's last failure: SOFTFAULT_ERROR_*. Several kinds may share an errno.
+ *
+ * Context: program, filler.
+ */
+uint32_t softfault_last_error_kind(void);
+
+/**
+ * Returns the SOFTFAULT_VM_FAULT_* bits of this thread's last failure, if that was SOFTFAULT_ERROR_FAULT, else 0.
+ *
+ * Context: program, filler.
+ */
+uint32_t softfault_last_fault_reason(void);
+
+/**
+ * Copies up to nr of the object ranges whose writes were lost, if this thread's last failure was SOFTFAULT_ERROR_LOST.
+ *
+ * Returns how many there are in all. ranges may be NULL if nr is 0. See softfault_object_lost().
+ *
+ * Context: program, filler.
+ *
+ * The caller promises:
+ * ranges has room for nr elements.
+ */
+size_t softfault_last_lost_ranges(struct softfault_range *ranges, size_t nr);
+
+/**
+ * Returns the version of the ABI that the library serves, at least SOFTFAULT_ABI_VERSION of the header that the program
+ * was compiled with. Versions only add.
+ *
+ * Context: program, filler, handler.
+ */
+uint32_t softfault_abi_version(void);
+
+/**
+ * Returns the library's version, "0.1.0" say. The string is the library's, and stays.
+ *
+ * Context: program, filler, handler.
+ */
+const char *softfault_version(void);
+
+/**
+ * Writes the names of SOFTFAULT_VM_FAULT_* bits, "MAJOR|RETRY" say, as softfault_last_error() does; full may be NULL.
+ *
+ * Errors: -EINVAL: no buffer.
+ *
+ * Context: program, filler.
+ *
+ * The caller promises:
+ * buf has room for len bytes.
+ */
+int softfault_fault_reason_text(uint32_t reason, char *buf, size_t len, size_t *full);
+
+/**
+ * Makes a runtime: installs handlers for SIGBUS and SIGSEGV (in front of who was there, who gets what is not about an
+ * arena), and starts helper threads. options may be NULL: all defaults.
+ *
+ * The handle is the caller's: softfault_runtime_free(). A process may have several runtimes, each with its own cache.
+ *
+ * Errors: -EINVAL, -E2BIG, -ENOMEM, -EACCES in a forked child, or what opening the swap file said.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * options, if not NULL, has the size that it says; swap_path, if not NULL, is a string. out may be written.
+ */
+int softfault_runtime_new(const struct softfault_runtime_options *options, struct softfault_runtime **out);
+
+/**
+ * Frees the handle. The runtime ends with the last of its objects and arenas; the last runtime of the process puts the
+ * former signal handlers back.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_runtime_free(struct softfault_runtime *runtime);
+
+/**
+ * Changes the limit of the cache. Pages above a lower one leave in the background.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ */
+int softfault_runtime_set_cache_limit(struct softfault_runtime *runtime, uint64_t bytes);
+
+/**
+ * Writes what arenas get that do not ask for a delivery: SOFTFAULT_DELIVERY_*.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * mode may be written.
+ */
+int softfault_runtime_delivery(struct softfault_runtime *runtime, uint32_t *mode);
+
+/**
+ * Writes what arenas get that ask for SOFTFAULT_ARENA_KERNEL_ACCESS: SOFTFAULT_DELIVERY_*.
+ *
+ * Errors: -EOPNOTSUPP: no delivery that can be had here serves system calls. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * mode may be written.
+ */
+int softfault_runtime_kernel_access_delivery(struct softfault_runtime *runtime, uint32_t *mode);
+
+/**
+ * Writes whether a delivery can be had here, and how that is known, as text. available, buf and full may be left out
+ * (NULL, with len 0).
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * available may be written, buf has room for len bytes, full may be written.
+ */
+int softfault_runtime_delivery_finding(struct softfault_runtime *runtime,
+                                       uint32_t mode,
+                                       bool *available,
+                                       char *buf,
+                                       size_t len,
+                                       size_t *full);
+
+/**
+ * Writes what was found out about every delivery, as lines for people. full may be NULL.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes, full may be written.
+ */
+int softfault_runtime_delivery_report(struct softfault_runtime *runtime, char *buf, size_t len, size_t *full);
+
+/**
+ * Looks for threads that could not take SIGBUS or SIGSEGV, and would be killed where they touch an arena. Writes how many
+ * there are, and one line for each ("tid (name): why"; tid 0 is the whole process). buf and full may be left out.
+ *
+ * Errors: -EINVAL, -EBADF, or what reading /proc said.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * offenders may be written, buf has room for len bytes, full may be written.
+ */
+int softfault_runtime_audit_threads(struct softfault_runtime *runtime,
+                                    size_t *offenders,
+                                    char *buf,
+                                    size_t len,
+                                    size_t *full);
+
+/**
+ * Puts softfault's signal handlers back in front, where a language runtime or a crash reporter has installed its own after
+ * softfault_runtime_new(). The newcomer then gets what is not about an arena.
+ *
+ * Errors: -EINVAL for NULL, -EBADF, or what rt_sigaction said.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_reinstall_handlers(struct softfault_runtime *runtime);
+
+/**
+ * Measures how long a touch takes to reach the handler, into stage "delivery" of the statistics. Writes how many touches
+ * were measured; measured may be NULL.
+ *
+ * Errors: -EINVAL, -EBADF, -EOPNOTSUPP for a delivery that cannot be had, -ENOMEM.
+ *
+ * Context: program.
+ *
+ * The caller promises:
+ * measured may be written.
+ */
+int softfault_runtime_measure_delivery(struct softfault_runtime *runtime,
+                                       uint32_t mode,
+                                       uint64_t *measured);
+
+/**
+ * Opens a file as an object; its length is what it is now. options may be NULL: read-only, all defaults.
+ *
+ * The handle is the caller's: softfault_object_free(). The object keeps its runtime.
+ *
+ * Errors: what open(2) said; -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; options, if not NULL, has the size that it says; out may be written.
+ */
+int softfault_object_open(struct softfault_runtime *runtime,
+                          const char *path,
+                          const struct softfault_object_options *options,
+                          struct softfault_object **out);
+
+/**
+ * As softfault_object_open(), of a file that is open already: for reading and writing if the object is to be written. The
+ * descriptor stays the caller's, and may be closed afterwards.
+ *
+ * Errors: -EBADF for a descriptor that is none, too; as softfault_object_open().
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * options, if not NULL, has the size that it says; out may be written.
+ */
+int softfault_object_from_fd(struct softfault_runtime *runtime,
+                             int fd,
+                             const struct softfault_object_options *options,
+                             struct softfault_object **out);
+
+/**
+ * Makes len_bytes of anonymous memory, which begins as zeros, and may be written. options may be NULL.
+ *
+ * Errors: -EINVAL, -E2BIG, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * options, if not NULL, has the size that it says; out may be written.
+ */
+int softfault_object_anonymous(struct softfault_runtime *runtime,
+                               uint64_t len_bytes,
+                               const struct softfault_object_options *options,
+                               struct softfault_object **out);
+
+/**
+ * Frees the handle. The object ends with its last mapping, pin or hold: what is dirty is written back then, but nobody
+ * hears of errors; softfault_object_sync_all() before says them.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_free(struct softfault_object *object);
+
+/**
+ * Writes the end of the object, in bytes.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * len_bytes may be written.
+ */
+int softfault_object_len(struct softfault_object *object, uint64_t *len_bytes);
+
+/**
+ * Sets the end of the object, up to the max_len_bytes it was made with. Pages past a lower end are dropped: touching them
+ * is SIGBUS from then on.
+ *
+ * Errors: -EINVAL past the maximum, -EACCES while a page past the end stays pinned, the store's error, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_set_len(struct softfault_object *object,
+                             uint64_t len_bytes);
+
+/**
+ * Reads bytes through the cache, without a fault. Reads past the end are short; read_bytes (may be NULL) gets how many
+ * were read. buf may lie in an arena.
+ *
+ * Errors: SOFTFAULT_ERROR_FAULT naming the first byte that could not be had; those before it were read. -EINVAL, -EBADF.
+ *
+ * Context: program. In filler callbacks only of objects whose own store is handler-safe. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes, which nobody else uses meanwhile; read_bytes may be written.
+ */
+int softfault_object_read_at(struct softfault_object *object,
+                             uint64_t offset,
+                             void *buf,
+                             size_t len,
+                             size_t *read_bytes);
+
+/**
+ * Writes bytes through the cache, without a fault. Does not grow the object: writes past the end are short;
+ * written_bytes (may be NULL) gets how many were written. buf may lie in an arena.
+ *
+ * Errors: -EACCES on an object that is not writable, SOFTFAULT_ERROR_FAULT, -EINVAL, -EBADF.
+ *
+ * Context: as softfault_object_read_at(). Thread-safe.
+ *
+ * The caller promises:
+ * len bytes of buf may be read, and nobody changes them meanwhile; written_bytes may be written.
+ */
+int softfault_object_write_at(struct softfault_object *object,
+                              uint64_t offset,
+                              const void *buf,
+                              size_t len,
+                              size_t *written_bytes);
+
+/**
+ * Reads the range into the cache, and waits for it.
+ *
+ * Errors: SOFTFAULT_ERROR_FAULT naming the first byte that could not be had. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_populate(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
+ * Writes how many of the object's pages are cached.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * pages may be written.
+ */
+int softfault_object_cached_pages(struct softfault_object *object, uint64_t *pages);
+
+/**
+ * Writes whether the page of that byte is cached: readable without asking the store.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * cached may be written.
+ */
+int softfault_object_is_cached(struct softfault_object *object, uint64_t offset, bool *cached);
+
+/**
+ * Changes the object's own limit. Pages above a lower one leave as others come.
+ *
+ * Errors: -EACCES: the object was made without a limit of its own. -EINVAL for NULL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ */
+int softfault_object_set_cache_limit(struct softfault_object *object, uint64_t bytes);
+
+/**
+ * Says how the range will be used, or what is to be done with it now: SOFTFAULT_ADVICE_*. NORMAL, SEQUENTIAL and RANDOM
+ * hold for the whole object.
+ *
+ * Errors: -EACCES for POPULATE_WRITE on an object that is not writable. SOFTFAULT_ERROR_FAULT. -EBUSY for DONTNEED and
+ * COLD over a pin. -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_advise(struct softfault_object *object, uint64_t offset, uint64_t len, uint32_t advice);
+
+/**
+ * Drops clean, unpinned pages of the range from the cache; evicted (may be NULL) gets how many went. Pages that were
+ * written since they were last written back stay: softfault_object_sync() first.
+ *
+ * Errors: -ENOMEM: an extent cannot be taken back. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * evicted may be written.
+ */
+int softfault_object_evict(struct softfault_object *object, uint64_t offset, uint64_t len, uint64_t *evicted);
+
+/**
+ * Makes the complete 2 MiB of the range huge pages, now; collapsed (may be NULL) gets how many are huge then. Needs
+ * SOFTFAULT_OBJECT_HUGE_PAGES; what cannot be is left as it is.
+ *
+ * Errors: -EACCES in a forked child. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * collapsed may be written.
+ */
+int softfault_object_collapse(struct softfault_object *object, uint64_t offset, uint64_t len, uint64_t *collapsed);
+
+/**
+ * Forgets that pages of the range were poisoned: the next touch asks the store anew. healed (may be NULL) gets how many
+ * were. Touches heal pages by themselves; this is for system calls on monitor arenas.
+ *
+ * Errors: -EINVAL, -EBADF, or what unpoisoning said.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * healed may be written.
+ */
+int softfault_object_heal(struct softfault_object *object, uint64_t offset, uint64_t len, uint64_t *healed);
+
+/**
+ * Drops what is cached of the range, because the store's content was changed by somebody else. dropped and kept (may be
+ * NULL) get the pages that went, and that stayed because they were written here, or are pinned.
+ *
+ * Errors: -ENOMEM: an extent cannot be taken back. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * dropped and kept may be written.
+ */
+int softfault_object_invalidate(struct softfault_object *object,
+                                uint64_t offset,
+                                uint64_t len,
+                                uint64_t *dropped,
+                                uint64_t *kept);
+
+/**
+ * Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
+ *
+ * Errors: -EACCES: the object is not writable, or a page stays pinned. The store's error. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_punch_hole(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
+ * Makes durable every byte of the range that was written before the call, through whatever mapping or call.
+ *
+ * Errors: SOFTFAULT_ERROR_WRITEBACK and _FLUSH: nothing is promised, and the next call tries again.
+ * SOFTFAULT_ERROR_LOST: writes are gone that a failed flush took away; so says every call over them until they are
+ * written again, or softfault_object_forget_lost(). SOFTFAULT_ERROR_HELD. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_sync(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
+ * Makes everything durable that was written before the call. Errors: as softfault_object_sync().
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_sync_all(struct softfault_object *object);
+
+/**
+ * Makes everything that was written before the call, and is not held, durable before anything that is written after it.
+ * Errors: as softfault_object_sync(), but for SOFTFAULT_ERROR_HELD.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_barrier(struct softfault_object *object);
+
+/**
+ * Keeps the pages of the range from being written back until the hold is freed: a write-ahead log must be durable before
+ * the pages it describes. Held dirty pages count against the cache's limit.
+ *
+ * The handle is the caller's: softfault_held_free(). It keeps the object.
+ *
+ * Errors: -EBUSY: a page is held already. -EACCES on exclusive objects. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_object_hold_dirty(struct softfault_object *object,
+                                uint64_t offset,
+                                uint64_t len,
+                                struct softfault_held **out);
+
+/**
+ * Writes the bytes that are held: whole pages.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * range may be written.
+ */
+int softfault_held_range(struct softfault_held *held, struct softfault_range *range);
+
+/**
+ * Lets the pages be written back again.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_held_free(struct softfault_held *held);
+
+/**
+ * Copies up to nr of the ranges whose writes failed flushes took away; total (may be NULL) gets how many there are.
+ * ranges may be NULL if nr is 0.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * ranges has room for nr elements; total may be written.
+ */
+int softfault_object_lost(struct softfault_object *object, struct softfault_range *ranges, size_t nr, size_t *total);
+
+/**
+ * Accepts the loss of what was written to the range: softfault_object_sync() does not report it any more.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ */
+int softfault_object_forget_lost(struct softfault_object *object, uint64_t offset, uint64_t len);
+
+/**
+ * Reserves len_bytes of address space, rounded up to 2 MiB. options may be NULL.
+ *
+ * The handle is the caller's: softfault_arena_free(). The arena keeps its runtime, and what is mapped in it.
+ *
+ * Arenas with SOFTFAULT_DELIVERY_IN_THREAD or _SEGV hold plain data: a system call that touches a page which is not
+ * resident fails with EFAULT. Pin such ranges, use softfault_arena_read_at() and _write_at(), or ask for
+ * SOFTFAULT_ARENA_KERNEL_ACCESS.
+ *
+ * Errors: -EOPNOTSUPP: the delivery cannot be had. -EINVAL, -E2BIG, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * options, if not NULL, has the size that it says; out may be written.
+ */
+int softfault_arena_new(struct softfault_runtime *runtime,
+                        size_t len_bytes,
+                        const struct softfault_arena_options *options,
+                        struct softfault_arena **out);
+
+/**
+ * Frees the handle. The arena ends with its last pin: everything in it is unmapped, and its addresses are used for other
+ * things.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_free(struct softfault_arena *arena);
+
+/**
+ * Writes the arena's first address. It is the arena's as long as the arena lives; what may be read or written there is
+ * what is mapped.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * base may be written.
+ */
+int softfault_arena_base(struct softfault_arena *arena, void **base);
+
+/**
+ * Writes the arena's length in bytes: what was asked for, rounded up to 2 MiB.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * len_bytes may be written.
+ */
+int softfault_arena_len(struct softfault_arena *arena, size_t *len_bytes);
+
+/**
+ * Writes how the arena's faults arrive: SOFTFAULT_DELIVERY_*, never AUTO.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * mode may be written.
+ */
+int softfault_arena_delivery(struct softfault_arena *arena, uint32_t *mode);
+
+/**
+ * Maps len bytes of object from object_offset on at offset. prot is SOFTFAULT_PROT_*, sharing SOFTFAULT_MAP_*.
+ *
+ * Offsets are multiples of 4096; the length is rounded up to one. Bytes past the object's end read as zero in its last
+ * page, whole pages past it raise SIGBUS. Extents can be handed to the kernel where offset and object_offset agree modulo
+ * 2 MiB.
+ *
+ * Errors: -EEXIST: something is mapped there. -EACCES: shared stores to an object that is not writable. -EINVAL, -EBADF,
+ * -ENOMEM. Nothing is mapped then.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_map(struct softfault_arena *arena,
+                        size_t offset,
+                        struct softfault_object *object,
+                        uint64_t object_offset,
+                        size_t len,
+                        uint32_t prot,
+                        uint32_t sharing);
+
+/**
+ * Unmaps the range, splitting mappings at its ends. Touching it afterwards raises SIGSEGV. Waits for faults that are being
+ * resolved in it.
+ *
+ * Errors: -EBUSY: a pin holds it. -EINVAL, -EBADF, -ENOMEM. Nothing is unmapped then.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_unmap(struct softfault_arena *arena,
+                          size_t offset,
+                          size_t len);
+
+/**
+ * Changes what the range permits (SOFTFAULT_PROT_*), splitting mappings at its ends.
+ *
+ * Errors: -ENXIO: not wholly mapped. -EBUSY: pinned. -EACCES, -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_protect(struct softfault_arena *arena, size_t offset, size_t len, uint32_t prot);
+
+/**
+ * Says how the range will be used, or what is to be done with it now: SOFTFAULT_ADVICE_*, as madvise(2).
+ *
+ * Errors: -ENXIO: not wholly mapped. -EBUSY and -EACCES as softfault_arena_zap(), for DONTNEED and COLD.
+ * SOFTFAULT_ERROR_FAULT naming the first page that cannot be populated. -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_advise(struct softfault_arena *arena, size_t offset, size_t len, uint32_t advice);
+
+/**
+ * Makes the range resident, as touching each page (SOFTFAULT_ACCESS_*) would. It may be evicted again at any time.
+ *
+ * Errors: SOFTFAULT_ERROR_FAULT naming the first page that cannot be had; those before it are resident. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_fault_in(struct softfault_arena *arena,
+                             size_t offset,
+                             size_t len,
+                             uint32_t access);
+
+/**
+ * Drops the page-table entries of shared mappings in the range; the pages stay cached.
+ *
+ * Errors: -EBUSY: pinned. -EACCES: a private mapping lies there, whose written pages would be lost. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_zap(struct softfault_arena *arena, size_t offset, size_t len);
+
+/**
+ * Hands every fully cached extent (2 MiB) of the range to the kernel; promoted (may be NULL) gets how many went.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * promoted may be written.
+ */
+int softfault_arena_promote(struct softfault_arena *arena, size_t offset, size_t len, size_t *promoted);
+
+/**
+ * Takes the range's extents back from the kernel; demoted (may be NULL) gets how many came.
+ *
+ * Errors: -ENOMEM: the process has no mapping left to split. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * demoted may be written.
+ */
+int softfault_arena_demote(struct softfault_arena *arena, size_t offset, size_t len, size_t *demoted);
+
+/**
+ * Writes how many of the arena's extents are the kernel's now.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * nr may be written.
+ */
+int softfault_arena_native_extents(struct softfault_arena *arena, size_t *nr);
+
+/**
+ * Reads mapped bytes without a fault of the caller's: errors are results instead of signals. buf may lie in an arena.
+ *
+ * Errors: -ENXIO: not wholly mapped. -EACCES: the mapping does not permit loads. SOFTFAULT_ERROR_FAULT. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes, which nobody else uses meanwhile.
+ */
+int softfault_arena_read_at(struct softfault_arena *arena,
+                            size_t offset,
+                            void *buf,
+                            size_t len);
+
+/**
+ * Writes mapped bytes without a fault of the caller's. buf may lie in an arena.
+ *
+ * Errors: -ENXIO, -EACCES: the mapping does not permit stores. SOFTFAULT_ERROR_FAULT. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * len bytes of buf may be read, and nobody changes them meanwhile.
+ */
+int softfault_arena_write_at(struct softfault_arena *arena, size_t offset, const void *buf, size_t len);
+
+/**
+ * Makes the range resident and keeps it so until the pin is freed: system calls, O_DIRECT, futexes and asynchronous I/O
+ * may use it. access is SOFTFAULT_ACCESS_*; pinned for writing, the range counts as dirty.
+ *
+ * The handle is the caller's: softfault_pin_free(). The pin keeps the arena.
+ *
+ * Errors: SOFTFAULT_ERROR_FAULT, -ENXIO: not wholly mapped, -EACCES, -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_arena_pin(struct softfault_arena *arena,
+                        size_t offset,
+                        size_t len,
+                        uint32_t access,
+                        struct softfault_pin **out);
+
+/**
+ * Writes address and length of the pinned range; each may be NULL.
+ *
+ * Errors: -EINVAL for a NULL pin, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * addr and len_bytes may be written.
+ */
+int softfault_pin_data(struct softfault_pin *pin, void **addr, size_t *len_bytes);
+
+/**
+ * Lets the range go. Asynchronous I/O on it must be over.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_pin_free(struct softfault_pin *pin);
+
+/**
+ * Makes an object of len_bytes over a store of the program's. options may be NULL.
+ *
+ * operations are copied. ctx passes to the library, which calls operations->drop with it once, when nothing is called with
+ * it any more: if the call fails, before it returns. Only where operations are refused themselves (NULL, their size) is
+ * there no drop to call.
+ *
+ * Errors: -EINVAL: no read function; a deadline with SOFTFAULT_STORE_HANDLER_SAFE, or SOFTFAULT_OBJECT_DSYNC without.
+ * -E2BIG, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * operations, and options if not NULL, have the sizes that they say; out may be written. The functions keep to what
+ * softfault_store_operations says, and may be called with ctx from any thread until drop.
+ */
+int softfault_object_from_store(struct softfault_runtime *runtime,
+                                uint64_t len_bytes,
+                                const struct softfault_store_operations *operations,
+                                void *ctx,
+                                const struct softfault_object_options *options,
+                                struct softfault_object **out);
+
+/**
+ * Makes an object of len_bytes over a vtable of the program's. options may be NULL.
+ *
+ * operations are copied. ctx passes to the library, which calls operations->drop with it once, when nothing is called with
+ * it any more: if the call fails, before it returns. Only where operations are refused themselves (NULL, their size) is
+ * there no drop to call.
+ *
+ * Errors: -EINVAL, -E2BIG, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * operations, and options if not NULL, have the sizes that they say; out may be written. The functions keep to what
+ * softfault_vm_operations says, and may be called with ctx from any thread until drop.
+ */
+int softfault_object_from_vm_operations(struct softfault_runtime *runtime,
+                                        uint64_t len_bytes,
+                                        const struct softfault_vm_operations *operations,
+                                        void *ctx,
+                                        const struct softfault_object_options *options,
+                                        struct softfault_object **out);
+
+/**
+ * Has a delegate told of the first touch of each cached page of the range, before it is mapped there. Pages that are
+ * mapped already are unmapped first, so that nothing escapes. Unmapping the range ends it.
+ *
+ * operations are copied. ctx passes to the library, as with softfault_object_from_store(): drop is called when the last part
+ * of the range is unmapped, or the call fails.
+ *
+ * Errors: -ENXIO: not wholly mapped. -EACCES: a private mapping, or a library without userfaultfd. -EINVAL, -E2BIG,
+ * -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * operations have the size that they say. The functions keep to what softfault_minor_operations says, and may be called
+ * with ctx from any thread until drop.
+ */
+int softfault_arena_delegate_minor(struct softfault_arena *arena,
+                                   size_t offset,
+                                   size_t len,
+                                   const struct softfault_minor_operations *operations,
+                                   void *ctx);
+
+/**
+ * Returns the number of the touched page in its object; 0 for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint64_t softfault_vm_fault_pgoff(const struct softfault_vm_fault *vmf);
+
+/**
+ * Returns the exact address that was touched; 0 for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+size_t softfault_vm_fault_address(const struct softfault_vm_fault *vmf);
+
+/**
+ * Returns how the access was made: SOFTFAULT_FAULT_FLAG_* together; 0 for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_vm_fault_flags(const struct softfault_vm_fault *vmf);
+
+/**
+ * Returns whether the access is a store that reaches the object: a shared mapping's; false for NULL.
+ *
+ * Context: program, filler, handler: in the callback that got vmf.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+bool softfault_vm_fault_is_shared_write(const struct softfault_vm_fault *vmf);
+
+/**
+ * Fills the touched page by a function that gets its bytes, unless it is cached already: several threads on one page
+ * compute it once. What was in the bytes before is unspecified.
+ *
+ * Returns what the fault callback is to return: SOFTFAULT_VM_FAULT_LOCKED, or why not (RETRY, OOM, SIGBUS). SIGBUS, too,
+ * where it is called in another callback than fault, or fill is NULL.
+ *
+ * Context: handler: in a fault callback. fill runs in the faulting thread, too, under the rules of the callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got. fill may be called with ctx and the len writable bytes at page, and does not unwind.
+ */
+uint32_t softfault_filemap_fill_with(struct softfault_vm_fault *vmf,
+                                     void (*fill)(void *ctx, void *page, size_t len),
+                                     void *ctx);
+
+/**
+ * Finds the touched page in the cache, or begins to read it from the object's store (zeros, for an object over
+ * softfault_vm_operations): the kernel's filemap_fault.
+ *
+ * Returns what the fault callback is to return; SIGBUS where it is called in another one.
+ *
+ * Context: handler: in a fault callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_filemap_fault(struct softfault_vm_fault *vmf);
+
+/**
+ * As softfault_filemap_fault(), and asks a minor delegate before (SOFTFAULT_VM_FAULT_UFFD_MINOR): what objects of files
+ * and anonymous memory do, and an object over softfault_vm_operations without a fault callback.
+ *
+ * Context: handler: in a fault callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_shmem_fault(struct softfault_vm_fault *vmf);
+
+/**
+ * Maps those of pages start to end (not included) that are cached, with the touched one: what map_pages is for. Pages
+ * outside the touched one's 2 MiB, or outside its mapping, are left.
+ *
+ * Returns what the map_pages callback is to return: SOFTFAULT_VM_FAULT_NOPAGE if the touched page is mapped now, or 0.
+ *
+ * Context: handler: in a map_pages callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_filemap_map_pages(struct softfault_vm_fault *vmf, uint64_t start, uint64_t end);
+
+/**
+ * Hands the extent to the kernel if it is cached whole: what huge_fault is for.
+ *
+ * Returns what the huge_fault callback is to return: SOFTFAULT_VM_FAULT_NOPAGE, or SOFTFAULT_VM_FAULT_FALLBACK.
+ *
+ * Context: handler: in a huge_fault callback.
+ *
+ * The caller promises:
+ * vmf is what the callback got.
+ */
+uint32_t softfault_shmem_huge_fault(struct softfault_vm_fault *vmf);
+
+/**
+ * Fills all of the page from fd at pos_bytes, inside the kernel where that can be: about half the time of a read(2) into
+ * its bytes. Returns 0 or a negative errno, -ENODATA at the end of the file: what read is to return.
+ *
+ * Context: filler, handler: in the read callback that got page.
+ *
+ * The caller promises:
+ * page is what the callback got.
+ */
+int softfault_page_fill_from(struct softfault_page *page,
+                             int fd,
+                             uint64_t pos_bytes);
+
+/**
+ * Writes descriptor and offset of the page's bytes, for stores that move data between descriptors; the descriptor stays
+ * the library's, and is -1 where there is none. Returns 0, or -EINVAL.
+ *
+ * Context: filler, handler: in the read callback that got page.
+ *
+ * The caller promises:
+ * page is what the callback got; fd and offset may be written.
+ */
+int softfault_page_fd(struct softfault_page *page, int *fd, uint64_t *offset);
+
+/**
+ * Writes all of the pages to fd at pos_bytes. Returns 0 or a negative errno: what write is to return.
+ *
+ * Context: filler, handler: in the write callback that got pages.
+ *
+ * The caller promises:
+ * pages is what the callback got.
+ */
+int softfault_pages_write_to(const struct softfault_pages *pages, int fd, uint64_t pos_bytes);
+
+/**
+ * Writes descriptor and offset of the pages' bytes; -1: a copy, which has none. Returns 0, or -EINVAL.
+ *
+ * Context: filler, handler: in the write callback that got pages.
+ *
+ * The caller promises:
+ * pages is what the callback got; fd and offset may be written.
+ */
+int softfault_pages_fd(const struct softfault_pages *pages, int *fd, uint64_t *offset);
+
+/**
+ * Returns the page's number in its object; 0 for NULL.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got.
+ */
+uint64_t softfault_minor_fault_pgoff(const struct softfault_minor_fault *fault);
+
+/**
+ * Returns the touched page's address in the arena; 0 for NULL.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got.
+ */
+size_t softfault_minor_fault_address(const struct softfault_minor_fault *fault);
+
+/**
+ * Returns whether the touch is a store; false for NULL.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got.
+ */
+bool softfault_minor_fault_is_write(const struct softfault_minor_fault *fault);
+
+/**
+ * Copies len bytes from offset in the page on to dst. Returns 0; -EINVAL if that leaves the page; -ENOENT if it has left
+ * the cache meanwhile. softfault_last_error() says nothing of it.
+ *
+ * Context: filler, handler: in the callback that got fault.
+ *
+ * The caller promises:
+ * fault is what the callback got; dst has room for len bytes.
+ */
+int softfault_minor_fault_read(const struct softfault_minor_fault *fault,
+                               size_t offset,
+                               void *dst,
+                               size_t len);
+
+/**
+ * Lends the page's bytes to rewrite for rewriting; it is dirty afterwards. Returns 0; -EBUSY unless the object is mapped
+ * this once and nobody has pinned the page; -ENOENT if it has left the cache meanwhile; -EINVAL.
+ *
+ * Context: filler, handler: in the callback that got fault. rewrite runs within the call, under the same rules.
+ *
+ * The caller promises:
+ * fault is what the callback got. rewrite may be called with ctx and the len writable bytes at page, and does not unwind.
+ */
+int softfault_minor_fault_rewrite(const struct softfault_minor_fault *fault,
+                                  void (*rewrite)(void *ctx, void *page, size_t len),
+                                  void *ctx);
+
+/**
+ * Reads the runtime's counters, without stopping anyone. The handle is the caller's: softfault_stats_free().
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_stats_read(struct softfault_runtime *runtime, struct softfault_stats **out);
+
+/**
+ * Frees the reading.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ */
+int softfault_stats_free(struct softfault_stats *stats);
+
+/**
+ * Writes the counter of that name; names are those of /proc/vmstat where it has them ("pgfault", "pgmajfault").
+ *
+ * Errors: -ENOENT: no such counter. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * name is a string; value may be written.
+ */
+int softfault_stats_get(struct softfault_stats *stats, const char *name, uint64_t *value);
+
+/**
+ * Writes name and value of counter number index, for those who want all: from 0 on, until -ENOENT. name, full and value
+ * may be left out.
+ *
+ * Errors: -ENOENT: there are not so many. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * name has room for len bytes; full and value may be written.
+ */
+int softfault_stats_counter(struct softfault_stats *stats,
+                            size_t index,
+                            char *name,
+                            size_t len,
+                            size_t *full,
+                            uint64_t *value);
+
+/**
+ * Writes how often the walk of a fault returned a bit: one of SOFTFAULT_VM_FAULT_*, not several.
+ *
+ * Errors: -ENOENT: no such bit. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * value may be written.
+ */
+int softfault_stats_reason(struct softfault_stats *stats, uint32_t bit, uint64_t *value);
+
+/**
+ * Writes the latency of the stage of that name ("total", "delivery"): softfault_stats_json() names them all.
+ *
+ * Errors: -ENOENT: no such stage. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * name is a string; latency may be written.
+ */
+int softfault_stats_stage(struct softfault_stats *stats, const char *name, struct softfault_stage_latency *latency);
+
+/**
+ * Writes everything as one JSON object; full (may be NULL) gets its length without the NUL. Ask with len 0, then again.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; full may be written.
+ */
+int softfault_stats_json(struct softfault_stats *stats, char *buf, size_t len, size_t *full);
+
+/**
+ * Writes everything as lines, as /proc/vmstat does; otherwise as softfault_stats_json().
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; full may be written.
+ */
+int softfault_stats_text(struct softfault_stats *stats, char *buf, size_t len, size_t *full);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* SOFTFAULT_H */

@@ -1,0 +1,274 @@
+//! What went wrong: an errno for the caller, and for this thread the words, the kind, the reason bits, the lost ranges.
+
+use softfault::{Error, StoreError, VmFaultReason};
+use std::any::Any;
+use std::cell::RefCell;
+use std::ffi::{c_char, c_int};
+use std::fmt;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+pub(crate) const ENOENT: i32 = 2;
+pub(crate) const EIO: i32 = 5;
+pub(crate) const ENXIO: i32 = 6;
+pub(crate) const E2BIG: i32 = 7;
+pub(crate) const EBADF: i32 = 9;
+pub(crate) const ENOMEM: i32 = 12;
+pub(crate) const EACCES: i32 = 13;
+pub(crate) const EFAULT: i32 = 14;
+pub(crate) const EBUSY: i32 = 16;
+pub(crate) const EEXIST: i32 = 17;
+pub(crate) const EINVAL: i32 = 22;
+pub(crate) const ENODATA: i32 = 61;
+pub(crate) const EBADMSG: i32 = 74;
+pub(crate) const EOPNOTSUPP: i32 = 95;
+pub(crate) const ENOTRECOVERABLE: i32 = 131;
+pub(crate) const EHWPOISON: i32 = 133;
+
+/// No call has failed on this thread.
+pub const SOFTFAULT_ERROR_NONE: u32 = 0;
+/// An argument is not what it must be; nothing was changed. -EINVAL, or -E2BIG for an option structure of a later version.
+pub const SOFTFAULT_ERROR_ARGUMENT: u32 = 1;
+/// A handle that is not, or no longer, valid. -EBADF; -EINVAL for NULL.
+pub const SOFTFAULT_ERROR_HANDLE: u32 = 2;
+/// The range is not wholly mapped. -ENXIO.
+pub const SOFTFAULT_ERROR_NOT_MAPPED: u32 = 3;
+/// Something is mapped there already. -EEXIST.
+pub const SOFTFAULT_ERROR_OCCUPIED: u32 = 4;
+/// A pin holds the range. -EBUSY.
+pub const SOFTFAULT_ERROR_PINNED: u32 = 5;
+/// The object or mapping does not permit it, or this is a forked child. -EACCES.
+pub const SOFTFAULT_ERROR_DENIED: u32 = 6;
+/// A page could not be had: softfault_last_fault_reason() has the bits. -ENOMEM (OOM), -EHWPOISON, -EFAULT (SIGSEGV), else
+/// -EIO.
+pub const SOFTFAULT_ERROR_FAULT: u32 = 7;
+/// The delivery that was asked for cannot be had here. -EOPNOTSUPP.
+pub const SOFTFAULT_ERROR_DELIVERY: u32 = 8;
+/// A table, or a limit of the process, is exhausted. -ENOMEM.
+pub const SOFTFAULT_ERROR_EXHAUSTED: u32 = 9;
+/// A system call failed. Its errno.
+pub const SOFTFAULT_ERROR_SYSTEM: u32 = 10;
+/// The store did not take pages; they stay dirty. -EIO, -ENODATA, -EBADMSG or -ENOMEM.
+pub const SOFTFAULT_ERROR_WRITEBACK: u32 = 11;
+/// The store could not make durable what it was given. The store's errno.
+pub const SOFTFAULT_ERROR_FLUSH: u32 = 12;
+/// A flush failed after pages had left the cache: softfault_last_lost_ranges() names them. -EIO.
+pub const SOFTFAULT_ERROR_LOST: u32 = 13;
+/// Pages are held dirty. -EBUSY.
+pub const SOFTFAULT_ERROR_HELD: u32 = 14;
+/// Input or output of the control plane failed. Its errno.
+pub const SOFTFAULT_ERROR_IO: u32 = 15;
+/// There is nothing of that name or number. -ENOENT.
+pub const SOFTFAULT_ERROR_NO_ENTRY: u32 = 16;
+/// A bug of the library: a panic was caught. -ENOTRECOVERABLE; free what was involved.
+pub const SOFTFAULT_ERROR_INTERNAL: u32 = 17;
+/// An error of a kind that a later version has. -EIO.
+pub const SOFTFAULT_ERROR_OTHER: u32 = 18;
+
+/// A range of bytes: of an object, or of an arena.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct softfault_range {
+    /// The first byte.
+    pub start: u64,
+    /// The byte behind the last one.
+    pub end: u64,
+}
+
+impl From<&Range<u64>> for softfault_range {
+    fn from(r: &Range<u64>) -> Self {
+        Self { start: r.start, end: r.end }
+    }
+}
+
+/// Why a call failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// A positive errno.
+    pub(crate) errno: i32,
+    pub(crate) kind: u32,
+    pub(crate) message: String,
+    pub(crate) reason: u32,
+    pub(crate) lost: Vec<softfault_range>,
+}
+
+impl Failure {
+    pub(crate) fn new(errno: i32, kind: u32, message: impl fmt::Display) -> Self {
+        Self { errno, kind, message: message.to_string(), reason: 0, lost: Vec::new() }
+    }
+    pub(crate) fn argument(message: impl fmt::Display) -> Self {
+        Self::new(EINVAL, SOFTFAULT_ERROR_ARGUMENT, message)
+    }
+
+    fn panicked(payload: Box<dyn Any + Send>) -> Self {
+        let words = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(|s| &**s));
+        let message = format!("a bug of softfault: {}", words.unwrap_or("a panic without words"));
+        // Its destructor may panic, too.
+        std::mem::forget(payload);
+        Self::new(ENOTRECOVERABLE, SOFTFAULT_ERROR_INTERNAL, message)
+    }
+
+    /// Keeps the words for this thread; returns what the caller gets.
+    fn report(self) -> c_int {
+        let errno = self.errno;
+        // A thread that is ending has no words any more.
+        let _ = LAST.try_with(|last| last.replace(Some(self)));
+        -errno
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (errno, kind) = match &error {
+            Error::Argument { .. } => (EINVAL, SOFTFAULT_ERROR_ARGUMENT),
+            Error::NotMapped { .. } => (ENXIO, SOFTFAULT_ERROR_NOT_MAPPED),
+            Error::Occupied { .. } => (EEXIST, SOFTFAULT_ERROR_OCCUPIED),
+            Error::Pinned { .. } => (EBUSY, SOFTFAULT_ERROR_PINNED),
+            Error::Denied { .. } => (EACCES, SOFTFAULT_ERROR_DENIED),
+            Error::Fault { reason, .. } => (errno_of_reason(*reason), SOFTFAULT_ERROR_FAULT),
+            Error::Delivery { .. } => (EOPNOTSUPP, SOFTFAULT_ERROR_DELIVERY),
+            Error::Exhausted { .. } => (ENOMEM, SOFTFAULT_ERROR_EXHAUSTED),
+            Error::System { errno, .. } => (positive(errno.0), SOFTFAULT_ERROR_SYSTEM),
+            Error::Writeback { error, .. } => (errno_of_reason(error.reason()), SOFTFAULT_ERROR_WRITEBACK),
+            Error::Flush { error, .. } => (errno_of_store(*error), SOFTFAULT_ERROR_FLUSH),
+            Error::Lost { .. } => (EIO, SOFTFAULT_ERROR_LOST),
+            Error::Held { .. } => (EBUSY, SOFTFAULT_ERROR_HELD),
+            Error::Io { source, .. } => (source.raw_os_error().map_or(EIO, positive), SOFTFAULT_ERROR_IO),
+            _ => (EIO, SOFTFAULT_ERROR_OTHER),
+        };
+        let mut failure = Self::new(errno, kind, &error);
+        match &error {
+            Error::Fault { reason, .. } => failure.reason = reason.0,
+            Error::Lost { ranges, .. } => failure.lost = ranges.iter().map(softfault_range::from).collect(),
+            _ => {}
+        }
+        failure
+    }
+}
+
+fn positive(errno: i32) -> i32 {
+    if errno > 0 { errno } else { EIO }
+}
+
+fn errno_of_reason(reason: VmFaultReason) -> i32 {
+    if reason.intersects(VmFaultReason::OOM) {
+        ENOMEM
+    } else if reason.intersects(VmFaultReason::HWPOISON) {
+        EHWPOISON
+    } else if reason.intersects(VmFaultReason::SIGSEGV) {
+        EFAULT
+    } else {
+        EIO
+    }
+}
+
+fn errno_of_store(error: StoreError) -> i32 {
+    match error {
+        StoreError::Io(errno) => positive(errno.0),
+        StoreError::Short => ENODATA,
+        StoreError::Corrupt => EBADMSG,
+        StoreError::NoMemory => ENOMEM,
+        StoreError::Unsupported => EOPNOTSUPP,
+    }
+}
+
+thread_local! {
+    static LAST: RefCell<Option<Failure>> = const { RefCell::new(None) };
+}
+
+/// Runs a call: its errors become an errno and this thread's words, its panics an error.
+pub(crate) fn entry(f: impl FnOnce() -> Result<(), Failure>) -> c_int {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(Ok(())) => 0,
+        Ok(Err(failure)) => failure.report(),
+        Err(payload) => Failure::panicked(payload).report(),
+    }
+}
+
+/// Runs what cannot fail, and is asked about the last failure; `none` if there is none.
+fn about_last<T>(none: T, f: impl FnOnce(&Failure) -> T) -> T {
+    let asked = catch_unwind(AssertUnwindSafe(|| LAST.try_with(|last| last.borrow().as_ref().map(f))));
+    asked.ok().and_then(Result::ok).flatten().unwrap_or(none)
+}
+
+/// Copies the words of this thread's last failed call into buf, as snprintf(3): at most len bytes, the last one NUL. The
+/// words name the call, the argument or the range, and why.
+///
+/// Returns the full length without the NUL; 0 if no call has failed. A call that succeeds leaves the words as they are.
+/// buf may be NULL if len is 0.
+///
+/// Context: program, filler. Thread-safe: each thread has its own.
+///
+/// # Safety
+/// buf has room for len bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_last_error(buf: *mut c_char, len: usize) -> usize {
+    about_last(0, |last| {
+        // SAFETY: the caller's contract.
+        unsafe { copy_text(&last.message, buf, len) };
+        last.message.len()
+    })
+}
+
+/// Returns the kind of this thread's last failure: SOFTFAULT_ERROR_*. Several kinds may share an errno.
+///
+/// Context: program, filler.
+#[unsafe(no_mangle)]
+pub extern "C" fn softfault_last_error_kind() -> u32 {
+    about_last(SOFTFAULT_ERROR_NONE, |last| last.kind)
+}
+
+/// Returns the SOFTFAULT_VM_FAULT_* bits of this thread's last failure, if that was SOFTFAULT_ERROR_FAULT, else 0.
+///
+/// Context: program, filler.
+#[unsafe(no_mangle)]
+pub extern "C" fn softfault_last_fault_reason() -> u32 {
+    about_last(0, |last| last.reason)
+}
+
+/// Copies up to nr of the object ranges whose writes were lost, if this thread's last failure was SOFTFAULT_ERROR_LOST.
+///
+/// Returns how many there are in all. ranges may be NULL if nr is 0. See softfault_object_lost().
+///
+/// Context: program, filler.
+///
+/// # Safety
+/// ranges has room for nr elements.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_last_lost_ranges(ranges: *mut softfault_range, nr: usize) -> usize {
+    about_last(0, |last| {
+        // SAFETY: the caller's contract.
+        unsafe { copy_ranges(&last.lost, ranges, nr) };
+        last.lost.len()
+    })
+}
+
+/// Copies as much of `text` as fits, and a NUL.
+///
+/// # Safety
+/// `buf` has room for `len` bytes, or is null.
+pub(crate) unsafe fn copy_text(text: &str, buf: *mut c_char, len: usize) {
+    if buf.is_null() || len == 0 {
+        return;
+    }
+    let nr = text.len().min(len - 1);
+    let dst = buf.cast::<u8>();
+    // SAFETY: `nr` is less than `len`, the room in `buf`; the text is ours, so they do not overlap.
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), dst, nr) };
+    // SAFETY: `nr` is less than `len`.
+    unsafe { dst.wrapping_add(nr).write(0) };
+}
+
+/// Copies as many of `ranges` as fit.
+///
+/// # Safety
+/// `dst` has room for `nr` elements, or is null.
+pub(crate) unsafe fn copy_ranges(ranges: &[softfault_range], dst: *mut softfault_range, nr: usize) {
+    if dst.is_null() {
+        return;
+    }
+    for (i, range) in ranges.iter().take(nr).enumerate() {
+        // SAFETY: `i` is less than `nr`, the room in `dst`.
+        unsafe { dst.wrapping_add(i).write_unaligned(*range) };
+    }
+}
