@@ -163,7 +163,9 @@ class Errors(WithFile):
         self.assertIn("/no/such/file", str(caught.exception))
         self.assertIsInstance(caught.exception, OSError)
 
-        file, arena = self.mapped()
+        file = self.rt.open(self.path)
+        arena = self.rt.arena(file.length + 2 * MIB)
+        arena.map(file)
         for refused, number in (
             (lambda: arena.map(file), errno.EEXIST),
             (lambda: arena.map(file, offset=1), errno.EINVAL),

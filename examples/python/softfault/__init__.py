@@ -275,7 +275,7 @@ class Runtime(_Closing):
         """Returns a line for each thread that could not take a fault."""
         nr = c_size_t()
         text = _text(lambda buf, length, full: call("runtime_audit_threads", self._raw, byref(nr), buf, length, full))
-        return text.splitlines()
+        return text.splitlines() if nr.value else []
 
     def reinstall_handlers(self) -> None:
         """Puts our handlers in front again, after faulthandler.enable() or .disable() and the like."""
