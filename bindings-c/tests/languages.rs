@@ -10,6 +10,9 @@ use build::{Built, dir, ok, run, said};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// One build of the library, and one folder, for all of them.
+const NAME: &str = "languages";
+
 fn examples(language: &str) -> PathBuf {
     dir().parent().expect("the workspace").join("examples").join(language)
 }
@@ -71,7 +74,8 @@ const CXX_STANDARDS: [&str; 4] = ["-std=c++11", "-std=c++14", "-std=c++17", "-st
 /// Every standard, by every compiler; twice in a program, from two files: nothing is defined more than once.
 #[test]
 fn the_header_for_cpp_compiles_without_a_warning() {
-    let Some(work) = build::work_dir("hpp") else { return };
+    let Some(built) = build::built(NAME) else { return };
+    let work = &built.work;
     let uses = "#include <softfault.hpp>\n#include <softfault.hpp>\n";
     for (variable, name) in [("CXX", "c++"), ("CLANGXX", "clang++")] {
         let Some(cxx) = build::compiler(variable, name) else { continue };
@@ -87,11 +91,10 @@ fn the_header_for_cpp_compiles_without_a_warning() {
         }
     }
     let Some(cxx) = build::compiler("CXX", "c++") else { return };
-    let Some(built) = build::built("hpp") else { return };
-    let program = built.work.join("twice");
+    let program = work.join("twice");
     let mut compile = Command::new(&cxx);
     compile.args(["-std=c++11", "-pthread", "-I"]).arg(dir().join("include"));
-    compile.args([built.work.join("first.cpp"), built.work.join("second.cpp")]).arg("-o").arg(&program);
+    compile.args([work.join("first.cpp"), work.join("second.cpp")]).arg("-o").arg(&program);
     built.link(&mut compile, build::Library::Shared);
     ok(&mut compile);
     ok(&mut Command::new(&program));
@@ -102,13 +105,19 @@ fn cpp() {
     if build::compiler("CXX", "c++").is_none() || !has("make", Command::new("make").arg("--version")) {
         return;
     }
-    let Some(built) = build::built("languages-cpp") else { return };
+    let Some(built) = build::built(NAME) else { return };
     let copy = copied(built, "cpp");
     let mut make = Command::new("make");
-    make.arg("-C").arg(&copy).args(["clean", "run", "PKG_CONFIG=false", "CXXFLAGS=-O1 -g -Wall -Wextra -Wpedantic -Werror"]);
+    make.arg("-C").arg(&copy).args([
+        "clean",
+        "run",
+        "PKG_CONFIG=false",
+        "CXXFLAGS=-O1 -g -Wall -Wextra -Wpedantic -Werror",
+    ]);
     make.arg(format!("LIBDIR={}", built.work.display())).env_remove("MAKEFLAGS");
     make.arg(format!("SOFTFAULT_CFLAGS=-I{}", dir().join("include").display()));
-    let lines = ["both sums are right", "every exception was caught where it belongs", "everything ended with the last"];
+    let lines =
+        ["both sums are right", "every exception was caught where it belongs", "everything ended with the last"];
     says(&ok(&mut make), &lines);
 }
 
@@ -119,7 +128,7 @@ fn python() {
     if !has("Python 3.9 or later", Command::new(&python).args(["-c", is_new])) {
         return;
     }
-    let Some(built) = build::built("languages-python") else { return };
+    let Some(built) = build::built(NAME) else { return };
     let example = examples("python");
     let here = |command: &mut Command| {
         command.current_dir(&example).env("SOFTFAULT_LIBRARY", &built.shared).env("PYTHONDONTWRITEBYTECODE", "1");
@@ -130,11 +139,8 @@ fn python() {
     let text = said(&out);
     assert!(out.status.success(), "{text}");
     assert!(text.contains("\nOK"), "it ran no test: {text}");
-    if has("numpy", Command::new(&python).args(["-c", "import numpy"])) {
-        let mut program = Command::new(&python);
-        here(program.args(["out_of_core.py", "16", "4"]));
-        says(&ok(&mut program), &["every result is as in memory"]);
-    }
+    // What it says where it is there; the tests run it.
+    has("numpy: its tests were left out", Command::new(&python).args(["-c", "import numpy"]));
 }
 
 #[test]
@@ -142,7 +148,7 @@ fn go() {
     if !has("Go", Command::new("go").arg("version")) || build::compiler("CC", "cc").is_none() {
         return;
     }
-    let Some(built) = build::built("languages-go") else { return };
+    let Some(built) = build::built(NAME) else { return };
     linker_name(built);
     let copy = copied(built, "go");
     let go = |args: &[&str]| {
@@ -161,7 +167,7 @@ fn go() {
 
 #[test]
 fn node() {
-    let is_new = "process.exit(parseInt(process.versions.node) < 18)";
+    let is_new = "process.exit(parseInt(process.versions.node) < 18 ? 1 : 0)";
     if !has("Node 18 or later", Command::new("node").args(["-e", is_new])) {
         return;
     }
@@ -171,7 +177,7 @@ fn node() {
     if !has("koffi", Command::new("node").args(["-e", koffi]).env("NODE_PATH", &modules)) {
         return;
     }
-    let Some(built) = build::built("languages-node") else { return };
+    let Some(built) = build::built(NAME) else { return };
     let copy = copied(built, "node");
     let node = |args: &[&str]| {
         let mut command = Command::new("node");

@@ -36,7 +36,7 @@ fn example(name: &str) -> PathBuf {
 /// Handlers of signals and threads outlive `dlclose`: the library is linked with `-z nodelete`.
 #[test]
 fn dlclose_leaves_the_library_where_its_handlers_are() {
-    let Some(built) = build::built("neighbours-dlopen") else { return };
+    let Some(built) = build::built("neighbours") else { return };
     let Some(program) = compile(built, &dir().join("tests/neighbours/dlopen.c"), None) else { return };
     let text = ok(Command::new(&program).arg(&built.shared));
     assert!(text.contains("the library stays as long as its handlers"), "{text}");
@@ -61,7 +61,7 @@ fn gdb_runs_a_program_that_faults() {
     if !has("gdb") {
         return;
     }
-    let Some(built) = build::built("neighbours-gdb") else { return };
+    let Some(built) = build::built("neighbours") else { return };
     let Some(program) = compile(built, &example("quickstart.c"), Some(Library::Shared)) else { return };
     let alone = gdb(&program, &["run"]);
     if alone.contains("ptrace: Operation not permitted") || alone.contains("Could not trace the inferior") {
@@ -77,4 +77,28 @@ fn gdb_runs_a_program_that_faults() {
         assert!(set.contains(line), "it does not say {line:?}: {set}");
     }
     assert!(!set.contains("received signal"), "{set}");
+}
+
+/// The settings that the README tells.
+const VALGRIND_SETTINGS: [&str; 2] = ["--vex-iropt-register-updates=allregs-at-mem-access", "--leak-check=no"];
+
+#[test]
+fn valgrind_runs_programs_that_fault() {
+    if !has("valgrind") {
+        return;
+    }
+    let Some(built) = build::built("neighbours") else { return };
+    let readme = std::fs::read_to_string(dir().join("README.md")).expect("README.md");
+    assert!(readme.contains(&VALGRIND_SETTINGS.join(" ")), "README.md does not say: {VALGRIND_SETTINGS:?}");
+    for (name, args, right) in [
+        ("custom_fault", &[] as &[&str], "every bit is right"),
+        ("out_of_core", &["8", "2"], "every word is in its place"),
+    ] {
+        let Some(program) = compile(built, &example(&format!("{name}.c")), Some(Library::Shared)) else { return };
+        // Its own killer: nothing of a run that goes wrong is to eat the machine.
+        let mut valgrind = Command::new("timeout");
+        valgrind.args(["-s", "KILL", "120", "valgrind"]).args(VALGRIND_SETTINGS).arg(&program).args(args);
+        let text = ok(&mut valgrind);
+        assert!(text.contains(right), "it does not say {right:?}: {text}");
+    }
 }

@@ -301,7 +301,7 @@ class Numpy(WithFile):
     def test_statistics_and_sort_over_four_times_the_cache(self) -> None:
         import out_of_core
 
-        self.assertEqual(out_of_core.main(16 * MIB, 4 * MIB), 0)
+        self.assertEqual(out_of_core.main(8 * MIB, 2 * MIB), 0)
 
     def test_arrays(self) -> None:
         file, arena = self.mapped(writable=True)
@@ -380,6 +380,7 @@ class Faulthandler(WithFile):
 
     def assert_reported(self, out: subprocess.CompletedProcess[str], number: int, words: str) -> None:
         self.assert_touched(out, -number)
+        self.assertEqual(out.stderr.count("Fatal Python error"), 1, out.stderr)
         self.assertIn("Fatal Python error: " + words, out.stderr)
         self.assertIn("most recent call first", out.stderr)
 
