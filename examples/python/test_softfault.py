@@ -229,8 +229,6 @@ class Buffers(WithFile):
         del arena, file, rt
         gc.collect()
         self.assertEqual(sum(view[::512]), sum(range(self.PAGES)))
-        start = ctypes.addressof(ctypes.c_ubyte.from_buffer_copy(b"x"))  # ctypes still works
-        self.assertNotEqual(start, 0)
 
     def test_the_memory_goes_with_the_last_view(self) -> None:
         with self.rt.open(self.path) as file, self.rt.arena(file.length) as arena:
@@ -526,7 +524,7 @@ class Header(unittest.TestCase):
             assert body is not None, name
             fields = re.findall(r"^\s*(.*?[ *])(\w+);", body[1], flags=re.M)
             declared = [(field, types[ctype.strip()]) for ctype, field in fields]
-            ours = [(field, ctypes.sizeof(ctype)) for field, ctype in structure._fields_]
+            ours = [(field[0], ctypes.sizeof(field[1])) for field in structure._fields_]
             self.assertEqual(declared[: len(ours)], ours, name)
 
     def test_functions(self) -> None:
