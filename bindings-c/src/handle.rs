@@ -122,7 +122,7 @@ struct Slots {
 }
 
 static SLOTS: Mutex<Slots> = Mutex::new(Slots { rows: Vec::new(), free: None });
-/// The process that took the lock last while it had to wait for nobody; see `lock`.
+/// The process whose threads take the lock: the first that gave a handle out, or a child of it in which the lock was free.
 static OWNER: AtomicU32 = AtomicU32::new(0);
 static COOKIE: AtomicU64 = AtomicU64::new(0);
 
@@ -186,11 +186,13 @@ fn bad(name: &str) -> Failure {
 
 /// Gives a value a name.
 pub(crate) fn insert<H: Handle>(target: H::Target) -> Result<*mut H, Failure> {
-    OWNER.store(std::process::id(), Ordering::Relaxed);
+    let pid = std::process::id();
+    let _ = OWNER.compare_exchange(0, pid, Ordering::Relaxed, Ordering::Relaxed);
     let mut value = Some(H::wrap(target));
     let mut spare: Vec<Slot> = Vec::new();
     loop {
         let mut slots = lock()?;
+        OWNER.store(pid, Ordering::Relaxed);
         if let Some(index) = slots.free {
             let row = &mut slots.rows[index as usize];
             row.value = value.take();

@@ -1,7 +1,7 @@
 //! What crosses from Rust to C: every kind of error has its errno and its kind, and a panic is an error, too.
+#![allow(dead_code, unreachable_pub, non_camel_case_types, reason = "src/error.rs is the library's")]
 
 #[path = "../src/error.rs"]
-#[allow(dead_code, unreachable_pub, non_camel_case_types, reason = "the file is the library's")]
 mod error;
 
 use error::{Failure, entry, softfault_range};

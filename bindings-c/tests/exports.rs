@@ -70,3 +70,12 @@ fn the_archive_defines_no_other_global_name() {
     assert_eq!(ours, build::declared().into_iter().collect(), "the archive and the header differ");
     assert!(strange.is_empty(), "{strange:#?}");
 }
+
+/// The proof that the tests above can fail.
+#[test]
+fn a_plain_name_is_not_rusts() {
+    assert!(["malloc", "arena_map", "softfault", "rust_helper"].iter().all(|name| !is_rust_runtime(name)));
+    assert!(
+        ["_ZN4core3fmt5Write9write_fmt17h0E", "_RNvCs1_7___rustc12___rust_alloc"].iter().all(|n| is_rust_runtime(n))
+    );
+}

@@ -65,7 +65,7 @@ fn the_header_is_what_the_source_says() {
     assert!(
         want == have,
         "include/softfault.h is stale (line {}): SOFTFAULT_WRITE_HEADER=1 cargo test -p softfault-c --test header",
-        differ.unwrap_or(want.lines().count().min(have.lines().count())) + 1
+        differ.unwrap_or_else(|| want.lines().count().min(have.lines().count())) + 1
     );
 }
 

@@ -72,8 +72,12 @@ fn gdb_runs_a_program_that_faults() {
 
     let readme = std::fs::read_to_string(dir().join("README.md")).expect("README.md");
     assert!(readme.contains(GDB_SETTING), "README.md does not say: {GDB_SETTING}");
-    let set = gdb(&program, &[GDB_SETTING, "break softfault_stats_read", "run", "delete", "continue"]);
-    for line in ["Breakpoint 1, ", "every byte was as expected", "exited normally"] {
+    let print = ["frame function main", "print ((unsigned char *)base)[7]"];
+    let (before, after) = (["break softfault_object_free", "run"], ["break softfault_stats_read", "continue"]);
+    let set = [&[GDB_SETTING] as &[&str], &before, &print, &after, &print, &["delete", "continue"]].concat();
+    let set = gdb(&program, &set);
+    // The file's eighth byte, before a touch and after it.
+    for line in ["Cannot access memory at address", "$1 = 49", "every byte was as expected", "exited normally"] {
         assert!(set.contains(line), "it does not say {line:?}: {set}");
     }
     assert!(!set.contains("received signal"), "{set}");

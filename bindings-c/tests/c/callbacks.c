@@ -272,7 +272,11 @@ void test_vm_operations(void)
         volatile size_t at = i * 16 * PAGE;
         t.answer = answers[i].answer;
         int signo = load_signal(second + at);
-        if (answers[i].signo >= 0)
+        /* What was computed is cached, and maps itself when the monitor's refusal has come to the thread. */
+        bool may_be_served = answers[i].answer == IGNORE && mode == SOFTFAULT_DELIVERY_MONITOR;
+        if (may_be_served)
+            CHECK(signo == 0 || signo == SIGBUS);
+        else if (answers[i].signo >= 0)
             CHECK_IS(signo, answers[i].signo);
         else
             CHECK(signo != 0);

@@ -1,6 +1,8 @@
 /* Versions, words, handles, option structures. */
 #include "env.h"
 
+#include <pthread.h>
+
 void test_library(void)
 {
     char words[64];
@@ -52,6 +54,40 @@ static void refuses(softfault_runtime *not_one, int code, const char *why)
     CHECK(out == NULL);
 }
 
+static softfault_runtime *shared;
+
+/* Calls on a handle that is freed meanwhile: they work, or are refused; nothing else. */
+static void *call_until_freed(void *unused)
+{
+    for (;;) {
+        softfault_stats *stats;
+        int got = softfault_stats_read(shared, &stats);
+        if (got == -EBADF)
+            return unused;
+        if (got != 0 || softfault_stats_free(stats) != 0)
+            return (void *)&shared;
+    }
+}
+
+static void race(void)
+{
+    pthread_t threads[4];
+    void *bad;
+    shared = new_runtime(256);
+    for (int i = 0; i < 4; i++)
+        OK(pthread_create(&threads[i], NULL, call_until_freed, NULL));
+    for (int i = 0; i < 1000; i++) {
+        softfault_stats *stats;
+        OK(softfault_stats_read(shared, &stats));
+        OK(softfault_stats_free(stats));
+    }
+    OK(softfault_runtime_free(shared));
+    for (int i = 0; i < 4; i++) {
+        OK(pthread_join(threads[i], &bad));
+        CHECK(bad == NULL);
+    }
+}
+
 void test_handles(void)
 {
     softfault_runtime *rt = new_runtime(256), *other = new_runtime(256), *again;
@@ -93,6 +129,7 @@ void test_handles(void)
     for (int i = 0; i < 5000; i++)
         CHECK_IS(softfault_stats_free(many[i]), -EBADF);
     free(many);
+    race();
 
     OK(softfault_object_free(object));
     OK(softfault_runtime_free(rt));
