@@ -166,6 +166,18 @@ fn handlers_are_restored_on_drop() {
     assert_eq!([now(BUS), now(SEGV)], before);
 }
 
+/// Not only its address: without its return trampoline it runs once, and returns to nowhere. Go's is such a handler.
+#[test]
+fn a_restored_handler_returns() {
+    let out = child("a_restored_handler_returns", "", || {
+        drop(runtime());
+        for (past_end, signo) in [(false, SEGV), (true, BUS)] {
+            assert_eq!(load_at(not_ours(past_end)), Err(signo));
+        }
+    });
+    ended(out, Ok(0));
+}
+
 #[test]
 fn a_handler_that_comes_later_can_be_put_behind_us() {
     let out = child("a_handler_that_comes_later_can_be_put_behind_us", "", || {
@@ -214,6 +226,34 @@ fn a_handler_that_calls_us_in_turn_makes_no_circle() {
         }
     });
     ended(out, Ok(0));
+}
+
+/// Python's faulthandler: it reports, puts back who was there before it, and sends itself the signal once more.
+#[test]
+fn a_handler_that_sends_the_signal_again_is_asked_once() {
+    static BEFORE: AtomicUsize = AtomicUsize::new(0);
+    extern "C" fn reports(signo: i32) {
+        let words = b"reported\n";
+        // SAFETY: writes nine bytes of ours.
+        unsafe { libc::write(1, words.as_ptr().cast(), words.len()) };
+        install(signo, BEFORE.load(Ordering::SeqCst), libc::SA_SIGINFO | libc::SA_ONSTACK);
+        // SAFETY: sends the signal to this thread; it is not blocked.
+        unsafe { libc::raise(signo) };
+    }
+    for signo in [BUS, SEGV] {
+        let out = child("a_handler_that_sends_the_signal_again_is_asked_once", &signo.to_string(), || {
+            install(BUS, libc::SIG_DFL, 0);
+            install(SEGV, libc::SIG_DFL, 0);
+            let rt = Runtime::new().unwrap();
+            let reports = reports as *const () as usize;
+            BEFORE.store(install(signo, reports, libc::SA_NODEFER | libc::SA_ONSTACK).sa_sigaction, Ordering::SeqCst);
+            rt.reinstall_handlers().unwrap();
+            // Two frames, as faulthandler's own stack has room for.
+            let _ = on_stack_of(1 << 16, || load_at(not_ours(signo == BUS)));
+        });
+        let text = ended(out, Err(signo));
+        assert!(text.is_empty() || text.matches("reported").count() == 1, "{text}");
+    }
 }
 
 /// A runtime with one mapping that ends at `PAGE`, in `mode`; `None` after saying why not.

@@ -21,15 +21,23 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 struct Previous {
     handler: AtomicUsize,
     flags: AtomicU64,
+    restorer: AtomicUsize,
     mask: AtomicU64,
 }
 
 impl Previous {
     const fn new() -> Self {
-        Self { handler: AtomicUsize::new(SIG_DFL), flags: AtomicU64::new(0), mask: AtomicU64::new(0) }
+        Self {
+            handler: AtomicUsize::new(SIG_DFL),
+            flags: AtomicU64::new(0),
+            restorer: AtomicUsize::new(0),
+            mask: AtomicU64::new(0),
+        }
     }
     fn store(&self, act: &KernelSigaction) {
         self.flags.store(act.flags, Ordering::Relaxed);
+        // Its flags say that it has one: put back without, it could not return.
+        self.restorer.store(act.restorer, Ordering::Relaxed);
         self.mask.store(act.mask, Ordering::Relaxed);
         // Release pairs with the Acquire in chain(): flags and mask belong to this handler.
         self.handler.store(act.handler, Ordering::Release);
@@ -39,7 +47,7 @@ impl Previous {
         KernelSigaction {
             handler,
             flags: self.flags.load(Ordering::Relaxed),
-            restorer: 0,
+            restorer: self.restorer.load(Ordering::Relaxed),
             mask: self.mask.load(Ordering::Relaxed),
         }
     }
@@ -53,16 +61,17 @@ static HAS_ORIGINAL: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
 /// Signals being passed on right now.
 static PASSING: [Passing; 16] = [const { Passing::new() }; 16];
 
-/// A signal being passed on: by whom, with which context, and how deep on the stack.
+/// A signal being passed on: by whom, which, with which context, and how deep on the stack.
 struct Passing {
     tp: AtomicUsize,
+    signo: AtomicUsize,
     uc: AtomicUsize,
     sp: AtomicUsize,
 }
 
 impl Passing {
     const fn new() -> Self {
-        Self { tp: AtomicUsize::new(0), uc: AtomicUsize::new(0), sp: AtomicUsize::new(0) }
+        Self { tp: AtomicUsize::new(0), signo: AtomicUsize::new(0), uc: AtomicUsize::new(0), sp: AtomicUsize::new(0) }
     }
 }
 
@@ -74,27 +83,31 @@ fn original(signo: i32) -> &'static Previous {
     if signo == SIGBUS { &ORIGINAL[0] } else { &ORIGINAL[1] }
 }
 
-/// Returns whether this very signal has been passed on already and came back: a handler that was installed after ours,
-/// found us in front of it, and calls us as its predecessor.
+/// Returns whether this signal has been passed on already and came back: a handler that was installed after ours found
+/// us in front of it, and calls us as its predecessor. Or it puts us back as its predecessor and sends itself the signal
+/// again (`sent`), as Python's faulthandler does: it would get that one, too, and send the next, for ever.
 ///
 /// A handler that jumped away left its note behind, and the kernel may build the next frame at the same address. But
 /// who calls us back stands deeper on the stack than we did when we called.
-fn came_back(uc: usize, sp: usize) -> bool {
+fn came_back(signo: i32, sent: bool, uc: usize, sp: usize) -> bool {
     let tp = thread::thread_pointer();
-    PASSING.iter().any(|p| {
-        p.tp.load(Ordering::Relaxed) == tp && p.uc.load(Ordering::Relaxed) == uc && sp < p.sp.load(Ordering::Relaxed)
-    })
+    let is_it = |p: &Passing| {
+        p.uc.load(Ordering::Relaxed) == uc || sent && p.signo.load(Ordering::Relaxed) == signo.unsigned_abs() as usize
+    };
+    PASSING.iter().any(|p| p.tp.load(Ordering::Relaxed) == tp && sp < p.sp.load(Ordering::Relaxed) && is_it(p))
 }
 
 /// Notes that a signal is being passed on, for the length of `f`.
-fn passing(uc: usize, sp: usize, f: impl FnOnce()) {
+fn passing(signo: i32, uc: usize, sp: usize, f: impl FnOnce()) {
     let tp = thread::thread_pointer();
     let mine = PASSING.iter().find(|p| p.tp.load(Ordering::Relaxed) == tp);
     let free = || PASSING.iter().find(|p| p.tp.compare_exchange(0, tp, Ordering::Relaxed, Ordering::Relaxed).is_ok());
     let Some(note) = mine.or_else(free) else { return f() };
     // The thread's own: a signal inside the handler of another puts the outer note back.
+    let outer_signo = note.signo.swap(signo.unsigned_abs() as usize, Ordering::Relaxed);
     let outer = (note.uc.swap(uc, Ordering::Relaxed), note.sp.swap(sp, Ordering::Relaxed));
     f();
+    note.signo.store(outer_signo, Ordering::Relaxed);
     note.uc.store(outer.0, Ordering::Relaxed);
     note.sp.store(outer.1, Ordering::Relaxed);
     if mine.is_none() {
@@ -170,10 +183,11 @@ pub fn is_installed(handler: Handler) -> bool {
 pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
     let here = 0u8;
     let sp = core::ptr::from_ref(&here) as usize;
-    let from = if came_back(uc as usize, sp) { original(signo) } else { previous(signo) };
-    let prev = from.load();
     // SAFETY: the running handler's second argument.
     let arrived = unsafe { info.read() };
+    let sent = arrived.code <= 0;
+    let from = if came_back(signo, sent, uc as usize, sp) { original(signo) } else { previous(signo) };
+    let prev = from.load();
     // SAFETY: the running handler's third argument.
     let frame = unsafe { Frame::new(uc) };
     match prev.handler {
@@ -190,7 +204,7 @@ pub unsafe fn chain(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
                 told.signo = signo;
                 told.code = if signo == SIGBUS { BUS_ADRERR } else { SEGV_ACCERR };
             }
-            passing(uc as usize, sp, || call(handler, prev.flags, signo, &mut told, uc));
+            passing(signo, uc as usize, sp, || call(handler, prev.flags, signo, &mut told, uc));
             signal::set_mask(ours);
             if arrived.signo != signo && signal::current(signo).is_ok_and(|c| c.handler == SIG_DFL) {
                 // It chose the default action (Rust's own does, for all but stack overflows) and counts on the

@@ -1,0 +1,503 @@
+/*
+ * softfault for C++11 and later: handles that free themselves, exceptions, typed options. Header only, over softfault.h,
+ * whose comments say what each function does; the names here are those without "softfault_" and the handle's name.
+ *
+ * Handles move and do not copy; each frees its handle, in whatever order: objects and arenas keep alive what they need.
+ * What fails throws softfault::error. Everything may be called by several threads at once, but a handle object itself is
+ * moved, assigned and destroyed by one, as any object.
+ *
+ * Exceptions pass through code that has faulted: a fault is over when the load or store that made it is. They must not
+ * leave callbacks (softfault_store_operations and its like), which are C: catch everything there.
+ */
+
+#ifndef SOFTFAULT_HPP
+#define SOFTFAULT_HPP
+
+#include "softfault.h"
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace softfault {
+
+/* What a call that failed left behind: code() is the errno, what() the words. */
+class error : public std::system_error {
+public:
+    /* From the result of a softfault.h function that failed in this thread. */
+    explicit error(int result)
+        : std::system_error(std::error_code(-result, std::generic_category())), words_(words()),
+          kind_(softfault_last_error_kind()), reason_(softfault_last_fault_reason()), lost_(ranges()) {}
+
+    const char *what() const noexcept override { return words_.what(); }
+    /* The errno, positive. */
+    int error_number() const noexcept { return code().value(); }
+    /* SOFTFAULT_ERROR_*. */
+    std::uint32_t kind() const noexcept { return kind_; }
+    /* SOFTFAULT_VM_FAULT_* bits, where kind() is SOFTFAULT_ERROR_FAULT. */
+    std::uint32_t fault_reason() const noexcept { return reason_; }
+    /* What was lost, where kind() is SOFTFAULT_ERROR_LOST. */
+    const std::vector<softfault_range> &lost() const noexcept { return *lost_; }
+
+private:
+    static std::string words() {
+        std::string text(softfault_last_error(nullptr, 0) + 1, '\0');
+        softfault_last_error(&text[0], text.size());
+        text.pop_back();
+        return text;
+    }
+    static std::shared_ptr<const std::vector<softfault_range>> ranges() {
+        std::vector<softfault_range> lost(softfault_last_lost_ranges(nullptr, 0));
+        softfault_last_lost_ranges(lost.data(), lost.size());
+        return std::make_shared<const std::vector<softfault_range>>(std::move(lost));
+    }
+
+    /* Both are copied without an allocation, as exceptions should be. */
+    std::runtime_error words_;
+    std::uint32_t kind_;
+    std::uint32_t reason_;
+    std::shared_ptr<const std::vector<softfault_range>> lost_;
+};
+
+/* Throws for the result of a softfault.h function that failed. */
+inline void check(int result) {
+    if (result != 0)
+        throw error(result);
+}
+
+enum class prot : std::uint32_t {
+    none = SOFTFAULT_PROT_NONE,
+    read = SOFTFAULT_PROT_READ,
+    read_write = SOFTFAULT_PROT_READ | SOFTFAULT_PROT_WRITE
+};
+
+enum class sharing : std::uint32_t { shared = SOFTFAULT_MAP_SHARED, private_copy = SOFTFAULT_MAP_PRIVATE };
+
+enum class access : std::uint32_t { read = SOFTFAULT_ACCESS_READ, write = SOFTFAULT_ACCESS_WRITE };
+
+enum class delivery : std::uint32_t {
+    automatic = SOFTFAULT_DELIVERY_AUTO,
+    in_thread = SOFTFAULT_DELIVERY_IN_THREAD,
+    segv = SOFTFAULT_DELIVERY_SEGV,
+    monitor = SOFTFAULT_DELIVERY_MONITOR
+};
+
+enum class failure_policy : std::uint32_t {
+    poison = SOFTFAULT_FAILURE_POISON,
+    zero = SOFTFAULT_FAILURE_ZERO,
+    abort = SOFTFAULT_FAILURE_ABORT
+};
+
+enum class advice : std::uint32_t {
+    normal = SOFTFAULT_ADVICE_NORMAL,
+    random = SOFTFAULT_ADVICE_RANDOM,
+    sequential = SOFTFAULT_ADVICE_SEQUENTIAL,
+    will_need = SOFTFAULT_ADVICE_WILLNEED,
+    dont_need = SOFTFAULT_ADVICE_DONTNEED,
+    cold = SOFTFAULT_ADVICE_COLD,
+    page_out = SOFTFAULT_ADVICE_PAGEOUT,
+    populate_read = SOFTFAULT_ADVICE_POPULATE_READ,
+    populate_write = SOFTFAULT_ADVICE_POPULATE_WRITE
+};
+
+/* Options: what is not set has its default. c() is the C structure, for fields that have no setter here. */
+class runtime_options {
+public:
+    runtime_options() : c_() { c_.size = sizeof c_; }
+
+    runtime_options &cache_limit(std::uint64_t bytes) { return set(c_.cache_limit_bytes, bytes); }
+    /* A file or a folder for anonymous memory that leaves the cache, and its size. */
+    runtime_options &swap(std::string path, std::uint64_t bytes) {
+        swap_path_ = std::move(path);
+        return set(c_.swap_bytes, bytes);
+    }
+    runtime_options &zswap(std::uint64_t bytes) { return set(c_.zswap_bytes, bytes); }
+    runtime_options &fillers(std::uint32_t threads) { return set(c_.fillers, threads); }
+    runtime_options &fill_window(std::uint32_t pages) { return set(c_.fill_window_pages, pages); }
+    /* 0: none. */
+    runtime_options &readahead(std::uint32_t pages) { return set(c_.readahead_pages, pages ? pages : SOFTFAULT_OFF); }
+    /* Percent of the cache. */
+    runtime_options &dirty_limits(std::uint32_t background, std::uint32_t dirty) {
+        c_.dirty_background_percent = background ? background : SOFTFAULT_OFF;
+        return set(c_.dirty_percent, dirty);
+    }
+    runtime_options &writeback(std::chrono::nanoseconds interval, std::chrono::nanoseconds expire) {
+        c_.writeback_interval_ns = static_cast<std::uint64_t>(interval.count());
+        return set(c_.writeback_expire_ns, static_cast<std::uint64_t>(expire.count()));
+    }
+
+    /* Good as long as these options are neither changed nor gone. */
+    softfault_runtime_options &c() {
+        c_.swap_path = swap_path_.empty() ? nullptr : swap_path_.c_str();
+        return c_;
+    }
+
+private:
+    template <typename Field> runtime_options &set(Field &field, Field value) {
+        field = value;
+        return *this;
+    }
+
+    softfault_runtime_options c_;
+    std::string swap_path_;
+};
+
+class object_options {
+public:
+    object_options() : c_() { c_.size = sizeof c_; }
+
+    object_options &writable(bool yes = true) { return flag(SOFTFAULT_OBJECT_WRITABLE, yes); }
+    object_options &direct(bool yes = true) { return flag(SOFTFAULT_OBJECT_DIRECT, yes); }
+    object_options &synchronous_writes(bool yes = true) { return flag(SOFTFAULT_OBJECT_SYNCHRONOUS_WRITES, yes); }
+    object_options &dsync(bool yes = true) { return flag(SOFTFAULT_OBJECT_DSYNC, yes); }
+    object_options &private_past_cache(bool yes) { return flag(SOFTFAULT_OBJECT_PRIVATE_BY_CACHE, !yes); }
+    object_options &exclusive(bool yes = true) { return flag(SOFTFAULT_OBJECT_EXCLUSIVE, yes); }
+    object_options &exclusive_by_copy(bool yes = true) { return flag(SOFTFAULT_OBJECT_EXCLUSIVE_BY_COPY, yes); }
+    object_options &huge_pages(bool yes = true) { return flag(SOFTFAULT_OBJECT_HUGE_PAGES, yes); }
+    object_options &on_failure(failure_policy policy) {
+        c_.failure_policy = static_cast<std::uint32_t>(policy);
+        return *this;
+    }
+    object_options &max_len(std::uint64_t bytes) { return set(c_.max_len_bytes, bytes); }
+    object_options &cache_limit(std::uint64_t bytes) { return set(c_.cache_limit_bytes, bytes); }
+    object_options &deadline(std::chrono::nanoseconds bound) {
+        return set(c_.deadline_ns, static_cast<std::uint64_t>(bound.count()));
+    }
+    object_options &retries(std::uint32_t times, std::chrono::nanoseconds backoff) {
+        c_.retries = times;
+        return set(c_.retry_backoff_ns, static_cast<std::uint64_t>(backoff.count()));
+    }
+    object_options &fill_window(std::uint32_t pages) { return set(c_.fill_window_pages, pages); }
+    /* 0: none. */
+    object_options &readahead(std::uint32_t pages) { return set(c_.readahead_pages, pages ? pages : SOFTFAULT_OFF); }
+
+    softfault_object_options &c() { return c_; }
+    const softfault_object_options &c() const { return c_; }
+
+private:
+    object_options &flag(std::uint32_t bit, bool yes) {
+        c_.flags = yes ? c_.flags | bit : c_.flags & ~bit;
+        return *this;
+    }
+    template <typename Field> object_options &set(Field &field, Field value) {
+        field = value;
+        return *this;
+    }
+
+    softfault_object_options c_;
+};
+
+class arena_options {
+public:
+    arena_options() : c_() { c_.size = sizeof c_; }
+
+    arena_options &via(delivery how) {
+        c_.delivery = static_cast<std::uint32_t>(how);
+        return *this;
+    }
+    arena_options &kernel_access(bool yes = true) { return flag(SOFTFAULT_ARENA_KERNEL_ACCESS, yes); }
+    arena_options &fault_around(bool yes) { return flag(SOFTFAULT_ARENA_NO_FAULT_AROUND, !yes); }
+    arena_options &native_extents(bool yes) { return flag(SOFTFAULT_ARENA_NO_NATIVE_EXTENTS, !yes); }
+    arena_options &lookup_first(bool yes = true) { return flag(SOFTFAULT_ARENA_LOOKUP_FIRST, yes); }
+    arena_options &granule(std::uint64_t bytes) {
+        c_.granule_bytes = bytes;
+        return *this;
+    }
+
+    softfault_arena_options &c() { return c_; }
+    const softfault_arena_options &c() const { return c_; }
+
+private:
+    arena_options &flag(std::uint32_t bit, bool yes) {
+        c_.flags = yes ? c_.flags | bit : c_.flags & ~bit;
+        return *this;
+    }
+
+    softfault_arena_options c_;
+};
+
+/* A handle that is freed when it goes. One that was moved from, released or freed is empty: calls on it throw EINVAL. */
+template <typename T, int (*Free)(T *)> class handle {
+public:
+    handle() noexcept : h_(nullptr) {}
+    /* Takes over a handle of softfault.h. */
+    explicit handle(T *h) noexcept : h_(h) {}
+    handle(handle &&other) noexcept : h_(other.release()) {}
+    handle &operator=(handle &&other) noexcept {
+        handle gone(std::move(other));
+        std::swap(h_, gone.h_);
+        return *this;
+    }
+    handle(const handle &) = delete;
+    handle &operator=(const handle &) = delete;
+    ~handle() {
+        if (h_)
+            Free(h_);
+    }
+
+    explicit operator bool() const noexcept { return h_ != nullptr; }
+    /* For functions of softfault.h. */
+    T *get() const noexcept { return h_; }
+    /* The handle is the caller's from now on. */
+    T *release() noexcept {
+        T *h = h_;
+        h_ = nullptr;
+        return h;
+    }
+    /* Frees now. */
+    void free() {
+        if (h_)
+            check(Free(release()));
+    }
+
+private:
+    T *h_;
+};
+
+/* Dirty pages that are not written back while it lives. */
+class held : public handle<softfault_held, softfault_held_free> {
+public:
+    using handle::handle;
+
+    softfault_range range() const {
+        softfault_range range;
+        check(softfault_held_range(get(), &range));
+        return range;
+    }
+};
+
+/* Pages that stay resident while it lives: system calls may be given them. Keeps its arena. */
+class pin : public handle<softfault_pin, softfault_pin_free> {
+public:
+    using handle::handle;
+
+    void *data() const {
+        void *data;
+        check(softfault_pin_data(get(), &data, nullptr));
+        return data;
+    }
+    std::size_t size() const {
+        std::size_t size;
+        check(softfault_pin_data(get(), nullptr, &size));
+        return size;
+    }
+};
+
+/* Bytes that can be mapped, read and written. Ends with its last mapping; sync_all() before says what fails. */
+class object : public handle<softfault_object, softfault_object_free> {
+public:
+    using handle::handle;
+
+    std::uint64_t size() const {
+        std::uint64_t size;
+        check(softfault_object_len(get(), &size));
+        return size;
+    }
+    void set_len(std::uint64_t bytes) { check(softfault_object_set_len(get(), bytes)); }
+    /* Returns how many bytes there were before the end. */
+    std::size_t read_at(std::uint64_t offset, void *to, std::size_t size) const {
+        std::size_t done;
+        check(softfault_object_read_at(get(), offset, to, size, &done));
+        return done;
+    }
+    std::size_t write_at(std::uint64_t offset, const void *from, std::size_t size) {
+        std::size_t done;
+        check(softfault_object_write_at(get(), offset, from, size, &done));
+        return done;
+    }
+    void populate(std::uint64_t offset, std::uint64_t size) { check(softfault_object_populate(get(), offset, size)); }
+    void advise(std::uint64_t offset, std::uint64_t size, advice what) {
+        check(softfault_object_advise(get(), offset, size, static_cast<std::uint32_t>(what)));
+    }
+    /* Returns how many pages went. */
+    std::uint64_t evict(std::uint64_t offset, std::uint64_t size) {
+        std::uint64_t evicted;
+        check(softfault_object_evict(get(), offset, size, &evicted));
+        return evicted;
+    }
+    void punch_hole(std::uint64_t offset, std::uint64_t size) { check(softfault_object_punch_hole(get(), offset, size)); }
+    std::uint64_t cached_pages() const {
+        std::uint64_t pages;
+        check(softfault_object_cached_pages(get(), &pages));
+        return pages;
+    }
+    void sync(std::uint64_t offset, std::uint64_t size) { check(softfault_object_sync(get(), offset, size)); }
+    void sync_all() { check(softfault_object_sync_all(get())); }
+    void barrier() { check(softfault_object_barrier(get())); }
+    held hold_dirty(std::uint64_t offset, std::uint64_t size) {
+        softfault_held *held;
+        check(softfault_object_hold_dirty(get(), offset, size, &held));
+        return softfault::held(held);
+    }
+};
+
+/* A range of address space. What data() points to ends with the arena and its pins. */
+class arena : public handle<softfault_arena, softfault_arena_free> {
+public:
+    using handle::handle;
+
+    void *data() const {
+        void *base;
+        check(softfault_arena_base(get(), &base));
+        return base;
+    }
+    /* What lies offset bytes from the beginning. */
+    template <typename T> T *at(std::size_t offset) const {
+        return reinterpret_cast<T *>(static_cast<unsigned char *>(data()) + offset);
+    }
+    std::size_t size() const {
+        std::size_t size;
+        check(softfault_arena_len(get(), &size));
+        return size;
+    }
+    softfault::delivery delivery() const {
+        std::uint32_t mode;
+        check(softfault_arena_delivery(get(), &mode));
+        return static_cast<softfault::delivery>(mode);
+    }
+    void map(std::size_t offset, const object &what, std::uint64_t object_offset, std::size_t size, prot may,
+             sharing how = sharing::shared) {
+        check(softfault_arena_map(get(), offset, what.get(), object_offset, size, static_cast<std::uint32_t>(may),
+                                  static_cast<std::uint32_t>(how)));
+    }
+    void unmap(std::size_t offset, std::size_t size) { check(softfault_arena_unmap(get(), offset, size)); }
+    void protect(std::size_t offset, std::size_t size, prot may) {
+        check(softfault_arena_protect(get(), offset, size, static_cast<std::uint32_t>(may)));
+    }
+    void advise(std::size_t offset, std::size_t size, advice what) {
+        check(softfault_arena_advise(get(), offset, size, static_cast<std::uint32_t>(what)));
+    }
+    void fault_in(std::size_t offset, std::size_t size, access how = access::read) {
+        check(softfault_arena_fault_in(get(), offset, size, static_cast<std::uint32_t>(how)));
+    }
+    void zap(std::size_t offset, std::size_t size) { check(softfault_arena_zap(get(), offset, size)); }
+    /* Without a signal: what cannot be had is an exception. */
+    void read_at(std::size_t offset, void *to, std::size_t size) const {
+        check(softfault_arena_read_at(get(), offset, to, size));
+    }
+    void write_at(std::size_t offset, const void *from, std::size_t size) {
+        check(softfault_arena_write_at(get(), offset, from, size));
+    }
+    softfault::pin pin(std::size_t offset, std::size_t size, access how = access::read) {
+        softfault_pin *pin;
+        check(softfault_arena_pin(get(), offset, size, static_cast<std::uint32_t>(how), &pin));
+        return softfault::pin(pin);
+    }
+};
+
+/* A cache, its counters, its threads. Ends with the last of its objects and arenas. */
+class runtime : public handle<softfault_runtime, softfault_runtime_free> {
+public:
+    using handle::handle;
+
+    runtime() : runtime(runtime_options()) {}
+    explicit runtime(runtime_options options) : handle(make(options)) {}
+
+    void set_cache_limit(std::uint64_t bytes) { check(softfault_runtime_set_cache_limit(get(), bytes)); }
+    softfault::delivery delivery() const {
+        std::uint32_t mode;
+        check(softfault_runtime_delivery(get(), &mode));
+        return static_cast<softfault::delivery>(mode);
+    }
+    /* What can be had here, what was chosen, and why. */
+    std::string delivery_report() const {
+        return text([this](char *buf, std::size_t len, std::size_t *full) {
+            return softfault_runtime_delivery_report(get(), buf, len, full);
+        });
+    }
+    /* In front again, after somebody else has installed handlers for SIGBUS or SIGSEGV. */
+    void reinstall_handlers() { check(softfault_reinstall_handlers(get())); }
+    /* A line for each thread that could not take a fault. */
+    std::string audit_threads() const {
+        std::size_t offenders = 0;
+        std::string lines = text([this, &offenders](char *buf, std::size_t len, std::size_t *full) {
+            return softfault_runtime_audit_threads(get(), &offenders, buf, len, full);
+        });
+        return offenders ? lines : std::string();
+    }
+
+    object open(const std::string &path, const object_options &options = object_options()) {
+        softfault_object *object;
+        check(softfault_object_open(get(), path.c_str(), &options.c(), &object));
+        return softfault::object(object);
+    }
+    object from_fd(int fd, const object_options &options = object_options()) {
+        softfault_object *object;
+        check(softfault_object_from_fd(get(), fd, &options.c(), &object));
+        return softfault::object(object);
+    }
+    object anonymous(std::uint64_t size, const object_options &options = object_options()) {
+        softfault_object *object;
+        check(softfault_object_anonymous(get(), size, &options.c(), &object));
+        return softfault::object(object);
+    }
+    /* A store of one's own. operations.drop gets ctx at its end, also if this throws. */
+    object from_store(std::uint64_t size, const softfault_store_operations &operations, void *ctx,
+                      const object_options &options = object_options()) {
+        softfault_object *object;
+        check(softfault_object_from_store(get(), size, &operations, ctx, &options.c(), &object));
+        return softfault::object(object);
+    }
+    /* A vtable of one's own; likewise. */
+    object from_vm_operations(std::uint64_t size, const softfault_vm_operations &operations, void *ctx,
+                              const object_options &options = object_options()) {
+        softfault_object *object;
+        check(softfault_object_from_vm_operations(get(), size, &operations, ctx, &options.c(), &object));
+        return softfault::object(object);
+    }
+    softfault::arena arena(std::size_t size, const arena_options &options = arena_options()) {
+        softfault_arena *arena;
+        check(softfault_arena_new(get(), size, &options.c(), &arena));
+        return softfault::arena(arena);
+    }
+
+    /* A counter by its name: "pgfault", "pgmajfault", "nr_cached_pages". */
+    std::uint64_t stat(const char *name) const {
+        std::uint64_t value;
+        check(softfault_stats_get(stats().get(), name, &value));
+        return value;
+    }
+    std::string stats_json() const {
+        statistics now = stats();
+        return text([&now](char *buf, std::size_t len, std::size_t *full) {
+            return softfault_stats_json(now.get(), buf, len, full);
+        });
+    }
+
+private:
+    using statistics = handle<softfault_stats, softfault_stats_free>;
+
+    static softfault_runtime *make(runtime_options &options) {
+        softfault_runtime *runtime;
+        check(softfault_runtime_new(&options.c(), &runtime));
+        return runtime;
+    }
+    statistics stats() const {
+        softfault_stats *stats;
+        check(softfault_stats_read(get(), &stats));
+        return statistics(stats);
+    }
+    /* Asks for the length first; what grows in between is asked for again. */
+    template <typename Write> static std::string text(Write write) {
+        std::size_t full;
+        check(write(nullptr, 0, &full));
+        for (;;) {
+            std::string text(full + 1, '\0');
+            check(write(&text[0], text.size(), &full));
+            if (full < text.size()) {
+                text.resize(full);
+                return text;
+            }
+        }
+    }
+};
+
+} // namespace softfault
+
+#endif /* SOFTFAULT_HPP */

@@ -1,0 +1,108 @@
+//! Living with others: plug-ins that are loaded and closed, a debugger, valgrind. The languages' own signal handling is in
+//! `languages.rs`. What is missing here is skipped, said on standard error.
+
+mod build;
+
+use build::{Built, Library, STRICT, compiler, dir, ok, run, said};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success());
+    if !found {
+        eprintln!("skipped: no {program}");
+    }
+    found
+}
+
+fn compile(built: &Built, source: &Path, link: Option<Library>) -> Option<PathBuf> {
+    let cc = compiler("CC", "cc")?;
+    let program = built.work.join(source.file_stem().expect("a name"));
+    let mut command = Command::new(cc);
+    command.args(["-std=c99", "-D_GNU_SOURCE", "-g", "-O1", "-pthread"]).args(STRICT);
+    command.arg("-I").arg(dir().join("include")).arg(source).arg("-o").arg(&program);
+    match link {
+        Some(library) => built.link(&mut command, library),
+        None => drop(command.arg("-ldl")),
+    }
+    ok(&mut command);
+    Some(program)
+}
+
+fn example(name: &str) -> PathBuf {
+    dir().parent().expect("the workspace").join("examples/c").join(name)
+}
+
+/// Handlers of signals and threads outlive `dlclose`: the library is linked with `-z nodelete`.
+#[test]
+fn dlclose_leaves_the_library_where_its_handlers_are() {
+    let Some(built) = build::built("neighbours") else { return };
+    let Some(program) = compile(built, &dir().join("tests/neighbours/dlopen.c"), None) else { return };
+    let text = ok(Command::new(&program).arg(&built.shared));
+    assert!(text.contains("the library stays as long as its handlers"), "{text}");
+}
+
+fn gdb(program: &Path, commands: &[&str]) -> String {
+    let mut gdb = Command::new("gdb");
+    gdb.args(["-nx", "-batch", "-iex", "set debuginfod enabled off", "-iex", "set startup-with-shell off"]);
+    // Not every container permits personality(2).
+    gdb.args(["-iex", "set disable-randomization off", "-iex", "set confirm off"]);
+    for command in commands {
+        gdb.args(["-ex", command]);
+    }
+    said(&run(gdb.arg(program)))
+}
+
+/// The setting that the README tells.
+const GDB_SETTING: &str = "handle SIGBUS SIGSEGV nostop noprint pass";
+
+#[test]
+fn gdb_runs_a_program_that_faults() {
+    if !has("gdb") {
+        return;
+    }
+    let Some(built) = build::built("neighbours") else { return };
+    let Some(program) = compile(built, &example("quickstart.c"), Some(Library::Shared)) else { return };
+    let alone = gdb(&program, &["run"]);
+    if alone.contains("ptrace: Operation not permitted") || alone.contains("Could not trace the inferior") {
+        eprintln!("skipped: nothing may be traced here: {alone}");
+        return;
+    }
+    assert!(alone.contains("received signal SIG"), "it does not stop without the setting: {alone}");
+
+    let readme = std::fs::read_to_string(dir().join("README.md")).expect("README.md");
+    assert!(readme.contains(GDB_SETTING), "README.md does not say: {GDB_SETTING}");
+    let print = ["frame function main", "print ((unsigned char *)base)[7]"];
+    let (before, after) = (["break softfault_object_free", "run"], ["break softfault_stats_read", "continue"]);
+    let set = [&[GDB_SETTING] as &[&str], &before, &print, &after, &print, &["delete", "continue"]].concat();
+    let set = gdb(&program, &set);
+    // The file's eighth byte, before a touch and after it.
+    for line in ["Cannot access memory at address", "$1 = 49", "every byte was as expected", "exited normally"] {
+        assert!(set.contains(line), "it does not say {line:?}: {set}");
+    }
+    assert!(!set.contains("received signal"), "{set}");
+}
+
+/// The settings that the README tells.
+const VALGRIND_SETTINGS: [&str; 2] = ["--vex-iropt-register-updates=allregs-at-mem-access", "--leak-check=no"];
+
+#[test]
+fn valgrind_runs_programs_that_fault() {
+    if !has("valgrind") {
+        return;
+    }
+    let Some(built) = build::built("neighbours") else { return };
+    let readme = std::fs::read_to_string(dir().join("README.md")).expect("README.md");
+    assert!(readme.contains(&VALGRIND_SETTINGS.join(" ")), "README.md does not say: {VALGRIND_SETTINGS:?}");
+    for (name, args, right) in [
+        ("custom_fault", &[] as &[&str], "every bit is right"),
+        ("out_of_core", &["8", "2"], "every word is in its place"),
+    ] {
+        let Some(program) = compile(built, &example(&format!("{name}.c")), Some(Library::Shared)) else { return };
+        // Its own killer: nothing of a run that goes wrong is to eat the machine.
+        let mut valgrind = Command::new("timeout");
+        valgrind.args(["-s", "KILL", "120", "valgrind"]).args(VALGRIND_SETTINGS).arg(&program).args(args);
+        let text = ok(&mut valgrind);
+        assert!(text.contains(right), "it does not say {right:?}: {text}");
+    }
+}

@@ -1,0 +1,3 @@
+module github.com/softfault/softfault/examples/go
+
+go 1.19

@@ -1,0 +1,246 @@
+// Package softfault resolves page faults in this process: files and memory larger than the cache they are seen through, as
+// slices. It is cgo over softfault.h, whose comments say what each function does.
+//
+// A slice of an arena is memory that Go's collector does not know: it is good until the arena is closed, and holds plain
+// data, no Go pointers. Goroutines may touch it freely. System calls may not, unless the range is pinned: they fail with
+// EFAULT where a page is not resident.
+//
+// Go's own handling of SIGSEGV and SIGBUS stays: what is not about an arena goes on to it. A page that cannot be had is
+// "unexpected fault address", which ends the program unless debug.SetPanicOnFault is on in the goroutine; ReadAt and FaultIn
+// return errors instead.
+//
+// There are no stores in Go. They would run while a thread waits inside a load instruction, and the scheduler may want that
+// very thread.
+package softfault
+
+/*
+#cgo LDFLAGS: -lsoftfault
+#include <stdlib.h>
+#include <softfault.h>
+*/
+import "C"
+
+import (
+	"fmt"
+	"io/fs"
+	"runtime"
+	"syscall"
+	"unsafe"
+)
+
+// Error is what a call that failed left behind. errors.Is compares with its errno.
+type Error struct {
+	Errno  syscall.Errno
+	Kind   uint32 // SOFTFAULT_ERROR_*
+	Reason uint32 // SOFTFAULT_VM_FAULT_*, for a page that could not be had
+	Words  string
+}
+
+func (e *Error) Error() string { return "softfault: " + e.Words }
+
+func (e *Error) Unwrap() error { return e.Errno }
+
+// call makes a call and, if it fails, asks for the words on the thread that made it.
+func call(f func() C.int) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	result := f()
+	if result == 0 {
+		return nil
+	}
+	words := make([]byte, C.softfault_last_error(nil, 0)+1)
+	C.softfault_last_error((*C.char)(unsafe.Pointer(&words[0])), C.size_t(len(words)))
+	return &Error{
+		Errno:  syscall.Errno(-result),
+		Kind:   uint32(C.softfault_last_error_kind()),
+		Reason: uint32(C.softfault_last_fault_reason()),
+		Words:  string(words[:len(words)-1]),
+	}
+}
+
+// Runtime is a cache, its counters, its threads. Handles are names, not addresses: to cgo, pointers to incomplete types,
+// which the collector leaves alone.
+type Runtime struct{ h *C.softfault_runtime }
+
+// Options of a runtime; what is 0 has its default.
+type Options struct {
+	CacheLimit uint64
+	// A file or a folder for anonymous memory that leaves the cache, and its size.
+	SwapPath  string
+	SwapBytes uint64
+}
+
+// New makes a runtime, and puts handlers for SIGBUS and SIGSEGV in front of Go's.
+func New(o Options) (*Runtime, error) {
+	options := C.softfault_runtime_options{cache_limit_bytes: C.uint64_t(o.CacheLimit)}
+	options.size = C.size_t(unsafe.Sizeof(options))
+	if o.SwapPath != "" {
+		options.swap_path = C.CString(o.SwapPath)
+		defer C.free(unsafe.Pointer(options.swap_path))
+		options.swap_bytes = C.uint64_t(o.SwapBytes)
+	}
+	rt := new(Runtime)
+	return rt, call(func() C.int { return C.softfault_runtime_new(&options, &rt.h) })
+}
+
+// Close frees the handle; the runtime ends with the last of its objects and arenas.
+func (rt *Runtime) Close() error {
+	h := rt.h
+	rt.h = nil
+	return call(func() C.int { return C.softfault_runtime_free(h) })
+}
+
+// ReinstallHandlers puts softfault's signal handlers in front again, after a C library has installed its own.
+func (rt *Runtime) ReinstallHandlers() error {
+	return call(func() C.int { return C.softfault_reinstall_handlers(rt.h) })
+}
+
+// Counter returns a counter by its name: "pgfault", "pgmajfault", "nr_cached_pages".
+func (rt *Runtime) Counter(name string) (uint64, error) {
+	var stats *C.softfault_stats
+	if err := call(func() C.int { return C.softfault_stats_read(rt.h, &stats) }); err != nil {
+		return 0, err
+	}
+	defer C.softfault_stats_free(stats)
+	text := C.CString(name)
+	defer C.free(unsafe.Pointer(text))
+	var value C.uint64_t
+	err := call(func() C.int { return C.softfault_stats_get(stats, text, &value) })
+	return uint64(value), err
+}
+
+// Object is bytes that can be mapped: a file, or memory. It lives as long as it is mapped.
+type Object struct{ h *C.softfault_object }
+
+// Open opens a file.
+func (rt *Runtime) Open(path string, writable bool) (*Object, error) {
+	var options C.softfault_object_options
+	options.size = C.size_t(unsafe.Sizeof(options))
+	if writable {
+		options.flags = C.SOFTFAULT_OBJECT_WRITABLE
+	}
+	text := C.CString(path)
+	defer C.free(unsafe.Pointer(text))
+	object := new(Object)
+	if err := call(func() C.int { return C.softfault_object_open(rt.h, text, &options, &object.h) }); err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return object, nil
+}
+
+// Anonymous makes memory, which begins as zeros. It leaves the cache only where there is swap.
+func (rt *Runtime) Anonymous(size uint64) (*Object, error) {
+	object := new(Object)
+	return object, call(func() C.int { return C.softfault_object_anonymous(rt.h, C.uint64_t(size), nil, &object.h) })
+}
+
+// Close frees the handle. What is dirty at the object's end is written back, but nobody hears of errors: Sync before.
+func (o *Object) Close() error {
+	h := o.h
+	o.h = nil
+	return call(func() C.int { return C.softfault_object_free(h) })
+}
+
+// Size returns the end of the object.
+func (o *Object) Size() (uint64, error) {
+	var size C.uint64_t
+	err := call(func() C.int { return C.softfault_object_len(o.h, &size) })
+	return uint64(size), err
+}
+
+// Sync makes durable what was written before the call.
+func (o *Object) Sync() error {
+	return call(func() C.int { return C.softfault_object_sync_all(o.h) })
+}
+
+// Arena is a range of address space, over which objects are mapped.
+type Arena struct{ h *C.softfault_arena }
+
+// Arena reserves address space, rounded up to 2 MiB.
+func (rt *Runtime) Arena(size int) (*Arena, error) {
+	arena := new(Arena)
+	return arena, call(func() C.int { return C.softfault_arena_new(rt.h, C.size_t(size), nil, &arena.h) })
+}
+
+// Close unmaps everything: slices of the arena must not be touched any more.
+func (a *Arena) Close() error {
+	h := a.h
+	a.h = nil
+	return call(func() C.int { return C.softfault_arena_free(h) })
+}
+
+// Map maps size bytes of the object from objectOffset on, shared, at offset.
+func (a *Arena) Map(offset int, o *Object, objectOffset uint64, size int, writable bool) error {
+	prot := C.uint32_t(C.SOFTFAULT_PROT_READ)
+	if writable {
+		prot |= C.SOFTFAULT_PROT_WRITE
+	}
+	return call(func() C.int {
+		return C.softfault_arena_map(a.h, C.size_t(offset), o.h, C.uint64_t(objectOffset), C.size_t(size), prot,
+			C.SOFTFAULT_MAP_SHARED)
+	})
+}
+
+// Base returns the arena's first address.
+func (a *Arena) Base() (unsafe.Pointer, error) {
+	var base unsafe.Pointer
+	err := call(func() C.int { return C.softfault_arena_base(a.h, &base) })
+	return base, err
+}
+
+// Slice returns n elements from offset on. They must be mapped; T must be plain data, and offset suit its alignment.
+func Slice[T any](a *Arena, offset, n int) ([]T, error) {
+	base, err := a.Base()
+	if err != nil {
+		return nil, err
+	}
+	var size C.size_t
+	if err := call(func() C.int { return C.softfault_arena_len(a.h, &size) }); err != nil {
+		return nil, err
+	}
+	var element T
+	length := int(size)
+	if offset < 0 || n < 0 || offset > length || uintptr(n) > uintptr(length-offset)/unsafe.Sizeof(element) {
+		return nil, fmt.Errorf("softfault: %d elements at %d are not in an arena of %d bytes: %w", n, offset, length, syscall.EINVAL)
+	}
+	return unsafe.Slice((*T)(unsafe.Add(base, offset)), n), nil
+}
+
+// ReadAt copies mapped bytes; what cannot be had is an error instead of a signal.
+func (a *Arena) ReadAt(p []byte, offset int64) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	err := call(func() C.int {
+		return C.softfault_arena_read_at(a.h, C.size_t(offset), unsafe.Pointer(&p[0]), C.size_t(len(p)))
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// FaultIn makes the range resident, for as long as there is room, or says why it cannot be.
+func (a *Arena) FaultIn(offset, size int) error {
+	return call(func() C.int {
+		return C.softfault_arena_fault_in(a.h, C.size_t(offset), C.size_t(size), C.SOFTFAULT_ACCESS_READ)
+	})
+}
+
+// Pin keeps a range resident: system calls may be given it.
+type Pin struct{ h *C.softfault_pin }
+
+// Pin pins the range for reading.
+func (a *Arena) Pin(offset, size int) (*Pin, error) {
+	pin := new(Pin)
+	return pin, call(func() C.int {
+		return C.softfault_arena_pin(a.h, C.size_t(offset), C.size_t(size), C.SOFTFAULT_ACCESS_READ, &pin.h)
+	})
+}
+
+// Close lets the range go.
+func (p *Pin) Close() error {
+	h := p.h
+	p.h = nil
+	return call(func() C.int { return C.softfault_pin_free(h) })
+}

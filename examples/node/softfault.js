@@ -1,0 +1,241 @@
+// softfault.h for Node, by koffi: files and memory larger than the cache they are seen through, as ArrayBuffers.
+//
+// A buffer keeps its arena: memory is not taken away from a typed array that is still reachable. close() frees an arena at
+// once if no buffer was made, else when the last one has been collected.
+//
+// There are no stores in JavaScript: they would have to run on the thread that waits inside a load. System calls on buffers
+// (fs.writeSync) fail with EFAULT where a page is not resident: pin() the range, or read() and write().
+'use strict';
+
+const fs = require('node:fs');
+const path = require('node:path');
+const koffi = require('koffi');
+
+const PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, OBJECT_WRITABLE = 1, ERROR_FAULT = 7, PAGE = 4096;
+
+function load() {
+    if (process.env.SOFTFAULT_LIBRARY)
+        return koffi.load(process.env.SOFTFAULT_LIBRARY);
+    // A build of the repository that this file is in, or an installed library.
+    const built = path.join(__dirname, '../../target/release/libsoftfault.so');
+    return koffi.load(fs.existsSync(built) ? built : 'libsoftfault.so.0.1');
+}
+
+const lib = load();
+
+const RuntimeOptions = koffi.struct('softfault_runtime_options', {
+    size: 'size_t', cache_limit_bytes: 'uint64_t', swap_path: 'const char *', swap_bytes: 'uint64_t',
+    zswap_bytes: 'uint64_t', fillers: 'uint32_t', fill_window_pages: 'uint32_t', readahead_pages: 'uint32_t',
+    dirty_background_percent: 'uint32_t', dirty_percent: 'uint32_t', reserved: 'uint32_t',
+    writeback_interval_ns: 'uint64_t', writeback_expire_ns: 'uint64_t',
+});
+const ObjectOptions = koffi.struct('softfault_object_options', {
+    size: 'size_t', flags: 'uint32_t', failure_policy: 'uint32_t', max_len_bytes: 'uint64_t',
+    cache_limit_bytes: 'uint64_t', deadline_ns: 'uint64_t', retries: 'uint32_t', fill_window_pages: 'uint32_t',
+    retry_backoff_ns: 'uint64_t', readahead_pages: 'uint32_t', reserved: 'uint32_t',
+});
+
+// Handles are names, not addresses: BigInts.
+const c = {};
+for (const [name, prototype] of Object.entries({
+    last_error: 'size_t softfault_last_error(_Out_ uint8_t *buf, size_t len)',
+    last_error_kind: 'uint32_t softfault_last_error_kind()',
+    last_fault_reason: 'uint32_t softfault_last_fault_reason()',
+    runtime_new: 'int softfault_runtime_new(softfault_runtime_options *options, _Out_ void **out)',
+    runtime_free: 'int softfault_runtime_free(void *runtime)',
+    reinstall_handlers: 'int softfault_reinstall_handlers(void *runtime)',
+    object_open: 'int softfault_object_open(void *runtime, const char *path, softfault_object_options *options, _Out_ void **out)',
+    object_anonymous: 'int softfault_object_anonymous(void *runtime, uint64_t len, softfault_object_options *options, _Out_ void **out)',
+    object_free: 'int softfault_object_free(void *object)',
+    object_len: 'int softfault_object_len(void *object, _Out_ uint64_t *len)',
+    object_sync_all: 'int softfault_object_sync_all(void *object)',
+    arena_new: 'int softfault_arena_new(void *runtime, size_t len, void *options, _Out_ void **out)',
+    arena_free: 'int softfault_arena_free(void *arena)',
+    arena_base: 'int softfault_arena_base(void *arena, _Out_ void **base)',
+    arena_map: 'int softfault_arena_map(void *arena, size_t offset, void *object, uint64_t object_offset, size_t len, uint32_t prot, uint32_t sharing)',
+    arena_read_at: 'int softfault_arena_read_at(void *arena, size_t offset, _Out_ uint8_t *buf, size_t len)',
+    arena_write_at: 'int softfault_arena_write_at(void *arena, size_t offset, const uint8_t *buf, size_t len)',
+    arena_pin: 'int softfault_arena_pin(void *arena, size_t offset, size_t len, uint32_t access, _Out_ void **out)',
+    pin_free: 'int softfault_pin_free(void *pin)',
+    stats_read: 'int softfault_stats_read(void *runtime, _Out_ void **out)',
+    stats_free: 'int softfault_stats_free(void *stats)',
+    stats_get: 'int softfault_stats_get(void *stats, const char *name, _Out_ uint64_t *value)',
+}))
+    c[name] = lib.func(prototype);
+
+/** A call failed: `errno` (positive), `reason` (SOFTFAULT_VM_FAULT_* bits) if a page could not be had, and words. */
+class SoftfaultError extends Error {
+    constructor(result) {
+        const words = Buffer.alloc(c.last_error(null, 0) + 1);
+        c.last_error(words, words.length);
+        super(words.toString('utf8', 0, words.length - 1));
+        this.name = 'SoftfaultError';
+        this.errno = -result;
+        this.reason = c.last_error_kind() === ERROR_FAULT ? c.last_fault_reason() : 0;
+    }
+}
+
+function call(name, ...args) {
+    const result = c[name](...args);
+    if (result !== 0)
+        throw new SoftfaultError(result);
+}
+
+/** Calls, and returns what the last parameter got. */
+function ask(name, ...args) {
+    const out = [null];
+    call(name, ...args, out);
+    return out[0];
+}
+
+class Handle {
+    constructor(handle, free) {
+        this.handle = handle;
+        this.free = free;
+    }
+
+    close() {
+        const handle = this.handle;
+        this.handle = null;
+        if (handle !== null)
+            call(this.free, handle);
+    }
+}
+
+class Runtime extends Handle {
+    /** Limits are bytes. swap is { path, bytes }: where anonymous memory goes when the cache is full. */
+    constructor({ cacheLimit = 0, swap = null } = {}) {
+        const options = {
+            size: koffi.sizeof(RuntimeOptions), cache_limit_bytes: cacheLimit, swap_path: swap?.path ?? null,
+            swap_bytes: swap?.bytes ?? 0, zswap_bytes: 0, fillers: 0, fill_window_pages: 0, readahead_pages: 0,
+            dirty_background_percent: 0, dirty_percent: 0, reserved: 0, writeback_interval_ns: 0, writeback_expire_ns: 0,
+        };
+        super(ask('runtime_new', options), 'runtime_free');
+    }
+
+    open(file, { writable = false } = {}) {
+        try {
+            return new SoftfaultObject(ask('object_open', this.handle, file, objectOptions(writable)), 'object_free');
+        } catch (e) {
+            throw Object.assign(e, { path: file });
+        }
+    }
+
+    anonymous(length) {
+        return new SoftfaultObject(ask('object_anonymous', this.handle, length, objectOptions(false)), 'object_free');
+    }
+
+    arena(length) {
+        return new Arena(ask('arena_new', this.handle, length, null));
+    }
+
+    counter(name) {
+        const stats = ask('stats_read', this.handle);
+        try {
+            return Number(ask('stats_get', stats, name));
+        } finally {
+            call('stats_free', stats);
+        }
+    }
+
+    reinstallHandlers() {
+        call('reinstall_handlers', this.handle);
+    }
+}
+
+function objectOptions(writable) {
+    return {
+        size: koffi.sizeof(ObjectOptions), flags: writable ? OBJECT_WRITABLE : 0, failure_policy: 0, max_len_bytes: 0,
+        cache_limit_bytes: 0, deadline_ns: 0, retries: 0, fill_window_pages: 0, retry_backoff_ns: 0, readahead_pages: 0,
+        reserved: 0,
+    };
+}
+
+class SoftfaultObject extends Handle {
+    get length() {
+        return Number(ask('object_len', this.handle));
+    }
+
+    /** Makes durable what was written before the call. */
+    sync() {
+        call('object_sync_all', this.handle);
+    }
+}
+
+// What is left of an arena: how many buffers look at it, and whether it was closed.
+const collected = new FinalizationRegistry((state) => {
+    state.buffers--;
+    release(state);
+});
+
+function release(state) {
+    if (state.closed && state.buffers === 0 && state.handle !== null) {
+        const handle = state.handle;
+        state.handle = null;
+        call('arena_free', handle);
+    }
+}
+
+class Arena {
+    #state;
+    #mappings = [];
+
+    constructor(handle) {
+        this.#state = { handle, buffers: 0, closed: false };
+    }
+
+    get #handle() {
+        if (this.#state.closed)
+            throw new TypeError('the arena is closed');
+        return this.#state.handle;
+    }
+
+    /** Frees the arena when no buffer of it is left. */
+    close() {
+        this.#state.closed = true;
+        release(this.#state);
+    }
+
+    /** Maps an object's bytes (default: all) at offset; writable, stores reach the object. */
+    map(object, { offset = 0, objectOffset = 0, length = object.length - objectOffset, writable = false } = {}) {
+        const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+        call('arena_map', this.#handle, offset, object.handle, objectOffset, length, prot, MAP_SHARED);
+        // Bytes past the object's end are zeros in its last page, and SIGBUS after it.
+        const end = Math.min(length, Math.ceil((object.length - objectOffset) / PAGE) * PAGE);
+        this.#mappings.push({ start: offset, end: offset + end, writable });
+    }
+
+    /**
+     * Returns the bytes as an ArrayBuffer, which keeps the arena. JavaScript has no read-only buffers: storing to one of a
+     * mapping that is not writable is SIGSEGV, and ends the process.
+     */
+    buffer(offset = 0, length = undefined) {
+        const handle = this.#handle;
+        const mapping = this.#mappings.find((m) => m.start <= offset && offset < m.end);
+        length ??= mapping === undefined ? 0 : mapping.end - offset;
+        if (mapping === undefined || length <= 0 || offset + length > mapping.end)
+            throw new RangeError(`${offset}..${offset + length} is not in one mapping`);
+        const buffer = koffi.view(ask('arena_base', handle) + BigInt(offset), length);
+        this.#state.buffers++;
+        collected.register(buffer, this.#state);
+        return buffer;
+    }
+
+    /** Returns a copy; throws where touching the bytes would be a signal. */
+    read(offset, length) {
+        const bytes = new Uint8Array(length);
+        call('arena_read_at', this.#handle, offset, bytes, length);
+        return bytes;
+    }
+
+    write(offset, bytes) {
+        call('arena_write_at', this.#handle, offset, bytes, bytes.length);
+    }
+
+    /** Keeps the range resident until the pin is closed. */
+    pin(offset, length, { writable = false } = {}) {
+        return new Handle(ask('arena_pin', this.#handle, offset, length, writable ? 1 : 0), 'pin_free');
+    }
+}
+
+module.exports = { Runtime, SoftfaultError };

@@ -1,0 +1,137 @@
+'use strict';
+
+const assert = require('node:assert');
+const fs = require('node:fs');
+const os = require('node:os');
+const path = require('node:path');
+const { test, before, after } = require('node:test');
+const { Runtime, SoftfaultError } = require('./softfault.js');
+
+const PAGE = 4096, PAGES = 1024, SIZE = PAGES * PAGE, WORDS = SIZE / 8;
+let folder, file;
+
+before(() => {
+    folder = fs.mkdtempSync(path.join(os.tmpdir(), 'softfault-node-'));
+    file = path.join(folder, 'words');
+    fs.writeFileSync(file, BigUint64Array.from({ length: WORDS }, (_, i) => BigInt(i)));
+});
+after(() => fs.rmSync(folder, { recursive: true }));
+
+function mapped(writable = false, name = file) {
+    const rt = new Runtime({ cacheLimit: SIZE / 4 });
+    const object = rt.open(name, { writable });
+    const arena = rt.arena(SIZE);
+    arena.map(object, { writable });
+    return { rt, object, arena };
+}
+
+function close({ rt, object, arena }) {
+    arena.close();
+    object.close();
+    rt.close();
+}
+
+function isMapped(address) {
+    return fs.readFileSync('/proc/self/maps', 'utf8').split('\n').some((line) => {
+        const [start, end] = line.split(' ')[0].split('-').map((n) => BigInt('0x' + (n || '0')));
+        return start <= address && address < end;
+    });
+}
+
+test('a sum over four times the cache', () => {
+    const it = mapped();
+    const words = new BigUint64Array(it.arena.buffer());
+    assert.strictEqual(words.length, WORDS);
+    for (let round = 0; round < 2; round++) {
+        let sum = 0n;
+        for (const word of words)
+            sum += word;
+        assert.strictEqual(sum, BigInt(WORDS) * BigInt(WORDS - 1) / 2n);
+    }
+    assert.ok(it.rt.counter('nr_cached_pages') <= SIZE / 4 / PAGE);
+    assert.ok(it.rt.counter('pgmajfault') > 0);
+    close(it);
+});
+
+test('stores reach the file', () => {
+    const copy = path.join(folder, 'copy');
+    fs.copyFileSync(file, copy);
+    const it = mapped(true, copy);
+    const words = new BigUint64Array(it.arena.buffer());
+    for (let i = 0; i < WORDS; i += PAGE / 8)
+        words[i] = ~BigInt(i);
+    it.arena.write(8, Buffer.from('nine ten'));
+    it.object.sync();
+    const bytes = fs.readFileSync(copy);
+    for (let i = 0; i < WORDS; i += PAGE / 8)
+        assert.strictEqual(bytes.readBigUInt64LE(i * 8), BigInt.asUintN(64, ~BigInt(i)));
+    assert.strictEqual(bytes.toString('latin1', 8, 16), 'nine ten');
+    close(it);
+});
+
+test('errors have an errno and words', () => {
+    const it = mapped();
+    assert.throws(() => it.rt.open('/no/such/file'), (e) => e instanceof SoftfaultError && e.errno === os.constants.errno.ENOENT && e.path === '/no/such/file');
+    assert.throws(() => it.arena.map(it.object), (e) => e.errno === os.constants.errno.EEXIST);
+    assert.throws(() => it.arena.buffer(0, SIZE + 1), RangeError);
+    assert.throws(() => it.arena.buffer(SIZE), RangeError);
+    close(it);
+    assert.throws(() => it.arena.buffer(), TypeError);
+    assert.throws(() => it.rt.anonymous(PAGE), (e) => e.errno === os.constants.errno.EINVAL);
+});
+
+test('a page that cannot be had is an error of read', () => {
+    const cut = path.join(folder, 'cut');
+    fs.copyFileSync(file, cut);
+    const it = mapped(false, cut);
+    fs.truncateSync(cut, PAGE);
+    assert.strictEqual(it.arena.read(8, 1)[0], 1);
+    assert.throws(() => it.arena.read(512 * PAGE, 1), (e) => e instanceof SoftfaultError && (e.reason & 2) !== 0);
+    close(it);
+});
+
+test('system calls need a pin', () => {
+    const it = mapped();
+    const bytes = new Uint8Array(it.arena.buffer(0, 16 * PAGE));
+    const out = path.join(folder, 'written');
+    const pin = it.arena.pin(0, 16 * PAGE);
+    fs.writeFileSync(out, bytes);
+    pin.close();
+    assert.deepStrictEqual(fs.readFileSync(out), fs.readFileSync(file).subarray(0, 16 * PAGE));
+    close(it);
+});
+
+test('a typed array keeps its memory', { skip: global.gc === undefined && 'needs --expose-gc' }, async () => {
+    const it = mapped();
+    let part = new BigUint64Array(it.arena.buffer()).subarray(WORDS / 2);
+    close(it);
+    const turns = async () => {
+        for (let i = 0; i < 20; i++) {
+            global.gc();
+            await new Promise((resolve) => setImmediate(resolve));
+        }
+    };
+    await turns();
+    assert.strictEqual(part[0], BigInt(WORDS / 2));
+    assert.strictEqual(part.at(-1), BigInt(WORDS - 1));
+    part = null;
+    await turns();
+});
+
+test('workers of WebAssembly trap as ever', async () => {
+    // (module (memory 1) (func (export "load") (param i32) (result i32) local.get 0 i32.load))
+    const bytes = new Uint8Array([
+        0, 97, 115, 109, 1, 0, 0, 0, 1, 6, 1, 96, 1, 127, 1, 127, 3, 2, 1, 0, 5, 3, 1, 0, 1, 7, 8, 1, 4, 108, 111, 97, 100,
+        0, 0, 10, 9, 1, 7, 0, 32, 0, 40, 2, 0, 11,
+    ]);
+    const { instance } = await WebAssembly.instantiate(bytes);
+    const it = mapped();
+    const words = new BigUint64Array(it.arena.buffer());
+    for (let i = 0; i < 100; i++) {
+        // V8 finds accesses out of bounds by SIGSEGV.
+        assert.throws(() => instance.exports.load(0x7fffffff), WebAssembly.RuntimeError);
+        assert.strictEqual(words[i * 512], BigInt(i * 512));
+    }
+    assert.strictEqual(instance.exports.load(0), 0);
+    close(it);
+});

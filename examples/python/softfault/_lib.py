@@ -1,0 +1,169 @@
+"""softfault.h for ctypes: the library, its structures, and what its functions take."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+from ctypes import POINTER, Structure, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any, Iterator
+
+ABI_VERSION = 1
+SONAME = "libsoftfault.so.0.1"
+OFF = 0xFFFFFFFF
+
+
+class RuntimeOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("cache_limit_bytes", c_uint64),
+        ("swap_path", c_char_p),
+        ("swap_bytes", c_uint64),
+        ("zswap_bytes", c_uint64),
+        ("fillers", c_uint32),
+        ("fill_window_pages", c_uint32),
+        ("readahead_pages", c_uint32),
+        ("dirty_background_percent", c_uint32),
+        ("dirty_percent", c_uint32),
+        ("reserved", c_uint32),
+        ("writeback_interval_ns", c_uint64),
+        ("writeback_expire_ns", c_uint64),
+    ]
+
+
+class ObjectOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("flags", c_uint32),
+        ("failure_policy", c_uint32),
+        ("max_len_bytes", c_uint64),
+        ("cache_limit_bytes", c_uint64),
+        ("deadline_ns", c_uint64),
+        ("retries", c_uint32),
+        ("fill_window_pages", c_uint32),
+        ("retry_backoff_ns", c_uint64),
+        ("readahead_pages", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class ArenaOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("flags", c_uint32),
+        ("delivery", c_uint32),
+        ("granule_bytes", c_uint64),
+    ]
+
+
+class Range(Structure):
+    _fields_ = [("start", c_uint64), ("end", c_uint64)]
+
+
+# What each function takes. All return an int (0 or a negative errno) but those in RETURNS.
+_HANDLE = c_void_p
+FUNCTIONS: dict[str, list[Any]] = {
+    "last_error": [c_char_p, c_size_t],
+    "last_error_kind": [],
+    "last_fault_reason": [],
+    "last_lost_ranges": [POINTER(Range), c_size_t],
+    "abi_version": [],
+    "version": [],
+    "runtime_new": [POINTER(RuntimeOptions), POINTER(_HANDLE)],
+    "runtime_free": [_HANDLE],
+    "runtime_set_cache_limit": [_HANDLE, c_uint64],
+    "runtime_delivery": [_HANDLE, POINTER(c_uint32)],
+    "runtime_delivery_report": [_HANDLE, c_char_p, c_size_t, POINTER(c_size_t)],
+    "runtime_audit_threads": [_HANDLE, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
+    "reinstall_handlers": [_HANDLE],
+    "object_open": [_HANDLE, c_char_p, POINTER(ObjectOptions), POINTER(_HANDLE)],
+    "object_from_fd": [_HANDLE, c_int, POINTER(ObjectOptions), POINTER(_HANDLE)],
+    "object_anonymous": [_HANDLE, c_uint64, POINTER(ObjectOptions), POINTER(_HANDLE)],
+    "object_free": [_HANDLE],
+    "object_len": [_HANDLE, POINTER(c_uint64)],
+    "object_set_len": [_HANDLE, c_uint64],
+    "object_read_at": [_HANDLE, c_uint64, c_void_p, c_size_t, POINTER(c_size_t)],
+    "object_write_at": [_HANDLE, c_uint64, c_void_p, c_size_t, POINTER(c_size_t)],
+    "object_populate": [_HANDLE, c_uint64, c_uint64],
+    "object_cached_pages": [_HANDLE, POINTER(c_uint64)],
+    "object_advise": [_HANDLE, c_uint64, c_uint64, c_uint32],
+    "object_evict": [_HANDLE, c_uint64, c_uint64, POINTER(c_uint64)],
+    "object_punch_hole": [_HANDLE, c_uint64, c_uint64],
+    "object_sync": [_HANDLE, c_uint64, c_uint64],
+    "object_sync_all": [_HANDLE],
+    "object_barrier": [_HANDLE],
+    "object_hold_dirty": [_HANDLE, c_uint64, c_uint64, POINTER(_HANDLE)],
+    "object_lost": [_HANDLE, POINTER(Range), c_size_t, POINTER(c_size_t)],
+    "object_forget_lost": [_HANDLE, c_uint64, c_uint64],
+    "held_free": [_HANDLE],
+    "arena_new": [_HANDLE, c_size_t, POINTER(ArenaOptions), POINTER(_HANDLE)],
+    "arena_free": [_HANDLE],
+    "arena_base": [_HANDLE, POINTER(c_void_p)],
+    "arena_len": [_HANDLE, POINTER(c_size_t)],
+    "arena_delivery": [_HANDLE, POINTER(c_uint32)],
+    "arena_map": [_HANDLE, c_size_t, _HANDLE, c_uint64, c_size_t, c_uint32, c_uint32],
+    "arena_unmap": [_HANDLE, c_size_t, c_size_t],
+    "arena_protect": [_HANDLE, c_size_t, c_size_t, c_uint32],
+    "arena_advise": [_HANDLE, c_size_t, c_size_t, c_uint32],
+    "arena_fault_in": [_HANDLE, c_size_t, c_size_t, c_uint32],
+    "arena_zap": [_HANDLE, c_size_t, c_size_t],
+    "arena_read_at": [_HANDLE, c_size_t, c_void_p, c_size_t],
+    "arena_write_at": [_HANDLE, c_size_t, c_void_p, c_size_t],
+    "arena_pin": [_HANDLE, c_size_t, c_size_t, c_uint32, POINTER(_HANDLE)],
+    "pin_free": [_HANDLE],
+    "stats_read": [_HANDLE, POINTER(_HANDLE)],
+    "stats_free": [_HANDLE],
+    "stats_get": [_HANDLE, c_char_p, POINTER(c_uint64)],
+    "stats_json": [_HANDLE, c_char_p, c_size_t, POINTER(c_size_t)],
+}
+RETURNS: dict[str, Any] = {
+    "last_error": c_size_t,
+    "last_error_kind": c_uint32,
+    "last_fault_reason": c_uint32,
+    "last_lost_ranges": c_size_t,
+    "abi_version": c_uint32,
+    "version": c_char_p,
+}
+
+
+def _candidates() -> Iterator[str]:
+    named = os.environ.get("SOFTFAULT_LIBRARY")
+    if named:
+        yield named
+        return
+    yield SONAME
+    found = ctypes.util.find_library("softfault")
+    if found:
+        yield found
+    # A build of the repository that this file is in.
+    for profile in ("release", "debug"):
+        built = Path(__file__).resolve().parents[3] / "target" / profile / "libsoftfault.so"
+        if built.exists():
+            yield str(built)
+
+
+def _load() -> ctypes.CDLL:
+    said = []
+    for name in _candidates():
+        try:
+            # CDLL, not PyDLL: calls let go of the interpreter's lock, so that other threads run while one waits for pages.
+            lib = ctypes.CDLL(name)
+        except OSError as e:
+            said.append(str(e))
+            continue
+        for function, takes in FUNCTIONS.items():
+            f = getattr(lib, "softfault_" + function)
+            f.argtypes = takes
+            f.restype = RETURNS.get(function, c_int)
+        if lib.softfault_abi_version() < ABI_VERSION:
+            raise ImportError(f"{name} is older than this package")
+        return lib
+    raise ImportError("no libsoftfault.so: set SOFTFAULT_LIBRARY to its path (" + "; ".join(said) + ")")
+
+
+LIB = _load()
+
+
+def function(name: str) -> Any:
+    return getattr(LIB, "softfault_" + name)

@@ -1,0 +1,542 @@
+"""The tests of the package: python3 -m unittest, in this folder, with SOFTFAULT_LIBRARY where it is not found by itself."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import faulthandler
+import gc
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+from pathlib import Path
+from typing import Any
+
+import softfault
+from softfault import _lib
+
+try:
+    import numpy as np
+except ImportError:
+    np = None  # type: ignore[assignment]
+
+HERE = Path(__file__).resolve().parent
+HEADER = HERE.parents[1] / "bindings-c" / "include" / "softfault.h"
+PAGE = 4096
+MIB = 1 << 20
+
+
+def pattern(page: int) -> bytes:
+    return page.to_bytes(8, "little") * (PAGE // 8)
+
+
+class WithFile(unittest.TestCase):
+    """A runtime with a small cache, and a file four times as large: each page holds its number."""
+
+    CACHE = 1 * MIB
+    PAGES = 4 * CACHE // PAGE
+
+    def setUp(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="softfault-")
+        self.addCleanup(self.folder.cleanup)
+        self.path = Path(self.folder.name, "pages")
+        self.path.write_bytes(b"".join(pattern(n) for n in range(self.PAGES)))
+        self.rt = softfault.Runtime(cache_limit=self.CACHE)
+        self.addCleanup(self.rt.close)
+
+    def mapped(self, writable: bool = False, **options: Any) -> tuple[softfault.Object, softfault.Arena]:
+        file = self.rt.open(self.path, writable=writable)
+        arena = self.rt.arena(file.length, **options)
+        arena.map(file, writable=writable)
+        return file, arena
+
+
+class Memory(WithFile):
+    def test_a_memoryview_larger_than_the_cache(self) -> None:
+        _, arena = self.mapped()
+        with arena:
+            words = arena.buffer().cast("Q")
+            self.assertEqual(len(words), self.PAGES * 512)
+            for _ in range(2):
+                self.assertEqual(sum(words[:: PAGE // 8]), sum(range(self.PAGES)))
+            self.assertEqual(words[-1], self.PAGES - 1)
+            self.assertTrue(words.readonly)
+            with self.assertRaises(TypeError):
+                words[0] = 1
+        self.assertLessEqual(self.rt.counter("nr_cached_pages"), self.CACHE // PAGE)
+        self.assertGreater(self.rt.counter("pgmajfault"), 0)
+
+    def test_stores_reach_the_file(self) -> None:
+        file, arena = self.mapped(writable=True)
+        with arena:
+            view = arena.buffer()
+            for n in range(self.PAGES):
+                view[n * PAGE : n * PAGE + 8] = (n * 3).to_bytes(8, "little")
+            view[-1] = 255
+            file.sync()
+        data = self.path.read_bytes()
+        for n in range(self.PAGES):
+            self.assertEqual(int.from_bytes(data[n * PAGE : n * PAGE + 8], "little"), n * 3)
+        self.assertEqual(data[-1], 255)
+
+    def test_private_stores_stay(self) -> None:
+        file = self.rt.open(self.path)
+        with self.rt.arena(file.length) as arena:
+            arena.map(file, writable=True, private=True)
+            view = arena.buffer(0, PAGE)
+            view[0] = 99
+            self.assertEqual((view[0], arena.read(0, 1)), (99, b"c"))
+            del view
+        self.assertEqual(self.path.read_bytes()[0], 0)
+
+    def test_calls_instead_of_touches(self) -> None:
+        file, arena = self.mapped(writable=True)
+        self.assertEqual(file.read(3 * PAGE, 8), pattern(3)[:8])
+        self.assertEqual(file.read(file.length - 2, 100), pattern(self.PAGES - 1)[-2:])
+        self.assertEqual(file.write(PAGE, b"bytes"), 5)
+        arena.write(PAGE + 5, bytearray(b" and more"))
+        self.assertEqual(arena.read(PAGE, 14), b"bytes and more")
+        self.assertGreater(file.cached_pages, 0)
+        file.sync()
+        file.evict()
+        with self.path.open("rb") as f:
+            f.seek(PAGE)
+            self.assertEqual(f.read(14), b"bytes and more")
+
+    def test_anonymous_memory_beyond_the_cache_by_swap(self) -> None:
+        with softfault.Runtime(cache_limit=MIB, swap=(self.folder.name, 8 * MIB), zswap=MIB // 2) as rt:
+            with rt.anonymous(4 * MIB) as memory, rt.arena(4 * MIB) as arena:
+                arena.map(memory, writable=True)
+                words = arena.buffer().cast("Q")
+                for n in range(0, len(words), 512):
+                    words[n] = n + 1
+                self.assertEqual(sum(words[::512]), sum(n + 1 for n in range(0, len(words), 512)))
+
+    def test_threads(self) -> None:
+        _, arena = self.mapped()
+        view = arena.buffer().cast("Q")
+        sums = [0] * 4
+
+        def work(i: int) -> None:
+            sums[i] = sum(view[n * 512] for n in range(i, self.PAGES, 4))
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(sum(sums), sum(range(self.PAGES)))
+        self.assertEqual(self.rt.audit_threads(), [])
+
+    def test_system_calls_need_a_pin(self) -> None:
+        _, arena = self.mapped()
+        view = arena.buffer(0, 16 * PAGE)
+        with (Path(self.folder.name) / "copy").open("w+b", buffering=0) as copy:
+            if arena.delivery == softfault.Delivery.IN_THREAD:
+                with self.assertRaises(OSError) as caught:
+                    copy.write(view)
+                self.assertEqual(caught.exception.errno, errno.EFAULT)
+            with arena.pin(0, 16 * PAGE):
+                copy.write(view)
+            copy.seek(0)
+            self.assertEqual(copy.read(), b"".join(pattern(n) for n in range(16)))
+
+    def test_words_about_the_runtime(self) -> None:
+        self.assertIn("thread", self.rt.delivery_report().lower())
+        self.assertIn(self.rt.delivery, (softfault.Delivery.IN_THREAD, softfault.Delivery.SEGV))
+        self.assertIsInstance(self.rt.stats(), dict)
+        self.rt.set_cache_limit(2 * MIB)
+        self.assertRegex(softfault.version(), r"^\d+\.\d+\.\d+$")
+
+
+class Errors(WithFile):
+    def test_errno_kind_and_words(self) -> None:
+        with self.assertRaises(softfault.SoftfaultError) as caught:
+            self.rt.open("/no/such/file")
+        self.assertEqual((caught.exception.errno, caught.exception.kind), (errno.ENOENT, softfault.ErrorKind.IO))
+        self.assertIn("/no/such/file", str(caught.exception))
+        self.assertIsInstance(caught.exception, OSError)
+
+        file = self.rt.open(self.path)
+        arena = self.rt.arena(file.length + 2 * MIB)
+        arena.map(file)
+        for refused, number in (
+            (lambda: arena.map(file), errno.EEXIST),
+            (lambda: arena.map(file, offset=1), errno.EINVAL),
+            (lambda: arena.read(file.length, 1), errno.ENXIO),
+            (lambda: file.write(0, b"x"), errno.EACCES),
+            (lambda: self.rt.counter("no such counter"), errno.ENOENT),
+        ):
+            with self.assertRaises(softfault.SoftfaultError) as caught:
+                refused()
+            self.assertEqual(caught.exception.errno, number)
+
+    def test_a_page_that_cannot_be_had(self) -> None:
+        file, arena = self.mapped()
+        os.truncate(self.path, PAGE)
+        self.assertEqual(arena.read(0, 8), pattern(0)[:8])
+        for refused in (lambda: arena.read(64 * PAGE, 1), lambda: arena.fault_in(64 * PAGE, PAGE)):
+            with self.assertRaises(softfault.SoftfaultError) as caught:
+                refused()
+            self.assertEqual(caught.exception.kind, softfault.ErrorKind.FAULT)
+            self.assertIn(softfault.FaultReason.SIGBUS, caught.exception.reason)
+
+    def test_closed(self) -> None:
+        file, arena = self.mapped()
+        for closed in (arena, file, self.rt):
+            closed.close()
+            closed.close()
+            self.assertTrue(closed.closed)
+        for refused in (lambda: arena.buffer(0, 1), lambda: file.read(0, 1), lambda: self.rt.anonymous(PAGE)):
+            with self.assertRaises(ValueError):
+                refused()
+
+    def test_any_order(self) -> None:
+        file, arena = self.mapped()
+        self.rt.close()
+        file.close()
+        self.assertEqual(arena.buffer()[8 * PAGE], 8)
+
+
+class Buffers(WithFile):
+    """Memory is not taken away from who looks at it."""
+
+    def test_close_refuses(self) -> None:
+        _, arena = self.mapped()
+        view = arena.buffer()
+        part = view[PAGE : 2 * PAGE].cast("Q")
+        del view
+        self.assertTrue(arena.exported)
+        with self.assertRaises(BufferError):
+            arena.close()
+        self.assertEqual(part[0], 1)
+        part.release()
+        self.assertFalse(arena.exported)
+        arena.close()
+
+    def test_a_view_that_outlives_everything(self) -> None:
+        with softfault.Runtime(cache_limit=self.CACHE) as rt:
+            with rt.open(self.path) as file, rt.arena(file.length) as arena:
+                arena.map(file)
+                view = arena.buffer().cast("Q")
+        self.assertTrue(arena.closed and file.closed and rt.closed)
+        del arena, file, rt
+        gc.collect()
+        self.assertEqual(sum(view[::512]), sum(range(self.PAGES)))
+
+    def test_the_memory_goes_with_the_last_view(self) -> None:
+        with self.rt.open(self.path) as file, self.rt.arena(file.length) as arena:
+            arena.map(file)
+            base = arena.base
+            view = arena.buffer()
+        self.assertTrue(is_mapped(base))
+        del view
+        gc.collect()
+        self.assertFalse(is_mapped(base))
+
+    def test_an_exception_passes(self) -> None:
+        with self.assertRaises(KeyError):
+            with self.rt.open(self.path) as file, self.rt.arena(file.length) as arena:
+                arena.map(file)
+                view = arena.buffer()
+                raise KeyError(view[0])
+
+    def test_unmap_protect_and_set_length_refuse(self) -> None:
+        file, arena = self.mapped(writable=True)
+        view = arena.buffer(8 * PAGE, PAGE)
+        for refused in (
+            lambda: arena.unmap(0, 16 * PAGE),
+            lambda: arena.protect(8 * PAGE, PAGE, writable=False),
+            lambda: arena.protect(0, 64 * PAGE, readable=False),
+            lambda: file.set_length(8 * PAGE),
+        ):
+            with self.assertRaises(BufferError):
+                refused()
+        view[0] = 1
+        arena.protect(16 * PAGE, PAGE)  # others may
+        arena.unmap(32 * PAGE, PAGE)
+        del view
+        arena.protect(8 * PAGE, PAGE)
+        self.assertTrue(arena.buffer(8 * PAGE, PAGE).readonly)
+        self.assertTrue(arena.buffer(0, 17 * PAGE).readonly)
+        self.assertFalse(arena.buffer(0, 8 * PAGE).readonly)
+        with self.assertRaises(ValueError):
+            arena.buffer(31 * PAGE, 2 * PAGE)
+        self.assertEqual(len(arena.buffer()), 32 * PAGE)
+        file.set_length(10 * PAGE + 1)
+        self.assertEqual(len(arena.buffer()), 10 * PAGE + 1)
+
+    def test_only_what_can_be_touched(self) -> None:
+        file, arena = self.mapped()
+        for offset, length in ((0, file.length + 1), (file.length, 1), (-1, 1), (0, 0), (0, -1)):
+            with self.assertRaises(ValueError):
+                arena.buffer(offset, length)
+        with self.path.open("ab") as f:
+            f.write(b"tail")
+        with self.rt.open(self.path) as longer, self.rt.arena(longer.length + PAGE) as other:
+            other.map(longer, length=longer.length + PAGE)
+            self.assertEqual(bytes(other.buffer(file.length)), b"tail")
+            with self.assertRaises(ValueError):
+                other.buffer(0, longer.length + PAGE)
+
+
+def is_mapped(address: int) -> bool:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(n, 16) for n in line.split()[0].split("-"))
+        if start <= address < end:
+            return True
+    return False
+
+
+@unittest.skipUnless(np is not None, "numpy is not installed")
+class Numpy(WithFile):
+    def test_statistics_and_sort_over_four_times_the_cache(self) -> None:
+        import out_of_core
+
+        self.assertEqual(out_of_core.main(8 * MIB, 2 * MIB), 0)
+
+    def test_arrays(self) -> None:
+        file, arena = self.mapped(writable=True)
+        table = arena.array("<u8").reshape(self.PAGES, -1)
+        self.assertTrue((table == np.arange(self.PAGES, dtype="u8")[:, None]).all())
+        row = arena.array("u4", offset=4 * PAGE + 8, shape=(2, 3))
+        self.assertEqual((row.shape, row[0, 0], row.flags.writeable), ((2, 3), 4, True))
+        row[:] = 5
+        self.assertEqual(table[4, 1], 5 + (5 << 32))
+        with self.assertRaises(BufferError):
+            arena.close()
+        with self.assertRaises(ValueError):
+            arena.array(object)
+        del table
+        self.assertTrue(arena.exported)
+        del row
+        arena.close()
+
+    def test_read_only_arrays_refuse_stores(self) -> None:
+        _, arena = self.mapped()
+        array = arena.array()
+        with self.assertRaises(ValueError):
+            array[0] = 1
+
+    def test_an_array_that_outlives_everything(self) -> None:
+        with softfault.Runtime(cache_limit=self.CACHE) as rt:
+            with rt.open(self.path) as file, rt.arena(file.length) as arena:
+                arena.map(file)
+                column = arena.array("<u8")[::512]
+        del arena, file, rt
+        gc.collect()
+        self.assertEqual(int(column.sum()), sum(range(self.PAGES)))
+
+    def test_threads_of_blas(self) -> None:
+        """Its threads are not Python's; they take faults, too."""
+        rng = np.random.default_rng(1)
+        matrix = rng.normal(size=(2048, 256))
+        self.path.write_bytes(matrix.tobytes())
+        _, arena = self.mapped()
+        seen = arena.array("f8").reshape(2048, 256)
+        self.assertTrue(np.allclose(seen.T @ seen, matrix.T @ matrix))
+        self.assertEqual(self.rt.audit_threads(), [])
+
+
+PRELUDE = """
+import ctypes, faulthandler, os, resource, sys
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+import softfault
+rt = softfault.Runtime(cache_limit=1 << 20)
+file = rt.open(sys.argv[1])
+arena = rt.arena(file.length)
+arena.map(file)
+def touch():
+    assert sum(arena.buffer().cast("Q")[::512]) == sum(range(file.length // 4096))
+    print("touched", flush=True)
+def crash():
+    ctypes.string_at(8)
+"""
+
+
+def python(script: str, *args: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = dict(os.environ, PYTHONPATH=str(HERE))
+    environment.pop("PYTHONFAULTHANDLER", None)
+    command = [sys.executable, *options, "-c", script, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+class Faulthandler(WithFile):
+    """Touches are ours, crashes are faulthandler's, in whatever order it is enabled."""
+
+    def run_script(self, script: str, **kw: Any) -> subprocess.CompletedProcess[str]:
+        return python(PRELUDE + script, str(self.path), **kw)
+
+    def assert_touched(self, out: subprocess.CompletedProcess[str], code: int = 0) -> None:
+        self.assertEqual((out.returncode, out.stdout.split()[:1]), (code, ["touched"]), out.stderr)
+
+    def assert_reported(self, out: subprocess.CompletedProcess[str], number: int, words: str) -> None:
+        self.assert_touched(out, -number)
+        self.assertEqual(out.stderr.count("Fatal Python error"), 1, out.stderr)
+        self.assertIn("Fatal Python error: " + words, out.stderr)
+        self.assertIn("most recent call first", out.stderr)
+
+    def test_enabled_before(self) -> None:
+        out = self.run_script("touch(); crash()", options=("-X", "faulthandler"))
+        self.assert_reported(out, signal.SIGSEGV, "Segmentation fault")
+
+    def test_enabled_after(self) -> None:
+        out = self.run_script("faulthandler.enable(); rt.reinstall_handlers(); touch(); crash()")
+        self.assert_reported(out, signal.SIGSEGV, "Segmentation fault")
+
+    def test_enabled_after_and_not_told(self) -> None:
+        """What reinstall_handlers() is for: this is how it looks without."""
+        out = self.run_script("faulthandler.enable(); touch()")
+        self.assertIn(out.returncode, (-signal.SIGSEGV, -signal.SIGBUS))
+        self.assertIn("Fatal Python error", out.stderr)
+
+    def test_disabled_again(self) -> None:
+        """It puts back who was there before it: that is not us, if it was enabled first."""
+        out = self.run_script(
+            "faulthandler.disable(); rt.reinstall_handlers(); touch(); crash()", options=("-X", "faulthandler")
+        )
+        self.assert_touched(out, -signal.SIGSEGV)
+        self.assertNotIn("Fatal Python error", out.stderr)
+
+    def test_enabled_twice(self) -> None:
+        script = "faulthandler.enable(); rt.reinstall_handlers(); faulthandler.disable(); faulthandler.enable()\n"
+        out = self.run_script(script + "rt.reinstall_handlers(); touch(); crash()", options=("-X", "faulthandler"))
+        self.assert_reported(out, signal.SIGSEGV, "Segmentation fault")
+
+    def test_a_page_that_cannot_be_had_is_no_silent_end(self) -> None:
+        out = self.run_script(
+            "touch(); os.truncate(sys.argv[1], 0); file.evict(); arena.buffer()[0]", options=("-X", "faulthandler")
+        )
+        self.assert_reported(out, signal.SIGBUS, "Bus error")
+
+    def test_handlers_of_python_stay(self) -> None:
+        out = self.run_script("import signal; signal.raise_signal(signal.SIGINT)\ntouch()")
+        self.assertIn("KeyboardInterrupt", out.stderr)
+
+
+def child_without_arenas(queue: Any) -> None:
+    queue.put(sum(range(1000)))
+
+
+def child_that_makes_a_runtime(queue: Any) -> None:
+    try:
+        softfault.Runtime()
+    except softfault.SoftfaultError as e:
+        queue.put(e.errno)
+
+
+def child_that_touches(view: Any) -> None:
+    faulthandler.disable()
+    os.close(2)
+    view[-1]
+
+
+class Fork(WithFile):
+    """multiprocessing's children by fork(2) have no arenas; by spawn they make their own."""
+
+    def in_child(self, target: Any, *args: Any) -> Any:
+        process = multiprocessing.get_context("fork").Process(target=target, args=args)
+        process.start()
+        process.join(120)
+        if process.exitcode is None:
+            process.kill()
+            self.fail("the child hangs")
+        return process.exitcode
+
+    def test_a_child_that_leaves_arenas_alone(self) -> None:
+        _, arena = self.mapped()
+        view = arena.buffer()
+        queue = multiprocessing.get_context("fork").SimpleQueue()
+        self.assertEqual(view[PAGE], 1)
+        self.assertEqual(self.in_child(child_without_arenas, queue), 0)
+        self.assertEqual(queue.get(), sum(range(1000)))
+        self.assertEqual(view[9 * PAGE], 9)
+
+    def test_a_child_is_refused_a_runtime(self) -> None:
+        queue = multiprocessing.get_context("fork").SimpleQueue()
+        self.assertEqual(self.in_child(child_that_makes_a_runtime, queue), 0)
+        self.assertEqual(queue.get(), errno.EACCES)
+
+    def test_a_touch_in_a_child_is_a_signal(self) -> None:
+        for resident in (False, True):
+            _, arena = self.mapped()
+            view = arena.buffer()
+            if resident:
+                view[-1]
+            self.assertIn(self.in_child(child_that_touches, view), (-signal.SIGSEGV, -signal.SIGBUS))
+            self.assertEqual(view[-8], (self.PAGES - 1) & 0xFF)  # the parent's is as it was
+
+
+@unittest.skipUnless(HEADER.exists(), "not in the repository: no softfault.h to compare with")
+class Header(unittest.TestCase):
+    """What the package says of the ABI is what the header says."""
+
+    text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S) if HEADER.exists() else ""
+
+    def constant(self, name: str) -> int:
+        found = re.search(rf"#define SOFTFAULT_{name} (\S+)", self.text)
+        assert found is not None, name
+        return 0xFFFFFFFF if found[1] == "UINT32_MAX" else int(found[1], 0)
+
+    def test_constants(self) -> None:
+        for prefix, members in (
+            ("DELIVERY", softfault.Delivery),
+            ("FAILURE", softfault.FailurePolicy),
+            ("ACCESS", softfault.Access),
+            ("ADVICE", softfault.Advice),
+            ("ERROR", softfault.ErrorKind),
+            ("VM_FAULT", softfault.FaultReason),
+        ):
+            for name, member in members.__members__.items():
+                self.assertEqual(self.constant(f"{prefix}_{name}"), member.value, name)
+        for name, value in (
+            ("OBJECT_WRITABLE", softfault._WRITABLE),
+            ("OBJECT_DIRECT", softfault._DIRECT),
+            ("OBJECT_EXCLUSIVE", softfault._EXCLUSIVE),
+            ("OBJECT_HUGE_PAGES", softfault._HUGE_PAGES),
+            ("ARENA_KERNEL_ACCESS", softfault._KERNEL_ACCESS),
+            ("ARENA_NO_FAULT_AROUND", softfault._NO_FAULT_AROUND),
+            ("ARENA_NO_NATIVE_EXTENTS", softfault._NO_NATIVE_EXTENTS),
+            ("PROT_READ", softfault._PROT_READ),
+            ("PROT_WRITE", softfault._PROT_WRITE),
+            ("MAP_SHARED", softfault._MAP_SHARED),
+            ("MAP_PRIVATE", softfault._MAP_PRIVATE),
+            ("OFF", _lib.OFF),
+        ):
+            self.assertEqual(self.constant(name), value, name)
+
+    def test_structures(self) -> None:
+        """Fields at the end may be missing: a shorter structure is an earlier version's."""
+        types = {"size_t": 8, "uint64_t": 8, "uint32_t": 4, "const char *": 8}
+        for name, structure in (
+            ("runtime_options", _lib.RuntimeOptions),
+            ("object_options", _lib.ObjectOptions),
+            ("arena_options", _lib.ArenaOptions),
+            ("range", _lib.Range),
+        ):
+            body = re.search(rf"typedef struct softfault_{name} {{(.*?)}}", self.text, flags=re.S)
+            assert body is not None, name
+            fields = re.findall(r"^\s*(.*?[ *])(\w+);", body[1], flags=re.M)
+            declared = [(field, types[ctype.strip()]) for ctype, field in fields]
+            ours = [(field[0], ctypes.sizeof(field[1])) for field in structure._fields_]
+            self.assertEqual(declared[: len(ours)], ours, name)
+
+    def test_functions(self) -> None:
+        for name, takes in _lib.FUNCTIONS.items():
+            found = re.search(rf"\bsoftfault_{name}\((.*?)\);", self.text, flags=re.S)
+            assert found is not None, name
+            declared = [] if found[1].strip() == "void" else found[1].split(",")
+            self.assertEqual(len(declared), len(takes), name)
+            for text, ctype in zip(declared, takes):
+                wide = "*" in text or "size_t" in text or "uint64_t" in text
+                self.assertEqual(ctypes.sizeof(ctype), 8 if wide else 4, f"{name}: {text.strip()}")
+
+
+if __name__ == "__main__":
+    unittest.main()
