@@ -543,7 +543,8 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
     let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
     let mut scanned = 0u64;
-    let mut idle = 0u32;
+    // Naps after which nothing was under way, and after which something was.
+    let (mut idle, mut waited) = (0u32, 0u32);
     let mut freed = 0u64;
     loop {
         let limit = account.limit();
@@ -558,7 +559,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         }
         if done.freed > 0 {
             // Still above the limit, which was lowered perhaps: an attempt for each small batch would be too many.
-            (scanned, idle) = (0, 0);
+            (scanned, idle, waited) = (0, 0, 0);
             continue;
         }
         if done.stale > 0 {
@@ -566,14 +567,15 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             continue;
         }
         scanned = scanned.saturating_add(done.scanned);
-        let busy = account.nr_writeback.load(crate::sync::Ordering::Relaxed) > 0 || done.dirty > 0 || account.is_filling();
+        let busy =
+            account.nr_writeback.load(crate::sync::Ordering::Relaxed) > 0 || done.dirty > 0 || account.is_filling();
         if done.scanned == 0 || busy || scanned > limit.saturating_mul(2) {
-            idle += 1;
+            *if busy { &mut waited } else { &mut idle } += 1;
             let nap = account.begin_wait();
             let woken = env.park.nap(ctx, nap, NAP_NS);
             if account.has_progressed(nap) {
                 // Others get on: so shall we.
-                (scanned, idle) = (0, 0);
+                (scanned, idle, waited) = (0, 0, 0);
             }
             account.end_wait();
             if woken == Woken::NotNow {
@@ -581,7 +583,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             }
         }
         // Fruitless looks at everything, and as many naps: a store that is writing, or reading, gets longer.
-        if (scanned > limit.saturating_mul(4) || idle > 64) && idle > if busy { 5_000 } else { 16 } {
+        if waited > 5_000 || (idle > 16 && (scanned > limit.saturating_mul(4) || idle > 64)) {
             return Freed::Nothing;
         }
     }
