@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, parent_only};
 use crate::object::{Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, State, Wake};
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
@@ -168,9 +169,12 @@ impl ObjectInner {
             self.tell_end();
         }
         let _settled = Settled::new(m);
+        failpoint!(FLUSH_SETTLED);
         let turn = writeback::begin_flush(m);
         m.stat.add(0, Event::FLUSH_CALLS, 1);
-        match self.store().flush() {
+        let flushed = self.store().flush();
+        failpoint!(FLUSH_DONE);
+        match flushed {
             Ok(()) => {
                 // A page that was written again since it was lost is there now.
                 if !lost.is_empty() {
@@ -311,6 +315,7 @@ fn settle(
         std::sync::atomic::fence(Ordering::SeqCst);
         held = word.load().has(HELD);
         if !held {
+            failpoint!(SETTLE_DIRECT);
             written = m.a_ops.write_folio(p, 1);
         }
         word.unpin();
