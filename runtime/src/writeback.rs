@@ -24,14 +24,57 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) struct FlushState {
     /// Flushes that failed so far.
     failures: AtomicU64,
-    /// Pages whose last write a failed flush took away; also keeps flushes apart.
-    lost: Mutex<Vec<Range<u64>>>,
+    /// What failed flushes took away; also keeps flushes apart.
+    lost: Mutex<Lost>,
     /// The store has not been told where the object ends since a flush failed.
     end_owed: AtomicBool,
     /// Pinned pages being written as they are.
     direct: AtomicU64,
     /// Page ranges that are held.
     held: Mutex<Vec<Range<u64>>>,
+}
+
+/// Pages whose last write a failed flush took away.
+#[derive(Debug, Default)]
+struct Lost {
+    pages: Vec<Range<u64>>,
+    /// Those of them that the program was told of. Before that a store to such a page is none of somebody who writes again
+    /// what is lost: the rest of the page is what the store gave back.
+    told: Vec<Range<u64>>,
+}
+
+impl Lost {
+    fn add(&mut self, page: u64) {
+        remove(&mut self.told, page);
+        remove(&mut self.pages, page);
+        push(&mut self.pages, page);
+    }
+    /// The page was written, and is durable.
+    fn is_there_again(&mut self, page: u64) {
+        if self.told.iter().any(|r| r.contains(&page)) {
+            self.forget(&(page..page + 1));
+        }
+    }
+    fn forget(&mut self, pages: &Range<u64>) {
+        for list in [&mut self.pages, &mut self.told] {
+            for r in std::mem::take(list) {
+                let parts = [r.start..r.end.min(pages.start), r.start.max(pages.end)..r.end];
+                list.extend(parts.into_iter().filter(|part| !part.is_empty()));
+            }
+        }
+    }
+    /// Tells which pages of the range are lost.
+    fn tell(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let ours = |r: &Range<u64>| r.start.max(range.start)..r.end.min(range.end);
+        let ours: Vec<_> = self.pages.iter().map(ours).filter(|r| !r.is_empty()).collect();
+        for r in &ours {
+            for page in r.clone() {
+                remove(&mut self.told, page);
+                push(&mut self.told, page);
+            }
+        }
+        ours.iter().map(bytes).collect()
+    }
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -177,9 +220,9 @@ impl ObjectInner {
         match flushed {
             Ok(()) => {
                 // A page that was written again since it was lost is there now.
-                if !lost.is_empty() {
+                if !lost.told.is_empty() {
                     let again = m.folios.iter().enumerate().filter(|(_, w)| w.load().has(turn));
-                    again.for_each(|(p, _)| remove(&mut lost, p as u64));
+                    again.for_each(|(p, _)| lost.is_there_again(p as u64));
                 }
                 writeback::end_flush(m, turn);
                 Ok(())
@@ -192,8 +235,7 @@ impl ObjectInner {
                     }
                 }
                 writeback::fail_flush(m, &mut |p| {
-                    remove(&mut lost, p);
-                    push(&mut lost, p);
+                    lost.add(p);
                     m.stat.add(0, Event::FLUSH_LOST, 1);
                 });
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
@@ -257,13 +299,7 @@ impl ObjectInner {
                 break;
             }
         }
-        let lost = lock(&self.flush_state().lost);
-        let ours: Vec<_> = lost
-            .iter()
-            .map(|r| r.start.max(range.start)..r.end.min(range.end))
-            .filter(|r| !r.is_empty())
-            .map(|r| bytes(&r))
-            .collect();
+        let ours = lock(&self.flush_state().lost).tell(range);
         if ours.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: ours }) }
     }
 
@@ -371,7 +407,7 @@ impl Object {
     /// # Errors
     /// [`Error::Writeback`] and [`Error::Flush`]: nothing is promised, the pages are dirty again as far as they are cached,
     /// and the next call tries again. [`Error::Lost`] names bytes whose writes a failed flush took away while they were not
-    /// cached: every call over them says so until they are written again or [`Object::forget_lost`]. [`Error::Held`]: a
+    /// cached: every call over them says so until, after one has, they are written again or [`Object::forget_lost`]. [`Error::Held`]: a
     /// page of the range is held and dirty; the others are durable only after a call that does not meet one.
     pub fn sync(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::sync";
@@ -445,21 +481,13 @@ impl Object {
     /// Returns the bytes whose writes failed flushes took away.
     #[must_use]
     pub fn lost(&self) -> Vec<Range<u64>> {
-        lock(&self.inner.flush_state().lost).iter().map(bytes).collect()
+        lock(&self.inner.flush_state().lost).tell(&(0..u64::MAX))
     }
 
     /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.
     pub fn forget_lost(&self, range: Range<u64>) {
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end);
-        let mut lost = lock(&self.inner.flush_state().lost);
-        let old = std::mem::take(&mut *lost);
-        for r in old {
-            for part in [r.start..r.end.min(pages.start), r.start.max(pages.end)..r.end] {
-                if !part.is_empty() {
-                    lost.push(part);
-                }
-            }
-        }
+        lock(&self.inner.flush_state().lost).forget(&pages);
     }
 
     /// Drops what is cached of the range, because the store's content was changed by somebody else: the next touch reads it

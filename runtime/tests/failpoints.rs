@@ -571,7 +571,7 @@ fn a_page_that_a_failing_flush_may_have_lost_is_waited_for() {
     let _serial = serial();
     each("lost meanwhile", |mode| {
         let w = World::over(mode, Behaviour { reverts: true, ..Behaviour::default() });
-        for (round, stores) in [false, false].into_iter().enumerate() {
+        for (round, stores) in [false, true, false, true].into_iter().enumerate() {
             let (p, value) = (5, round as u8 + 100);
             let page = (p * PAGE) as u64..((p + 1) * PAGE) as u64;
             let want = vec![value; PAGE];
