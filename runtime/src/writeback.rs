@@ -3,6 +3,7 @@
 use crate::error::{Error, Result, parent_only};
 use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
@@ -16,7 +17,7 @@ use softfault_platform::section;
 use softfault_platform::store::StoreError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// What an object knows of its flushes.
 #[derive(Debug, Default)]
@@ -28,6 +29,8 @@ pub(crate) struct FlushState {
     turn: Mutex<()>,
     /// The store has not been told where the object ends since a flush failed, or the end moved.
     end_owed: AtomicBool,
+    /// Of which lost pages the program was told.
+    told: Told,
     /// Pages up to here, past the end, may still be cached, and in the store; 0: none.
     cut_owed: AtomicU64,
     /// Pinned pages being written as they are.
@@ -73,6 +76,43 @@ fn pages(m: &Mapping<'_>, range: &Range<u64>) -> Range<u64> {
 
 fn bytes(pages: &Range<u64>) -> Range<u64> {
     pages.start << PAGE_SHIFT..pages.end << PAGE_SHIFT
+}
+
+/// One bit a page: it is `LOST`, and the program was told.
+///
+/// ```text
+/// flush                                    others
+/// fails; page 5 was not cached: LOST
+///                                          store a byte to page 5, whose rest is what the store gave back
+/// writes it, and succeeds
+/// ```
+/// Who stored knew of nothing: what was lost is written again only by who was told.
+#[derive(Debug, Default)]
+struct Told(OnceLock<Box<[AtomicU64]>>);
+
+impl Told {
+    /// Notes that the program is told of `lost`, bytes of whole pages, but for pages that were stored to before. Allocates.
+    fn tell(&self, m: &Mapping<'_>, lost: &[Range<u64>]) {
+        let bits = self.0.get_or_init(|| m.folios.chunks(64).map(|_| AtomicU64::new(0)).collect());
+        let knows = |w: &FolioWord| {
+            let seen = w.load();
+            let written = seen.has(DIRTY) || seen.is_unsynced() || seen.state() == State::Writeback;
+            seen.has(LOST) && !written
+        };
+        let pages = lost.iter().flat_map(|r| r.start >> PAGE_SHIFT..r.end >> PAGE_SHIFT);
+        for p in pages.filter(|p| m.folio(*p).is_some_and(knows)) {
+            if let Some(word) = bits.get((p / 64) as usize) {
+                word.fetch_or(1 << (p % 64), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Forgets it of page `p`; returns whether the program was told.
+    fn take(&self, p: u64) -> bool {
+        let bit = 1 << (p % 64);
+        let word = self.0.get().and_then(|bits| bits.get((p / 64) as usize));
+        word.is_some_and(|w| w.load(Ordering::Relaxed) & bit != 0 && w.fetch_and(!bit, Ordering::Relaxed) & bit != 0)
+    }
 }
 
 /// Returns the bytes of the lost pages among `pages`.
@@ -192,10 +232,20 @@ impl Flushing {
             self.tell_end().map_err(|error| Error::Flush { op, error })?;
         }
         let _settled = Settled::new(m);
+        failpoint!(FLUSH_SETTLED);
         let turn = writeback::begin_flush(m);
         m.stat.add(0, Event::FLUSH_CALLS, 1);
-        match self.store().flush() {
+        let flushed = self.store().flush();
+        failpoint!(FLUSH_DONE);
+        match flushed {
             Ok(()) => {
+                // What was lost, and written again by who was told, is there now.
+                for (p, word) in (0u64..).zip(m.folios) {
+                    let seen = word.load();
+                    if seen.has(LOST) && seen.has(turn) && self.flush_state().told.take(p) {
+                        word.clear(LOST);
+                    }
+                }
                 writeback::end_flush(m, turn);
                 Ok(())
             }
@@ -206,7 +256,10 @@ impl Flushing {
                         std::thread::sleep(std::time::Duration::from_micros(100));
                     }
                 }
-                writeback::fail_flush(m, &mut |_| m.stat.add(0, Event::FLUSH_LOST, 1));
+                writeback::fail_flush(m, &mut |p| {
+                    let _ = self.flush_state().told.take(p);
+                    m.stat.add(0, Event::FLUSH_LOST, 1);
+                });
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
                 // Owed, if it fails.
                 let _ = self.tell_end();
@@ -283,7 +336,11 @@ impl ObjectInner {
                 continue;
             }
             let lost = lost_in(m, range);
-            return if lost.is_empty() { Ok(()) } else { Err(Error::Lost { op, ranges: lost }) };
+            if lost.is_empty() {
+                return Ok(());
+            }
+            self.flush_state().told.tell(m, &lost);
+            return Err(Error::Lost { op, ranges: lost });
         }
     }
 
@@ -336,6 +393,7 @@ fn settle(
         std::sync::atomic::fence(Ordering::SeqCst);
         held = word.load().has(HELD);
         if !held {
+            failpoint!(SETTLE_DIRECT);
             written = m.a_ops.write_folio(p, 1);
         }
         word.unpin();
@@ -391,7 +449,7 @@ impl Object {
     /// # Errors
     /// [`Error::Writeback`] and [`Error::Flush`]: nothing is promised, the pages are dirty again as far as they are cached,
     /// and the next call tries again. [`Error::Lost`] names bytes whose writes a failed flush took away while they were not
-    /// cached: every call over them says so until they are written again or [`Object::forget_lost`]. [`Error::Held`]: a
+    /// cached: every call over them says so until, after one has, they are written again or [`Object::forget_lost`]. [`Error::Held`]: a
     /// page of the range is held and dirty; the others are durable only after a call that does not meet one.
     pub fn sync(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::sync";
@@ -466,7 +524,11 @@ impl Object {
     #[must_use]
     pub fn lost(&self) -> Vec<Range<u64>> {
         let m = self.inner.mapping();
-        lost_in(m, 0..m.folios.len() as u64)
+        let lost = lost_in(m, 0..m.folios.len() as u64);
+        if !lost.is_empty() {
+            self.inner.flush_state().told.tell(m, &lost);
+        }
+        lost
     }
 
     /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.

@@ -349,6 +349,33 @@ mod gates {
         let _ = Access::Read;
         unmap_against("private", Point::SECTION_ENTERED, true, &|_, _| (), true);
     }
+    /// A mapping that the kernel has and userfaultfd has not yet: a touch must not be served by the kernel, with zeros.
+    #[test]
+    fn nothing_is_read_from_a_mapping_that_is_not_registered_yet() {
+        let _serial = serial();
+        each_mode("map_register", |rt, mode| {
+            for (prot, sharing) in [(Prot::Read, Sharing::Shared), (Prot::ReadWrite, Sharing::Private)] {
+                let (object, _) = single(rt, true);
+                let a = arena(rt, mode, EXTENT);
+                let gate = Gate::arm(Point::MAP_REGISTER);
+                std::thread::scope(|s| {
+                    let mapper = s.spawn(|| map(&a, 0, &object, prot, sharing));
+                    gate.wait();
+                    let toucher = s.spawn(|| load(&a, 7));
+                    linger();
+                    let early = toucher.is_finished();
+                    drop(gate);
+                    mapper.join().unwrap();
+                    let got = toucher.join().unwrap();
+                    assert!(
+                        got == Err(SEGV) || (!early && got == Ok(byte_of(0, 7))),
+                        "{mode:?}: {got:?}, early {early}"
+                    );
+                });
+                same("mapped", &bytes(&a, 0..EXTENT), &content(0, 0..EXTENT as u64));
+            }
+        });
+    }
     #[test]
     fn a_delegate_that_does_not_return_is_outlived_by_unmap() {
         struct Go;

@@ -7,10 +7,10 @@ mod common;
 mod disk;
 
 use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
-use disk::{Behaviour, Disk, VolatileStore};
+use disk::{Behaviour, Disk, InHandler, VolatileStore};
 use softfault::{Access, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
 use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,27 +63,51 @@ struct World {
     a: Arena,
     b: Arena,
     model: Mutex<Vec<u8>>,
+    /// What acts leave alone: past the end while it is moved.
+    end: AtomicUsize,
+    /// The disk fails, now and then or when it is told to.
+    fails: bool,
 }
+
+const ROOM: u64 = 64 << 20;
 
 impl World {
     fn new(mode: Delivery) -> Self {
-        let rt = quiet(64 << 20);
+        Self::over(mode, Behaviour::default())
+    }
+
+    fn over(mode: Delivery, behaviour: Behaviour) -> Self {
+        Self::build(mode, behaviour, false)
+    }
+
+    fn build(mode: Delivery, behaviour: Behaviour, in_handler: bool) -> Self {
+        let rt = quiet(ROOM as usize);
         let bytes = content(1, 0..EXTENT as u64);
-        let disk = Disk::new(&bytes, Behaviour::default());
-        let store = Box::new(VolatileStore(Arc::clone(&disk)));
-        let object = rt.object(EXTENT as u64).writable(true).store(store).expect("object");
+        let fails = behaviour.write_error_in + behaviour.flush_error_in > 0;
+        let disk = Disk::new(&bytes, behaviour);
+        let store = VolatileStore(Arc::clone(&disk));
+        let builder = rt.object(EXTENT as u64).writable(true).retries(50, Duration::ZERO);
+        let object =
+            if in_handler { builder.handler_store(Box::new(InHandler(store))) } else { builder.store(Box::new(store)) };
+        let object = object.expect("object");
         let [a, b] = [(); 2].map(|()| rt.arena(EXTENT).delivery(mode).native_extents(false).build().expect("arena"));
         map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
         map(&b, 0, &object, Prot::ReadWrite, Sharing::Shared);
-        Self { rt, mode, disk, object, a, b, model: Mutex::new(bytes) }
+        Self { rt, mode, disk, object, a, b, model: Mutex::new(bytes), end: AtomicUsize::new(EXTENT), fails }
+    }
+
+    fn end(&self) -> usize {
+        self.end.load(Ordering::SeqCst)
     }
 
     /// A byte to each of some pages, by `put(offset, value)`.
     fn write(&self, round: usize, put: impl Fn(usize, u8)) {
-        for p in (round % STRIDE..EXTENT / PAGE).step_by(STRIDE) {
+        for p in (round % STRIDE..self.end() / PAGE).step_by(STRIDE) {
             let (at, value) = (p * PAGE + 17, ((round + p) % 251) as u8 + 1);
+            // At once with the model: what a failing disk loses is written again from there.
+            let mut model = self.model.lock().expect("model");
             put(at, value);
-            self.model.lock().expect("model")[at] = value;
+            model[at] = value;
         }
     }
     fn write_by(&self, arena: &Arena, round: usize) {
@@ -91,6 +115,38 @@ impl World {
     }
     fn model(&self) -> Vec<u8> {
         self.model.lock().expect("model").clone()
+    }
+
+    /// Makes everything durable as a program does over a disk that fails: it tries again, and writes again what was lost.
+    fn sync_all(&self) {
+        for _ in 0..1_000 {
+            match self.object.sync_all() {
+                Ok(()) => return,
+                Err(Error::Lost { ranges, .. }) => {
+                    for r in ranges {
+                        let model = self.model.lock().expect("model");
+                        let lost = &model[r.start as usize..r.end as usize];
+                        assert_eq!(self.object.write_at(r.start, lost).expect("write_at"), lost.len());
+                    }
+                }
+                Err(Error::Writeback { .. } | Error::Flush { .. }) if self.fails => {}
+                Err(e) => panic!("sync_all: {e}"),
+            }
+        }
+        panic!("sync_all never succeeds");
+    }
+
+    /// Has reclaim write a page back and drop it, for room; nothing is flushed.
+    fn write_back_and_drop(&self, p: usize) {
+        self.rt.set_cache_limit((64 * PAGE) as u64);
+        until("reclaimed", || {
+            // By calls: whoever serves faults may stand at a gate.
+            (256..EXTENT / PAGE).for_each(|q| {
+                self.object.read_at((q * PAGE) as u64, &mut [0]).expect("read_at");
+            });
+            !self.object.is_cached((p * PAGE) as u64)
+        });
+        self.rt.set_cache_limit(ROOM);
     }
 
     /// Compares what every way of reading gives, and what gets to the disk.
@@ -102,7 +158,7 @@ impl World {
         let mut got = vec![0; EXTENT];
         assert_eq!(self.object.read_at(0, &mut got).expect("read_at"), EXTENT);
         same(&format!("{what}: by calls"), &got, &model);
-        self.object.sync_all().unwrap_or_else(|e| panic!("{what}: sync_all: {e}"));
+        self.sync_all();
         same(&format!("{what}: durable"), &self.disk.durable(), &model);
     }
 }
@@ -118,7 +174,20 @@ fn drive(w: &World, point: Point) {
         Point::WRITEBACK_TAKEN | Point::WRITEBACK_PROTECTED | Point::WRITEBACK_WRITTEN => {
             // As `sync_all`, but it passes over what is held.
             let r = w.object.barrier();
-            assert!(r.is_ok(), "{point:?}: {r:?}");
+            assert!(r.is_ok() || w.fails, "{point:?}: {r:?}");
+        }
+        Point::FLUSH_SETTLED | Point::FLUSH_DONE => {
+            if w.fails {
+                w.disk.fail_flush(0);
+            }
+            let r = w.object.barrier();
+            assert!(r.is_err() == w.fails, "{point:?}: {r:?}");
+        }
+        Point::UNMAP_MARKED => {
+            // For room: by the queues.
+            w.rt.set_cache_limit((EXTENT / 2) as u64);
+            until("there is room", || w.object.cached_pages() <= (EXTENT / PAGE / 2) as u64);
+            w.rt.set_cache_limit(ROOM);
         }
         Point::PROMOTE_COUNTED | Point::PROMOTE_CHECKED => {
             w.b.promote(0..EXTENT).expect("promote");
@@ -128,7 +197,7 @@ fn drive(w: &World, point: Point) {
         }
         Point::TRUNCATE_DROP => {
             // What is cut off is not there in the model either.
-            w.object.set_len((EXTENT - 4 * PAGE) as u64).expect("set_len");
+            w.object.set_len(w.end() as u64).expect("set_len");
             w.object.set_len(EXTENT as u64).expect("set_len");
         }
         _ => {
@@ -140,12 +209,12 @@ fn drive(w: &World, point: Point) {
 /// Brings the world into a state in which the point is come by: some pages dirty, some clean, mapped and not.
 fn prepare(w: &World, point: Point, round: usize) {
     w.object.populate(0..EXTENT as u64).expect("populate");
-    w.object.sync_all().expect("sync_all");
+    w.sync_all();
     let _ = bytes(&w.a, 0..EXTENT);
     w.write_by(&w.b, round);
     match point {
         Point::LOOKUP_PIN | Point::PINNED_MAP | Point::MAP_UNPIN | Point::FILL_CLAIMED | Point::FILL_PUBLISH => {
-            w.object.sync_all().expect("sync_all");
+            w.sync_all();
             until("the first pages are gone", || {
                 w.object.evict(0..(16 * PAGE) as u64).expect("evict");
                 (0..16).all(|p| !w.object.is_cached(p * PAGE as u64))
@@ -156,8 +225,9 @@ fn prepare(w: &World, point: Point, round: usize) {
         }
         Point::TRUNCATE_DROP => {
             let mut model = w.model.lock().expect("model");
-            w.object.write_at((EXTENT - 4 * PAGE) as u64, &[0; 4 * PAGE]).expect("write_at");
-            model[EXTENT - 4 * PAGE..].fill(0);
+            w.end.store(EXTENT - 4 * PAGE, Ordering::SeqCst);
+            w.object.write_at(w.end() as u64, &[0xcc; 4 * PAGE]).expect("write_at");
+            model[w.end()..].fill(0);
         }
         _ => {}
     }
@@ -181,9 +251,10 @@ enum Act {
     Truncate,
     Hold,
     Pin,
+    Invalidate,
 }
 
-const ACTS: [Act; 16] = [
+const ACTS: [Act; 17] = [
     Act::Store,
     Act::StoreElsewhere,
     Act::WriteAt,
@@ -200,6 +271,7 @@ const ACTS: [Act; 16] = [
     Act::Truncate,
     Act::Hold,
     Act::Pin,
+    Act::Invalidate,
 ];
 
 impl World {
@@ -212,16 +284,16 @@ impl World {
             Act::WriteAt => self.write(round, |at, value| {
                 assert_eq!(self.object.write_at(at as u64, &[value]).expect("write_at"), 1);
             }),
-            Act::Load => same("read meanwhile", &bytes(&self.a, whole), &self.model()),
+            Act::Load => same("read meanwhile", &bytes(&self.a, 0..self.end()), &self.model()[..self.end()]),
             Act::Private => self.act_private(round),
             Act::Unmap => {
                 self.write_by(&self.a, round);
                 self.a.unmap(whole).expect("unmap");
-                map(&self.a, 0, &self.object, Prot::ReadWrite, Sharing::Shared);
+                self.map(&self.a, Sharing::Shared);
             }
             Act::Dropped => {
                 let c = self.rt.arena(EXTENT).delivery(self.mode).build().expect("arena");
-                map(&c, 0, &self.object, Prot::ReadWrite, Sharing::Shared);
+                self.map(&c, Sharing::Shared);
                 self.write_by(&c, round);
             }
             Act::Zap => {
@@ -241,8 +313,8 @@ impl World {
             Act::Sync => {
                 self.write_by(&self.a, round);
                 let model = self.model();
-                self.object.sync_all().expect("sync_all");
-                same("synced meanwhile", &self.disk.durable(), &model);
+                self.sync_all();
+                same("synced meanwhile", &self.disk.durable()[..self.end()], &model[..self.end()]);
             }
             Act::Evict => {
                 self.write_by(&self.a, round);
@@ -264,7 +336,8 @@ impl World {
                 let held = self.object.hold_dirty(0..EXTENT as u64).expect("hold_dirty");
                 self.disk.clear_events();
                 self.write_by(&self.a, round);
-                self.object.barrier().expect("barrier");
+                let r = self.object.barrier();
+                assert!(r.is_ok() || self.fails, "barrier: {r:?}");
                 let written = self.disk.events().iter().any(|e| matches!(e, disk::Event::Write(..)));
                 assert!(!written, "written though held");
                 drop(held);
@@ -275,7 +348,29 @@ impl World {
                 assert_eq!(common::store_at(at, 0xa5), Ok(()));
                 self.model.lock().expect("model")[33] = 0xa5;
             }
+            Act::Invalidate => self.act_invalidate(round),
         }
+    }
+
+    /// What was written here stays. What somebody else writes to the store is seen, if we had nothing of the page then.
+    fn act_invalidate(&self, round: usize) {
+        self.write_by(&self.a, round);
+        self.object.invalidate(0..EXTENT as u64).expect("invalidate");
+        let (page, value) = (300 * PAGE..301 * PAGE, (round % 250) as u8 + 2);
+        let drop_page = || self.object.invalidate(page.start as u64..page.end as u64).expect("invalidate").kept == 0;
+        until("nothing is kept", || {
+            self.sync_all();
+            drop_page()
+        });
+        self.disk.change_outside(page.start, &[value; PAGE]);
+        self.model.lock().expect("model")[page.clone()].fill(value);
+        assert!(drop_page(), "a page that nobody touches is kept");
+        same("changed below", &bytes(&self.a, page), &[value; PAGE]);
+    }
+
+    /// The whole of it, wherever its end is now.
+    fn map(&self, arena: &Arena, sharing: Sharing) {
+        arena.map(0, &self.object, 0, EXTENT, Prot::ReadWrite, sharing).expect("map");
     }
 
     fn zap(&self, arena: &Arena) {
@@ -290,16 +385,17 @@ impl World {
     /// A private clone: what it did not write is the object's, what it wrote stays its own.
     fn act_private(&self, round: usize) {
         let c = self.rt.arena(EXTENT).delivery(self.mode).build().expect("arena");
-        map(&c, 0, &self.object, Prot::ReadWrite, Sharing::Private);
+        self.map(&c, Sharing::Private);
         let mut want = self.model();
-        for p in (round % 5..EXTENT / PAGE).step_by(5) {
+        want.truncate(self.end());
+        for p in (round % 5..self.end() / PAGE).step_by(5) {
             let at = p * PAGE + 40;
             assert_eq!(store(&c, at, 0xee), Ok(()));
             want[at] = 0xee;
         }
-        same("a private clone", &bytes(&c, 0..EXTENT), &want);
+        same("a private clone", &bytes(&c, 0..self.end()), &want);
         self.object.evict(0..EXTENT as u64).expect("evict");
-        same("a private clone after eviction", &bytes(&c, 0..EXTENT), &want);
+        same("a private clone after eviction", &bytes(&c, 0..self.end()), &want);
     }
 }
 
@@ -324,22 +420,26 @@ fn stopped_at(w: &World, point: Point, act: Act, round: usize) -> bool {
         assert!(both.iter().all(Result::is_ok), "{:?}: {act:?} while stopped at {point:?}", w.mode);
         caught
     });
+    w.end.store(EXTENT, Ordering::SeqCst);
     w.check(&format!("{:?}, {act:?} at {point:?}, round {round}", w.mode));
     caught
 }
 
 /// Every act at each of the points; at least one mode comes by each of them.
 fn matrix(points: &[Point]) {
+    matrix_over(points, &Behaviour::default(), false, &[]);
+}
+
+/// The same over a disk of some behaviour, which fails (where it is `told_to`: the flushes that are driven), and without some
+/// of the acts.
+fn matrix_over(points: &[Point], behaviour: &Behaviour, told_to: bool, without: &[Act]) {
     let _serial = serial();
     for point in points {
         let caught = AtomicBool::new(false);
         each(&format!("{point:?}"), |mode| {
-            let w = World::new(mode);
-            for (round, act) in ACTS.into_iter().enumerate() {
-                // Truncation is not done twice at once.
-                if *point == Point::TRUNCATE_DROP && matches!(act, Act::Truncate | Act::Punch | Act::Load) {
-                    continue;
-                }
+            let mut w = World::over(mode, behaviour.clone());
+            w.fails |= told_to;
+            for (round, act) in ACTS.into_iter().enumerate().filter(|(_, act)| !without.contains(act)) {
                 let c = stopped_at(&w, *point, act, round * 3);
                 caught.fetch_or(c, Ordering::SeqCst);
             }
@@ -358,6 +458,45 @@ fn reclaim_stopped_between_its_looks() {
 }
 
 #[test]
+fn reclaim_for_room_stopped_before_it_unmaps() {
+    // What is held does not leave, and by protection that may be all of it.
+    matrix_over(&[Point::UNMAP_MARKED], &Behaviour::default(), false, &[Act::Hold]);
+}
+
+#[test]
+fn truncation_stopped_before_it_drops() {
+    matrix(&[Point::TRUNCATE_DROP]);
+}
+
+#[test]
+fn a_flush_stopped_in_each_step() {
+    matrix(&[Point::FLUSH_SETTLED, Point::FLUSH_DONE]);
+}
+
+#[test]
+fn a_flush_that_fails_stopped_in_each_step() {
+    let points = [Point::FLUSH_SETTLED, Point::FLUSH_DONE];
+    matrix_over(&points, &Behaviour::default(), true, &[]);
+    // What the disk forgets is gone from its cache, too: a hole that is not there any more is reported, and reads as before.
+    let reverts = Behaviour { reverts: true, ..Behaviour::default() };
+    matrix_over(&points, &reverts, true, &[Act::Punch, Act::Truncate]);
+}
+
+/// Over a disk that is slow, fails and answers in any order.
+#[test]
+fn write_back_to_a_bad_disk_stopped_in_each_step() {
+    let bad = Behaviour {
+        read_error_in: 10,
+        write_error_in: 10,
+        flush_error_in: 10,
+        delay_in: 20,
+        delay: Duration::from_micros(100),
+        ..Behaviour::default()
+    };
+    matrix_over(&[Point::WRITEBACK_PROTECTED, Point::WRITEBACK_WRITTEN], &bad, false, &[]);
+}
+
+#[test]
 fn reclaim_stopped_around_the_punch() {
     matrix(&[Point::EVICT_PUNCH, Point::EVICT_DONE]);
 }
@@ -369,7 +508,7 @@ fn write_back_stopped_in_each_step() {
 
 #[test]
 fn a_fill_stopped_in_each_step() {
-    matrix(&[Point::FILL_CLAIMED, Point::FILL_PUBLISH, Point::PINNED_MAP, Point::MAP_UNPIN]);
+    matrix(&[Point::LOOKUP_PIN, Point::FILL_CLAIMED, Point::FILL_PUBLISH, Point::PINNED_MAP, Point::MAP_UNPIN]);
 }
 
 #[test]
@@ -379,6 +518,211 @@ fn a_hand_over_stopped_in_each_step() {
         return;
     }
     matrix(&[Point::PROMOTE_COUNTED, Point::PROMOTE_CHECKED, Point::DEMOTE_REGISTERED]);
+}
+
+/// ```text
+/// flush                                    others
+/// the store has flushed
+///                                          store to pages that it covered, and write them back: they owe the next one
+/// what it covered owes nothing more
+/// ```
+#[test]
+fn what_is_written_back_before_the_verdict_of_a_flush_owes_the_next_one() {
+    let _serial = serial();
+    each("before the verdict", |mode| {
+        let w = World::new(mode);
+        w.object.populate(0..EXTENT as u64).expect("populate");
+        // What a failed flush takes away differs from round to round.
+        for round in 0..4 {
+            w.write_by(&w.a, 2 * round * STRIDE);
+            let gate = Gate::arm(Point::FLUSH_DONE);
+            std::thread::scope(|s| {
+                let first = s.spawn(|| w.object.sync_all());
+                until("caught", || is_caught(Point::FLUSH_DONE));
+                w.write_by(&w.a, (2 * round + 1) * STRIDE);
+                w.disk.clear_events();
+                w.disk.fail_flush(0);
+                let second = s.spawn(|| w.object.sync_all());
+                let is_written = |p: usize| {
+                    let at = (p * PAGE) as u64;
+                    let covers = |e: &disk::Event| matches!(e, disk::Event::Write(pos, len, true) if (*pos..*pos + *len as u64).contains(&at));
+                    w.disk.events().iter().any(covers)
+                };
+                until("written back", || (0..EXTENT / PAGE).step_by(STRIDE).all(is_written));
+                linger();
+                drop(gate);
+                assert!(matches!(first.join(), Ok(Ok(()))), "{mode:?}: the first");
+                let second = second.join().expect("the second");
+                assert!(matches!(second, Err(Error::Flush { .. })), "{mode:?}: {second:?}");
+            });
+            w.check(&format!("{mode:?}, round {round}"));
+        }
+    });
+}
+
+/// ```text
+/// flush                                    others
+/// the store fails, and forgets
+///                                          read a page that had left the cache: the old bytes
+/// what is cached is written again
+/// ```
+#[test]
+fn a_page_that_a_failing_flush_may_have_lost_is_waited_for() {
+    let _serial = serial();
+    each("lost meanwhile", |mode| {
+        let w = World::over(mode, Behaviour { reverts: true, ..Behaviour::default() });
+        for (round, stores) in [false, true, false, true].into_iter().enumerate() {
+            let (p, value) = (5, round as u8 + 100);
+            let page = (p * PAGE) as u64..((p + 1) * PAGE) as u64;
+            let want = vec![value; PAGE];
+            assert_eq!(w.object.write_at(page.start, &want).expect("write_at"), PAGE);
+            w.model.lock().expect("model")[p * PAGE..(p + 1) * PAGE].copy_from_slice(&want);
+            w.write_back_and_drop(p);
+            w.object.write_at(11 * PAGE as u64, &[value; PAGE]).expect("write_at");
+            w.model.lock().expect("model")[11 * PAGE..12 * PAGE].copy_from_slice(&want);
+            w.disk.fail_flush(0);
+            let gate = Gate::arm(Point::FLUSH_DONE);
+            std::thread::scope(|s| {
+                let flusher = s.spawn(|| w.object.sync(11 * PAGE as u64..12 * PAGE as u64));
+                until("caught", || is_caught(Point::FLUSH_DONE));
+                let (a, at) = (&w.a, p * PAGE + 17);
+                let other = s.spawn(move || if stores { store(a, at, value) } else { load(a, at).map(drop) });
+                linger();
+                assert!(!other.is_finished(), "{mode:?}: touched while nobody knows whether it is lost");
+                drop(gate);
+                assert!(matches!(other.join(), Ok(Ok(()))));
+                let r = flusher.join().expect("the flusher");
+                assert!(matches!(r, Err(Error::Flush { .. })), "{mode:?}: {r:?}");
+            });
+            // A store of somebody who does not know of it is no new writing of the page.
+            let r = w.object.sync(page.clone());
+            let named = matches!(&r, Err(Error::Lost { ranges, .. }) if *ranges == [page.clone()]);
+            assert!(named, "{mode:?}, stores {stores}: {r:?}");
+            w.sync_all();
+            w.check(&format!("{mode:?}, stores {stores}"));
+        }
+    });
+}
+
+/// A page that is pinned for long is written as it is. Who holds it meanwhile waits for that.
+#[test]
+fn a_hold_waits_for_a_pinned_page_that_is_being_written() {
+    let _serial = serial();
+    each("held while pinned", |mode| {
+        let w = World::new(mode);
+        let pin = w.a.pin(0..PAGE, Access::Write).expect("pin");
+        assert_eq!(common::store_at(pin.as_ptr() as usize + 33, 0xa5), Ok(()));
+        w.model.lock().expect("model")[33] = 0xa5;
+        let gate = Gate::arm(Point::SETTLE_DIRECT);
+        std::thread::scope(|s| {
+            let syncer = s.spawn(|| w.object.barrier());
+            until("caught", || is_caught(Point::SETTLE_DIRECT));
+            let holder = s.spawn(|| {
+                let held = w.object.hold_dirty(0..PAGE as u64).expect("hold_dirty");
+                w.disk.clear_events();
+                held
+            });
+            linger();
+            assert!(!holder.is_finished(), "{mode:?}: held, and about to be written");
+            drop(gate);
+            assert!(matches!(syncer.join(), Ok(Ok(()))));
+            let held = holder.join().expect("the holder");
+            assert!(
+                !w.disk.events().iter().any(|e| matches!(e, disk::Event::Write(..))),
+                "{mode:?}: written though held"
+            );
+            drop(held);
+        });
+        drop(pin);
+        w.check(&format!("{mode:?}"));
+    });
+}
+
+/// ```text
+/// first store to a private mapping         others
+/// has read the store's bytes
+///                                          fill the page, write it, write it back (and drop it)
+/// copies what it has read: old bytes
+/// ```
+#[test]
+fn a_private_copy_of_a_page_that_moved_on_is_made_anew() {
+    let _serial = serial();
+    common::each_userfaultfd("a private copy", |_, mode| {
+        // Only a store that may be called in the handler is read past the cache.
+        let w = World::build(mode, Behaviour::default(), true);
+        for (round, drops) in [false, true].into_iter().enumerate() {
+            let c = w.rt.arena(EXTENT).delivery(mode).build().expect("arena");
+            map(&c, 0, &w.object, Prot::ReadWrite, Sharing::Private);
+            let at = (40 + 16 * round) * PAGE;
+            let gate = Gate::arm(Point::COW_STAGED);
+            std::thread::scope(|s| {
+                let copier = s.spawn(|| store(&c, at + 40, 0xee));
+                until("caught", || is_caught(Point::COW_STAGED));
+                w.object.write_at(at as u64, &[0xab; 100]).expect("write_at");
+                w.model.lock().expect("model")[at..at + 100].fill(0xab);
+                if drops {
+                    // The copier is in a section: nothing may wait for those.
+                    w.write_back_and_drop(at / PAGE);
+                }
+                drop(gate);
+                assert!(matches!(copier.join(), Ok(Ok(()))));
+            });
+            let mut want = w.model()[at..at + PAGE].to_vec();
+            want[40] = 0xee;
+            same(&format!("{mode:?}, drops {drops}: the copy"), &bytes(&c, at..at + PAGE), &want);
+        }
+        w.check(&format!("{mode:?}"));
+    });
+}
+
+/// ```text
+/// unmap, protect                           others
+/// the arena has other vmas now, or none
+///                                          still in a walk of the old ones; or store to what is mapped
+/// wait for the walks; what was noted of stores is collected
+/// ```
+#[test]
+fn stores_while_a_mapping_goes_away_are_kept() {
+    let _serial = serial();
+    each("goes away", |mode| {
+        let w = World::new(mode);
+        for (round, protects) in [false, true].into_iter().enumerate() {
+            w.object.populate(0..EXTENT as u64).expect("populate");
+            w.write_by(&w.a, round);
+            // Mapped and clean: the kernel notes the next store, where it can.
+            w.sync_all();
+            let gate = Gate::arm(Point::UNMAP_DRAIN);
+            let kept = std::thread::scope(|s| {
+                let changer =
+                    s.spawn(|| if protects { w.a.protect(0..EXTENT, Prot::Read) } else { w.a.unmap(0..EXTENT) });
+                until("caught", || is_caught(Point::UNMAP_DRAIN));
+                let mut kept = 0;
+                for p in (round..EXTENT / PAGE).step_by(STRIDE) {
+                    let at = p * PAGE + 99;
+                    match store(&w.a, at, 0x77) {
+                        Ok(()) => {
+                            w.model.lock().expect("model")[at] = 0x77;
+                            kept += 1;
+                        }
+                        Err(signo) => assert_eq!(signo, libc::SIGSEGV, "{mode:?}: {p}"),
+                    }
+                    let got = load(&w.a, at);
+                    let want = Ok(w.model.lock().expect("model")[at]);
+                    assert!(got == want || (got == Err(libc::SIGSEGV) && !protects), "{mode:?}: {p}: {got:?}");
+                }
+                drop(gate);
+                assert!(matches!(changer.join(), Ok(Ok(()))));
+                kept
+            });
+            assert!(kept > 0 || mode == Delivery::Segv, "{mode:?}: no store got through: nothing is shown");
+            w.sync_all();
+            same(&format!("{mode:?}, protects {protects}: durable"), &w.disk.durable(), &w.model());
+            w.a.unmap(0..EXTENT).expect("unmap");
+            w.object.evict(0..EXTENT as u64).expect("evict");
+            map(&w.a, 0, &w.object, Prot::ReadWrite, Sharing::Shared);
+            w.check(&format!("{mode:?}, protects {protects}"));
+        }
+    });
 }
 
 /// An object whose pages reclaim has in hand goes away; its range of the cache becomes another object's.

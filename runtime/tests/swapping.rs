@@ -1,11 +1,11 @@
 //! Anonymous memory that is larger than the cache: it goes to a swap file, and comes back as it was.
 #![allow(clippy::cast_possible_truncation, reason = "64-bit offsets of small objects")]
-#![allow(unsafe_code, reason = "stores to arenas by address")]
+#![allow(unsafe_code, reason = "stores to arenas by address; exchanges descriptors")]
 
 mod common;
 
 use common::{PAGE, arena, bytes, each_mode, map, setup};
-use softfault::{Arena, Delivery, Object, Prot, Runtime, RuntimeBuilder, Sharing};
+use softfault::{Arena, Delivery, Error, Object, Prot, Runtime, RuntimeBuilder, Sharing};
 
 const LIMIT: usize = 2 << 20;
 /// Four times the cache.
@@ -165,4 +165,121 @@ fn a_full_swap_file_is_out_of_memory_and_loses_nothing() {
         object.read_at((p * PAGE) as u64, &mut got).expect("read_at");
         common::same(&format!("{mode:?}: page {p}"), &got, &noise(p, 3));
     });
+}
+
+/// A swap file whose descriptors can be exchanged for ones that fail.
+struct FailingFile {
+    path: std::path::PathBuf,
+    /// The runtime's, and what they were.
+    fds: Vec<(i32, std::os::fd::OwnedFd)>,
+}
+
+impl FailingFile {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("softfault-swap-that-fails-{}", std::process::id()));
+        Self { path, fds: Vec::new() }
+    }
+    fn builder(&self) -> RuntimeBuilder {
+        setup();
+        Runtime::builder().cache_limit(LIMIT as u64).swap(&self.path, 4 * (PAGES * PAGE) as u64)
+    }
+    /// Has reads, or writes, fail from here on.
+    fn fail(&mut self, reads: bool) {
+        use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+        let other = std::fs::File::options().read(!reads).write(reads).open(&self.path).expect("open");
+        for entry in std::fs::read_dir("/proc/self/fd").expect("fds") {
+            let entry = entry.expect("an entry");
+            if std::fs::read_link(entry.path()).is_ok_and(|to| to == self.path) {
+                let fd: i32 = entry.file_name().to_str().and_then(|n| n.parse().ok()).expect("a number");
+                if fd == other.as_raw_fd() {
+                    continue;
+                }
+                // SAFETY: duplicates a descriptor that the runtime keeps open.
+                let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) };
+                // SAFETY: the descriptor made above, which nobody else has.
+                let kept = unsafe { OwnedFd::from_raw_fd(copy) };
+                // SAFETY: the number goes on naming the same file, opened otherwise.
+                assert_eq!(unsafe { libc::dup2(other.as_raw_fd(), fd) }, fd);
+                self.fds.push((fd, kept));
+            }
+        }
+        assert!(!self.fds.is_empty(), "the runtime has no descriptor of its swap file");
+    }
+    fn recover(&mut self) {
+        use std::os::fd::AsRawFd;
+        for (fd, kept) in self.fds.drain(..) {
+            // SAFETY: as in fail().
+            assert_eq!(unsafe { libc::dup2(kept.as_raw_fd(), fd) }, fd);
+        }
+    }
+}
+
+impl Drop for FailingFile {
+    fn drop(&mut self) {
+        self.recover();
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[test]
+fn a_swap_file_that_cannot_be_read_is_told_of_and_loses_nothing() {
+    let mut file = FailingFile::new();
+    for mode in common::MODES {
+        let rt = file.builder().build().expect("runtime");
+        if !rt.delivery().is_available(mode) {
+            println!("skipped: {}", rt.delivery());
+            continue;
+        }
+        let (object, a) = memory(&rt, mode);
+        (0..PAGES).for_each(|p| fill(&a, p, &noise(p, 5)));
+        file.fail(true);
+        let (mut there, mut gone) = (0, 0);
+        for p in (0..PAGES).step_by(5) {
+            match common::load(&a, p * PAGE + 8) {
+                Ok(byte) => {
+                    assert_eq!(byte, noise(p, 5)[8], "{mode:?}: page {p}");
+                    there += 1;
+                }
+                Err(signo) => {
+                    assert_eq!(signo, libc::SIGBUS, "{mode:?}: page {p}");
+                    gone += 1;
+                }
+            }
+            let mut got = vec![0; PAGE];
+            match object.read_at((p * PAGE) as u64, &mut got) {
+                Ok(n) => common::same(&format!("{mode:?}: page {p}"), &got[..n], &noise(p, 5)),
+                Err(e) => assert!(matches!(e, Error::Fault { .. }), "{mode:?}: page {p}: {e}"),
+            }
+        }
+        assert!(there > 0 && gone > PAGES / 10, "{mode:?}: {there} pages were there, {gone} were not");
+        file.recover();
+        (0..PAGES).for_each(|p| check(&format!("{mode:?}, afterwards"), &a, p, &noise(p, 5)));
+    }
+}
+
+/// Pages that cannot be written stay. The others come and go as before.
+#[test]
+fn a_swap_file_that_cannot_be_written_keeps_what_was_stored_and_nothing_else() {
+    let mut file = FailingFile::new();
+    file.path.set_extension("written");
+    // By protection whole granules count as written.
+    for mode in [Delivery::InThread, Delivery::Monitor] {
+        let rt = file.builder().build().expect("runtime");
+        if !rt.delivery().is_available(mode) {
+            println!("skipped: {}", rt.delivery());
+            continue;
+        }
+        let (_object, a) = memory(&rt, mode);
+        let is_new = |p: usize| p.is_multiple_of(16);
+        (0..PAGES).for_each(|p| fill(&a, p, &noise(p, 6)));
+        // Everything that is cached is in the file, too.
+        (0..PAGES).for_each(|p| check(&format!("{mode:?}, before"), &a, p, &noise(p, 6)));
+        file.fail(false);
+        (0..PAGES).filter(|p| is_new(*p)).for_each(|p| fill(&a, p, &noise(p, 7)));
+        for round in 0..2 {
+            let want = |p: usize| noise(p, if is_new(p) { 7 } else { 6 });
+            (0..PAGES).for_each(|p| check(&format!("{mode:?}, round {round}"), &a, p, &want(p)));
+            file.recover();
+        }
+    }
 }

@@ -314,6 +314,92 @@ fn a_killed_process_loses_nothing_that_it_synced() {
     }
 }
 
+/// The parent's kill comes at any moment: in the middle of a store, of a write, of a flush, of the note of what was synced.
+#[test]
+fn a_process_killed_at_any_moment_loses_nothing_that_it_said_was_synced() {
+    let test = "a_process_killed_at_any_moment_loses_nothing_that_it_said_was_synced";
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
+    let seed = std::env::var("SOFTFAULT_KILL_SEED").ok().and_then(|v| v.parse().ok()).unwrap_or(now) | 1;
+    println!("SOFTFAULT_KILL_SEED={seed}");
+    let mut rng = Rng(seed);
+    for mode in common::MODES {
+        let mut newer = None;
+        for kills in 0..20 {
+            let key = format!("{mode:?}-any-{kills}");
+            let base = std::env::temp_dir().join(format!("softfault-{key}"));
+            let (data, log) = (base.with_extension("data"), base.with_extension("log"));
+            if std::env::var_os("SOFTFAULT_TEST_CHILD").is_none() {
+                std::fs::write(&data, vec![0; NR * PAGE]).expect("write");
+                std::fs::write(&log, vec![0; NR * 8]).expect("write");
+            }
+            let nap = Duration::from_micros(rng.below(15_000) as u64);
+            let kill = |child: &mut std::process::Child| {
+                let began = std::time::Instant::now();
+                let is_synced = || std::fs::read(&log).expect("read").iter().any(|b| *b != 0);
+                while !is_synced() && child.try_wait().expect("wait").is_none() {
+                    assert!(began.elapsed() < Duration::from_secs(30), "{key}: nothing is ever synced");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                std::thread::sleep(nap);
+                let _ = child.kill();
+            };
+            let body = || write_and_note(mode, kills, &data, &log);
+            let Some(out) = common::child_beside(test, &key, kill, body) else { continue };
+            if common::said(&out).contains("skipped") {
+                break;
+            }
+            assert_eq!(out.status.signal(), Some(libc::SIGKILL), "{}", common::said(&out));
+            let (data_now, log_now) = (std::fs::read(&data).expect("read"), std::fs::read(&log).expect("read"));
+            let word = |b: &[u8], at: usize| u64::from_le_bytes(b[at..at + 8].try_into().expect("eight"));
+            for p in 0..NR {
+                let (got, safe) = (word(&data_now, p * PAGE + WORD), word(&log_now, p * 8));
+                assert!(got >= safe, "{key}, seed {seed}: page {p} is {got}, though {safe} was synced");
+                *newer.get_or_insert(0) += u64::from(got > safe);
+            }
+            let _ = (std::fs::remove_file(&data), std::fs::remove_file(&log));
+        }
+        assert!(newer != Some(0), "{mode:?}: no page was ever newer than what was synced: nothing is shown");
+    }
+}
+
+/// Stores, syncs, and notes what was synced, until it is killed.
+fn write_and_note(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::path::Path) {
+    setup();
+    let often = Duration::from_millis(5);
+    let rt = Runtime::builder().cache_limit((64 * PAGE) as u64).writeback(often, often).build().expect("runtime");
+    if !rt.delivery().is_available(mode) {
+        println!("skipped: {}", rt.delivery());
+        return;
+    }
+    let object = rt.open_file_rw(data).expect("open");
+    let a = arena(&rt, mode, EXTENT);
+    map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    let log = std::fs::File::options().write(true).open(log).expect("log");
+    let done: Vec<AtomicU64> = (0..NR).map(|_| AtomicU64::new(0)).collect();
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let mut rng = Rng(seed + 1);
+            for value in 1u64.. {
+                let p = rng.below(NR);
+                let at = a.as_ptr().wrapping_add(p * PAGE + WORD).cast::<u64>();
+                // SAFETY: inside the arena and the object; aligned.
+                unsafe { at.write_volatile(value) };
+                done[p].store(value, Ordering::SeqCst);
+            }
+        });
+        let mut rng = Rng(seed + 100);
+        loop {
+            let first = if rng.below(3) == 0 { 0 } else { rng.below(NR) };
+            let pages = first..if first == 0 { NR } else { first + 1 + rng.below(NR - first) };
+            let before: Vec<_> = done[pages.clone()].iter().map(|d| d.load(Ordering::SeqCst)).collect();
+            object.sync((pages.start * PAGE) as u64..(pages.end * PAGE) as u64).expect("sync");
+            for (p, value) in pages.zip(before) {
+                log.write_all_at(&value.to_le_bytes(), p as u64 * 8).expect("log");
+            }
+        }
+    });
+}
+
 /// Stores, syncs, and notes in a file of its own what was synced, until it kills itself in the middle.
 fn write_until_killed(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::path::Path) {
     setup();

@@ -94,6 +94,11 @@ fn the_end_is_volatile_too() {
     assert!(disk.content() == want, "what was past the end is zero");
     let ends: BTreeSet<_> = (0..100).map(|seed| disk.crash(seed).content().len()).collect();
     assert_eq!(ends.into_iter().collect::<Vec<_>>(), [100, PAGE, 3 * PAGE]);
+    let crashes = (0..100).map(|seed| disk.crash(seed).content()).filter(|c| c.len() == 3 * PAGE);
+    assert!(
+        crashes.into_iter().all(|c| c[SECTOR..].iter().all(|b| *b == 0)),
+        "what was cut off shows under a later end"
+    );
     store.flush().unwrap();
     assert!((0..20).all(|seed| disk.crash(seed).content() == want));
     assert_eq!(read(&store, 3 * PAGE - 1, 2), Err(StoreError::Short));
@@ -187,6 +192,36 @@ fn errors_come_by_the_seed_and_are_told_apart() {
     let short = format!("{:?}", ("read", Some(StoreError::Short)));
     assert!(kinds.len() == 7 && kinds.contains(&short) && part > 0, "{kinds:?}, {part} in part");
     assert!((kinds, part, events) == run(), "a seed is a run");
+}
+
+#[test]
+fn writes_in_flight_are_done_in_any_order_but_those_of_one_sector() {
+    let orders: BTreeSet<Vec<u64>> = (1..40)
+        .map(|seed| {
+            let (disk, _) = disk(4 * PAGE, Behaviour { seed, ..Behaviour::default() });
+            let [a, b, c] = [[2; PAGE], [3; PAGE], [4; PAGE]];
+            let (half, far) = ((PAGE / 2) as u64, 2 * PAGE as u64);
+            disk.write_together(&[(0, &a), (far, &a), (half, &b), (far + PAGE as u64, &b), (0, &c[..SECTOR])]);
+            let want = [vec![4], vec![2; 3], vec![3; 8], vec![1; 4], vec![2; 8], vec![3; 8]].concat();
+            assert_eq!(sectors(&disk.content()), want, "seed {seed}");
+            disk.events().iter().filter_map(|e| if let Event::Write(pos, ..) = e { Some(*pos) } else { None }).collect()
+        })
+        .collect();
+    assert!(orders.len() > 5, "{} orders", orders.len());
+}
+
+#[test]
+fn writers_that_wait_for_each_other_all_get_through() {
+    let (disk, store) = disk(64 * PAGE, Behaviour { reorders: true, ..Behaviour::default() });
+    std::thread::scope(|s| {
+        for t in 0..4usize {
+            let store = &store;
+            s.spawn(move || (0..16).for_each(|i| write(store, (t * 16 + i) * PAGE, &[2; PAGE]).unwrap()));
+        }
+    });
+    assert_eq!(disk.nr_volatile(), 64 * 8, "each was done once, and none is durable");
+    store.flush().unwrap();
+    assert!(disk.durable() == vec![2; 64 * PAGE]);
 }
 
 #[test]

@@ -90,7 +90,8 @@ pub const ISOLATED: u64 = 1 << 8;
 /// Kept out of the cache by the control plane: `evicting` though there was nothing to evict. Of one object's pages one
 /// thread at a time makes some vacant: who flushes, or punches a hole, alone.
 const VACANT: u64 = 1 << 9;
-/// A failed flush took away what was last written to it. Kept until the store has taken other bytes, or a hole.
+/// A failed flush took away what was last written to it. Kept until the program, once it was told, has written it again and
+/// a flush has succeeded, or until the store has a hole there.
 pub const LOST: u64 = 1 << 10;
 
 /// What stays when a page leaves the cache or enters it.
@@ -571,10 +572,8 @@ impl FolioWord {
     /// writeback -> uptodate, with the flags of `set`: `UNSYNCED`, or `DIRTY` again when the store failed. A page that was
     /// written meanwhile is dirty as it is; the second result says so.
     pub fn end_writeback(&self, set: u64) -> (Wake, bool) {
-        // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty. And what was lost
-        // has been written again, if the store took it: from here on it is owed.
-        let owed = UNSYNCED[0] | UNSYNCED[1];
-        let void = if set & owed != 0 { owed | LOST } else { owed };
+        // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty.
+        let void = UNSYNCED[0] | UNSYNCED[1];
         let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | void)) | UPTODATE | set));
         r.map_or((Wake::No, false), |w| (Wake::of(w.0), w.has(DIRTY)))
     }
@@ -761,7 +760,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_lost_stays_so_until_the_store_takes_other_bytes() {
+    fn what_was_lost_stays_so_whatever_the_store_takes() {
         let w = FolioWord::new();
         w.set(LOST);
         w.try_claim().unwrap();
@@ -775,7 +774,7 @@ mod tests {
         assert!(w.load().has(LOST), "the store did not take it");
         w.try_writeback().unwrap();
         let _ = w.end_writeback(UNSYNCED[1]);
-        assert!(!w.load().has(LOST) && w.load().is_unsynced());
+        assert!(w.load().has(LOST) && w.load().is_unsynced(), "who wrote may not know");
     }
 
     #[test]

@@ -72,10 +72,16 @@ pub enum Point {
     WRITEBACK_PROTECTED,
     /// The store has the bytes, the pages are still `writeback`.
     WRITEBACK_WRITTEN,
+    /// A pinned page is not held, and about to be written as it is.
+    SETTLE_DIRECT,
+    /// Pages stay as they are for a flush, whose turn has not begun.
+    FLUSH_SETTLED,
+    /// The store has flushed or failed to, and nobody knows yet.
+    FLUSH_DONE,
 }
 
 /// How many points there are.
-pub const NR_POINTS: usize = Point::WRITEBACK_WRITTEN as usize + 1;
+pub const NR_POINTS: usize = Point::FLUSH_DONE as usize + 1;
 
 #[cfg(all(debug_assertions, not(loom)))]
 pub use armed::{arm_gate, arm_spin, disarm, hit, hits, is_caught};

@@ -311,7 +311,6 @@ fn write_here(m: &Mapping<'_>, ops: &ExclusiveOps<'_>, p: u64, word: &FolioWord,
     let written = changed && ask && m.a_ops.write_folio(p, 1).is_ok();
     if written {
         word.set(writeback::unsynced_bit(m));
-        word.clear(LOST);
     } else if changed {
         word.set(LOST);
     }

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
@@ -395,6 +395,16 @@ const CHILD: &str = "SOFTFAULT_TEST_CHILD";
 ///
 /// In that process the call does not return. `None`: this is a child made for another call of the same test.
 pub(crate) fn child(test: &str, key: &str, body: impl FnOnce()) -> Option<Output> {
+    child_beside(test, key, |_| (), body)
+}
+
+/// As [`child`]; meanwhile the parent does something with it.
+pub(crate) fn child_beside(
+    test: &str,
+    key: &str,
+    beside: impl FnOnce(&mut Child),
+    body: impl FnOnce(),
+) -> Option<Output> {
     let name = format!("{test}/{key}");
     if let Ok(wanted) = std::env::var(CHILD) {
         if wanted == name {
@@ -412,6 +422,7 @@ pub(crate) fn child(test: &str, key: &str, body: impl FnOnce()) -> Option<Output
         .stderr(Stdio::piped())
         .spawn()
         .expect("spawn");
+    beside(&mut child);
     let began = Instant::now();
     while child.try_wait().expect("wait").is_none() {
         if began.elapsed() > Duration::from_secs(60) {

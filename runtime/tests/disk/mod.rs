@@ -1,9 +1,10 @@
 //! A disk in memory with a volatile layer, for tests of what survives: a crash keeps of what was written since the last
 //! flush what it likes, sector by sector, in any order.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
+#![allow(unsafe_code, reason = "a store for handlers")]
 
-use softfault::{Errno, PageMut, PageRef, Store, StoreError};
-use std::collections::{BTreeMap, VecDeque};
+use softfault::{Errno, HandlerStore, PageMut, PageRef, Store, StoreError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(crate) struct Behaviour {
     pub(crate) write_error_in: usize,
     /// Every so many flushes fail; 0: none but those named by [`Disk::fail_flush`].
     pub(crate) flush_error_in: usize,
+    /// Writes that are in flight together are done in any order, but those of one sector.
+    pub(crate) reorders: bool,
     /// Every so many operations take `delay`; 0: none.
     pub(crate) delay_in: usize,
     /// How long.
@@ -48,6 +51,7 @@ impl Default for Behaviour {
             read_error_in: 0,
             write_error_in: 0,
             flush_error_in: 0,
+            reorders: false,
             delay_in: 0,
             delay: Duration::from_micros(200),
         }
@@ -95,7 +99,32 @@ struct State {
     /// For each of the next flushes whether it is to fail.
     flush_fails: VecDeque<bool>,
     events: Vec<Event>,
+    /// Writes that were asked for, oldest first, and what became of them.
+    in_flight: Vec<Request>,
+    next_request: u64,
+    /// Pages whose blocks are durable.
+    dsynced: BTreeSet<u64>,
 }
+
+#[derive(Clone, Debug)]
+struct Request {
+    id: u64,
+    pos: u64,
+    bytes: Vec<u8>,
+    answer: Option<Result<(), StoreError>>,
+}
+
+impl Request {
+    fn sectors(&self) -> std::ops::Range<u64> {
+        self.pos / SECTOR as u64..(self.pos + self.bytes.len() as u64).div_ceil(SECTOR as u64)
+    }
+    fn overlaps(&self, other: &Self) -> bool {
+        let (a, b) = (self.sectors(), other.sectors());
+        a.start < b.end && b.start < a.end
+    }
+}
+
+const PAGE: u64 = 4096;
 
 impl Disk {
     /// Makes a disk that holds `content`, durably.
@@ -114,6 +143,9 @@ impl Disk {
             cut: u64::MAX,
             flush_fails: VecDeque::new(),
             events: Vec::new(),
+            in_flight: Vec::new(),
+            next_request: 0,
+            dsynced: BTreeSet::new(),
         };
         Arc::new(Self { behaviour, state: Mutex::new(state) })
     }
@@ -131,6 +163,16 @@ impl Disk {
         let s = self.lock();
         s.durable[..s.durable_len as usize].to_vec()
     }
+    /// Changes whole sectors as another program does, durably.
+    pub(crate) fn change_outside(&self, pos: usize, bytes: &[u8]) {
+        assert!(pos.is_multiple_of(SECTOR) && bytes.len().is_multiple_of(SECTOR));
+        let mut guard = self.lock();
+        let s = &mut *guard;
+        for content in [&mut s.view, &mut s.durable] {
+            content[pos..pos + bytes.len()].copy_from_slice(bytes);
+        }
+        s.pending.retain(|sector, _| !(pos..pos + bytes.len()).contains(&(sector * SECTOR)));
+    }
     /// Returns what was asked so far.
     pub(crate) fn events(&self) -> Vec<Event> {
         self.lock().events.clone()
@@ -146,6 +188,10 @@ impl Disk {
             s.flush_fails.resize(after + 1, false);
         }
         s.flush_fails[after] = true;
+    }
+    /// Returns whether the block of the page at `pos` is durable.
+    pub(crate) fn is_dsynced(&self, pos: u64) -> bool {
+        self.lock().dsynced.contains(&(pos / PAGE))
     }
     /// Returns how many sectors are not durable.
     pub(crate) fn nr_volatile(&self) -> usize {
@@ -197,17 +243,40 @@ impl Disk {
 
     fn write(&self, pos: u64, src: &[u8]) -> Result<(), StoreError> {
         self.maybe_delay(self.lock());
+        if self.behaviour.reorders {
+            return self.write_in_any_order(pos, src);
+        }
+        self.lock().write(&self.behaviour, pos, src)
+    }
+
+    /// Writes that are all in flight before the first is done.
+    pub(crate) fn write_together(&self, writes: &[(u64, &[u8])]) {
         let mut s = self.lock();
-        let fails = s.one_in(self.behaviour.write_error_in);
-        let part = if fails { s.below(src.len() + 1) } else { src.len() };
-        s.grow(pos + part as u64);
-        s.change(pos, part, |bytes| bytes.copy_from_slice(&src[..part]));
-        s.events.push(Event::Write(pos, src.len(), !fails));
-        if fails { Err(StoreError::Io(Errno::EIO)) } else { Ok(()) }
+        for (pos, bytes) in writes {
+            s.queue(*pos, bytes);
+        }
+        writes.iter().for_each(|_| s.do_one_in_flight(&self.behaviour));
+        assert!(s.in_flight.iter().all(|r| r.answer.is_some()), "one was not done");
+        s.in_flight.clear();
+    }
+
+    /// Queues the write, and does one after the other of the queue until this one has had its turn.
+    fn write_in_any_order(&self, pos: u64, src: &[u8]) -> Result<(), StoreError> {
+        let id = self.lock().queue(pos, src);
+        loop {
+            // Others queue theirs.
+            std::thread::sleep(Duration::from_micros(50));
+            let mut s = self.lock();
+            if let Some(i) = s.in_flight.iter().position(|r| r.id == id && r.answer.is_some()) {
+                return s.in_flight.remove(i).answer.unwrap_or(Ok(()));
+            }
+            s.do_one_in_flight(&self.behaviour);
+        }
     }
 
     fn punch(&self, pos: u64, len: u64) {
         let mut s = self.lock();
+        s.dsynced.retain(|p| !(pos.div_ceil(PAGE)..(pos + len) / PAGE).contains(p));
         let here = s.len.saturating_sub(pos).min(len) as usize;
         s.change(pos, here, |bytes| bytes.fill(0));
         s.events.push(Event::Punch(pos, len));
@@ -221,6 +290,7 @@ impl Disk {
         let first = len as usize / SECTOR;
         s.pending.range_mut(first..).for_each(|(_, versions)| drop(versions.drain(..versions.len() - 1)));
         s.cut = s.cut.min(len);
+        s.dsynced.retain(|p| *p < len.div_ceil(PAGE));
         s.grow(len);
         s.len = len;
         s.pending_lens.push(len);
@@ -268,6 +338,35 @@ impl State {
         n > 0 && self.below(n) == 0
     }
 
+    fn write(&mut self, behaviour: &Behaviour, pos: u64, src: &[u8]) -> Result<(), StoreError> {
+        let fails = self.one_in(behaviour.write_error_in);
+        let part = if fails { self.below(src.len() + 1) } else { src.len() };
+        self.grow(pos + part as u64);
+        self.change(pos, part, |bytes| bytes.copy_from_slice(&src[..part]));
+        self.events.push(Event::Write(pos, src.len(), !fails));
+        if fails { Err(StoreError::Io(Errno::EIO)) } else { Ok(()) }
+    }
+
+    fn queue(&mut self, pos: u64, src: &[u8]) -> u64 {
+        self.next_request += 1;
+        self.in_flight.push(Request { id: self.next_request, pos, bytes: src.to_vec(), answer: None });
+        self.next_request
+    }
+
+    /// Does any write of the queue that waits for no earlier one of the same sector.
+    fn do_one_in_flight(&mut self, behaviour: &Behaviour) {
+        let queue = &self.in_flight;
+        let waits = |i: usize| queue[..i].iter().any(|r| r.answer.is_none() && r.overlaps(&queue[i]));
+        let ready: Vec<usize> = (0..queue.len()).filter(|i| queue[*i].answer.is_none() && !waits(*i)).collect();
+        if ready.is_empty() {
+            return;
+        }
+        let i = ready[self.below(ready.len())];
+        let (pos, bytes) = (self.in_flight[i].pos, std::mem::take(&mut self.in_flight[i].bytes));
+        let answer = self.write(behaviour, pos, &bytes);
+        self.in_flight[i].answer = Some(answer);
+    }
+
     fn grow(&mut self, len: u64) {
         if len > self.len {
             self.view.resize(self.view.len().max((len as usize).next_multiple_of(SECTOR)), 0);
@@ -310,7 +409,13 @@ impl State {
         let kept_of_4 = self.below(5);
         let lens = std::mem::take(&mut self.pending_lens);
         let i = self.below(lens.len() + 1);
-        self.durable_len = lens.get(i).copied().unwrap_or(self.durable_len);
+        if let Some(len) = lens.get(i) {
+            self.durable_len = *len;
+            // Ends are moved in order, in the journal: what one of them cut off is gone under every later one.
+            let cut = lens[..=i].iter().min().map_or(usize::MAX, |c| *c as usize);
+            let cut = cut.min(self.durable.len());
+            self.durable[cut..].fill(0);
+        }
         for (sector, versions) in std::mem::take(&mut self.pending) {
             if self.below(4) >= kept_of_4 {
                 continue;
@@ -340,7 +445,9 @@ impl Store for VolatileStore {
         self.0.read(pos_bytes, page.as_mut_slice())
     }
     fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
-        self.0.lock().events.push(Event::Dsync(pos_bytes, len_bytes));
+        let mut s = self.0.lock();
+        s.events.push(Event::Dsync(pos_bytes, len_bytes));
+        s.dsynced.extend(pos_bytes / PAGE..(pos_bytes + len_bytes).div_ceil(PAGE));
         Ok(())
     }
     fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
@@ -374,3 +481,38 @@ impl Store for VolatileStore {
         self.0.behaviour.rereads_unflushed
     }
 }
+
+/// A [`VolatileStore`] that is called in the faulting thread.
+#[derive(Debug)]
+pub(crate) struct InHandler(pub(crate) VolatileStore);
+
+impl Store for InHandler {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        self.0.read(pos_bytes, page)
+    }
+    fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
+        self.0.dsync(pos_bytes, len_bytes)
+    }
+    fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
+        self.0.write(pos_bytes, pages)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.0.flush()
+    }
+    fn punch(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
+        self.0.punch(pos_bytes, len_bytes)
+    }
+    fn set_len(&self, len_bytes: u64) -> Result<(), StoreError> {
+        self.0.set_len(len_bytes)
+    }
+    fn is_stable(&self) -> bool {
+        self.0.is_stable()
+    }
+    fn rereads_unflushed(&self) -> bool {
+        self.0.rereads_unflushed()
+    }
+}
+
+// SAFETY: it locks and allocates, which is sound here alone: the threads of these tests touch arenas where they hold
+// neither the disk's lock nor the allocator's.
+unsafe impl HandlerStore for InHandler {}

@@ -4,7 +4,7 @@
 
 use crate::failpoint;
 use crate::filemap;
-use crate::folio::{DIRTY, FolioWord, LOST};
+use crate::folio::{DIRTY, FolioWord};
 use crate::host::Park;
 use crate::khugepaged;
 use crate::mapping::Mapping;
@@ -101,7 +101,6 @@ pub(super) fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u6
             // Read after the store took it: see writeback::unsynced_bit.
             if mapping.exclusive && why != Why::Void && w.load().has(DIRTY) {
                 w.set(writeback::unsynced_bit(mapping));
-                w.clear(LOST);
             }
             w.evicted(shadow(p).0)
         });

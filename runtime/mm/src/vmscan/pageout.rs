@@ -5,7 +5,9 @@
 use super::Why;
 use super::range::{Reach, take_out_range};
 use crate::filemap;
+use crate::folio::{DIRTY, State};
 use crate::host::Env;
+use crate::mapping::Mapping;
 use crate::writeback;
 
 /// How many neighbours of a dirty page are written with it.
@@ -55,13 +57,23 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
             let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
             if m.exclusive {
                 let _ = take_out_range(env, m, stripe, from, to, Reach { idle: true, dirty: true, why: Why::Reclaim });
-            } else {
-                // An error leaves the pages dirty, and is counted; who asks for durability is told.
-                let _ = writeback::writeout(env, m, stripe, from, to);
+            } else if writeback::writeout(env, m, stripe, from, to).is_err() {
+                // It is counted, and who asks for durability is told.
+                keep_unwritten(m, from, to);
             }
             filemap::release(m, claim);
         }
     });
+}
+
+/// Takes pages that stay dirty off probation, where they would be in the way of pages that can go. Linux: they are activated.
+fn keep_unwritten(mapping: &Mapping<'_>, from: u64, to: u64) {
+    for word in (from..to).filter_map(|p| mapping.folio(p)) {
+        let seen = word.load();
+        if seen.state() == State::Uptodate && seen.has(DIRTY) {
+            word.keep(seen.version());
+        }
+    }
 }
 
 fn release(env: Env<'_>, claim: crate::claim::Claim) {
