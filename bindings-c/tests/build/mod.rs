@@ -38,7 +38,8 @@ pub(crate) fn work_dir(name: &str) -> Option<PathBuf> {
     }
 }
 
-/// Builds both libraries into the folder that the tests themselves were built in, and lends them to the tests of `name`.
+/// Builds both libraries into the folder that the tests themselves were built in, and lends copies to the tests of one
+/// file, whose `name` it is.
 pub(crate) fn built(name: &str) -> Option<&'static Built> {
     static BUILT: OnceLock<Option<Built>> = OnceLock::new();
     let build = || {
