@@ -1,7 +1,7 @@
 //! A side in a process of its own, as its parent sees it; and the one side that is this program again.
 //!
 //! A child makes its runtime first, then moves to the processor that measures, so that its background threads are not
-//! bound to it. It answers each line with `done` and figures, or `failed` and why, and ends when its input does.
+//! bound to it. It answers each line with `done` and figures, or `failed` or `absent` and why, and ends when its input does.
 
 use crate::subject::{Kind, Side};
 use softfault_benches::machine::Pinned;
@@ -42,11 +42,13 @@ impl Child {
     pub(crate) fn ask(&mut self, line: &str) -> Result<Vec<f64>> {
         let mut answer = String::new();
         if let Some(input) = &mut self.input {
-            writeln!(input, "{line}").context("writing to a child")?;
+            // Who has died says why in its last line.
+            let _ = writeln!(input, "{line}");
         }
         self.output.read_line(&mut answer).context("reading from a child")?;
         match answer.trim().split_once(' ') {
             Some(("done", figures)) => Ok(figures.split(' ').filter_map(|f| f.parse().ok()).collect()),
+            Some(("absent", why)) => Err(Error::Absent(why.to_owned())),
             Some(("failed", why)) => Err(Error::Wrong(why.to_owned())),
             _ => Err(Error::Wrong(format!("a child ended, or answered {answer:?}, to {line:?}"))),
         }

@@ -13,6 +13,8 @@ use std::process::Command;
 const ROWS: &[RowSpec] = &[
     RowSpec::floor("rust_minor_single"),
     RowSpec::floor("rust_custom_fault"),
+    // Rust against itself, in two processes: how far from 1 a ratio is by chance.
+    RowSpec::against("rust_custom_fault_aa", "rust_custom_fault_aa", &["rust_custom_fault"], None).paired(),
     RowSpec::against("abi_minor_single", "abi_minor_single", &["rust_minor_single"], Some(1.02)).paired(),
     RowSpec::against("abi_custom_fault", "abi_custom_fault", &["rust_custom_fault"], None).paired(),
 ];
@@ -30,7 +32,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let file = HotFile::create(&session.options.dir, "abi", len_bytes)?;
     let cpu = session.cpus.measuring;
     let rust = |kind| Child::rust(kind, file.path(), len_bytes, cpu);
-    let (mut rust_minor, mut rust_custom) = (rust(Kind::Minor)?, rust(Kind::Custom)?);
+    let (mut rust_minor, mut rust_custom, mut rust_again) =
+        (rust(Kind::Minor)?, rust(Kind::Custom)?, rust(Kind::Custom)?);
     let program = Library::build().and_then(|l| l.program());
     let c = |kind| {
         let program = program.as_ref().map_err(Error::again)?;
@@ -38,7 +41,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     };
     let (mut c_minor, mut c_custom) = (c(Kind::Minor), c(Kind::Custom));
     // Runs of the callbacks, for the difference.
-    let (of_c, of_rust) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+    let [of_c, of_rust, of_again] = [const { RefCell::new(Vec::new()) }; 3];
     let kept = |of: &RefCell<Vec<f64>>, ns: f64| {
         of.borrow_mut().push(ns);
         Ok(ns)
@@ -46,6 +49,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let mut series = vec![
         Series::new("rust_minor_single", || rust_minor.run()),
         Series::new("rust_custom_fault", || kept(&of_rust, rust_custom.run()?)),
+        Series::new("rust_custom_fault_aa", || kept(&of_again, rust_again.run()?)),
     ];
     match &mut c_minor {
         Ok(child) => series.push(Series::new("abi_minor_single", || child.run())),
@@ -56,13 +60,19 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         Err(why) => session.lack("abi_custom_fault", why),
     }
     session.measure(&rows, series)?;
-    let (of_c, of_rust) = (of_c.into_inner(), of_rust.into_inner());
-    // The first of each was for warmth.
-    let more: Vec<f64> = of_c.iter().zip(&of_rust).skip(1).map(|(c, rust)| c - rust).collect();
-    if !more.is_empty() {
-        let more = median(&more);
+    let (of_c, of_rust, of_again) = (of_c.into_inner(), of_rust.into_inner(), of_again.into_inner());
+    if let Some(more) = difference(&of_again, &of_rust) {
+        session.note("rust_custom_fault_aa", &format!("{more:.1} ns more a fault"));
+    }
+    if let Some(more) = difference(&of_c, &of_rust) {
         let met = if more < CALLBACK_GOAL_NS { "yes" } else { "NO" };
         session.note("abi_custom_fault", &format!("{more:.1} ns more a fault, < {CALLBACK_GOAL_NS} {met}"));
     }
     Ok(())
+}
+
+/// Returns the median of what neighbouring runs differ by, but for the first ones, which were for warmth.
+fn difference(of: &[f64], from: &[f64]) -> Option<f64> {
+    let more: Vec<f64> = of.iter().zip(from).skip(1).map(|(a, b)| a - b).collect();
+    (!more.is_empty()).then(|| median(&more))
 }

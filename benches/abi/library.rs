@@ -23,7 +23,7 @@ fn manifest() -> &'static Path {
 
 /// Returns a path of the repository.
 pub(crate) fn repository(path: &str) -> PathBuf {
-    manifest().parent().unwrap_or(manifest()).join(path)
+    manifest().parent().unwrap_or_else(manifest).join(path)
 }
 
 /// Returns a file of this bench.

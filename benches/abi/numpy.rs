@@ -12,12 +12,19 @@ use std::process::Command;
 const FIRST: &str = "abi_numpy_sum_first_touch";
 const AGAIN: &str = "abi_numpy_sum_again";
 const MEMMAP: &str = "numpy_memmap_first_touch";
+const MEMFD: &str = "numpy_memfd_first_touch";
 const MEMORY: &str = "numpy_memory_sum";
+const HUGE: &str = "abi_numpy_sum_huge";
+const ALL: [&str; 6] = [FIRST, AGAIN, HUGE, MEMMAP, MEMFD, MEMORY];
 
 const ROWS: &[RowSpec] = &[
     RowSpec::floor(MEMMAP),
+    RowSpec::floor(MEMFD),
     RowSpec::floor(MEMORY),
     RowSpec::against(FIRST, FIRST, &[MEMMAP], Some(1.1)).paired(),
+    // A memmap of pages such as the cache has: ext4's come in folios, of which the kernel maps several at once.
+    RowSpec::against("abi_numpy_sum_vs_memfd", FIRST, &[MEMFD], None).paired(),
+    RowSpec::against(HUGE, HUGE, &[MEMMAP], Some(1.1)).paired(),
     RowSpec::against(AGAIN, AGAIN, &[MEMORY], None).paired(),
 ];
 
@@ -29,7 +36,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     }
     let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
     if let Err(why) = has_numpy(&python) {
-        [FIRST, AGAIN, MEMMAP, MEMORY].iter().for_each(|s| session.lack(s, &why));
+        ALL.iter().for_each(|s| session.lack(s, &why));
         return session.measure(&rows, Vec::new());
     }
     let len_bytes = session.options.size_bytes(256, 16);
@@ -43,15 +50,22 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         Child::start(command.arg(library::file("numpy_side.py")).arg(kind).arg(file.path()).arg(&cpu))
     };
     let arena = RefCell::new(start("softfault")?);
-    let (mut memmap, mut memory) = (start("memmap")?, start("memory")?);
+    let (mut memmap, mut memfd, mut memory) = (start("memmap")?, start("memfd")?, start("memory")?);
+    let mut huge = start("huge")?;
     let pages = len_bytes / PAGE;
-    let series = vec![
+    let made = sum(&mut huge, "first", pages);
+    let mut series = vec![
         // The fresh arena comes first, and the sum over it again at some time after it.
         Series::new(FIRST, || sum(&mut arena.borrow_mut(), "first", pages)),
         Series::new(MEMMAP, || sum(&mut memmap, "first", pages)),
+        Series::new(MEMFD, || sum(&mut memfd, "first", pages)),
         Series::new(AGAIN, || sum(&mut arena.borrow_mut(), "again", pages)),
         Series::new(MEMORY, || sum(&mut memory, "again", pages)),
     ];
+    match made {
+        Ok(_) => series.push(Series::new(HUGE, || sum(&mut huge, "first", pages))),
+        Err(why) => session.lack(HUGE, &why),
+    }
     session.measure(&rows, series)
 }
 
