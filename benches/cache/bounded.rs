@@ -127,7 +127,7 @@ fn one(session: &mut Session, workload: Workload, rows: &[RowSpec], sides: &[Sid
 
 /// The cache's limit in a group.
 fn limit(group_bytes: usize) -> usize {
-    group_bytes / 16 * 15
+    (group_bytes / 16 * 15).min(group_bytes.saturating_sub(13 * MIB))
 }
 
 /// Says what the figures are of.

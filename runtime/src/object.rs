@@ -332,7 +332,7 @@ impl Object {
     /// Reads past the end are short; the result is the number of bytes read.
     ///
     /// # Errors
-    /// [`Error::Fault`] naming the first byte that could not be had; the bytes before it were read.
+    /// [`Error::Fault`](crate::Error::Fault) naming the first byte that could not be had; the bytes before it were read.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         parent_only("Object::read_at")?;
         io::read_at(&self.inner, offset, buf)
@@ -341,7 +341,7 @@ impl Object {
     /// Writes bytes through the cache, without a fault. Does not grow the object: writes past the end are short.
     ///
     /// # Errors
-    /// [`Error::Denied`] on an object that is not writable, [`Error::Fault`].
+    /// [`Error::Denied`](crate::Error::Denied) on an object that is not writable, [`Error::Fault`](crate::Error::Fault).
     pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<usize> {
         parent_only("Object::write_at")?;
         io::write_at(&self.inner, offset, buf)
@@ -362,7 +362,7 @@ impl Object {
     /// Reads the byte range into the cache.
     ///
     /// # Errors
-    /// [`Error::Fault`].
+    /// [`Error::Fault`](crate::Error::Fault).
     pub fn populate(&self, range: std::ops::Range<u64>) -> Result<()> {
         parent_only("Object::populate")?;
         self.inner.check_mapped("Object::populate")?;

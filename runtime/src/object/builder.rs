@@ -237,6 +237,7 @@ impl ObjectBuilder {
     /// 2. They change folio words and bytes only through [`filemap::fill_with`] and [`filemap::fault`]: the words and
     ///    `a_ops` that a [`Mapping`] shows have owners, and going past them shows other threads bytes of nobody's.
     ///
+    /// [`Mapping`]: crate::Mapping
     /// [`filemap::fill_with`]: crate::filemap::fill_with
     /// [`filemap::fault`]: crate::filemap::fault
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
