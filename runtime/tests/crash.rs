@@ -141,9 +141,7 @@ fn sync_stubbornly(w: &World, book: &Book, value: &AtomicU64, range: &Range<u64>
 fn write_errors() -> usize {
     let wanted = std::env::var("SOFTFAULT_CRASH_WRITE_ERRORS").ok().and_then(|v| v.parse().ok());
     if wanted.is_none() {
-        println!(
-            "skipped: writes that fail. With them, one run in some ten on a busy machine finds a sector that was"
-        );
+        println!("skipped: writes that fail. With them, one run in some ten on a busy machine finds a sector that was");
         println!("acknowledged as it was before; the cause is not known. SOFTFAULT_CRASH_WRITE_ERRORS=15 has them.");
     }
     wanted.unwrap_or(0)
