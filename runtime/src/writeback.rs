@@ -33,8 +33,8 @@ pub(crate) struct FlushState {
     told: Told,
     /// Pages up to here, past the end, may still be cached, and in the store; 0: none.
     cut_owed: AtomicU64,
-    /// Pinned pages being written as they are.
-    direct: AtomicU64,
+    /// Who has it writes a pinned page as it is. A leaf, but for the store.
+    direct: Mutex<()>,
     /// Page ranges that are held.
     held: Mutex<Vec<Range<u64>>>,
 }
@@ -358,17 +358,18 @@ const PATIENCE: u32 = 2_000;
 fn settle(
     env: Env<'_>,
     m: &Mapping<'_>,
-    direct: &AtomicU64,
+    direct: &Mutex<()>,
     word: &FolioWord,
     p: u64,
 ) -> std::result::Result<bool, (u64, FillError)> {
     let ctx = Ctx::thread(0);
-    for _ in 0..PATIENCE {
+    let mut turns = 0;
+    loop {
         let seen = word.load();
         match seen.state() {
             // What is being written may have been read before the last store that we answer for.
             State::Evicting if seen.is_vacant() => return Ok(false),
-            // And a page that is leaving is written on its way, or stays after all.
+            // And a page that is leaving is written on its way, or stays after all. However often signals wake us.
             State::Writeback | State::Evicting => {
                 if let Some(low) = word.mark_waiter(seen.state()) {
                     env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
@@ -379,28 +380,48 @@ fn settle(
                 if writeback::writeout(env, m, 0, p, p + 1)? > 0 {
                     return Ok(false);
                 }
+                turns += 1;
                 std::thread::yield_now();
             }
             _ => return Ok(false),
         }
-    }
-    // Pinned for long, perhaps for stores by a device: its bytes as they are now, and it stays dirty.
-    direct.fetch_add(1, Ordering::SeqCst);
-    let mut held = false;
-    let mut written = Ok(());
-    if word.try_pin(0).is_ok() {
-        // SeqCst with hold_dirty(): either we see the hold, or it sees us and waits.
-        std::sync::atomic::fence(Ordering::SeqCst);
-        held = word.load().has(HELD);
-        if !held {
-            failpoint!(SETTLE_DIRECT);
-            written = m.a_ops.write_folio(p, 1);
+        if turns >= PATIENCE
+            && let Some(held) = write_pinned(m, direct, word, p)?
+        {
+            return Ok(held);
         }
-        word.unpin();
     }
-    direct.fetch_sub(1, Ordering::SeqCst);
-    written.map_err(|(_, error)| (p, error))?;
-    Ok(held)
+}
+
+/// Writes a page that is pinned for long, perhaps for stores by a device: its bytes as they are now, and it stays dirty.
+/// `None`: it has moved on; `true`: it is held.
+///
+/// One at a time of an object, and none that is `writeback`: the store may be given the newer bytes first.
+/// ```text
+/// sync                                     another
+/// the store copies the page
+///                                          a store to it; sync: the newer bytes are written and flushed
+/// and puts its copy there
+/// ```
+fn write_pinned(
+    m: &Mapping<'_>,
+    direct: &Mutex<()>,
+    word: &FolioWord,
+    p: u64,
+) -> std::result::Result<Option<bool>, (u64, FillError)> {
+    // With hold_dirty(): either we see the hold, or it waits for us.
+    let _alone = lock(direct);
+    let Ok(old) = word.try_pin(0) else { return Ok(None) };
+    let result = if old.state() != State::Uptodate {
+        Ok(None)
+    } else if word.load().has(HELD) {
+        Ok(Some(true))
+    } else {
+        failpoint!(SETTLE_DIRECT);
+        m.a_ops.write_folio(p, 1).map(|()| Some(false)).map_err(|(_, error)| (p, error))
+    };
+    word.unpin();
+    result
 }
 
 /// Pages that are not written back for as long as the value lives; see [`Object::hold_dirty`].
@@ -514,9 +535,7 @@ impl Object {
             }
         }
         // Nor may one that is pinned, and written as it is.
-        while inner.flush_state().direct.load(Ordering::SeqCst) != 0 {
-            std::thread::yield_now();
-        }
+        drop(lock(&inner.flush_state().direct));
         Ok(Held { object: self.clone(), pages })
     }
 

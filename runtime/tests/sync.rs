@@ -256,6 +256,94 @@ fn holes_ends_and_invalidation() {
     });
 }
 
+/// A write that the store has begun and not put in its place; ends however the test does.
+struct Stalled<'a>(&'a Disk);
+
+impl<'a> Stalled<'a> {
+    fn next_write(disk: &'a Disk) -> Self {
+        disk.stall_next_write();
+        Self(disk)
+    }
+    fn wait(&self) {
+        until("a write stalls", || self.0.has_stalled());
+    }
+}
+
+impl Drop for Stalled<'_> {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
+}
+
+/// ```text
+/// sync                                     another
+/// the store copies a pinned page
+///                                          a store to it, sync: the newer bytes are written and flushed
+/// and puts its copy there
+/// ```
+#[test]
+fn a_pinned_page_is_written_by_one_sync_at_a_time() {
+    each_mode("pinned", |_, mode| {
+        let w = world(mode, Behaviour::default());
+        let pin = w.a.pin(0..PAGE, Access::Write).expect("pin");
+        assert_eq!(store(&w.a, 9, 1), Ok(()));
+        std::thread::scope(|s| {
+            let stalled = Stalled::next_write(&w.disk);
+            let first = s.spawn(|| w.object.sync(page(0)));
+            stalled.wait();
+            assert_eq!(store(&w.a, 9, 2), Ok(()));
+            let second = s.spawn(|| w.object.sync(page(0)));
+            std::thread::sleep(Duration::from_millis(100));
+            assert!(!second.is_finished(), "{mode:?}: synced beside an older write of the page");
+            drop(stalled);
+            assert!(matches!((first.join(), second.join()), (Ok(Ok(())), Ok(Ok(())))), "{mode:?}");
+            assert_eq!(w.disk.durable()[9], 2, "{mode:?}: synced, and as it was before");
+        });
+        drop(pin);
+    });
+}
+
+/// The same where the older bytes are those of write-back, and signals wake who waits for it again and again.
+#[test]
+fn a_sync_waits_for_older_bytes_through_any_number_of_signals() {
+    each_mode("signals", |_, mode| {
+        let w = world(mode, Behaviour::default());
+        assert_eq!(store(&w.a, 9, 1), Ok(()));
+        // SAFETY: an empty handler, so that a sleep is interrupted; no SA_RESTART.
+        unsafe {
+            extern "C" fn nothing(_: i32) {}
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = nothing as *const () as usize;
+            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
+        }
+        let thread = AtomicU64::new(0);
+        std::thread::scope(|s| {
+            let stalled = Stalled::next_write(&w.disk);
+            let first = s.spawn(|| w.object.sync(page(0)));
+            stalled.wait();
+            assert_eq!(store(&w.a, 9, 2), Ok(()));
+            let second = s.spawn(|| {
+                // SAFETY: always sound.
+                thread.store(unsafe { libc::pthread_self() }, Ordering::SeqCst);
+                w.object.sync(page(0))
+            });
+            until("it runs", || thread.load(Ordering::SeqCst) != 0);
+            for _ in 0..4_000 {
+                if second.is_finished() {
+                    break;
+                }
+                // SAFETY: the thread is joined below.
+                unsafe { libc::pthread_kill(thread.load(Ordering::SeqCst), libc::SIGUSR2) };
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            assert!(!second.is_finished(), "{mode:?}: synced beside an older write of the page");
+            drop(stalled);
+            assert!(matches!((first.join(), second.join()), (Ok(Ok(())), Ok(Ok(())))), "{mode:?}");
+            assert_eq!(w.disk.durable()[9], 2, "{mode:?}: synced, and as it was before");
+        });
+    });
+}
+
 #[test]
 fn old_dirty_pages_are_written_though_nobody_asks() {
     each_mode("flusher", |_, mode| {

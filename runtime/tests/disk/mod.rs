@@ -5,6 +5,7 @@
 
 use softfault::{Errno, HandlerStore, PageMut, PageRef, Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,7 +81,12 @@ pub(crate) enum Event {
 pub(crate) struct Disk {
     behaviour: Behaviour,
     state: Mutex<State>,
+    /// What becomes of the next write, between the copy of its bytes and the disk.
+    stall: AtomicU8,
 }
+
+const STALL_NEXT: u8 = 1;
+const STALLED: u8 = 2;
 
 #[derive(Clone, Debug)]
 struct State {
@@ -125,6 +131,8 @@ impl Request {
 }
 
 const PAGE: u64 = 4096;
+/// What the tests' numbers take.
+const WORD: usize = 8;
 
 impl Disk {
     /// Makes a disk that holds `content`, durably.
@@ -147,7 +155,7 @@ impl Disk {
             next_request: 0,
             dsynced: BTreeSet::new(),
         };
-        Arc::new(Self { behaviour, state: Mutex::new(state) })
+        Arc::new(Self { behaviour, state: Mutex::new(state), stall: AtomicU8::new(0) })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -188,6 +196,23 @@ impl Disk {
             s.flush_fails.resize(after + 1, false);
         }
         s.flush_fails[after] = true;
+    }
+    /// Has the next write stay, its bytes copied and not on the disk yet, until [`Disk::let_go`].
+    pub(crate) fn stall_next_write(&self) {
+        self.stall.store(STALL_NEXT, Ordering::SeqCst);
+    }
+    pub(crate) fn has_stalled(&self) -> bool {
+        self.stall.load(Ordering::SeqCst) == STALLED
+    }
+    pub(crate) fn let_go(&self) {
+        self.stall.store(0, Ordering::SeqCst);
+    }
+    fn maybe_stall(&self) {
+        if self.stall.compare_exchange(STALL_NEXT, STALLED, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            while self.has_stalled() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
     /// Returns whether the block of the page at `pos` is durable.
     pub(crate) fn is_dsynced(&self, pos: u64) -> bool {
@@ -340,7 +365,8 @@ impl State {
 
     fn write(&mut self, behaviour: &Behaviour, pos: u64, src: &[u8]) -> Result<(), StoreError> {
         let fails = self.one_in(behaviour.write_error_in);
-        let part = if fails { self.below(src.len() + 1) } else { src.len() };
+        // Whole words: between the bytes of two numbers there is a third, which nobody wrote.
+        let part = if fails { self.below(src.len() + 1) & !(WORD - 1) } else { src.len() };
         self.grow(pos + part as u64);
         self.change(pos, part, |bytes| bytes.copy_from_slice(&src[..part]));
         self.events.push(Event::Write(pos, src.len(), !fails));
@@ -461,6 +487,7 @@ impl Store for VolatileStore {
             std::thread::yield_now();
             assert!(copy() == bytes, "the pages of a stable store change while they are written");
         }
+        self.0.maybe_stall();
         self.0.write(pos_bytes, &bytes)
     }
     fn flush(&self) -> Result<(), StoreError> {
