@@ -4,11 +4,13 @@
 #![allow(clippy::cast_possible_truncation, reason = "64-bit offsets of small objects")]
 #![allow(unsafe_code, reason = "stores to arenas by address")]
 
+mod book;
 mod common;
 mod disk;
 
+use book::Book;
 use common::{PAGE, Rng, StopOnDrop, arena, setup};
-use disk::{Behaviour, Disk, SECTOR, VolatileStore};
+use disk::{Behaviour, Disk, InHandler, SECTOR, VolatileStore};
 use softfault::{Arena, Delivery, Error, Held, Object, Prot, Runtime, Sharing};
 use std::ops::Range;
 use std::sync::Arc;
@@ -36,105 +38,129 @@ struct World {
     disk: Arc<Disk>,
     object: Object,
     arena: Arena,
+    book: Book,
+    /// The next number to be written.
+    value: AtomicU64,
+    has_dsync: bool,
     _rt: Runtime,
 }
 
 fn world(mode: Delivery, behaviour: Behaviour, limit_pages: usize) -> World {
+    world_of(mode, behaviour, limit_pages, false)
+}
+
+/// With `has_dsync` the store has made a page's block durable before the first store to it lands.
+fn world_of(mode: Delivery, behaviour: Behaviour, limit_pages: usize, has_dsync: bool) -> World {
     let rt = runtime(limit_pages);
     let disk = Disk::new(&vec![0; LEN], behaviour);
-    let store = Box::new(VolatileStore(Arc::clone(&disk)));
-    let object = rt.object(LEN as u64).writable(true).store(store).expect("object");
+    let store = VolatileStore(Arc::clone(&disk));
+    let builder = rt.object(LEN as u64).writable(true);
+    let object = if has_dsync {
+        builder.dsync(true).handler_store(Box::new(InHandler(store)))
+    } else {
+        builder.store(Box::new(store))
+    };
+    let object = object.expect("object");
     let arena = arena(&rt, mode, LEN);
     arena.map(0, &object, 0, LEN, Prot::ReadWrite, Sharing::Shared).expect("map");
-    World { disk, object, arena, _rt: rt }
+    let (book, value) = (Book::new(SECTORS), AtomicU64::new(1));
+    World { disk, object, arena, book, value, has_dsync, _rt: rt }
 }
 
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> + '_ {
-    bytes.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes")))
+fn sectors_of(range: &Range<u64>) -> Range<usize> {
+    range.start as usize / SECTOR..(range.end as usize).div_ceil(SECTOR)
 }
 
-/// A sector full of one number, by a store or by a call.
-fn put(w: &World, sector: usize, value: u64, by_call: bool) {
-    let at = sector * SECTOR;
-    if by_call {
-        let bytes: Vec<u8> = std::iter::repeat_n(value.to_le_bytes(), SECTOR / 8).flatten().collect();
-        assert_eq!(w.object.write_at(at as u64, &bytes).expect("write_at"), SECTOR);
-        return;
+impl World {
+    /// A sector full of one number, by a store or by a call.
+    fn put(&self, sector: usize, by_call: bool) {
+        let value = self.value.fetch_add(1, Ordering::SeqCst);
+        self.book.write(sector..sector + 1, value, || self.fill(sector * SECTOR, value, by_call));
+        // By calls the kernel's promise is not given: there is no page-table entry to hold back.
+        let is_durable = self.disk.is_dsynced((sector * SECTOR) as u64);
+        assert!(!self.has_dsync || by_call || is_durable, "sector {sector} was stored to before its block was durable");
     }
-    let first = w.arena.as_ptr().wrapping_add(at).cast::<u64>();
-    for i in 0..SECTOR / 8 {
-        // SAFETY: inside the arena and the object; aligned. Write-back may read it meanwhile.
-        unsafe { first.wrapping_add(i).write_volatile(value) };
-    }
-}
-
-/// What is known of each sector. Its numbers only grow.
-struct Book {
-    /// About to be stored.
-    begun: Vec<AtomicU64>,
-    /// Stored.
-    done: Vec<AtomicU64>,
-    /// Durable: a call that covers it has said so.
-    safe: Vec<AtomicU64>,
-}
-
-impl Book {
-    fn new() -> Self {
-        let zeros = || (0..SECTORS).map(|_| AtomicU64::new(0)).collect();
-        Self { begun: zeros(), done: zeros(), safe: zeros() }
-    }
-    fn write(&self, w: &World, sector: usize, value: u64, by_call: bool) {
-        self.begun[sector].store(value, Ordering::SeqCst);
-        put(w, sector, value, by_call);
-        self.done[sector].store(value, Ordering::SeqCst);
-    }
-    /// Runs a call that makes the sectors durable, and notes it if it says so.
-    fn sync(&self, sectors: &Range<usize>, f: impl FnOnce() -> Result<(), Error>) -> Result<(), Error> {
-        let before: Vec<_> = sectors.clone().map(|s| self.done[s].load(Ordering::SeqCst)).collect();
-        f()?;
-        for (s, value) in sectors.clone().zip(before) {
-            self.safe[s].fetch_max(value, Ordering::SeqCst);
+    fn fill(&self, at: usize, value: u64, by_call: bool) {
+        let word = book::word(value);
+        if by_call {
+            assert_eq!(self.object.write_at(at as u64, &word.repeat(SECTOR / 8)).expect("write_at"), SECTOR);
+            return;
         }
-        Ok(())
-    }
-    /// Pulls the plug, and compares what the next boot finds.
-    fn crash(&self, what: &str, disk: &Disk, seed: u64) {
-        let all = |v: &[AtomicU64]| v.iter().map(|a| a.load(Ordering::SeqCst)).collect::<Vec<_>>();
-        let safe = all(&self.safe);
-        let after = disk.crash(seed).content();
-        let begun = all(&self.begun);
-        for (s, bytes) in after.chunks_exact(SECTOR).enumerate() {
-            for value in words(bytes) {
-                assert!(
-                    (safe[s]..=begun[s]).contains(&value),
-                    "{what}, crash {seed}: sector {s} (page {}) is {value}; {} is durable, {} was written",
-                    s / (PAGE / SECTOR),
-                    safe[s],
-                    begun[s]
-                );
-            }
+        let first = self.arena.as_ptr().wrapping_add(at).cast::<u64>();
+        for i in 0..SECTOR / 8 {
+            // SAFETY: inside the arena and the object; aligned. Write-back may read it meanwhile.
+            unsafe { first.wrapping_add(i).write_volatile(u64::from_le_bytes(word)) };
         }
     }
-}
-
-/// Syncs until it succeeds: what a failed flush took away is written again. Returns how often it failed.
-fn sync_stubbornly(w: &World, book: &Book, value: &AtomicU64, range: &Range<u64>) -> u64 {
-    let sectors = range.start as usize / SECTOR..(range.end as usize).div_ceil(SECTOR);
-    for failures in 0..1_000 {
-        match book.sync(&sectors, || w.object.sync(range.clone())) {
-            Ok(()) => return failures,
-            Err(Error::Lost { ranges, .. }) => {
-                for r in ranges {
-                    for s in r.start as usize / SECTOR..r.end as usize / SECTOR {
-                        book.write(w, s, value.fetch_add(1, Ordering::SeqCst), false);
-                    }
+    /// A hole, or a new end, however often the store has to be asked.
+    fn cut(&self, rng: &mut Rng) {
+        let stubbornly = |f: &dyn Fn() -> Result<(), Error>| {
+            for _ in 0..1_000 {
+                match f() {
+                    Ok(()) => return,
+                    Err(Error::Writeback { .. } | Error::Flush { .. }) => {}
+                    Err(e) => panic!("{e}"),
                 }
             }
-            Err(Error::Writeback { .. } | Error::Flush { .. }) => {}
-            Err(e) => panic!("sync: {e}"),
+            panic!("it never succeeds");
+        };
+        if rng.below(2) == 0 {
+            // Some end at their page's, most do not.
+            let len = (1 + rng.below(SECTORS)).next_multiple_of(1 + 7 * rng.below(2)) * SECTOR;
+            self.book.set_len(len as u64, || stubbornly(&|| self.object.set_len(len as u64)));
+        } else {
+            let range = self.some_range(rng);
+            let sectors = sectors_of(&range);
+            self.book.write(sectors, 0, || stubbornly(&|| self.object.punch_hole(range.clone())));
         }
     }
-    panic!("sync never succeeds");
+    fn some_range(&self, rng: &mut Rng) -> Range<u64> {
+        let all = self.object.len() as usize / SECTOR;
+        let first = rng.below(all);
+        (first * SECTOR) as u64..((first + 1 + rng.below(all - first)) * SECTOR) as u64
+    }
+    /// Syncs until it succeeds: what a failed flush took away is written again. Returns how often it failed.
+    fn sync_stubbornly(&self, range: &Range<u64>) -> u64 {
+        let (sectors, end) = (sectors_of(range), self.object.len());
+        for failures in 0..1_000 {
+            match self.book.sync(&sectors, || self.object.sync(range.clone())) {
+                Ok(()) => return failures,
+                Err(Error::Lost { ranges, .. }) => {
+                    let lost = ranges.into_iter().flat_map(|r| sectors_of(&(r.start..r.end.min(end))));
+                    lost.for_each(|s| self.put(s, false));
+                }
+                Err(Error::Writeback { .. } | Error::Flush { .. }) => {}
+                Err(e) => panic!("sync: {e}"),
+            }
+        }
+        panic!("sync never succeeds");
+    }
+    fn crash(&self, what: &str, seed: u64) {
+        self.book.crash(what, &self.disk, seed);
+    }
+}
+
+/// Writes, syncs, evicts, and with `cuts` makes holes and moves the end, and crashes all the time.
+fn run_and_crash(w: &World, what: &str, seed: u64, cuts: bool) {
+    let mut rng = Rng(seed);
+    let (mut crashes, mut failures) = (0, 0);
+    while crashes < 120 {
+        let range = w.some_range(&mut rng);
+        match rng.below(24) {
+            0 => failures += w.sync_stubbornly(&range),
+            1 => failures += w.sync_stubbornly(&(0..LEN as u64)),
+            2 => {
+                let _ = w.object.evict(range).expect("evict");
+            }
+            3 | 4 => {
+                w.crash(what, seed ^ crashes);
+                crashes += 1;
+            }
+            5 if cuts => w.cut(&mut rng),
+            k => w.put(sectors_of(&range).start, k % 4 == 0),
+        }
+    }
+    println!("{what}: {crashes} crashes, {failures} failed syncs");
 }
 
 #[test]
@@ -142,32 +168,30 @@ fn what_a_sync_acknowledged_survives() {
     let seed = seed();
     println!("SOFTFAULT_CRASH_SEED={seed}");
     common::each_mode("acknowledged", |_, mode| {
+        let good = || Behaviour { seed, ..Behaviour::default() };
         for (what, behaviour) in [
-            ("good", Behaviour::default()),
-            ("failing", Behaviour { seed, write_error_in: 15, flush_error_in: 5, ..Behaviour::default() }),
-            ("unflushed", Behaviour { seed, rereads_unflushed: false, is_stable: true, ..Behaviour::default() }),
+            ("good", good()),
+            ("failing", Behaviour { write_error_in: 15, flush_error_in: 5, ..good() }),
+            ("unflushed", Behaviour { rereads_unflushed: false, is_stable: true, ..good() }),
+            ("reordered", Behaviour { reorders: true, ..good() }),
         ] {
-            let (w, book, value) = (world(mode, behaviour, NR / 2), Book::new(), AtomicU64::new(1));
-            let mut rng = Rng(seed);
-            let (mut crashes, mut failures) = (0, 0);
-            while crashes < 120 {
-                let sector = rng.below(SECTORS);
-                let range = (sector * SECTOR) as u64..((sector + 1 + rng.below(SECTORS - sector)) * SECTOR) as u64;
-                match rng.below(24) {
-                    0 => failures += sync_stubbornly(&w, &book, &value, &range),
-                    1 => failures += sync_stubbornly(&w, &book, &value, &(0..LEN as u64)),
-                    2 => {
-                        let _ = w.object.evict(range).expect("evict");
-                    }
-                    3 | 4 => {
-                        book.crash(&format!("{mode:?} {what}"), &w.disk, seed ^ crashes);
-                        crashes += 1;
-                    }
-                    k => book.write(&w, sector, value.fetch_add(1, Ordering::SeqCst), k % 4 == 0),
-                }
+            for cuts in [false, true] {
+                let w = world(mode, behaviour.clone(), NR / 2);
+                run_and_crash(&w, &format!("{mode:?} {what}, cuts {cuts}"), seed, cuts);
             }
-            println!("{mode:?} {what}: {crashes} crashes, {failures} failed syncs");
         }
+    });
+}
+
+/// As with `MAP_SYNC`: no store lands in a page whose block a crash could take away.
+#[test]
+fn blocks_are_durable_before_the_first_store() {
+    let seed = seed();
+    println!("SOFTFAULT_CRASH_SEED={seed}");
+    common::each_of("dsync", &[Delivery::InThread, Delivery::Segv], |_, mode| {
+        let w = world_of(mode, Behaviour { seed, ..Behaviour::default() }, NR / 2, true);
+        run_and_crash(&w, &format!("{mode:?} dsync"), seed, true);
+        assert!(w.disk.events().iter().any(|e| matches!(e, disk::Event::Dsync(..))), "{mode:?}: nobody asked");
     });
 }
 
@@ -176,43 +200,45 @@ fn crashes_beside_writers_and_a_syncer() {
     let seed = seed();
     println!("SOFTFAULT_CRASH_SEED={seed}");
     common::each_mode("beside", |_, mode| {
-        let (w, book, value) = (world(mode, Behaviour::default(), NR / 2), Book::new(), AtomicU64::new(1));
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|s| {
-            let (w, book, value, stop) = (&w, &book, &value, &stop);
-            for t in 0..2usize {
-                s.spawn(move || {
-                    let mut rng = Rng(seed ^ (t as u64 + 77));
-                    while !stop.load(Ordering::Relaxed) {
-                        // Each sector has one writer, so its numbers grow.
-                        let sector = rng.below(SECTORS / 2) * 2 + t;
-                        book.write(w, sector, value.fetch_add(1, Ordering::SeqCst), rng.below(4) == 0);
-                    }
-                });
-            }
+        for reorders in [false, true] {
+            let w = world(mode, Behaviour { seed, reorders, ..Behaviour::default() }, NR / 2);
+            crash_beside(&w, &format!("{mode:?}, reordered {reorders}"), seed);
+        }
+    });
+}
+
+fn crash_beside(w: &World, what: &str, seed: u64) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        let stop = &stop;
+        for t in 0..2usize {
             s.spawn(move || {
-                let mut rng = Rng(seed ^ 99);
+                let mut rng = Rng(seed ^ (t as u64 + 77));
                 while !stop.load(Ordering::Relaxed) {
-                    let first = rng.below(SECTORS);
-                    let sectors = first..first + 1 + rng.below(SECTORS - first);
-                    let range = (sectors.start * SECTOR) as u64..(sectors.end * SECTOR) as u64;
-                    let r = match rng.below(3) {
-                        0 => book.sync(&(0..SECTORS), || w.object.barrier()),
-                        _ => book.sync(&sectors, || w.object.sync(range)),
-                    };
-                    r.expect("sync");
+                    // Each sector has one writer.
+                    w.put(rng.below(SECTORS / 2) * 2 + t, rng.below(4) == 0);
                 }
             });
-            let stopper = StopOnDrop(stop);
-            for crash in 0..100 {
-                book.crash(&format!("{mode:?}"), &w.disk, seed ^ crash);
-                std::thread::sleep(Duration::from_micros(300));
+        }
+        s.spawn(move || {
+            let mut rng = Rng(seed ^ 99);
+            while !stop.load(Ordering::Relaxed) {
+                let range = w.some_range(&mut rng);
+                let r = match rng.below(3) {
+                    0 => w.book.sync(&(0..SECTORS), || w.object.barrier()),
+                    _ => w.book.sync(&sectors_of(&range), || w.object.sync(range)),
+                };
+                r.expect("sync");
             }
-            drop(stopper);
         });
-        let safe = book.safe.iter().filter(|s| s.load(Ordering::SeqCst) > 0).count();
-        assert!(safe > SECTORS / 2, "only {safe} sectors were ever synced");
+        let stopper = StopOnDrop(stop);
+        for crash in 0..100 {
+            w.crash(what, seed ^ crash);
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        drop(stopper);
     });
+    assert!(w.book.nr_safe() > SECTORS / 2, "{what}: only {} sectors were ever synced", w.book.nr_safe());
 }
 
 // ---- a storage engine: a write-ahead log and data pages in one object ------------------------------------------------

@@ -309,13 +309,13 @@ fn a_sync_waits_for_older_bytes_through_any_number_of_signals() {
     each_mode("signals", |_, mode| {
         let w = world(mode, Behaviour::default());
         assert_eq!(store(&w.a, 9, 1), Ok(()));
-        // SAFETY: an empty handler, so that a sleep is interrupted; no SA_RESTART.
-        unsafe {
-            extern "C" fn nothing(_: i32) {}
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = nothing as *const () as usize;
-            assert_eq!(libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()), 0);
-        }
+        extern "C" fn nothing(_: i32) {}
+        // SAFETY: plain data, for which zeros are values.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        action.sa_sigaction = nothing as *const () as usize;
+        // No SA_RESTART: each of them ends a sleep.
+        // SAFETY: an empty handler.
+        assert_eq!(unsafe { libc::sigaction(libc::SIGUSR2, &raw const action, std::ptr::null_mut()) }, 0);
         let thread = AtomicU64::new(0);
         std::thread::scope(|s| {
             let stalled = Stalled::next_write(&w.disk);

@@ -4,7 +4,7 @@
 #![allow(unsafe_code, reason = "a store for handlers")]
 
 use softfault::{Errno, HandlerStore, PageMut, PageRef, Store, StoreError};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -108,8 +108,8 @@ struct State {
     /// Writes that were asked for, oldest first, and what became of them.
     in_flight: Vec<Request>,
     next_request: u64,
-    /// Pages whose blocks are durable.
-    dsynced: BTreeSet<u64>,
+    /// Of each page whether its block is durable. No tree: handlers have little stack.
+    dsynced: Vec<bool>,
 }
 
 #[derive(Clone, Debug)]
@@ -131,8 +131,6 @@ impl Request {
 }
 
 const PAGE: u64 = 4096;
-/// What the tests' numbers take.
-const WORD: usize = 8;
 
 impl Disk {
     /// Makes a disk that holds `content`, durably.
@@ -153,7 +151,7 @@ impl Disk {
             events: Vec::new(),
             in_flight: Vec::new(),
             next_request: 0,
-            dsynced: BTreeSet::new(),
+            dsynced: Vec::new(),
         };
         Arc::new(Self { behaviour, state: Mutex::new(state), stall: AtomicU8::new(0) })
     }
@@ -216,7 +214,7 @@ impl Disk {
     }
     /// Returns whether the block of the page at `pos` is durable.
     pub(crate) fn is_dsynced(&self, pos: u64) -> bool {
-        self.lock().dsynced.contains(&(pos / PAGE))
+        self.lock().dsynced.get((pos / PAGE) as usize).is_some_and(|d| *d)
     }
     /// Returns how many sectors are not durable.
     pub(crate) fn nr_volatile(&self) -> usize {
@@ -301,7 +299,7 @@ impl Disk {
 
     fn punch(&self, pos: u64, len: u64) {
         let mut s = self.lock();
-        s.dsynced.retain(|p| !(pos.div_ceil(PAGE)..(pos + len) / PAGE).contains(p));
+        s.dsynced_are(pos.div_ceil(PAGE)..(pos + len) / PAGE, false);
         let here = s.len.saturating_sub(pos).min(len) as usize;
         s.change(pos, here, |bytes| bytes.fill(0));
         s.events.push(Event::Punch(pos, len));
@@ -315,7 +313,7 @@ impl Disk {
         let first = len as usize / SECTOR;
         s.pending.range_mut(first..).for_each(|(_, versions)| drop(versions.drain(..versions.len() - 1)));
         s.cut = s.cut.min(len);
-        s.dsynced.retain(|p| *p < len.div_ceil(PAGE));
+        s.dsynced.truncate(len.div_ceil(PAGE) as usize);
         s.grow(len);
         s.len = len;
         s.pending_lens.push(len);
@@ -359,14 +357,19 @@ impl State {
         self.rng ^= self.rng << 17;
         ((self.rng >> 11) % n as u64) as usize
     }
+    fn dsynced_are(&mut self, pages: std::ops::Range<u64>, durable: bool) {
+        if self.dsynced.len() < pages.end as usize {
+            self.dsynced.resize(pages.end as usize, false);
+        }
+        pages.for_each(|p| self.dsynced[p as usize] = durable);
+    }
     fn one_in(&mut self, n: usize) -> bool {
         n > 0 && self.below(n) == 0
     }
 
     fn write(&mut self, behaviour: &Behaviour, pos: u64, src: &[u8]) -> Result<(), StoreError> {
         let fails = self.one_in(behaviour.write_error_in);
-        // Whole words: between the bytes of two numbers there is a third, which nobody wrote.
-        let part = if fails { self.below(src.len() + 1) & !(WORD - 1) } else { src.len() };
+        let part = if fails { self.below(src.len() + 1) } else { src.len() };
         self.grow(pos + part as u64);
         self.change(pos, part, |bytes| bytes.copy_from_slice(&src[..part]));
         self.events.push(Event::Write(pos, src.len(), !fails));
@@ -473,7 +476,7 @@ impl Store for VolatileStore {
     fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
         let mut s = self.0.lock();
         s.events.push(Event::Dsync(pos_bytes, len_bytes));
-        s.dsynced.extend(pos_bytes / PAGE..(pos_bytes + len_bytes).div_ceil(PAGE));
+        s.dsynced_are(pos_bytes / PAGE..(pos_bytes + len_bytes).div_ceil(PAGE), true);
         Ok(())
     }
     fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
