@@ -216,14 +216,17 @@ pub fn is_resident(addr: usize) -> bool {
 /// mincore(2). Control plane.
 #[must_use]
 pub fn resident_bytes(addr: usize, len_bytes: usize) -> u64 {
-    let mut pages = [0u8; 512];
+    /// What one call tells of, eight pages a word.
+    const CALL_PAGES: usize = 8 * 512;
     let mut nr = 0;
-    for at in (0..len_bytes).step_by(pages.len() * 4096) {
-        let len = (len_bytes - at).min(pages.len() * 4096);
+    for at in (0..len_bytes).step_by(CALL_PAGES * 4096) {
+        let mut pages = [0u64; CALL_PAGES / 8];
+        let len = (len_bytes - at).min(CALL_PAGES * 4096);
         // SAFETY: mincore writes one byte a page, for as many pages as the buffer has room for; it touches no page.
         let r = unsafe { syscall6(libc::SYS_mincore, [addr + at, len, pages.as_mut_ptr() as usize, 0, 0, 0]) };
         if r.is_ok() {
-            nr += pages.iter().take(len.div_ceil(4096)).filter(|p| **p & 1 != 0).count() as u64;
+            // The other bits of a byte are reserved.
+            nr += pages.iter().map(|eight| u64::from((eight & 0x0101_0101_0101_0101).count_ones())).sum::<u64>();
         }
     }
     nr * 4096
