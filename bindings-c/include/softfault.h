@@ -450,6 +450,13 @@
 #define SOFTFAULT_STORE_NO_REREAD 0x10
 
 /**
+ * read and write move bytes between descriptors (softfault_page_fill_from() and its neighbours) rather than through memory:
+ * they get the cache's own pages. Else they get a buffer, and the runtime copies, which is faster for what goes through
+ * memory.
+ */
+#define SOFTFAULT_STORE_USES_DESCRIPTORS 0x20
+
+/**
  * The delegate runs in the faulting thread, inside a signal handler, under the rules of softfault_vm_operations.
  */
 #define SOFTFAULT_MINOR_HANDLER_SAFE 0x1
@@ -1754,8 +1761,8 @@ uint32_t softfault_filemap_map_pages(struct softfault_vm_fault *vmf, uint64_t st
 uint32_t softfault_shmem_huge_fault(struct softfault_vm_fault *vmf);
 
 /**
- * Fills all of the page from fd at pos_bytes, inside the kernel where that can be: about half the time of a read(2) into
- * its bytes. Returns 0 or a negative errno, -ENODATA at the end of the file: what read is to return.
+ * Fills all of the page from fd at pos_bytes, inside the kernel where that can be (SOFTFAULT_STORE_USES_DESCRIPTORS): about
+ * half the time of a read(2) into its bytes. Returns 0 or a negative errno, -ENODATA at the end of the file: what read is to return.
  *
  * Context: filler, handler: in the read callback that got page.
  *

@@ -6,7 +6,8 @@ use crate::handle::{self, softfault_arena, softfault_object, softfault_runtime};
 use crate::handler::minor::{CMinor, SOFTFAULT_MINOR_HANDLER_SAFE, softfault_minor_operations};
 use crate::handler::store::{
     CStore, SOFTFAULT_STORE_HANDLER_SAFE, SOFTFAULT_STORE_NO_REREAD, SOFTFAULT_STORE_STABLE,
-    SOFTFAULT_STORE_TOUCHES_ARENAS, SOFTFAULT_STORE_WRITE_BLOCKS, softfault_store_operations,
+    SOFTFAULT_STORE_TOUCHES_ARENAS, SOFTFAULT_STORE_USES_DESCRIPTORS, SOFTFAULT_STORE_WRITE_BLOCKS,
+    softfault_store_operations,
 };
 use crate::handler::vm_fault::{CVmOps, softfault_vm_operations};
 use crate::object::check_no_direct;
@@ -17,7 +18,8 @@ const STORE_FLAGS: u32 = SOFTFAULT_STORE_HANDLER_SAFE
     | SOFTFAULT_STORE_TOUCHES_ARENAS
     | SOFTFAULT_STORE_STABLE
     | SOFTFAULT_STORE_WRITE_BLOCKS
-    | SOFTFAULT_STORE_NO_REREAD;
+    | SOFTFAULT_STORE_NO_REREAD
+    | SOFTFAULT_STORE_USES_DESCRIPTORS;
 
 /// The program's context: given back, once, by whoever has it last.
 pub(crate) struct Owner {

@@ -25,6 +25,9 @@ impl Store for Guarded {
     fn set_len(&self, len_bytes: u64) -> Result<(), StoreError> {
         guarded(|| self.0.set_len(len_bytes))
     }
+    fn uses_descriptors(&self) -> bool {
+        self.0.uses_descriptors()
+    }
     fn write_blocks(&self) -> bool {
         self.0.write_blocks()
     }

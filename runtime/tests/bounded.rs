@@ -51,6 +51,9 @@ impl Store for Scratch {
     fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
         pages.write_to(std::os::fd::AsRawFd::as_raw_fd(&self.0), pos_bytes)
     }
+    fn uses_descriptors(&self) -> bool {
+        true
+    }
 }
 
 // SAFETY: pread, pwrite and sendfile alone.

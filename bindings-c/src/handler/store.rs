@@ -31,6 +31,10 @@ pub const SOFTFAULT_STORE_STABLE: u32 = 0x4;
 pub const SOFTFAULT_STORE_WRITE_BLOCKS: u32 = 0x8;
 /// read does not give what write took before the next flush: such pages stay cached until then.
 pub const SOFTFAULT_STORE_NO_REREAD: u32 = 0x10;
+/// read and write move bytes between descriptors (softfault_page_fill_from() and its neighbours) rather than through memory:
+/// they get the cache's own pages. Else they get a buffer, and the runtime copies, which is faster for what goes through
+/// memory.
+pub const SOFTFAULT_STORE_USES_DESCRIPTORS: u32 = 0x20;
 
 /// Where an object's pages come from and go to. NULL means the default.
 ///
@@ -163,6 +167,9 @@ impl<O: Send + Sync> Store for CStore<O> {
     fn is_stable(&self) -> bool {
         self.has(SOFTFAULT_STORE_STABLE)
     }
+    fn uses_descriptors(&self) -> bool {
+        self.has(SOFTFAULT_STORE_USES_DESCRIPTORS)
+    }
     fn write_blocks(&self) -> bool {
         self.has(SOFTFAULT_STORE_WRITE_BLOCKS)
     }
@@ -178,8 +185,8 @@ unsafe impl<O: Send + Sync> HandlerStore for CStore<O> {
     }
 }
 
-/// Fills all of the page from fd at pos_bytes, inside the kernel where that can be: about half the time of a read(2) into
-/// its bytes. Returns 0 or a negative errno, -ENODATA at the end of the file: what read is to return.
+/// Fills all of the page from fd at pos_bytes, inside the kernel where that can be (SOFTFAULT_STORE_USES_DESCRIPTORS): about
+/// half the time of a read(2) into its bytes. Returns 0 or a negative errno, -ENODATA at the end of the file: what read is to return.
 ///
 /// Context: filler, handler: in the read callback that got page.
 ///

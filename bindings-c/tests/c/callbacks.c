@@ -375,7 +375,7 @@ static void by_descriptor(softfault_runtime *rt, uint32_t flags)
     OK(softfault_arena_map(arena, 0, object, 0, 64 * PAGE, RW, SHARED));
     CHECK(is_pattern(base, 0, 64 * PAGE));
     CHECK(s.fills > 0);
-    CHECK(s.fds > 0);
+    CHECK_IS(s.fds > 0, (flags & SOFTFAULT_STORE_USES_DESCRIPTORS) != 0);
     if (env.delivery != SOFTFAULT_DELIVERY_MONITOR)
         CHECK_IS(s.reader == syscall(SYS_gettid), (flags & SOFTFAULT_STORE_HANDLER_SAFE) != 0);
     base[10 * PAGE] = 123;
@@ -442,7 +442,9 @@ void test_store(void)
 
     by_descriptor(rt, 0);
     by_descriptor(rt, SOFTFAULT_STORE_STABLE | SOFTFAULT_STORE_WRITE_BLOCKS | SOFTFAULT_STORE_NO_REREAD);
+    by_descriptor(rt, SOFTFAULT_STORE_USES_DESCRIPTORS);
     by_descriptor(rt, SOFTFAULT_STORE_HANDLER_SAFE);
+    by_descriptor(rt, SOFTFAULT_STORE_HANDLER_SAFE | SOFTFAULT_STORE_USES_DESCRIPTORS);
     by_descriptor(rt, SOFTFAULT_STORE_HANDLER_SAFE | SOFTFAULT_STORE_TOUCHES_ARENAS);
 
     /* A page that cannot be had raises SIGBUS; it heals. */

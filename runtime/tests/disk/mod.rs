@@ -517,6 +517,10 @@ impl Store for VolatileStore {
 pub(crate) struct InHandler(pub(crate) VolatileStore);
 
 impl Store for InHandler {
+    /// So that the same tests run over the cache's own pages, too.
+    fn uses_descriptors(&self) -> bool {
+        true
+    }
     fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
         self.0.read(pos_bytes, page)
     }

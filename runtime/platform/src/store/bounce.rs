@@ -1,5 +1,11 @@
-//! Buffers in huge pages through which files are read past the kernel's cache. Linux: bounce buffers (`mm/bounce.c`,
-//! `swiotlb`), for devices that cannot reach a page; here they could, but slowly.
+//! Buffers in huge pages between stores and the cache's pages. Linux: bounce buffers (`mm/bounce.c`, `swiotlb`), for devices
+//! that cannot reach a page; here they could, but slowly.
+//!
+//! A page of the cache that is filled through the alias is cleared first, costs a fault, and leaves an entry in the page
+//! table that is `dirty`: the punch takes it away with a flush of the other processors' TLBs, and the kernel gives no page
+//! with such an entry a part in a common one. A copy by pwrite(2) has none of this. Of a page that is filled by a copy of
+//! 4 KiB and punched: 8.6 us instead of 11.2, and 6.9 instead of 13.1 while another thread of the process runs. What is
+//! written back is copied out likewise.
 //!
 //! A direct read into the cache's own pages first allocates, clears and maps each of them (a fault a page inside the read),
 //! gives the device one segment a page, and leaves the alias mapped, to be unmapped again when the page is punched. A
@@ -7,15 +13,15 @@
 //! clears nothing. The copy costs less than what it saves: 256 KiB of cold file took 4.9 us a page instead of 10.4, and
 //! 3.1 us of processor time instead of 5.5 (two processors, virtio disk, Linux 6.18).
 //!
-//! The pool is mapped once a process, with the first file that is read directly. A buffer belongs to who took its bit:
+//! The pool is mapped once a process, with the first store that needs it. A buffer belongs to who took its bit:
 //! ```text
 //! bit clear: anybody's --get(): CAS, Acquire--> bit set: one reader's --drop: Release--> clear
 //! ```
-//! Who finds none reads into the cache's pages.
+//! Who finds none uses the cache's pages.
 //!
 //! # Context: handler
 
-use crate::sys::{Errno, mem};
+use crate::sys::{Errno, file, mem};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 
@@ -89,10 +95,42 @@ pub(super) fn get() -> Option<Buffer> {
     }
 }
 
+/// Returns whether buffers may be copied to the memfd: past a limit on the size of files the kernel would send SIGXFSZ. A
+/// store to its pages through a mapping is no write.
+pub(super) fn may_copy() -> bool {
+    file::rlimit_fsize() == u64::MAX
+}
+
 impl Buffer {
     /// Returns the address of its [`BUFFER_BYTES`] bytes, a multiple of the page size.
     pub(super) fn address(&self) -> usize {
         self.base + self.nr * BUFFER_BYTES
+    }
+
+    /// Copies its first `len_bytes` bytes, at most all, to pages of the cache that are the caller's to fill.
+    pub(super) fn copy_to(&self, len_bytes: usize, (fd, fd_offset): (i32, u64)) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < len_bytes {
+            // SAFETY: `len_bytes` bytes of the buffer, of which `done` are copied; the pages are the caller's.
+            match unsafe { file::pwrite(fd, self.address() + done, len_bytes - done, fd_offset + done as u64) }? {
+                0 => return Err(Errno::EIO),
+                n => done += n,
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies pages of the cache, `len_bytes` bytes, at most all, to its beginning.
+    pub(super) fn copy_from(&self, len_bytes: usize, (fd, fd_offset): (i32, u64)) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < len_bytes {
+            // SAFETY: `len_bytes` bytes of the buffer, which is the caller's, of which `done` are filled.
+            match unsafe { file::pread(fd, self.address() + done, len_bytes - done, fd_offset + done as u64) }? {
+                0 => return Err(Errno::EIO),
+                n => done += n,
+            }
+        }
+        Ok(())
     }
 }
 

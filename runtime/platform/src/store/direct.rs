@@ -116,7 +116,7 @@ impl DirectFile {
             if let Some(buffer) = &buffer {
                 let read = self.read_into(buffer, at, left.min(BUFFER_BYTES))?;
                 if memory.0 >= 0 {
-                    copy_to_memfd(buffer, read, (memory.0, memory.1 + done as u64))?;
+                    buffer.copy_to(read, (memory.0, memory.1 + done as u64))?;
                 } else {
                     // SAFETY: `read` bytes of a buffer of ours, to the page's own bytes behind those that are filled.
                     unsafe { mem::copy_racy(ptr.wrapping_add(done), buffer.address() as *const u8, read) };
@@ -159,21 +159,7 @@ fn is_worth_copying(whole_bytes: usize, fd: i32) -> bool {
     if fd < 0 {
         return whole_bytes > PAGE_SIZE;
     }
-    // Past the limit the kernel would send SIGXFSZ for the copy to the memfd; a read into its pages is no write.
-    whole_bytes > 0 && file::rlimit_fsize() == u64::MAX
-}
-
-/// Copies the first `len_bytes` bytes of the buffer to pages of the cache that are the caller's.
-fn copy_to_memfd(buffer: &Buffer, len_bytes: usize, (fd, fd_offset): (i32, u64)) -> Result<(), Errno> {
-    let mut done = 0;
-    while done < len_bytes {
-        // SAFETY: `len_bytes` bytes of the buffer, of which `done` are copied; the pages are the caller's to fill.
-        match unsafe { file::pwrite(fd, buffer.address() + done, len_bytes - done, fd_offset + done as u64) }? {
-            0 => return Err(Errno::EIO),
-            n => done += n,
-        }
-    }
-    Ok(())
+    whole_bytes > 0 && bounce::may_copy()
 }
 
 impl Drop for DirectFile {

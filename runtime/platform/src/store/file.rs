@@ -119,6 +119,10 @@ impl Store for FileStore {
         self.errors.dsync(|| file::fdatasync(self.file.fd()))
     }
 
+    fn uses_descriptors(&self) -> bool {
+        true
+    }
+
     fn write_blocks(&self) -> bool {
         true
     }

@@ -104,7 +104,8 @@ impl<'a> PageMut<'a> {
         self.ptr
     }
     /// Fills all of it from `fd` at `pos_bytes` inside the kernel, without mapping a page: about half the time of a read
-    /// into the mapped bytes, which faults once a page. Reads into the bytes where the kernel or the file cannot.
+    /// into the mapped bytes, which faults once a page. Reads into the bytes where the kernel, the file or the store (see
+    /// [`Store::uses_descriptors`]) cannot.
     ///
     /// # Context: handler
     ///
@@ -141,7 +142,8 @@ impl<'a> PageMut<'a> {
         done
     }
 
-    /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors.
+    /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors; -1: a buffer,
+    /// see [`Store::uses_descriptors`].
     #[must_use]
     pub fn fd_offset(&self) -> (i32, u64) {
         (self.fd, self.fd_offset)
@@ -271,6 +273,14 @@ pub trait Store: Send + Sync {
     /// Returns whether `write` must see bytes that nobody changes meanwhile (it checksums, compresses, encrypts): it is
     /// then given a copy.
     fn is_stable(&self) -> bool {
+        false
+    }
+
+    /// Returns whether `read` and `write` move bytes between descriptors ([`PageMut::fill_from`], `fd_offset`) rather than
+    /// through memory: they are then given the cache's own pages. Else they get a buffer, with which the runtime copies:
+    /// a page of the cache that is touched through a mapping of the cache's own costs a fault, and when it leaves a flush
+    /// of the other processors' TLBs.
+    fn uses_descriptors(&self) -> bool {
         false
     }
 

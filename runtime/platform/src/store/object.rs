@@ -1,5 +1,6 @@
 //! An object's `AddressSpaceOps`: its range of the cache's memory, and its store.
 
+use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::{PageMut, PageRef, Store, StoreError};
 use crate::cache::Ports;
 use crate::staging;
@@ -68,6 +69,9 @@ impl<'s> ObjectOps<'s> {
         policy: FailurePolicy,
         name: u64,
     ) -> Self {
+        if !store.uses_descriptors() {
+            bounce::init();
+        }
         Self { memory, store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
     }
 
@@ -90,6 +94,9 @@ impl<'s> ObjectOps<'s> {
     fn read_once(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
         let len = self.wanted(pgoff, nr);
         let pos = pgoff << PAGE_SHIFT;
+        if let Some(buffer) = self.buffer(nr) {
+            return self.read_bounced(&buffer, pgoff, nr as usize * PAGE_SIZE, len);
+        }
         // SAFETY: the caller owns the pages' claims (`AddressSpaceOps`' contract), and `new` promised the memory.
         let mut page = unsafe { PageMut::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
         if len > 0 {
@@ -103,6 +110,29 @@ impl<'s> ObjectOps<'s> {
             unsafe { self.address(pgoff).wrapping_add(len).write_bytes(0, tail) };
         }
         Ok(())
+    }
+
+    /// Takes a buffer for `nr` pages; `None`: the store wants the pages themselves, or there is none.
+    fn buffer(&self, nr: u32) -> Option<Buffer> {
+        let fits = nr as usize * PAGE_SIZE <= BUFFER_BYTES;
+        if fits && !self.store.uses_descriptors() && bounce::may_copy() { bounce::get() } else { None }
+    }
+
+    /// Has the store fill the first `len` of `all` bytes of a buffer, and copies them to the pages.
+    fn read_bounced(&self, buffer: &Buffer, pgoff: u64, all: usize, len: usize) -> Result<(), StoreError> {
+        let (pos, ptr) = (pgoff << PAGE_SHIFT, buffer.address() as *mut u8);
+        if len > 0 {
+            // SAFETY: the buffer is ours until it is dropped, and as long. It has no descriptor.
+            let mut page = unsafe { PageMut::new(ptr, len, -1, 0) };
+            self.store.read(pos, &mut page)?;
+        }
+        // Bytes past the end read as zero.
+        // SAFETY: the rest of the same bytes of the buffer.
+        unsafe { ptr.wrapping_add(len).write_bytes(0, all - len) };
+        buffer.copy_to(all, (self.memory.fd, self.memory.fd_offset + pos)).map_err(|e| match e {
+            Errno::ENOMEM | Errno::ENOSPC => StoreError::NoMemory,
+            e => StoreError::Io(e),
+        })
     }
 
     fn read_retrying(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
@@ -122,6 +152,14 @@ impl<'s> ObjectOps<'s> {
                 r => return r,
             }
         }
+    }
+
+    /// Gives a copy of `len` bytes to the store. The pages are `writeback`, or pinned.
+    fn write_bounced(&self, buffer: &Buffer, pos: u64, len: usize) -> Result<(), StoreError> {
+        buffer.copy_from(len, (self.memory.fd, self.memory.fd_offset + pos)).map_err(StoreError::Io)?;
+        // SAFETY: the buffer is ours until it is dropped, and as long. It has no descriptor.
+        let pages = unsafe { PageRef::new(buffer.address() as *const u8, len, -1, 0) };
+        self.store.write(pos, &pages)
     }
 
     /// Writes copies, page by page, for a store that must see bytes which nobody changes meanwhile.
@@ -211,6 +249,9 @@ impl AddressSpaceOps for ObjectOps<'_> {
         if len == 0 {
             // Past the end by now: nobody may see these bytes again.
             return Ok(());
+        }
+        if let Some(buffer) = self.buffer(nr) {
+            return self.write_bounced(&buffer, pos, len).map_err(|e| (0, e.fill_error()));
         }
         // SAFETY: the pages are `writeback`: they stay in the memfd until that ends, mapped at their alias.
         let pages = unsafe { PageRef::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };

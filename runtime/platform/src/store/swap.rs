@@ -399,6 +399,10 @@ impl<F: SharedSwapFile, Z: Frontswap> Store for SwapStore<F, Z> {
         self.punch(len_bytes, u64::MAX)
     }
 
+    fn uses_descriptors(&self) -> bool {
+        true
+    }
+
     fn write_blocks(&self) -> bool {
         true
     }

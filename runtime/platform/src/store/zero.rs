@@ -12,6 +12,9 @@ impl Store for ZeroStore {
         // one, so the bytes are asked for explicitly only there.
         page.allocate_zeros()
     }
+    fn uses_descriptors(&self) -> bool {
+        true
+    }
 }
 
 // SAFETY: one raw fallocate(2), or stores to the page.
