@@ -1,7 +1,8 @@
 //! `floor_hot`: the least that code in the faulting thread can do to keep a bounded cache of a shared memfd.
 //!
 //! For each missing page: evict the oldest one by a punch of one page, copy the page in through an alias, CONTINUE. FIFO,
-//! no windows, no batches, no statistics, nothing but this one object.
+//! no windows, no batches, no statistics, nothing but this one object. The variant `floor_pwrite` copies the page in by
+//! pwrite(2), straight from the hot buffer, which no opaque store can: the least that we know of.
 
 use crate::source::Source;
 use softfault_benches::area::{Mapping, Memfd, ViewMut};
@@ -9,6 +10,7 @@ use softfault_benches::machine::Cpus;
 use softfault_benches::trap::{Delivery, Resolve, Trapped, with_resolver};
 use softfault_benches::workload::{Load, Memory};
 use softfault_benches::{PAGE, Result};
+use softfault_platform::sys::file;
 use softfault_platform::sys::mem::{self, MADV_DONTNEED, PROT_READ, PROT_WRITE};
 use softfault_platform::sys::uffd::{DONTWAKE, Filled};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
@@ -36,11 +38,21 @@ pub(crate) struct Floor {
     tail: AtomicUsize,
     writes: AtomicBool,
     shared: AtomicBool,
+    fill: Fill,
+}
+
+/// How a page comes into the memfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fill {
+    /// By stores to it.
+    Alias,
+    /// By pwrite(2) from the source's own memory.
+    Pwrite,
 }
 
 impl Floor {
     /// Makes a cache of `cache_bytes` over `source`.
-    pub(crate) fn new(source: Source, cache_bytes: usize) -> Result<Self> {
+    pub(crate) fn new(source: Source, cache_bytes: usize, fill: Fill) -> Result<Self> {
         let len_bytes = source.len_bytes();
         let memfd = Memfd::sparse(len_bytes)?;
         let map = || Mapping::shared(memfd.fd(), len_bytes, PROT_READ | PROT_WRITE);
@@ -55,6 +67,7 @@ impl Floor {
             tail: AtomicUsize::new(0),
             writes: AtomicBool::new(false),
             shared: AtomicBool::new(false),
+            fill,
         })
     }
 
@@ -78,8 +91,15 @@ impl Floor {
             self.evict(oldest as usize)?;
         }
         let (offset, map) = (page * PAGE, self.trapped.map());
-        // SAFETY: the page is ours (`BUSY`); nobody else looks at its alias.
-        unsafe { self.source.read(offset, self.alias.base() + offset, PAGE) }.ok()?;
+        match self.fill {
+            // SAFETY: the page is ours (`BUSY`); nobody else looks at its alias.
+            Fill::Alias => unsafe { self.source.read(offset, self.alias.base() + offset, PAGE) }.ok()?,
+            Fill::Pwrite => {
+                // SAFETY: the same page; the source is mapped.
+                let n = unsafe { file::pwrite(self.memfd.fd(), self.source.addr(offset), PAGE, offset as u64) };
+                (n == Ok(PAGE)).then_some(())?;
+            }
+        }
         match self.trapped.uffd().cont(map.base() + offset, PAGE, DONTWAKE) {
             Filled::All | Filled::Exists => {}
             _ => return None,

@@ -1,6 +1,6 @@
 //! A cache of a quarter of its object, over a store that is hot: what replacement itself costs.
 
-use crate::floor::Floor;
+use crate::floor::{Fill, Floor};
 use crate::monitor::Monitored;
 use crate::rows::{self, THREADS};
 use crate::source::{Source, Transfer};
@@ -33,6 +33,9 @@ fn specs(w: Workload) -> Vec<RowSpec> {
         let threads = |name, two, one, goal| RowSpec::against(name, two, one, goal).unit(rows::UNIT);
         all.push(threads("floor_threads", "floor_hot_rand_read_2", &["floor_hot_rand_read_1"], None));
         all.push(threads("hot_threads", "hot_rand_read_2", &["hot_rand_read_1"], Some(1.0)));
+        all.extend(rows::each_threads(|t| {
+            vec![rows::own("floor_pwrite", w, t), rows::against("hot", "_vs_pwrite", (w, t), &["floor_pwrite"], None)]
+        }));
     }
     all
 }
@@ -45,13 +48,14 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     }
     let len_bytes = session.options.size_bytes(1024, 64);
     let source = || Source::new(len_bytes, Transfer::Copy);
-    let floor = Floor::new(source()?, len_bytes / 4)?;
+    let floor = |fill| Floor::new(source()?, len_bytes / 4, fill);
+    let floors = (floor(Fill::Alias)?, floor(Fill::Pwrite)?);
     let monitored = Monitored::new(source()?, len_bytes / 4)?;
     let subject = Subject::start(len_bytes / 4);
     let ours = Arc::new(source()?);
     for (workload, rows) in wanted {
         if !rows.is_empty() {
-            one(session, workload, &rows, (&floor, &monitored), (subject.as_ref(), &ours))?;
+            one(session, workload, &rows, (&floors.0, &floors.1, &monitored), (subject.as_ref(), &ours))?;
         }
     }
     Ok(())
@@ -62,7 +66,7 @@ fn one(
     session: &mut Session,
     workload: Workload,
     rows: &[RowSpec],
-    (floor, monitored): (&Floor, &Monitored),
+    (floor, by_pwrite, monitored): (&Floor, &Floor, &Monitored),
     (subject, source): (std::result::Result<&Subject, &Error>, &Arc<Source>),
 ) -> Result<()> {
     let (cpus, pages) = (session.cpus, source.pages());
@@ -70,7 +74,7 @@ fn one(
     let (fast, slow) = (ACCESSES / scale, ACCESSES_MONITOR / scale);
     let warm = workload.warm_up(pages / 4);
     let load = || RefCell::new(Load::new(workload, pages));
-    let (at, at_floor, at_monitor) = (load(), load(), load());
+    let (at, at_floor, at_pwrite, at_monitor) = (load(), load(), load(), load());
 
     let arena = subject.map_err(Error::again).and_then(|s| {
         let arena = s.shared(source, workload)?;
@@ -78,15 +82,22 @@ fn one(
         Ok(arena)
     });
     floor.run(&mut at_floor.borrow_mut(), 1, warm, cpus)?;
+    if workload == Workload::RandRead {
+        by_pwrite.run(&mut at_pwrite.borrow_mut(), 1, warm, cpus)?;
+    }
     // On one processor a monitor is faster by far, and this is not timed.
     let same = cpus.measuring;
     monitored.run(&mut at_monitor.borrow_mut(), 1, warm, (cpus, same))?;
     let mut series = Vec::new();
     for t in THREADS.into_iter().filter(|t| *t == 1 || cpus.other.is_some()) {
         let name = |side| rows::series(side, workload, t);
-        let (at, at_floor, at_monitor) = (&at, &at_floor, &at_monitor);
+        let (at, at_floor, at_pwrite, at_monitor) = (&at, &at_floor, &at_pwrite, &at_monitor);
         let monitor = move |cpu| monitored.run(&mut at_monitor.borrow_mut(), t, slow, (cpus, cpu));
         series.push(Series::new(name("floor_hot"), move || floor.run(&mut at_floor.borrow_mut(), t, fast, cpus)));
+        if workload == Workload::RandRead {
+            let run = move || by_pwrite.run(&mut at_pwrite.borrow_mut(), t, fast, cpus);
+            series.push(Series::new(name("floor_pwrite"), run));
+        }
         match &arena {
             Ok(arena) => {
                 series.push(Series::new(name("hot"), move || arena.run(&mut at.borrow_mut(), t, fast, cpus)));
