@@ -2,6 +2,8 @@
 
 use softfault::{Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use softfault_benches::area::{View, check_sum, page_byte};
+use softfault_benches::replacement::lru::Lru;
+use softfault_benches::replacement::opt::Opt;
 use softfault_benches::replacement::staged::{Staged, Tuning};
 use softfault_benches::replacement::trace::Shape;
 use softfault_benches::replacement::{self, Counts};
@@ -16,7 +18,8 @@ const PASSES: usize = 16;
 pub(crate) fn run(shapes: &[Shape], nr_pages: u32) -> Result<()> {
     println!("object {nr_pages} pages, {PASSES} accesses a page, the first quarter not counted");
     println!("faults per million accesses, in the running cache and in the simulation");
-    let heads = ["major", "simulated", "minor", "simulated", "unmapped", "simulated"];
+    println!("lru and opt: the misses of policies that see every access");
+    let heads = ["major", "simulated", "lru", "opt", "minor", "simulated", "unmapped", "simulated"];
     let heads: String = heads.iter().map(|h| format!("{h:>11}")).collect();
     println!("{:>16}{:>7}{heads}{:>10}", "trace", "cache", "stalls");
     for &cache_pct in CACHES_PCT {
@@ -26,16 +29,21 @@ pub(crate) fn run(shapes: &[Shape], nr_pages: u32) -> Result<()> {
             let (live, stalls) = replay(&trace, nr_pages as usize, u64::from(limit))?;
             let mut policy = Staged::new(nr_pages as usize, limit as usize, Tuning::RUNNING);
             let simulated = replacement::run(&mut policy, &trace, trace.len() / 4);
-            print(shape, cache_pct, [&live, &simulated], stalls);
+            let counted = trace.len() / 4;
+            let lru = replacement::run(&mut Lru::new(nr_pages as usize, limit as usize), &trace, counted);
+            let opt = replacement::run(&mut Opt::new(nr_pages as usize, limit as usize, &trace), &trace, counted);
+            print(shape, cache_pct, [&live, &simulated], [&lru, &opt], stalls);
         }
     }
     Ok(())
 }
 
-fn print(shape: Shape, cache_pct: u32, sides: [&Counts; 2], stalls: u64) {
-    let figures = [Counts::major_per_1000, Counts::minor_per_1000, Counts::unmapped_per_1000];
-    let figures = figures.iter().flat_map(|of| sides.map(|c| 1000.0 * of(c)));
-    let row: String = figures.map(|f| format!("{f:>11.0}")).collect();
+fn print(shape: Shape, cache_pct: u32, sides: [&Counts; 2], yardsticks: [&Counts; 2], stalls: u64) {
+    let of = |counts: [&Counts; 2], f: fn(&Counts) -> f64| counts.map(|c| format!("{:>11.0}", 1000.0 * f(c))).concat();
+    let row = of(sides, Counts::major_per_1000)
+        + &of(yardsticks, Counts::major_per_1000)
+        + &of(sides, Counts::minor_per_1000)
+        + &of(sides, Counts::unmapped_per_1000);
     println!("{:>16}{cache_pct:>6}%{row}{stalls:>10}", shape.name());
 }
 
