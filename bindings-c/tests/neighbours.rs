@@ -4,8 +4,13 @@
 mod build;
 
 use build::{Built, Library, STRICT, compiler, dir, ok, run, said};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+/// See signal(7).
+const SIGABRT: i32 = 6;
+const SIGSEGV: i32 = 11;
 
 fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output().is_ok_and(|out| out.status.success());
@@ -40,6 +45,32 @@ fn dlclose_leaves_the_library_where_its_handlers_are() {
     let Some(program) = compile(built, &dir().join("tests/neighbours/dlopen.c"), None) else { return };
     let text = ok(Command::new(&program).arg(&built.shared));
     assert!(text.contains("the library stays as long as its handlers"), "{text}");
+}
+
+/// A page that cannot be had under the policy `Abort`, and an exception that leaves a callback, end the process at once, and
+/// neither unwinds through the library nor leaves a thread waiting.
+#[test]
+fn failures_that_end_the_process_end_it() {
+    let Some(cxx) = compiler("CXX", "c++") else { return };
+    let Some(built) = build::built("neighbours") else { return };
+    let program = built.work.join("ending");
+    let mut command = Command::new(cxx);
+    command.args(["-std=c++11", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", "-I"]).arg(dir().join("include"));
+    command.arg(dir().join("tests/neighbours/ending.cpp")).arg("-o").arg(&program);
+    built.link(&mut command, Library::Shared);
+    ok(&mut command);
+    // Words of Rust's about an exception in a handler may not fit on its stack: then that is what ends it.
+    for (way, says, by) in [
+        ("abort", "cannot be filled", &[SIGABRT] as &[i32]),
+        ("throw", "", &[SIGABRT]),
+        ("throw-in-handler", "", &[SIGABRT, SIGSEGV]),
+    ] {
+        // Its own killer, should it hang.
+        let out = run(Command::new("timeout").args(["-s", "KILL", "60"]).arg(&program).arg(way));
+        let text = said(&out);
+        let signal = out.status.signal().or(out.status.code().map(|c| c - 128));
+        assert!(signal.is_some_and(|s| by.contains(&s)) && text.contains(says), "{way}: {:?}: {text}", out.status);
+    }
 }
 
 fn gdb(program: &Path, commands: &[&str]) -> String {
