@@ -68,7 +68,7 @@ fn failures_that_end_the_process_end_it() {
         // Its own killer, should it hang.
         let out = run(Command::new("timeout").args(["-s", "KILL", "60"]).arg(&program).arg(way));
         let text = said(&out);
-        let signal = out.status.signal().or(out.status.code().map(|c| c - 128));
+        let signal = out.status.signal().or_else(|| out.status.code().map(|c| c - 128));
         assert!(signal.is_some_and(|s| by.contains(&s)) && text.contains(says), "{way}: {:?}: {text}", out.status);
     }
 }

@@ -18,7 +18,7 @@ use crate::object::{ObjectBuilder, ObjectInner};
 use softfault_mm::folio::FolioWord;
 use softfault_mm::mapping::FailurePolicy;
 use softfault_platform::store::Store;
-use softfault_platform::store::object::Retries;
+use softfault_platform::store::retry::Retries;
 
 impl ObjectBuilder {
     /// Makes the object *exclusive*: its pages live in the private memory of the one arena that maps it, and nowhere

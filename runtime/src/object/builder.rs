@@ -10,7 +10,7 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::VmOps;
 use softfault_mm::vmstat::Event;
-use softfault_platform::store::object::Retries;
+use softfault_platform::store::retry::Retries;
 use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{HandlerStore, Store};
 use std::sync::Arc;

@@ -28,7 +28,7 @@
 //! next `enter`.
 
 use super::Store;
-use super::object::Retries;
+use super::retry::Retries;
 use super::source::Source;
 use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
 use crate::sys::{Errno, mem, pagemap, thread};

@@ -10,6 +10,7 @@ pub mod exclusive;
 pub mod file;
 pub mod object;
 mod part;
+pub mod retry;
 #[cfg(feature = "userfaultfd")]
 mod source;
 pub mod swap;

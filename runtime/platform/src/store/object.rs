@@ -1,24 +1,16 @@
 //! An object's `AddressSpaceOps`: its range of the cache's memory, and its store.
 
 use super::bounce::{self, BUFFER_BYTES, Buffer};
+use super::retry::{self, Retries};
 use super::{PageMut, PageRef, Store, StoreError};
 use crate::cache::Ports;
 use crate::staging;
-use crate::sys::{Errno, file, mem, text, thread};
+use crate::sys::{Errno, mem, thread};
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::{AddressSpaceOps, Staged};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
-
-/// How often a failing read is tried again, and how long between.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Retries {
-    /// Attempts after the first.
-    pub times: u32,
-    /// Sleep before the first of them, doubled each time. A handler-safe store is retried without sleeping.
-    pub backoff_ns: u64,
-}
 
 /// The bytes behind an object's words.
 #[derive(Debug)]
@@ -136,22 +128,7 @@ impl<'s> ObjectOps<'s> {
     }
 
     fn read_retrying(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
-        let mut backoff = self.retries.backoff_ns;
-        let mut left = self.retries.times;
-        loop {
-            match self.read_once(pgoff, nr) {
-                // Content that fails its check does not get better by asking again at once.
-                Err(StoreError::Corrupt) => return Err(StoreError::Corrupt),
-                Err(_) if left > 0 => {
-                    left -= 1;
-                    if !self.handler_safe {
-                        thread::sleep_ns(backoff);
-                        backoff = backoff.saturating_mul(2);
-                    }
-                }
-                r => return r,
-            }
-        }
+        self.retries.read(self.handler_safe, || self.read_once(pgoff, nr))
     }
 
     /// Gives a copy of `len` bytes to the store. The pages are `writeback`, or pinned.
@@ -189,16 +166,6 @@ impl<'s> ObjectOps<'s> {
         staging::put(&staged);
         result
     }
-
-    /// Says on standard error what ended the process, and ends it (policy `Abort`).
-    #[cold]
-    fn abort(&self, pgoff: u64) -> ! {
-        let mut line = *b"softfault: object                      page                      cannot be filled\n";
-        text::put_decimal(line.get_mut(18..38), self.name);
-        text::put_decimal(line.get_mut(44..64), pgoff);
-        let _ = file::write(2, &line);
-        crate::sys::signal::abort()
-    }
 }
 
 impl AddressSpaceOps for ObjectOps<'_> {
@@ -210,7 +177,7 @@ impl AddressSpaceOps for ObjectOps<'_> {
         for i in 0..nr {
             if let Err(error) = self.read_retrying(pgoff + u64::from(i), 1) {
                 if self.policy == FailurePolicy::Abort {
-                    self.abort(pgoff + u64::from(i));
+                    retry::abort(self.name, pgoff + u64::from(i));
                 }
                 return Err((i, error.fill_error()));
             }

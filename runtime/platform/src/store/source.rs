@@ -1,8 +1,7 @@
 //! Reading an object's pages from its store into memory, with retries and the policy for the end of the object.
 
-use super::object::Retries;
+use super::retry::{self, Retries};
 use super::{PageMut, PageRef, Store, StoreError};
-use crate::sys::{file, text, thread};
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
@@ -37,7 +36,7 @@ impl Source<'_> {
         for (i, page) in (0..nr).zip(into.chunks_exact_mut(PAGE_SIZE)) {
             if let Err(error) = self.read_retrying(pgoff + u64::from(i), page) {
                 if self.policy == FailurePolicy::Abort {
-                    self.abort(pgoff + u64::from(i));
+                    retry::abort(self.name, pgoff + u64::from(i));
                 }
                 return Err((i, error.fill_error()));
             }
@@ -59,22 +58,7 @@ impl Source<'_> {
     }
 
     fn read_retrying(&self, pgoff: u64, into: &mut [u8]) -> Result<(), StoreError> {
-        let mut backoff = self.retries.backoff_ns;
-        let mut left = self.retries.times;
-        loop {
-            match self.read_once(pgoff, into) {
-                // Content that fails its check does not get better by asking again at once.
-                Err(StoreError::Corrupt) => return Err(StoreError::Corrupt),
-                Err(_) if left > 0 => {
-                    left -= 1;
-                    if !self.handler_safe {
-                        thread::sleep_ns(backoff);
-                        backoff = backoff.saturating_mul(2);
-                    }
-                }
-                r => return r,
-            }
-        }
+        self.retries.read(self.handler_safe, || self.read_once(pgoff, into))
     }
 
     /// Gives `nr` pages at `address`, which nobody changes meanwhile, to the store, as far as they lie inside the object.
@@ -89,15 +73,5 @@ impl Source<'_> {
         // SAFETY: the caller's contract.
         let pages = unsafe { PageRef::new(address as *const u8, len, -1, 0) };
         self.store.write(pgoff << PAGE_SHIFT, &pages)
-    }
-
-    /// Says on standard error what ended the process, and ends it (policy `Abort`).
-    #[cold]
-    fn abort(&self, pgoff: u64) -> ! {
-        let mut line = *b"softfault: object                      page                      cannot be filled\n";
-        text::put_decimal(line.get_mut(18..38), self.name);
-        text::put_decimal(line.get_mut(44..64), pgoff);
-        let _ = file::write(2, &line);
-        crate::sys::signal::abort()
     }
 }
