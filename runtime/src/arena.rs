@@ -288,12 +288,15 @@ impl ArenaInner {
 
     /// Faults each page of the range in; `exact`: also those that a hint says are mapped.
     pub(crate) fn fault_in(&self, op: &'static str, range: &Range<usize>, access: Access, exact: bool) -> Result<()> {
+        // What is resident may be protected from loads by now: the walk says so.
+        let refused = !exact && access == Access::Read && !self.permits_loads(op, range);
+        let exact = exact || refused;
         let mut at = range.start;
         while at < range.end {
             let extent = self.extents.lend().get(at >> EXTENT_SHIFT);
             let native = extent.is_some_and(|e| matches!(e.state(), ExtentState::Native | ExtentState::Tracked));
             let hinted = extent.is_some_and(|e| e.maybe_mapped(Extent::page_index(self.base + at)));
-            if native {
+            if native && !refused {
                 at = ((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT;
                 continue;
             }
@@ -303,6 +306,10 @@ impl ArenaInner {
             at += PAGE_SIZE;
         }
         Ok(())
+    }
+
+    fn permits_loads(&self, op: &'static str, range: &Range<usize>) -> bool {
+        self.vmas().covering(op, range).is_ok_and(|hit| hit.iter().all(|v| v.prot != Prot::None))
     }
 
     /// Makes sure that a range which is pinned has its page-table entries: extents that were native when it was faulted

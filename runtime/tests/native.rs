@@ -8,7 +8,7 @@ use common::{
     EXTENT, KnobStore, Knobs, PAGE, arena, byte_of, bytes, child, content, each_userfaultfd, ended, knob_object, load,
     map, runtime, same, serial, store, until,
 };
-use softfault::{Arena, Delivery, Prot, Runtime, Sharing};
+use softfault::{Access, Arena, Delivery, Prot, Runtime, Sharing};
 use std::sync::Arc;
 
 /// Handler entries and monitor messages: whatever reached the runtime.
@@ -131,6 +131,7 @@ fn eviction_and_unmap_take_extents_back() {
         assert_eq!(load(a, EXTENT + 5 * PAGE), Err(libc::SIGSEGV));
         assert_eq!(load(a, EXTENT + 6 * PAGE), Ok(byte_of(0, (EXTENT + 6 * PAGE) as u64)));
         a.protect(0..EXTENT, Prot::None).unwrap();
+        assert!(a.fault_in(7 * PAGE..8 * PAGE, Access::Read).is_err(), "not to be read");
         assert_eq!(load(a, 7 * PAGE), Err(libc::SIGSEGV));
         a.protect(0..EXTENT, Prot::Read).unwrap();
         assert_eq!(load(a, 7 * PAGE), Ok(byte_of(0, 7 * PAGE as u64)));

@@ -7,7 +7,7 @@ use common::{
     EXTENT, PAGE, Rng, TempFile, arena, byte_of, bytes, child, content, each_mode, ended, knob_object, limit, load,
     map, runtime, same, store,
 };
-use softfault::{Arena, Error, Prot, Sharing, VmFaultReason};
+use softfault::{Access, Advice, Arena, Error, Prot, Sharing, VmFaultReason};
 use std::sync::Barrier;
 
 const SEGV: i32 = libc::SIGSEGV;
@@ -274,6 +274,9 @@ fn protect_up_and_down() {
             assert_eq!(load(&a, p * PAGE), Ok(p as u8 + 1), "page {p}");
         }
         a.protect(12 * PAGE..14 * PAGE, Prot::None).unwrap();
+        let refused = |r: Result<(), Error>| matches!(r, Err(Error::Fault { offset, .. }) if offset == 12 * PAGE as u64);
+        assert!(refused(a.fault_in(11 * PAGE..15 * PAGE, Access::Read)), "{mode:?}: resident, and not to be read");
+        assert!(refused(a.advise(11 * PAGE..15 * PAGE, Advice::PopulateRead)), "{mode:?}: the same by advice");
         assert_eq!((load(&a, 12 * PAGE), load(&a, 14 * PAGE)), (Err(SEGV), Ok(15)));
         a.protect(0..EXTENT, Prot::ReadWrite).unwrap();
         for p in 0..30 {
