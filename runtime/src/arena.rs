@@ -540,7 +540,8 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Denied`] over private mappings or without the feature
-    /// `userfaultfd`.
+    /// `userfaultfd`; nothing changed. [`Error::Exhausted`] and [`Error::System`] when a page that is mapped already cannot
+    /// be unmapped: the delegate is in place, and such pages may be touched untold.
     pub fn delegate_minor(
         &self,
         range: Range<usize>,
