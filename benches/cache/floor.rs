@@ -1,4 +1,4 @@
-//! `floor_hot`: the least that code in the faulting thread can do to keep a bounded cache of a shared memfd.
+//! `floor_hot`: bare code in the faulting thread that keeps a bounded cache of a shared memfd.
 //!
 //! For each missing page: evict the oldest one by a punch of one page, copy the page in through an alias, CONTINUE. FIFO,
 //! no windows, no batches, no statistics, nothing but this one object. The variant `floor_pwrite` copies the page in by

@@ -49,13 +49,14 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let len_bytes = session.options.size_bytes(1024, 64);
     let source = || Source::new(len_bytes, Transfer::Copy);
     let floor = |fill| Floor::new(source()?, len_bytes / 4, fill);
-    let floors = (floor(Fill::Alias)?, floor(Fill::Pwrite)?);
+    let at_random = wanted.iter().any(|(w, rows)| *w == Workload::RandRead && !rows.is_empty());
+    let floors = (floor(Fill::Alias)?, if at_random { Some(floor(Fill::Pwrite)?) } else { None });
     let monitored = Monitored::new(source()?, len_bytes / 4)?;
     let subject = Subject::start(len_bytes / 4);
     let ours = Arc::new(source()?);
     for (workload, rows) in wanted {
         if !rows.is_empty() {
-            one(session, workload, &rows, (&floors.0, &floors.1, &monitored), (subject.as_ref(), &ours))?;
+            one(session, workload, &rows, (&floors.0, floors.1.as_ref(), &monitored), (subject.as_ref(), &ours))?;
         }
     }
     Ok(())
@@ -66,7 +67,7 @@ fn one(
     session: &mut Session,
     workload: Workload,
     rows: &[RowSpec],
-    (floor, by_pwrite, monitored): (&Floor, &Floor, &Monitored),
+    (floor, by_pwrite, monitored): (&Floor, Option<&Floor>, &Monitored),
     (subject, source): (std::result::Result<&Subject, &Error>, &Arc<Source>),
 ) -> Result<()> {
     let (cpus, pages) = (session.cpus, source.pages());
@@ -82,7 +83,8 @@ fn one(
         Ok(arena)
     });
     floor.run(&mut at_floor.borrow_mut(), 1, warm, cpus)?;
-    if workload == Workload::RandRead {
+    let by_pwrite = by_pwrite.filter(|_| workload == Workload::RandRead);
+    if let Some(by_pwrite) = by_pwrite {
         by_pwrite.run(&mut at_pwrite.borrow_mut(), 1, warm, cpus)?;
     }
     // On one processor a monitor is faster by far, and this is not timed.
@@ -94,7 +96,7 @@ fn one(
         let (at, at_floor, at_pwrite, at_monitor) = (&at, &at_floor, &at_pwrite, &at_monitor);
         let monitor = move |cpu| monitored.run(&mut at_monitor.borrow_mut(), t, slow, (cpus, cpu));
         series.push(Series::new(name("floor_hot"), move || floor.run(&mut at_floor.borrow_mut(), t, fast, cpus)));
-        if workload == Workload::RandRead {
+        if let Some(by_pwrite) = by_pwrite {
             let run = move || by_pwrite.run(&mut at_pwrite.borrow_mut(), t, fast, cpus);
             series.push(Series::new(name("floor_pwrite"), run));
         }

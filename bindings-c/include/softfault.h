@@ -451,8 +451,8 @@
 
 /**
  * read and write move bytes between descriptors (softfault_page_fill_from() and its neighbours) rather than through memory:
- * they get the cache's own pages. Else they get a buffer, and the runtime copies, which is faster for what goes through
- * memory.
+ * they get the cache's own pages. Else they usually get a buffer without a descriptor, of up to 256 KiB, and the runtime
+ * copies, which is faster for what goes through memory.
  */
 #define SOFTFAULT_STORE_USES_DESCRIPTORS 0x20
 
@@ -1775,14 +1775,16 @@ int softfault_page_fill_from(struct softfault_page *page,
 
 /**
  * Writes descriptor and offset of the page's bytes, for stores that move data between descriptors; the descriptor stays
- * the library's, and is -1 where there is none. Returns 0, or -EINVAL.
+ * the library's, and is -1 where there is none: usually, without SOFTFAULT_STORE_USES_DESCRIPTORS. Returns 0, or -EINVAL.
  *
  * Context: filler, handler: in the read callback that got page.
  *
  * The caller promises:
  * page is what the callback got; fd and offset may be written.
  */
-int softfault_page_fd(struct softfault_page *page, int *fd, uint64_t *offset);
+int softfault_page_fd(struct softfault_page *page,
+                      int *fd,
+                      uint64_t *offset);
 
 /**
  * Writes all of the pages to fd at pos_bytes. Returns 0 or a negative errno: what write is to return.
@@ -1795,7 +1797,8 @@ int softfault_page_fd(struct softfault_page *page, int *fd, uint64_t *offset);
 int softfault_pages_write_to(const struct softfault_pages *pages, int fd, uint64_t pos_bytes);
 
 /**
- * Writes descriptor and offset of the pages' bytes; -1: a copy, which has none. Returns 0, or -EINVAL.
+ * Writes descriptor and offset of the pages' bytes; -1: a copy, which has none (usually, without
+ * SOFTFAULT_STORE_USES_DESCRIPTORS). Returns 0, or -EINVAL.
  *
  * Context: filler, handler: in the write callback that got pages.
  *

@@ -20,8 +20,8 @@ use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_platform::store::Store;
 use softfault_platform::store::object::{FolioMemory, ObjectOps};
+use softfault_platform::store::{Store, bounce};
 use softfault_platform::{section, vmatree};
 use std::sync::Arc;
 use std::time::Duration;
@@ -127,6 +127,9 @@ impl ObjectInner {
         let region = &space.region;
         let memory =
             FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset), len_bytes: len };
+        if plan.is_none() && !store_ref.uses_descriptors() {
+            bounce::init();
+        }
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
         let a_ops = unsafe {
             ObjectOps::new(memory, store_ref, b.len_bytes, b.retries, backing.handler_safe, b.policy, u64::from(id))

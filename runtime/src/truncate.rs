@@ -125,6 +125,14 @@ impl Object {
         }
         // A promotion that read the old end has finished by now, or will read the new one.
         section::synchronize();
+        // And who writes a pinned page as it is:
+        // ```text
+        // sync                                   set_len
+        // measures the page by the old end
+        //                                        zeroes the tail, cuts the store
+        // the store is longer again, and has the old bytes
+        // ```
+        drop(inner.flush_state().direct());
         for _ in 0..2_000 {
             inner.demote(len_bytes >> PAGE_SHIFT, to)?;
             // Not while a flush keeps pages: it may take longer than our patience.

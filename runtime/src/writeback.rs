@@ -1,5 +1,7 @@
 //! What a program wants to be sure of: that its writes are durable, in which order, and what was lost.
 
+mod pinned;
+
 use crate::error::{Error, Result, parent_only};
 use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
@@ -51,6 +53,10 @@ impl FlushState {
     pub(crate) fn owe_end(&self, owed: bool) {
         // Relaxed, here and below: the turn orders them, and the gate.
         self.end_owed.store(owed, Ordering::Relaxed);
+    }
+    /// Keeps who writes pinned pages as they are away: they measure the object anew.
+    pub(crate) fn direct(&self) -> MutexGuard<'_, ()> {
+        lock(&self.direct)
     }
     /// Notes that pages up to `to` are to be dropped. The caller has the object's gate, as for the two below.
     pub(crate) fn owe_cut(&self, to: u64) {
@@ -210,7 +216,7 @@ impl ObjectInner {
             // Of an exclusive object it is written on its way; of another one it may come back, if a hole cannot be made.
             let leaving = seen.state() == State::Evicting && !seen.is_vacant();
             if leaving || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
-                let skipped = settle(host.env(), m, &self.flush_state().direct, word, p).map_err(failed)?;
+                let skipped = pinned::settle(host.env(), m, &self.flush_state().direct, word, p).map_err(failed)?;
                 held = held.or_else(|| skipped.then_some(p));
             }
         }
@@ -349,79 +355,6 @@ impl ObjectInner {
         let all = 0..self.mapping().nr_pages();
         let _ = self.write_back("drop", &all);
     }
-}
-
-/// Turns to wait for transient pins (an ioctl long) before a page counts as pinned by the program.
-const PATIENCE: u32 = 2_000;
-
-/// Has one page written that a run could not take. `true`: it is held, and dirty.
-fn settle(
-    env: Env<'_>,
-    m: &Mapping<'_>,
-    direct: &Mutex<()>,
-    word: &FolioWord,
-    p: u64,
-) -> std::result::Result<bool, (u64, FillError)> {
-    let ctx = Ctx::thread(0);
-    let mut turns = 0;
-    loop {
-        let seen = word.load();
-        match seen.state() {
-            // What is being written may have been read before the last store that we answer for.
-            State::Evicting if seen.is_vacant() => return Ok(false),
-            // And a page that is leaving is written on its way, or stays after all. However often signals wake us.
-            State::Writeback | State::Evicting => {
-                if let Some(low) = word.mark_waiter(seen.state()) {
-                    env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
-                }
-            }
-            State::Uptodate if seen.has(DIRTY | HELD) => return Ok(true),
-            State::Uptodate if seen.has(DIRTY) => {
-                if writeback::writeout(env, m, 0, p, p + 1)? > 0 {
-                    return Ok(false);
-                }
-                turns += 1;
-                std::thread::yield_now();
-            }
-            _ => return Ok(false),
-        }
-        if turns >= PATIENCE
-            && let Some(held) = write_pinned(m, direct, word, p)?
-        {
-            return Ok(held);
-        }
-    }
-}
-
-/// Writes a page that is pinned for long, perhaps for stores by a device: its bytes as they are now, and it stays dirty.
-/// `None`: it has moved on; `true`: it is held.
-///
-/// One at a time of an object, and none that is `writeback`: the store may be given the newer bytes first.
-/// ```text
-/// sync                                     another
-/// the store copies the page
-///                                          a store to it; sync: the newer bytes are written and flushed
-/// and puts its copy there
-/// ```
-fn write_pinned(
-    m: &Mapping<'_>,
-    direct: &Mutex<()>,
-    word: &FolioWord,
-    p: u64,
-) -> std::result::Result<Option<bool>, (u64, FillError)> {
-    // With hold_dirty(): either we see the hold, or it waits for us.
-    let _alone = lock(direct);
-    let Ok(old) = word.try_pin(0) else { return Ok(None) };
-    let result = if old.state() != State::Uptodate {
-        Ok(None)
-    } else if word.load().has(HELD) {
-        Ok(Some(true))
-    } else {
-        failpoint!(SETTLE_DIRECT);
-        m.a_ops.write_folio(p, 1).map(|()| Some(false)).map_err(|(_, error)| (p, error))
-    };
-    word.unpin();
-    result
 }
 
 /// Pages that are not written back for as long as the value lives; see [`Object::hold_dirty`].

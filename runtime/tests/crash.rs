@@ -11,7 +11,7 @@ mod disk;
 use book::Book;
 use common::{PAGE, Rng, StopOnDrop, arena, setup};
 use disk::{Behaviour, Disk, InHandler, SECTOR, VolatileStore};
-use softfault::{Arena, Delivery, Error, Held, Object, Prot, Runtime, Sharing};
+use softfault::{Access, Arena, Delivery, Error, Held, Object, Pin, Prot, Runtime, Sharing};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -119,13 +119,15 @@ impl World {
         let first = rng.below(all);
         (first * SECTOR) as u64..((first + 1 + rng.below(all - first)) * SECTOR) as u64
     }
-    /// Syncs until it succeeds: what a failed flush took away is written again. Returns how often it failed.
-    fn sync_stubbornly(&self, range: &Range<u64>) -> u64 {
+    /// Syncs until it succeeds: what a failed flush took away is written again, once nobody has it pinned. Returns how
+    /// often it failed.
+    fn sync_stubbornly(&self, range: &Range<u64>, pin: &mut Option<Pin>) -> u64 {
         let (sectors, end) = (sectors_of(range), self.object.len());
         for failures in 0..1_000 {
             match self.book.sync(&sectors, || self.object.sync(range.clone())) {
                 Ok(()) => return failures,
                 Err(Error::Lost { ranges, .. }) => {
+                    *pin = None;
                     let lost = ranges.into_iter().flat_map(|r| sectors_of(&(r.start..r.end.min(end))));
                     lost.for_each(|s| self.put(s, false));
                 }
@@ -144,11 +146,13 @@ impl World {
 fn run_and_crash(w: &World, what: &str, seed: u64, cuts: bool) {
     let mut rng = Rng(seed);
     let (mut crashes, mut failures) = (0, 0);
+    // A few pages that are written as they are.
+    let mut pin = None;
     while crashes < 120 {
         let range = w.some_range(&mut rng);
         match rng.below(24) {
-            0 => failures += w.sync_stubbornly(&range),
-            1 => failures += w.sync_stubbornly(&(0..LEN as u64)),
+            0 => failures += w.sync_stubbornly(&range, &mut pin),
+            1 => failures += w.sync_stubbornly(&(0..LEN as u64), &mut pin),
             2 => {
                 let _ = w.object.evict(range).expect("evict");
             }
@@ -156,7 +160,16 @@ fn run_and_crash(w: &World, what: &str, seed: u64, cuts: bool) {
                 w.crash(what, seed ^ crashes);
                 crashes += 1;
             }
-            5 if cuts => w.cut(&mut rng),
+            5 if cuts => {
+                pin = None;
+                w.cut(&mut rng);
+            }
+            6 => {
+                let page = range.start as usize / PAGE;
+                let pages =
+                    page * PAGE..(page + 1 + rng.below(3)).min(w.object.len().div_ceil(PAGE as u64) as usize) * PAGE;
+                pin = rng.below(2).checked_sub(1).map(|_| w.arena.pin(pages, Access::Write).expect("pin"));
+            }
             k => w.put(sectors_of(&range).start, k % 4 == 0),
         }
     }

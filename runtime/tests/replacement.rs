@@ -114,12 +114,14 @@ fn a_hot_page_is_asked_once_in_a_pass_over_the_cache() {
     }
     let unmapped = c.stat("pgdeactivate") - before;
     // Whoever is unmapped twice was overtaken by all of main in between. A batch is out of the queue while it is unmapped.
-    let passes = unmapped / main_min.saturating_sub(64).max(1);
+    // And main's length is looked at every 64 touches.
+    let passes = unmapped / main_min.saturating_sub(2 * 64).max(1);
     let (least, most) = (asked.iter().copied().min().unwrap_or(0), asked.iter().copied().max().unwrap_or(0));
     println!("{asked:?} minor faults in {passes} passes at most, {unmapped} pages unmapped, main {main_min} or longer");
     assert!(main_min > LIMIT / 2, "most pages proved themselves, and main has {main_min}");
     assert!(most > 0, "main was never asked, though {unmapped} pages were unmapped");
-    assert!(most - least <= 1, "in each pass every hot page is asked once: {asked:?}");
+    // A page that is unmapped between the look and the touch is asked unseen.
+    assert!(most - least <= 2, "in each pass every hot page is asked once: {asked:?}");
     assert!(most <= passes + 1, "a hot page was asked {most} times in {passes} passes");
 }
 

@@ -274,7 +274,8 @@ fn protect_up_and_down() {
             assert_eq!(load(&a, p * PAGE), Ok(p as u8 + 1), "page {p}");
         }
         a.protect(12 * PAGE..14 * PAGE, Prot::None).unwrap();
-        let refused = |r: Result<(), Error>| matches!(r, Err(Error::Fault { offset, .. }) if offset == 12 * PAGE as u64);
+        let refused =
+            |r: Result<(), Error>| matches!(r, Err(Error::Fault { offset, .. }) if offset == 12 * PAGE as u64);
         assert!(refused(a.fault_in(11 * PAGE..15 * PAGE, Access::Read)), "{mode:?}: resident, and not to be read");
         assert!(refused(a.advise(11 * PAGE..15 * PAGE, Advice::PopulateRead)), "{mode:?}: the same by advice");
         assert_eq!((load(&a, 12 * PAGE), load(&a, 14 * PAGE)), (Err(SEGV), Ok(15)));

@@ -32,8 +32,8 @@ pub const SOFTFAULT_STORE_WRITE_BLOCKS: u32 = 0x8;
 /// read does not give what write took before the next flush: such pages stay cached until then.
 pub const SOFTFAULT_STORE_NO_REREAD: u32 = 0x10;
 /// read and write move bytes between descriptors (softfault_page_fill_from() and its neighbours) rather than through memory:
-/// they get the cache's own pages. Else they get a buffer, and the runtime copies, which is faster for what goes through
-/// memory.
+/// they get the cache's own pages. Else they usually get a buffer without a descriptor, of up to 256 KiB, and the runtime
+/// copies, which is faster for what goes through memory.
 pub const SOFTFAULT_STORE_USES_DESCRIPTORS: u32 = 0x20;
 
 /// Where an object's pages come from and go to. NULL means the default.
@@ -207,7 +207,7 @@ pub unsafe extern "C" fn softfault_page_fill_from(page: *mut softfault_page, fd:
 }
 
 /// Writes descriptor and offset of the page's bytes, for stores that move data between descriptors; the descriptor stays
-/// the library's, and is -1 where there is none. Returns 0, or -EINVAL.
+/// the library's, and is -1 where there is none: usually, without SOFTFAULT_STORE_USES_DESCRIPTORS. Returns 0, or -EINVAL.
 ///
 /// Context: filler, handler: in the read callback that got page.
 ///
@@ -245,7 +245,8 @@ pub unsafe extern "C" fn softfault_pages_write_to(pages: *const softfault_pages,
     pages.write_to(fd, pos_bytes).map_or_else(number, |()| 0)
 }
 
-/// Writes descriptor and offset of the pages' bytes; -1: a copy, which has none. Returns 0, or -EINVAL.
+/// Writes descriptor and offset of the pages' bytes; -1: a copy, which has none (usually, without
+/// SOFTFAULT_STORE_USES_DESCRIPTORS). Returns 0, or -EINVAL.
 ///
 /// Context: filler, handler: in the write callback that got pages.
 ///

@@ -2,7 +2,7 @@
 //!
 //! A region is created sparse at its full size, sealed against resizing, and never resized: the end of an object is a
 //! number in the object. Objects are ranges of a region, in units of a chunk (2 MiB), so that ten thousand objects need
-//! one descriptor. Fills write through the alias, which is registered nowhere.
+//! one descriptor. What touches the bytes itself does so through the alias, which is registered nowhere.
 
 use crate::sys::{Errno, file, mem, text};
 use core::sync::atomic::{AtomicU32, Ordering};

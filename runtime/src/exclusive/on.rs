@@ -238,7 +238,7 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
     // ```
     // And one that failed would mark pages to be written again, which are being dropped.
     let turn = object.flush_state().turn();
-    let lost = if object.persistent { write_all(m, ops) } else { None };
+    let lost = if object.persistent { write_all(object, ops) } else { None };
     ops.leave();
     // Now dropping only changes words. Who pinned a page before is copying from the mapping, and is waited for.
     let discard = || vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
@@ -267,8 +267,8 @@ const REFUSED_MAX: u64 = 3;
 
 /// Takes every page out and has those that were changed written; returns the first that the store did not take. The caller
 /// has the object's turn to flush.
-fn write_all(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
-    let host = Host::detached();
+fn write_all(object: &ObjectInner, ops: &ExclusiveOps<'_>) -> Option<u64> {
+    let (m, host) = (object.mapping(), Host::detached());
     let refused = ops.write_errors();
     let (mut patience, mut read_patience) = (PATIENCE, READ_PATIENCE);
     while patience > 0 && read_patience > 0 && ops.write_errors() < refused + REFUSED_MAX {
@@ -285,7 +285,7 @@ fn write_all(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
     let mut first = None;
     for (p, word) in (0u64..).zip(m.folios) {
         let ask = ops.write_errors() < refused + REFUSED_MAX;
-        if !write_here(m, ops, p, word, ask) {
+        if !write_here(object, ops, p, word, ask) {
             first = first.or(Some(p));
         }
     }
@@ -294,11 +294,18 @@ fn write_all(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
 
 /// Has a page that cannot be taken out written as it is; `false`: what was changed of it is lost, the store did not take it or
 /// was not to be asked.
-fn write_here(m: &Mapping<'_>, ops: &ExclusiveOps<'_>, p: u64, word: &FolioWord, ask: bool) -> bool {
-    loop {
+fn write_here(object: &ObjectInner, ops: &ExclusiveOps<'_>, p: u64, word: &FolioWord, ask: bool) -> bool {
+    let m = object.mapping();
+    // Alone, and not while it is `writeback`: as in sync(), the older bytes may be put there last.
+    let _alone = loop {
+        let alone = object.flush_state().direct();
         match word.load().state() {
-            State::Uptodate if word.try_pin(0).is_ok() => break,
-            State::Uptodate | State::Writeback | State::Evicting => std::thread::sleep(TURN),
+            State::Uptodate => match word.try_pin(0) {
+                Ok(old) if old.state() == State::Uptodate => break alone,
+                Ok(_) => word.unpin(),
+                Err(_) => {}
+            },
+            State::Writeback | State::Evicting => {}
             // Its reader hangs, and whether it was stored to nobody can say.
             State::Filling if ops.may_be_stored_to(p) => {
                 word.set(LOST);
@@ -306,7 +313,9 @@ fn write_here(m: &Mapping<'_>, ops: &ExclusiveOps<'_>, p: u64, word: &FolioWord,
             }
             State::Absent | State::Filling | State::Poisoned => return true,
         }
-    }
+        drop(alone);
+        std::thread::sleep(TURN);
+    };
     let changed = word.load().has(DIRTY) || m.a_ops.is_written(p);
     let written = changed && ask && m.a_ops.write_folio(p, 1).is_ok();
     if written {

@@ -44,7 +44,7 @@ pub(super) struct Buffer {
 }
 
 /// Maps the pool, once a process. Who cannot have it reads without it. Control plane.
-pub(super) fn init() {
+pub fn init() {
     if BASE.load(Ordering::Relaxed) != 0 {
         return;
     }
@@ -64,6 +64,8 @@ fn map() -> Result<usize, Errno> {
         unsafe { mem::mprotect(base, POOL_BYTES, mem::PROT_READ | mem::PROT_WRITE) }?;
         // SAFETY: as above. A forked child has no use for it.
         unsafe { mem::madvise(base, POOL_BYTES, mem::MADV_DONTFORK) }?;
+        // SAFETY: as above. Nor a dump, as of the cache.
+        unsafe { mem::madvise(base, POOL_BYTES, mem::MADV_DONTDUMP) }?;
         // SAFETY: as above. Not every kernel has huge pages.
         let _ = unsafe { mem::madvise(base, POOL_BYTES, mem::MADV_HUGEPAGE) };
         // SAFETY: as above.

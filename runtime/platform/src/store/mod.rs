@@ -64,7 +64,8 @@ impl core::fmt::Display for StoreError {
 
 impl core::error::Error for StoreError {}
 
-/// The bytes a store is to fill: a range of the cache that nobody else can see until the fill is published.
+/// The bytes a store is to fill: a range of the cache, or of a buffer, that nobody else can see until the fill is
+/// published.
 #[derive(Debug)]
 pub struct PageMut<'a> {
     ptr: *mut u8,
@@ -77,8 +78,8 @@ pub struct PageMut<'a> {
 
 impl<'a> PageMut<'a> {
     /// # Safety
-    /// `ptr..ptr + len_bytes` is writable, is `fd` at `fd_offset`, and belongs to the caller alone (a claim) for as
-    /// long as the value lives.
+    /// `ptr..ptr + len_bytes` is writable, is `fd` at `fd_offset` (or `fd` is -1), and belongs to the caller alone (a claim)
+    /// for as long as the value lives.
     pub(crate) unsafe fn new(ptr: *mut u8, len_bytes: usize, fd: i32, fd_offset: u64) -> Self {
         Self { ptr, len_bytes, fd, fd_offset, ports: None, owner: PhantomData }
     }
@@ -96,7 +97,7 @@ impl<'a> PageMut<'a> {
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `new`'s contract: writable, exclusively owned for our lifetime; `&mut self` keeps it to one borrow.
-        // The memory is the memfd's, hence initialised.
+        // The memory is the memfd's, or a buffer's, which the kernel has filled with zeros: hence initialised.
         unsafe { core::slice::from_raw_parts_mut(self.ptr, self.len_bytes) }
     }
     /// Returns the address of the bytes, for system calls that fill them.
@@ -278,9 +279,9 @@ pub trait Store: Send + Sync {
     }
 
     /// Returns whether `read` and `write` move bytes between descriptors ([`PageMut::fill_from`], `fd_offset`) rather than
-    /// through memory: they are then given the cache's own pages. Else they get a buffer, with which the runtime copies:
-    /// a page of the cache that is touched through a mapping of the cache's own costs a fault, and when it leaves a flush
-    /// of the other processors' TLBs.
+    /// through memory: they are then given the cache's own pages. Else they usually get a buffer, of up to 256 KiB, with which
+    /// the runtime copies: a page of the cache that is touched through a mapping of the cache's own costs a fault, and when
+    /// it leaves a flush of the other processors' TLBs.
     fn uses_descriptors(&self) -> bool {
         false
     }

@@ -61,9 +61,6 @@ impl<'s> ObjectOps<'s> {
         policy: FailurePolicy,
         name: u64,
     ) -> Self {
-        if !store.uses_descriptors() {
-            bounce::init();
-        }
         Self { memory, store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
     }
 
@@ -104,23 +101,29 @@ impl<'s> ObjectOps<'s> {
         Ok(())
     }
 
-    /// Takes a buffer for `nr` pages; `None`: the store wants the pages themselves, or there is none.
+    /// Takes a buffer for `nr` pages; `None`: the store wants the pages themselves, they are too many, or there is none.
     fn buffer(&self, nr: u32) -> Option<Buffer> {
         let fits = nr as usize * PAGE_SIZE <= BUFFER_BYTES;
-        if fits && !self.store.uses_descriptors() && bounce::may_copy() { bounce::get() } else { None }
+        if fits && !self.store.uses_descriptors() { bounce::get() } else { None }
     }
 
     /// Has the store fill the first `len` of `all` bytes of a buffer, and copies them to the pages.
     fn read_bounced(&self, buffer: &Buffer, pgoff: u64, all: usize, len: usize) -> Result<(), StoreError> {
         let (pos, ptr) = (pgoff << PAGE_SHIFT, buffer.address() as *mut u8);
+        // Zeros, where the store writes nothing, as holes are: not what another object's store has left there.
+        // SAFETY: the buffer is ours until it is dropped, and as long.
+        unsafe { ptr.write_bytes(0, all) };
         if len > 0 {
-            // SAFETY: the buffer is ours until it is dropped, and as long. It has no descriptor.
+            // SAFETY: as above. It has no descriptor.
             let mut page = unsafe { PageMut::new(ptr, len, -1, 0) };
             self.store.read(pos, &mut page)?;
         }
-        // Bytes past the end read as zero.
-        // SAFETY: the rest of the same bytes of the buffer.
-        unsafe { ptr.wrapping_add(len).write_bytes(0, all - len) };
+        // Asked here, since the store took its time.
+        if !bounce::may_copy() {
+            // SAFETY: the buffer's bytes, to pages that are the caller's to fill.
+            unsafe { mem::copy_racy(self.address(pgoff), ptr, all) };
+            return Ok(());
+        }
         buffer.copy_to(all, (self.memory.fd, self.memory.fd_offset + pos)).map_err(|e| match e {
             Errno::ENOMEM | Errno::ENOSPC => StoreError::NoMemory,
             e => StoreError::Io(e),
@@ -131,11 +134,27 @@ impl<'s> ObjectOps<'s> {
         self.retries.read(self.handler_safe, || self.read_once(pgoff, nr))
     }
 
-    /// Gives a copy of `len` bytes to the store. The pages are `writeback`, or pinned.
-    fn write_bounced(&self, buffer: &Buffer, pos: u64, len: usize) -> Result<(), StoreError> {
+    /// Gives a copy of the pages to the store. They are `writeback`, or pinned, here and below.
+    fn write_bounced(&self, buffer: &Buffer, pgoff: u64, nr: u32) -> Result<(), StoreError> {
+        let (len, pos) = (self.wanted(pgoff, nr), pgoff << PAGE_SHIFT);
+        if len == 0 {
+            // Past the end by now: nobody may see these bytes again.
+            return Ok(());
+        }
         buffer.copy_from(len, (self.memory.fd, self.memory.fd_offset + pos)).map_err(StoreError::Io)?;
         // SAFETY: the buffer is ours until it is dropped, and as long. It has no descriptor.
         let pages = unsafe { PageRef::new(buffer.address() as *const u8, len, -1, 0) };
+        self.store.write(pos, &pages)
+    }
+
+    /// Gives the pages themselves to the store.
+    fn write_pages(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
+        let (len, pos) = (self.wanted(pgoff, nr), pgoff << PAGE_SHIFT);
+        if len == 0 {
+            return Ok(());
+        }
+        // SAFETY: the pages are `writeback` or pinned: they stay in the memfd until that ends, mapped at their alias.
+        let pages = unsafe { PageRef::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
         self.store.write(pos, &pages)
     }
 
@@ -208,21 +227,21 @@ impl AddressSpaceOps for ObjectOps<'_> {
     }
 
     fn write_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
-        if self.store.is_stable() {
-            return self.write_copies(pgoff, nr);
+        let is_stable = self.store.is_stable();
+        // One that is given copies is given them a buffer at a time; longer runs are others' as they are.
+        let most = if is_stable { (BUFFER_BYTES / PAGE_SIZE) as u32 } else { nr };
+        let mut done = 0;
+        while done < nr {
+            let (at, some) = (pgoff + u64::from(done), most.min(nr - done));
+            let written = match self.buffer(some) {
+                Some(buffer) => self.write_bounced(&buffer, at, some).map_err(|e| (0, e.fill_error())),
+                None if is_stable => self.write_copies(at, some),
+                None => self.write_pages(at, some).map_err(|e| (0, e.fill_error())),
+            };
+            written.map_err(|(good, e)| (done + good, e))?;
+            done += some;
         }
-        let len = self.wanted(pgoff, nr);
-        let pos = pgoff << PAGE_SHIFT;
-        if len == 0 {
-            // Past the end by now: nobody may see these bytes again.
-            return Ok(());
-        }
-        if let Some(buffer) = self.buffer(nr) {
-            return self.write_bounced(&buffer, pos, len).map_err(|e| (0, e.fill_error()));
-        }
-        // SAFETY: the pages are `writeback`: they stay in the memfd until that ends, mapped at their alias.
-        let pages = unsafe { PageRef::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
-        self.store.write(pos, &pages).map_err(|e| (0, e.fill_error()))
+        Ok(())
     }
 
     fn rereads_unflushed(&self) -> bool {

@@ -204,7 +204,7 @@ pub fn allocated_bytes(fd: i32) -> Result<u64, Errno> {
     Ok(st.st_blocks.cast_unsigned() * 512)
 }
 
-/// Returns the soft limit of a resource; see getrlimit(2). `u64::MAX` means none. Control plane.
+/// Returns the soft limit of a resource; see getrlimit(2). `u64::MAX` means none.
 fn rlimit(resource: u32) -> u64 {
     let mut lim = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
     let args = [0, resource as usize, 0, core::ptr::from_mut(&mut lim) as usize, 0, 0];
@@ -215,7 +215,9 @@ fn rlimit(resource: u32) -> u64 {
     }
 }
 
-/// Returns `RLIMIT_FSIZE`: a memfd larger than it cannot be made, and trying kills by `SIGXFSZ`. Control plane.
+/// Returns `RLIMIT_FSIZE`: a memfd larger than it cannot be made, and trying kills by `SIGXFSZ`.
+///
+/// # Context: handler
 #[must_use]
 pub fn rlimit_fsize() -> u64 {
     rlimit(libc::RLIMIT_FSIZE)

@@ -1,0 +1,90 @@
+//! Pages that a run of write-back could not take, because somebody has them pinned.
+
+use super::lock;
+use softfault_mm::ctx::Ctx;
+use softfault_mm::failpoint;
+use softfault_mm::folio::{DIRTY, FolioWord, HELD, State};
+use softfault_mm::host::Env;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::ops::WaitKey;
+use softfault_mm::types::FillError;
+use softfault_mm::writeback;
+use std::sync::Mutex;
+
+/// Turns to wait for transient pins (an ioctl long) before a page counts as pinned by the program.
+const PATIENCE: u32 = 2_000;
+
+/// Has one page written that a run could not take. `true`: it is held, and dirty.
+pub(super) fn settle(
+    env: Env<'_>,
+    m: &Mapping<'_>,
+    direct: &Mutex<()>,
+    word: &FolioWord,
+    p: u64,
+) -> Result<bool, (u64, FillError)> {
+    let ctx = Ctx::thread(0);
+    let mut turns = 0;
+    loop {
+        let seen = word.load();
+        match seen.state() {
+            // What is being written may have been read before the last store that we answer for.
+            State::Evicting if seen.is_vacant() => return Ok(false),
+            // And a page that is leaving is written on its way, or stays after all. However often signals wake us.
+            State::Writeback | State::Evicting => {
+                if let Some(low) = word.mark_waiter(seen.state()) {
+                    env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
+                }
+            }
+            State::Uptodate if seen.has(DIRTY | HELD) => return Ok(true),
+            State::Uptodate if seen.has(DIRTY) => {
+                if writeback::writeout(env, m, 0, p, p + 1)? > 0 {
+                    return Ok(false);
+                }
+                turns += 1;
+                std::thread::yield_now();
+            }
+            _ => return Ok(false),
+        }
+        if turns >= PATIENCE
+            && let Some(held) = write_pinned(m, direct, word, p)?
+        {
+            return Ok(held);
+        }
+    }
+}
+
+/// Writes a page that is pinned for long, perhaps for stores by a device: its bytes as they are now, and it stays dirty.
+/// `None`: it has moved on; `true`: it is held.
+///
+/// One at a time of an object, and none that is `writeback`: the store may be given the newer bytes first.
+/// ```text
+/// sync                                     another
+/// the store copies the page
+///                                          a store to it; sync: the newer bytes are written and flushed
+/// and puts its copy there
+/// ```
+fn write_pinned(
+    m: &Mapping<'_>,
+    direct: &Mutex<()>,
+    word: &FolioWord,
+    p: u64,
+) -> Result<Option<bool>, (u64, FillError)> {
+    // With hold_dirty(): either we see the hold, or it waits for us.
+    let _alone = lock(direct);
+    let old = match word.try_pin(0) {
+        Ok(old) => old,
+        // There is no pin left.
+        Err(seen) if seen.is_mappable() => return Err((p, FillError::NoMemory)),
+        Err(_) => return Ok(None),
+    };
+    let result = if old.state() != State::Uptodate || !old.has(DIRTY) {
+        Ok(None)
+    } else if word.load().has(HELD) {
+        Ok(Some(true))
+    } else {
+        failpoint!(SETTLE_DIRECT);
+        m.a_ops.write_folio(p, 1).map(|()| Some(false)).map_err(|(_, error)| (p, error))
+    };
+    word.unpin();
+    result
+}
