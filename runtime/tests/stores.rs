@@ -194,6 +194,7 @@ fn a_store_is_given_a_buffer_or_the_pages_themselves() {
             assert!(dropped > 290, "{what}: {dropped}");
             same(&what, &bytes(&a, 0..len), &model);
             own.check(&what);
+            assert_eq!(rt.stats().get("process_buffer_bytes"), 16 * (256 << 10), "{what}: the buffers are counted");
         }
     });
 }

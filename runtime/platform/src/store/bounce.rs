@@ -56,6 +56,12 @@ pub fn init() {
     }
 }
 
+/// Returns the bytes of memory that the buffers take; 0: no store has needed them yet.
+#[must_use]
+pub fn pool_bytes() -> u64 {
+    if BASE.load(Ordering::Relaxed) == 0 { 0 } else { POOL_BYTES as u64 }
+}
+
 /// Maps the buffers, resident, in huge pages where the system has any to give, and in small ones elsewhere.
 fn map() -> Result<usize, Errno> {
     let base = mem::reserve(POOL_BYTES, EXTENT_SIZE)?;
