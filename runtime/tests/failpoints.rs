@@ -6,7 +6,7 @@
 mod common;
 mod disk;
 
-use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
+use common::{EXTENT, PAGE, bytes, content, fill_the_table, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, InHandler, VolatileStore};
 use softfault::{Access, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
 use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
@@ -818,25 +818,6 @@ fn nothing_counts_in_its_place(rt: &Runtime) {
     assert_eq!(a.promote(0..EXTENT).expect("promote"), 1, "an eviction of the former object's is still counted");
     drop((a, next));
     rt.set_cache_limit((64 * PAGE) as u64);
-}
-
-/// Maps pages of alternating protection until the kernel's table of mappings is full.
-#[expect(unsafe_code, reason = "fills the kernel's table of mappings")]
-fn fill_the_table() {
-    let max = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("max_map_count");
-    let max: usize = max.trim().parse().expect("a number");
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a fresh mapping, which nobody uses.
-    let base = unsafe { libc::mmap(std::ptr::null_mut(), 2 * max * PAGE, libc::PROT_NONE, flags, -1, 0) };
-    assert_ne!(base, libc::MAP_FAILED);
-    for i in 0..max {
-        let at = base.wrapping_byte_add(2 * i * PAGE);
-        // SAFETY: inside the mapping above.
-        if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
-            return;
-        }
-    }
-    panic!("the table never fills");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 mod common;
 mod disk;
 
-use common::{EXTENT, PAGE, bytes, content, load, map, same, serial, setup, store, until};
+use common::{EXTENT, PAGE, bytes, content, fill_the_table, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
 use softfault::{Access, Delivery, Errno, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::sync::Arc;
@@ -156,25 +156,6 @@ fn windows_that_fail_take_no_memory() {
     }
     let allocated = rt.stats().get("cache_bytes_allocated");
     assert!(allocated <= (limit + (4 << 20)) as u64, "{allocated} bytes, and the limit is {limit}");
-}
-
-/// Maps pages of alternating protection until the kernel's table of mappings is full.
-#[expect(unsafe_code, reason = "fills the kernel's table of mappings")]
-fn fill_the_table() {
-    let max = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("max_map_count");
-    let max: usize = max.trim().parse().expect("a number");
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-    // SAFETY: a fresh mapping, which nobody uses.
-    let base = unsafe { libc::mmap(std::ptr::null_mut(), 2 * max * PAGE, libc::PROT_NONE, flags, -1, 0) };
-    assert_ne!(base, libc::MAP_FAILED);
-    for i in 0..max {
-        let at = base.wrapping_byte_add(2 * i * PAGE);
-        // SAFETY: inside the mapping above.
-        if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
-            return;
-        }
-    }
-    panic!("the table never fills");
 }
 
 /// A granule in the middle of others cannot be hidden alone where the kernel is out of vmas; and not with all of its vma,

@@ -485,11 +485,17 @@ fn a_process_killed_at_any_moment_loses_nothing_that_it_said_was_synced() {
     }
 }
 
-/// Stores, syncs, and notes what was synced, until it is killed.
-fn write_and_note(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::path::Path) {
+/// Stores to pages at random for ever, and has `sync` run beside it with what was stored: one number a page.
+fn store_beside(
+    mode: Delivery,
+    seed: u64,
+    data: &std::path::Path,
+    writeback: Duration,
+    sync: impl FnOnce(&Object, &[AtomicU64], Rng),
+) {
     setup();
-    let often = Duration::from_millis(5);
-    let rt = Runtime::builder().cache_limit((64 * PAGE) as u64).writeback(often, often).build().expect("runtime");
+    let limit = (64 * PAGE) as u64;
+    let rt = Runtime::builder().cache_limit(limit).writeback(writeback, writeback).build().expect("runtime");
     if !rt.delivery().is_available(mode) {
         println!("skipped: {}", rt.delivery());
         return;
@@ -497,7 +503,6 @@ fn write_and_note(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::
     let object = rt.open_file_rw(data).expect("open");
     let a = arena(&rt, mode, EXTENT);
     map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
-    let log = std::fs::File::options().write(true).open(log).expect("log");
     let done: Vec<AtomicU64> = (0..NR).map(|_| AtomicU64::new(0)).collect();
     std::thread::scope(|s| {
         s.spawn(|| {
@@ -510,11 +515,22 @@ fn write_and_note(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::
                 done[p].store(value, Ordering::SeqCst);
             }
         });
-        let mut rng = Rng(seed + 100);
+        sync(&object, &done, Rng(seed + 100));
+    });
+}
+
+fn values(done: &[AtomicU64]) -> Vec<u64> {
+    done.iter().map(|d| d.load(Ordering::SeqCst)).collect()
+}
+
+/// Stores, syncs, and notes what was synced, until it is killed.
+fn write_and_note(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::path::Path) {
+    let log = std::fs::File::options().write(true).open(log).expect("log");
+    store_beside(mode, seed, data, Duration::from_millis(5), |object, done, mut rng| {
         loop {
             let first = if rng.below(3) == 0 { 0 } else { rng.below(NR) };
             let pages = first..if first == 0 { NR } else { first + 1 + rng.below(NR - first) };
-            let before: Vec<_> = done[pages.clone()].iter().map(|d| d.load(Ordering::SeqCst)).collect();
+            let before = values(&done[pages.clone()]);
             object.sync((pages.start * PAGE) as u64..(pages.end * PAGE) as u64).expect("sync");
             for (p, value) in pages.zip(before) {
                 log.write_all_at(&value.to_le_bytes(), p as u64 * 8).expect("log");
@@ -525,32 +541,10 @@ fn write_and_note(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::
 
 /// Stores, syncs, and notes in a file of its own what was synced, until it kills itself in the middle.
 fn write_until_killed(mode: Delivery, seed: u64, data: &std::path::Path, log: &std::path::Path) {
-    setup();
-    let often = Duration::from_millis(1);
-    let rt = Runtime::builder().cache_limit((64 * PAGE) as u64).writeback(often, often).build().expect("runtime");
-    if !rt.delivery().is_available(mode) {
-        println!("skipped: {}", rt.delivery());
-        return;
-    }
-    let object = rt.open_file_rw(data).expect("open");
-    let a = arena(&rt, mode, EXTENT);
-    map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
     let log = std::fs::File::options().write(true).open(log).expect("log");
-    let done: Vec<AtomicU64> = (0..NR).map(|_| AtomicU64::new(0)).collect();
-    std::thread::scope(|s| {
-        s.spawn(|| {
-            let mut rng = Rng(seed + 1);
-            for value in 1u64.. {
-                let p = rng.below(NR);
-                let at = a.as_ptr().wrapping_add(p * PAGE + WORD).cast::<u64>();
-                // SAFETY: inside the arena and the object; aligned.
-                unsafe { at.write_volatile(value) };
-                done[p].store(value, Ordering::SeqCst);
-            }
-        });
-        let mut rng = Rng(seed + 100);
+    store_beside(mode, seed, data, Duration::from_millis(1), |object, done, mut rng| {
         for round in 0.. {
-            let before: Vec<_> = done.iter().map(|d| d.load(Ordering::SeqCst)).collect();
+            let before = values(done);
             object.sync_all().expect("sync_all");
             // The writer may not have run yet.
             let some = before.iter().any(|v| *v > 0);

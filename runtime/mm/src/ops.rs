@@ -64,7 +64,7 @@ pub trait Mmu: Sync + core::fmt::Debug {
     fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool, protect: bool) -> Result<(), Installed>;
 
     /// Takes the mappings of these ranges (address, pages) away; the pages stay cached. The ranges are of shared mappings,
-    /// and one call flushes each processor's TLB about once.
+    /// and one call flushes each processor's TLB about once for all entries that are not dirty.
     ///
     /// # Context: handler
     ///
@@ -101,7 +101,7 @@ pub trait Mmu: Sync + core::fmt::Debug {
     fn charge_vmas(&self, delta: i64) -> bool;
 }
 
-/// How many pages one batch of reclaim takes: they share one flush of the TLBs.
+/// How many pages one batch of reclaim takes: they are unmapped by one call.
 pub const BATCH: usize = 64;
 
 /// A range to be unmapped: address and pages.

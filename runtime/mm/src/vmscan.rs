@@ -6,8 +6,9 @@
 //!   write_dirty        what was dirty, here or by a filler
 //!   age                tail of small or main -> UNMAPPED, zapped in every shared mapping by one call -> probation
 //! ```
-//! The pages of a batch share the flushes of other processors' TLBs: unmapping is one call, and the punches that come a
-//! stage later find nothing mapped (but in private mappings, which only a punch may unmap).
+//! Unmapping is one call a batch, and the punches that come a stage later find nothing mapped (but in private mappings,
+//! which only a punch may unmap). The pages share the flush of other processors' TLBs where their entries are clean; those
+//! that UFFDIO_CONTINUE makes are born dirty, and for each of these Linux (6.18) flushes by itself.
 //!
 //! Where an object has more than a few mappings a page is taken with its neighbours: a punch walks every mapping, for a
 //! run of pages about as fast as for one.

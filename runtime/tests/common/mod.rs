@@ -517,3 +517,21 @@ pub(crate) fn on_stack_of<R>(size: usize, f: impl FnOnce() -> R) -> R {
     unsafe { libc::munmap(at, size + 2 * PAGE) };
     r
 }
+
+/// Maps pages of alternating protection until the kernel's table of mappings is full.
+pub(crate) fn fill_the_table() {
+    let max = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("max_map_count");
+    let max: usize = max.trim().parse().expect("a number");
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh mapping, which nobody uses.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), 2 * max * PAGE, libc::PROT_NONE, flags, -1, 0) };
+    assert_ne!(base, libc::MAP_FAILED);
+    for i in 0..max {
+        let at = base.wrapping_byte_add(2 * i * PAGE);
+        // SAFETY: inside the mapping above.
+        if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
+            return;
+        }
+    }
+    panic!("the table never fills");
+}
