@@ -85,12 +85,12 @@ fn run() -> Result<()> {
     let (told, failed) = (counts.told.load(Ordering::Relaxed), counts.failed.load(Ordering::Relaxed));
     let stats = rt.stats();
     println!("{PAGES} pages, {READERS} threads racing on each");
-    println!("minor faults told: {told} (counted by the runtime: {})", stats.get("uffd_minor_told"));
-    println!("missing faults on the delegated range: {}", stats.get("uffd_missing"));
+    println!("minor faults told: {told} (counted by the runtime: {})", stats["uffd_minor_told"]);
+    println!("missing faults on the delegated range: {}", stats["uffd_missing"]);
     println!("pages with a byte that was not flipped: {wrong}");
     // What is told stays told: touching again calls nobody.
     arena.fault_in(0..len, Access::Read)?;
     let again = counts.told.load(Ordering::Relaxed) - told;
-    let exact = told == PAGES as u64 && again == 0 && failed == 0 && wrong == 0 && stats.get("uffd_missing") == 0;
+    let exact = told == PAGES as u64 && again == 0 && failed == 0 && wrong == 0 && stats["uffd_missing"] == 0;
     if exact { Ok(()) } else { Err(format!("told {told}, again {again}, failed {failed}, wrong {wrong}").into()) }
 }

@@ -61,7 +61,7 @@ fn run(path: Option<std::ffi::OsString>) -> Result<()> {
         // Once beforehand, so that both sides find the file in the kernel's page cache.
         read_through(&file, &window)?;
         let job = Job { content: &content, window: window.clone(), threads };
-        ours.measure(&job, &|| Ok(Box::new(View::new(&rt, &object, &window)?)), &|| rt.stats().get("pgfault"))?;
+        ours.measure(&job, &|| Ok(Box::new(View::new(&rt, &object, &window)?)), &|| rt.stats()["pgfault"])?;
         object.evict(window.clone())?;
         bar.inc(1);
         kernels.measure(&job, &|| Ok(Box::new(kernel_map(&file, &window)?)), &|| 0)?;
@@ -365,7 +365,7 @@ fn print_stats(stats: &Stats, pages: u64) {
     }
     println!("what else was counted");
     for name in ["pgfault", "pgmajfault", "pgminfault", "pgpgin", "pgmapped", "pgmapped_around", "extent_promote"] {
-        println!("    {name:<16}{:>12}", stats.get(name));
+        println!("    {name:<16}{:>12}", stats[name]);
     }
     println!("stages of a fault (one in 32 is timed)     count     p50 ns     p99 ns");
     for stage in stats.stages.iter().filter(|s| s.count > 0) {

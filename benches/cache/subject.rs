@@ -156,7 +156,7 @@ impl Subject {
         let order = shuffled(clones.len_bytes / PAGE);
         check_sum(view.sum(&order), &order)?;
         clones.arena.fault_in(0..clones.arena.len(), Access::Read).map_err(wrong)?;
-        let of = |name| self.runtime.stats().get(name);
+        let of = |name| self.runtime.stats()[name];
         let (before, cached) = (of("pgsteal"), of("nr_cached_pages"));
         let limit = cached.saturating_sub(nr_pages as u64);
         let start = reclaimer_ns()?;
@@ -181,7 +181,7 @@ impl Subject {
     /// Returns the counters that say how the cache did, for a remark.
     pub(crate) fn remark(&self) -> String {
         let s = self.runtime.stats();
-        let of = |name| s.get(name);
+        let of = |name| s[name];
         format!("{} faults, {} of them major, {} pages cached", of("pgfault"), of("pgmajfault"), of("nr_cached_pages"))
     }
 }

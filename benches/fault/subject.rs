@@ -174,10 +174,6 @@ impl Arena<'_> {
     /// Returns what was counted so far.
     pub(crate) fn counters(&self) -> Counters {
         let s = self.subject.runtime.stats();
-        Counters {
-            entries: s.get("handler_entry"),
-            promotions: s.get("extent_promote"),
-            demotions: s.get("extent_demote"),
-        }
+        Counters { entries: s["handler_entry"], promotions: s["extent_promote"], demotions: s["extent_demote"] }
     }
 }

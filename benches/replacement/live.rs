@@ -66,7 +66,7 @@ fn replay(trace: &[u32], nr_pages: usize, limit_pages: u64) -> Result<(Counts, u
     let before = runtime.stats();
     check_sum(view.sum(counted), counted)?;
     let after = runtime.stats();
-    let of = |name| after.get(name) - before.get(name);
+    let of = |name| after[name] - before[name];
     let (minor, major, unmapped) = (of("pgminfault"), of("pgmajfault"), of("pgdeactivate"));
     Ok((Counts { accesses: counted.len() as u64, minor, major, unmapped }, of("allocstall")))
 }

@@ -1886,9 +1886,11 @@ int softfault_stats_read(struct softfault_runtime *runtime, struct softfault_sta
 int softfault_stats_free(struct softfault_stats *stats);
 
 /**
- * Writes the counter of that name; names are those of /proc/vmstat where it has them ("pgfault", "pgmajfault").
+ * Writes what softfault_stats_text() says of that name: a counter (names are those of /proc/vmstat where it has them:
+ * "pgfault", "pgmajfault"), how often the walk of a fault returned a bit ("vm_fault_sigbus"), or the observations of a
+ * stage ("stage_total"). Some names come with what they count: those of a swap file, for instance.
  *
- * Errors: -ENOENT: no such counter. -EINVAL, -EBADF.
+ * Errors: -ENOENT: no such name. -EINVAL, -EBADF.
  *
  * Context: program, filler. Thread-safe.
  *

@@ -60,9 +60,11 @@ pub extern "C" fn softfault_stats_free(stats: *mut softfault_stats) -> c_int {
     entry(|| handle::free(stats))
 }
 
-/// Writes the counter of that name; names are those of /proc/vmstat where it has them ("pgfault", "pgmajfault").
+/// Writes what softfault_stats_text() says of that name: a counter (names are those of /proc/vmstat where it has them:
+/// "pgfault", "pgmajfault"), how often the walk of a fault returned a bit ("vm_fault_sigbus"), or the observations of a
+/// stage ("stage_total"). Some names come with what they count: those of a swap file, for instance.
 ///
-/// Errors: -ENOENT: no such counter. -EINVAL, -EBADF.
+/// Errors: -ENOENT: no such name. -EINVAL, -EBADF.
 ///
 /// Context: program, filler. Thread-safe.
 ///
@@ -80,9 +82,8 @@ pub unsafe extern "C" fn softfault_stats_get(
         // SAFETY: the caller's contract.
         let name = unsafe { string(name, "name") }?;
         let stats = handle::get(stats)?;
-        let found = stats.counters.iter().find(|(n, _)| n.as_bytes() == name.to_bytes());
-        let (_, value) = found.ok_or_else(|| no_entry(format_args!("softfault_stats_get: no counter {name:?}")))?;
-        out.put(*value);
+        let found = name.to_str().ok().and_then(|name| stats.get(name));
+        out.put(found.ok_or_else(|| no_entry(format_args!("softfault_stats_get: no statistic {name:?}")))?);
         Ok(())
     })
 }

@@ -111,9 +111,9 @@ fn summary(options: &Options, stats: &Stats, seen: &watch::Seen) {
     for (name, took) in seen.phases() {
         println!("  {name:<15} {:>7.2} s", took.as_secs_f64());
     }
-    let pages = |name| mib(stats.get(name) * PAGE);
+    let pages = |name| mib(stats[name] * PAGE);
     println!("  read            {:>11}   written {}", pages("pgpgin"), pages("pgpgout"));
-    let (faults, major) = (stats.get("pgfault"), stats.get("pgmajfault"));
+    let (faults, major) = (stats["pgfault"], stats["pgmajfault"]);
     println!(
         "  faults          {faults:>11}   {major} of them major: hit rate {:.1} %",
         100.0 * hit_rate(faults, major)

@@ -162,7 +162,7 @@ impl Svg {
     fn heading(&mut self, options: &Options, stats: &Stats, seen: &Seen) {
         let title = format!("Sorting {} through a cache of {}", whole(options.size_bytes), whole(options.cache_bytes));
         self.text(LEFT, 40.0, "title", &title);
-        let (faults, major) = (stats.get("pgfault"), stats.get("pgmajfault"));
+        let (faults, major) = (stats["pgfault"], stats["pgmajfault"]);
         let sub = format!(
             "{} records of {RECORD_BYTES} bytes, {} threads: {:.2} s, {:.2} million records/s; {} faults, {:.1} % hits",
             grouped(options.records()),

@@ -149,11 +149,11 @@ impl<'a> Watch<'a> {
         Sample {
             at,
             phase,
-            faults: stats.get("pgfault"),
-            major: stats.get("pgmajfault"),
-            cached_bytes: stats.get("nr_cached_pages") * PAGE,
-            dirty_bytes: stats.get("nr_dirty") * PAGE,
-            allocated_bytes: stats.get("cache_bytes_allocated"),
+            faults: stats["pgfault"],
+            major: stats["pgmajfault"],
+            cached_bytes: stats["nr_cached_pages"] * PAGE,
+            dirty_bytes: stats["nr_dirty"] * PAGE,
+            allocated_bytes: stats["cache_bytes_allocated"],
         }
     }
 

@@ -8,6 +8,7 @@ use softfault_platform::mmu::budget;
 use softfault_platform::sys::thread;
 use softfault_platform::trap::entry;
 use std::fmt::{self, Write as _};
+use std::ops::Index;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -78,10 +79,21 @@ impl Stats {
         Self { counters, reasons: reasons.collect(), stages: stages.collect() }
     }
 
-    /// Returns the counter named `name`, 0 if there is none.
+    /// Returns what the text says of `name`: a counter, how often the walk returned a bit (`vm_fault_sigbus`), or the
+    /// observations of a stage (`stage_total`); `None` if there is no such name. Some names come with what they count:
+    /// those of a swap file, for instance.
     #[must_use]
-    pub fn get(&self, name: &str) -> u64 {
-        self.counters.iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v)
+    pub fn get(&self, name: &str) -> Option<u64> {
+        self.find(name).copied()
+    }
+
+    fn find(&self, name: &str) -> Option<&u64> {
+        let counter = || self.counters.iter().find(|(n, _)| *n == name).map(|(_, v)| v);
+        let reason = || {
+            let bit = name.strip_prefix("vm_fault_")?;
+            self.reasons.iter().find(|(n, _)| n.to_lowercase() == bit).map(|(_, v)| v)
+        };
+        counter().or_else(reason).or_else(|| self.stage(name.strip_prefix("stage_")?).map(|s| &s.count))
     }
 
     /// Returns how often the walk returned `bit`.
@@ -119,6 +131,18 @@ impl Stats {
         }
         s.push_str("}}");
         s
+    }
+}
+
+/// `stats["pgfault"]`, for names that are known to be there.
+///
+/// # Panics
+/// There is no such name: [`Stats::get`] asks.
+impl Index<&str> for Stats {
+    type Output = u64;
+
+    fn index(&self, name: &str) -> &u64 {
+        self.find(name).unwrap_or_else(|| panic!("there is no statistic named {name:?}"))
     }
 }
 

@@ -91,9 +91,9 @@ impl<'a> Sampler<'a> {
     fn run(&self, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
             let stats = self.rt.stats();
-            let now = stats.get("cache_bytes_allocated") + anonymous_bytes().saturating_sub(self.baseline);
+            let now = stats["cache_bytes_allocated"] + anonymous_bytes().saturating_sub(self.baseline);
             self.most.fetch_max(now, Ordering::Relaxed);
-            self.most_pages.fetch_max(stats.get("nr_cached_pages"), Ordering::Relaxed);
+            self.most_pages.fetch_max(stats["nr_cached_pages"], Ordering::Relaxed);
             self.samples.fetch_add(1, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -219,7 +219,7 @@ fn memory_stays_within_the_limit() {
             let slack = if cfg!(debug_assertions) { SLACK / 4 } else { SLACK };
             assert!(most <= limit as u64 + slack, "{mode:?}, {kind:?}: {most} bytes, the limit is {limit}");
             assert!(pages <= (limit / PAGE) as u64, "{mode:?}, {kind:?}: {pages} pages, the limit is {limit} bytes");
-            assert!(stats.get("pgsteal") > 0 && (kind.is_exclusive() || stats.get("pgpgout") > 0), "{stats}");
+            assert!(stats["pgsteal"] > 0 && (kind.is_exclusive() || stats["pgpgout"] > 0), "{stats}");
         }
     });
 }
@@ -234,18 +234,18 @@ fn the_limit_moves_both_ways() {
         let a = arena(&rt, mode, pages * PAGE);
         map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
         (0..pages).for_each(|p| put(&a, p, p as u64 + 1));
-        assert!(rt.stats().get("nr_cached_pages") <= 2048);
+        assert!(rt.stats()["nr_cached_pages"] <= 2048);
         rt.set_cache_limit(1 << 20);
         // By itself, though nobody touches anything.
-        until("the cache shrinks", || rt.stats().get("nr_cached_pages") <= 256);
-        until("the memory goes", || rt.stats().get("cache_bytes_allocated") <= 1 << 20);
+        until("the cache shrinks", || rt.stats()["nr_cached_pages"] <= 256);
+        until("the memory goes", || rt.stats()["cache_bytes_allocated"] <= 1 << 20);
         (0..pages).for_each(|p| assert_eq!(get(&a, p), p as u64 + 1, "{mode:?}: page {p}"));
-        assert!(rt.stats().get("nr_cached_pages") <= 256);
+        assert!(rt.stats()["nr_cached_pages"] <= 256);
         rt.set_cache_limit(64 << 20);
         (0..pages).for_each(|p| assert_eq!(get(&a, p), p as u64 + 1, "{mode:?}: page {p}"));
-        let stolen = rt.stats().get("pgsteal");
+        let stolen = rt.stats()["pgsteal"];
         (0..pages).for_each(|p| assert_eq!(get(&a, p), p as u64 + 1, "{mode:?}: page {p}"));
-        assert_eq!(rt.stats().get("pgsteal"), stolen, "there is room for everything");
+        assert_eq!(rt.stats()["pgsteal"], stolen, "there is room for everything");
         assert_eq!(object.cached_pages(), pages as u64);
     });
 }
@@ -394,7 +394,7 @@ fn an_instruction_that_touches_sixteen_pages_gets_on_in_the_smallest_cache() {
                     }
                 });
                 let stats = rt.stats();
-                assert!(stats.get("nr_cached_pages") <= limit as u64 && stats.get("pgsteal") > 0, "{stats}");
+                assert!(stats["nr_cached_pages"] <= limit as u64 && stats["pgsteal"] > 0, "{stats}");
             }
         }
     });
@@ -404,7 +404,7 @@ fn an_instruction_that_touches_sixteen_pages_gets_on_in_the_smallest_cache() {
 fn no_limit_is_below_sixty_four_pages() {
     let _serial = serial();
     let rt = builder(PAGE).build().expect("runtime");
-    let limit = || rt.stats().get("nr_cache_limit_pages");
+    let limit = || rt.stats()["nr_cache_limit_pages"];
     assert_eq!(limit(), 64, "asked for one page");
     for (asked, got) in [(0, 64), (63, 64), (64, 64), (65, 65), (1000, 1000)] {
         rt.set_cache_limit(asked * PAGE as u64);
@@ -449,7 +449,7 @@ fn out_of_memory_is_sigbus_whatever_the_policy_for_failing_stores() {
                 oom(object.read_at((p * PAGE) as u64, &mut [0; 8]));
                 oom(object.write_at((p * PAGE) as u64, &[1; 8]));
             }
-            assert_eq!(rt.stats().get("pgpoison"), 0, "{mode:?}, {policy:?}: no page failed");
+            assert_eq!(rt.stats()["pgpoison"], 0, "{mode:?}, {policy:?}: no page failed");
             assert!(disk.events().is_empty(), "{mode:?}, {policy:?}: the store was not asked");
             drop(pin);
             for p in 64..96 {
@@ -503,7 +503,7 @@ fn everybody_gets_on_in_the_smallest_cache() {
                     });
                 }
             });
-            assert!(rt.stats().get("nr_cached_pages") <= 64);
+            assert!(rt.stats()["nr_cached_pages"] <= 64);
         }
     });
 }
@@ -577,7 +577,7 @@ fn private_clones_shared_writers_promotion_and_reclaim() {
                 w.join().expect("a writer");
             }
         });
-        assert!(rt.stats().get("pgsteal") > 0);
+        assert!(rt.stats()["pgsteal"] > 0);
     });
 }
 
@@ -603,7 +603,7 @@ fn tables_and_page_tables_are_reported() {
     let _serial = serial();
     common::each_mode("tables", |_, mode| {
         let rt = builder(256 << 20).build().expect("runtime");
-        let of = |name: &str| rt.stats().get(name);
+        let of = |name: &str| rt.stats()[name];
         let names = ["folio_table_bytes", "queue_bytes", "arena_table_bytes", "process_page_table_bytes"];
         let before = names.map(of);
         assert_eq!((before[0], before[2]), (0, 0), "{mode:?}: no object, no arena");
@@ -650,7 +650,7 @@ fn the_default_limit_is_a_share_of_what_there_is() {
             }
             setup();
             let rt = Runtime::new().expect("runtime");
-            println!("limit {}", rt.stats().get("nr_cache_limit_pages") * PAGE as u64);
+            println!("limit {}", rt.stats()["nr_cache_limit_pages"] * PAGE as u64);
         });
         let said = common::ended(out, Ok(0));
         println!("{}", said.lines().filter(|l| l.contains("limit ") || l.contains("skipped")).collect::<String>());
@@ -661,7 +661,7 @@ fn the_default_limit_is_a_share_of_what_there_is() {
     }
     setup();
     let rt = Runtime::new().expect("runtime");
-    let limit = rt.stats().get("nr_cache_limit_pages") * PAGE as u64;
+    let limit = rt.stats()["nr_cache_limit_pages"] * PAGE as u64;
     let info = std::fs::read_to_string("/proc/meminfo").expect("meminfo");
     let total = info.lines().find_map(|l| l.strip_prefix("MemTotal:")).expect("MemTotal");
     let machine = total.trim().trim_end_matches("kB").trim().parse::<u64>().expect("a number") << 10;

@@ -176,10 +176,7 @@ fn readers_beside_promotion_demotion_and_eviction() {
             assert!(promoted > 0, "some extents were native");
         });
         let stats = rt.stats();
-        assert!(
-            stats.get("extent_promote") > 0 && stats.get("extent_demote") > 0 && stats.get("pgsteal") > 0,
-            "{stats}"
-        );
+        assert!(stats["extent_promote"] > 0 && stats["extent_demote"] > 0 && stats["pgsteal"] > 0, "{stats}");
         arenas.iter().for_each(|a| same("afterwards", &bytes(a, 0..nr), &content(0, 0..nr as u64)));
     });
 }

@@ -148,10 +148,10 @@ mod on {
             }
             f(&rt, way);
             let s = rt.stats();
-            let pool = s.get("exclusive_pool_bytes");
-            assert_eq!(s.get("exclusive_frames") * PAGE as u64, pool, "{what}: {way:?}: pages of nobody's");
+            let pool = s["exclusive_pool_bytes"];
+            assert_eq!(s["exclusive_frames"] * PAGE as u64, pool, "{what}: {way:?}: pages of nobody's");
             assert!(pool <= 8 << 20, "{what}: {way:?}: the pool holds {pool} bytes");
-            assert_eq!(s.get("nr_cached_pages"), 0, "{what}: {way:?}: pages are charged to nobody");
+            assert_eq!(s["nr_cached_pages"], 0, "{what}: {way:?}: pages are charged to nobody");
             println!("{what}: {way:?} ok");
         }
     }
@@ -164,7 +164,7 @@ mod on {
 
     fn pages_in_arenas(rt: &Runtime) -> u64 {
         let s = rt.stats();
-        s.get("exclusive_frames") - s.get("exclusive_pool_bytes") / PAGE as u64
+        s["exclusive_frames"] - s["exclusive_pool_bytes"] / PAGE as u64
     }
 
     #[test]
@@ -282,7 +282,7 @@ mod on {
             let object = way.object(rt, &memory, false);
             let arena = mapped(rt, &object, Prot::ReadWrite);
             same("all", &bytes(&arena, 0..64 * PAGE), &memory.content());
-            let faults = rt.stats().get("pgmajfault");
+            let faults = rt.stats()["pgmajfault"];
             // Readahead may spare some.
             assert!(faults <= 64 / u64::from(way.window), "{way:?}: {faults}: a page of a window faulted by itself");
             object.populate(0..object.len()).expect("all are published");
@@ -611,7 +611,7 @@ mod on {
             let mut model = memory.content();
             for step in 0..3_000u32 {
                 // What is charged, not what is published: a filler may be at the end of its window still.
-                if rt.stats().get("nr_cached_pages") + u64::from(way.window) > 64 {
+                if rt.stats()["nr_cached_pages"] + u64::from(way.window) > 64 {
                     let from = (rng.below(256) * PAGE) as u64;
                     object.evict(from..from + 32 * PAGE as u64).expect("evict");
                     continue;
@@ -670,12 +670,12 @@ mod on {
             let arena = mapped(&rt, &object, Prot::ReadWrite);
             let want = scribble(&arena, PAGES, &|at| common::byte_of(3, at as u64));
             let s = rt.stats();
-            assert!(s.get("pgsteal") > PAGES as u64, "{way:?}: {} pages were reclaimed", s.get("pgsteal"));
+            assert!(s["pgsteal"] > PAGES as u64, "{way:?}: {} pages were reclaimed", s["pgsteal"]);
             assert!(pages_in_arenas(&rt) <= 96, "{way:?}: above the limit");
             drop(arena);
             same("the store", &memory.content(), &want);
             assert_eq!(pages_in_arenas(&rt), 0);
-            assert_eq!(rt.stats().get("nr_cached_pages"), 0);
+            assert_eq!(rt.stats()["nr_cached_pages"], 0);
         });
     }
 
@@ -991,9 +991,9 @@ mod on {
             let arena = mapped(&rt, &object, Prot::ReadWrite);
             let want = scribble(&arena, PAGES, &|_| 0);
             same("the mapping", &bytes(&arena, 0..PAGES * PAGE), &want);
-            assert!(rt.stats().get("pgsteal") > PAGES as u64, "by_copy {by_copy}, zswap {zswap}: nothing left");
+            assert!(rt.stats()["pgsteal"] > PAGES as u64, "by_copy {by_copy}, zswap {zswap}: nothing left");
             arena.unmap(0..PAGES * PAGE).expect("unmap");
-            assert_eq!(rt.stats().get("nr_swap_slots_used"), 0, "what was unmapped is still in swap");
+            assert_eq!(rt.stats()["nr_swap_slots_used"], 0, "what was unmapped is still in swap");
             arena.map(0, &object, 0, PAGES * PAGE, Prot::ReadWrite, Sharing::Private).expect("map again");
             assert!(bytes(&arena, 0..PAGES * PAGE).iter().all(|b| *b == 0), "unmapping drops its pages");
         }

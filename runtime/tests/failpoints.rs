@@ -765,7 +765,7 @@ fn an_object_dropped_while_reclaim_holds_its_entries() {
             same(&format!("{mode:?}: afterwards, {point:?}"), &bytes(&c, 0..EXTENT), &model);
             let cached = next.cached_pages() + beside.cached_pages();
             until("pages counted are pages cached", || {
-                rt.stats().get("nr_cached_pages") == next.cached_pages() + beside.cached_pages()
+                rt.stats()["nr_cached_pages"] == next.cached_pages() + beside.cached_pages()
             });
             assert!(cached <= 64);
         });
@@ -795,12 +795,12 @@ fn an_object_withdrawn_while_reclaim_has_taken_its_pages() {
             drop(gate);
             assert!(presser.join().is_ok() && dropper.join().is_ok());
         });
-        until("pages counted are pages cached", || rt.stats().get("nr_cached_pages") == beside.cached_pages());
+        until("pages counted are pages cached", || rt.stats()["nr_cached_pages"] == beside.cached_pages());
         if cfg!(feature = "userfaultfd") {
             nothing_counts_in_its_place(&rt);
         }
         drop(beside);
-        assert_eq!(rt.stats().get("nr_cached_pages"), 0, "round {round}");
+        assert_eq!(rt.stats()["nr_cached_pages"], 0, "round {round}");
     }
 }
 

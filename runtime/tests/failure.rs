@@ -43,7 +43,7 @@ fn only_the_bad_page_fails_and_it_heals() {
                 assert!(reason(a.read_at(bad * PAGE - 4, &mut [0; 8])).contains(bit), "read_at of the arena");
                 let fault_in = a.fault_in(bad * PAGE..(bad + 1) * PAGE, Access::Read);
                 assert!(reason(fault_in).contains(bit), "fault_in");
-                assert!(rt.stats().reason(bit) > 0 && rt.stats().get("pgpoison") > 0, "counted");
+                assert!(rt.stats().reason(bit) > 0 && rt.stats()["pgpoison"] > 0, "counted");
                 knobs.recover();
                 assert_eq!(load(&a, bad * PAGE), Ok(byte_of(0, (bad * PAGE) as u64)), "healed");
                 let mut got = [0; 8];
@@ -126,7 +126,7 @@ fn a_store_that_blocks_past_its_deadline() {
         assert!(reason(object.read_at(PAGE as u64, &mut [0; 8])).intersects(VmFaultReason::SIGBUS));
         assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "other pages keep working");
         assert_eq!(knobs.blocked.load(Ordering::SeqCst), 1, "nobody else was sent after it");
-        assert!(rt.stats().get("fill_overdue") >= 1);
+        assert!(rt.stats()["fill_overdue"] >= 1);
         knobs.block.store(false, Ordering::SeqCst);
         until("the page heals", || load(&a, PAGE).is_ok());
         assert_eq!(load(&a, PAGE), Ok(byte_of(0, PAGE as u64)));
@@ -247,11 +247,11 @@ fn the_cache_limit() {
         assert_eq!(load(&a, LIMIT * PAGE), Err(BUS), "over the limit, and nothing can leave");
         assert!(reason(object.read_at((LIMIT * PAGE) as u64, &mut [0; 8])).contains(VmFaultReason::OOM));
         assert!(rt.stats().reason(VmFaultReason::OOM) > 0);
-        assert_eq!(rt.stats().get("nr_cached_pages"), LIMIT as u64);
+        assert_eq!(rt.stats()["nr_cached_pages"], LIMIT as u64);
         assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "what is there stays");
         drop(pin);
         (0..nr).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
-        assert!(rt.stats().get("nr_cached_pages") <= LIMIT as u64, "others left");
+        assert!(rt.stats()["nr_cached_pages"] <= LIMIT as u64, "others left");
         rt.set_cache_limit(u64::MAX);
         (0..nr).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "page {p}"));
         assert_eq!(object.cached_pages(), nr as u64, "nothing leaves below the limit");
@@ -300,10 +300,10 @@ fn failures_and_limits_leave_no_charge_behind() {
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
         knobs.fail(21, 1);
         (0..3).for_each(|_| assert_eq!(load(&a, 21 * PAGE), Err(BUS)));
-        assert_eq!(rt.stats().get("nr_cached_pages"), object.cached_pages(), "pages counted are pages cached");
+        assert_eq!(rt.stats()["nr_cached_pages"], object.cached_pages(), "pages counted are pages cached");
         drop(a);
         drop(object);
-        assert_eq!(rt.stats().get("nr_cached_pages"), 0);
+        assert_eq!(rt.stats()["nr_cached_pages"], 0);
     });
 }
 

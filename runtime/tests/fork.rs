@@ -32,7 +32,7 @@ fn parent(rt: &Runtime, mode: Delivery) -> Parent {
         assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)));
     }
     // A monitor counts after it has woken whom it serves.
-    until("32 pages are counted", || rt.stats().get("pgmapped") >= 32);
+    until("32 pages are counted", || rt.stats()["pgmapped"] >= 32);
     Parent { rt: rt.clone(), object, a }
 }
 
@@ -43,7 +43,7 @@ fn a_child_that_touches_an_arena_dies_and_harms_nobody() {
         let address = p.a.as_ptr() as usize;
         // Cached and mapped, cached by nobody, written; loads and stores.
         for (page, write) in [(0, false), (1, false), (2, true), (3, true)] {
-            let (cached, mapped) = (p.object.cached_pages(), p.rt.stats().get("pgmapped"));
+            let (cached, mapped) = (p.object.cached_pages(), p.rt.stats()["pgmapped"]);
             let status = fork(|| {
                 // The handlers are inherited; only the default is left behind them.
                 common::install(libc::SIGALRM, libc::SIG_DFL, 0);
@@ -61,7 +61,7 @@ fn a_child_that_touches_an_arena_dies_and_harms_nobody() {
             });
             assert_eq!(signal_of(status), libc::SIGSEGV, "{mode:?} page {page}: status {status:#x}");
             assert_eq!(p.object.cached_pages(), cached, "the child filled nothing");
-            assert_eq!(p.rt.stats().get("pgmapped"), mapped, "the child mapped nothing");
+            assert_eq!(p.rt.stats()["pgmapped"], mapped, "the child mapped nothing");
         }
         same("the parent's content", &bytes(&p.a, 0..64 * PAGE), &content(0, 0..LEN));
         assert_eq!(store(&p.a, 5 * PAGE, 7), Ok(()), "and the parent goes on");

@@ -402,7 +402,7 @@ fn exercise(what: &str, ops: u64, run: impl Fn(&Runtime, Delivery, u64, u64) -> 
             s.spawn(move || {
                 let rt = runtime();
                 let done = run(&rt, mode, seed.wrapping_add(2 * i as u64), share);
-                let of = |name| rt.stats().get(name);
+                let of = |name| rt.stats()[name];
                 println!("{what}: {mode:?}: {} reclaimed, {} written back", of("pgsteal"), of("pgpgout"));
                 done
             })

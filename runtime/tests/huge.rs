@@ -24,7 +24,7 @@ fn huge_object(rt: &Runtime, chunks: u64) -> Object {
 fn collapsed(rt: &Runtime, object: &Object) -> bool {
     object.populate(0..object.len()).expect("populate");
     let nr = object.collapse(0..object.len()).expect("collapse");
-    let refused = rt.stats().get("thp_collapse_alloc_failed");
+    let refused = rt.stats()["thp_collapse_alloc_failed"];
     if nr < object.len() / CHUNK && refused > 0 {
         println!("skipped: the kernel refused {refused} collapses");
         return false;
@@ -59,7 +59,7 @@ fn touch_all(a: &Arena) {
 }
 
 fn allocated(rt: &Runtime) -> u64 {
-    rt.stats().get("cache_bytes_allocated")
+    rt.stats()["cache_bytes_allocated"]
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn native_extents_over_huge_pages_are_mapped_by_one_entry() {
                 if !collapsed(rt, &object) {
                     return;
                 }
-                assert_eq!(rt.stats().get("nr_shmem_hugepages"), 3, "{what}");
+                assert_eq!(rt.stats()["nr_shmem_hugepages"], 3, "{what}");
                 if order < 2 {
                     assert_eq!(pmd_mapped(&a), 0, "{what}: trapped");
                     touch_all(&a);
@@ -103,10 +103,10 @@ fn native_extents_over_huge_pages_are_mapped_by_one_entry() {
                 }
                 same(&what, &bytes(&a, 0..a.len()), &content(0, 0..object.len()));
                 drop((a, object));
-                assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0, "{what}: gone with the object");
+                assert_eq!(rt.stats()["nr_shmem_hugepages"], 0, "{what}: gone with the object");
             }
         }
-        assert_eq!(rt.stats().get("thp_fault_fallback"), 0);
+        assert_eq!(rt.stats()["thp_fault_fallback"], 0);
     });
 }
 
@@ -128,11 +128,11 @@ fn eviction_gives_all_memory_back() {
         common::evict(&object, 0..2 * CHUNK, 1024);
         assert_eq!(allocated(rt), CHUNK, "{mode:?}: two chunks, dropped whole");
         let s = rt.stats();
-        assert_eq!((s.get("thp_steal"), s.get("thp_split_page"), s.get("nr_shmem_hugepages")), (2, 0, 1), "{mode:?}");
+        assert_eq!((s["thp_steal"], s["thp_split_page"], s["nr_shmem_hugepages"]), (2, 0, 1), "{mode:?}");
         common::evict(&object, 2 * CHUNK + 4096..2 * CHUNK + 3 * 4096, 2);
         assert_eq!(allocated(rt), CHUNK - 2 * 4096, "{mode:?}: two pages of the third");
         let s = rt.stats();
-        assert_eq!((s.get("thp_steal"), s.get("thp_split_page"), s.get("nr_shmem_hugepages")), (2, 1, 0), "{mode:?}");
+        assert_eq!((s["thp_steal"], s["thp_split_page"], s["nr_shmem_hugepages"]), (2, 1, 0), "{mode:?}");
         arenas.iter().for_each(touch_all);
         common::evict(&object, 0..3 * CHUNK, 1536);
         assert_eq!(allocated(rt), 0);
@@ -162,7 +162,7 @@ fn a_pin_stays_mapped() {
             // Pinned before: nothing is collapsed over it.
             let pin = a.pin(EXTENT + 5 * PAGE..EXTENT + 6 * PAGE, Access::Read).unwrap();
             let nr = object.collapse(0..object.len()).unwrap();
-            if rt.stats().get("thp_collapse_alloc_failed") > 0 {
+            if rt.stats()["thp_collapse_alloc_failed"] > 0 {
                 return println!("skipped: the kernel refuses");
             }
             assert_eq!(nr, 1, "{mode:?}: the other chunk");
@@ -229,7 +229,7 @@ fn objects_with_noted_stores_stay_small() {
         assert_eq!(object.collapse(0..CHUNK).unwrap(), 0, "{mode:?}: the note of the store would go with the mapping");
         object.evict(0..CHUNK).unwrap();
         assert_eq!(load(&a, 7 * PAGE), Ok(99), "{mode:?}");
-        assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+        assert_eq!(rt.stats()["nr_shmem_hugepages"], 0);
     });
 }
 
@@ -253,7 +253,7 @@ fn private_copies_survive() {
         same("after the collapse", &bytes(&a, 0..EXTENT), &want);
         write(&mut want, 4);
         assert_eq!(a.promote(0..EXTENT).unwrap(), 1);
-        assert!(rt.stats().get("thp_fault_fallback") > 0, "{mode:?}: it says that this extent is mapped by pages");
+        assert!(rt.stats()["thp_fault_fallback"] > 0, "{mode:?}: it says that this extent is mapped by pages");
         write(&mut want, 5);
         same("native", &bytes(&a, 0..EXTENT), &want);
         a.demote(0..EXTENT).unwrap();
@@ -278,7 +278,7 @@ fn a_shorter_object_has_a_shorter_huge_page() {
         assert_eq!(load(&a, EXTENT / 2 + 99), Ok(byte_of(0, CHUNK / 2 + 99)));
         assert_eq!(load(&a, EXTENT / 2 + 100), Ok(0), "{mode:?}: the tail of the last page");
         assert_eq!(load(&a, EXTENT / 2 + PAGE), Err(libc::SIGBUS), "{mode:?}");
-        assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+        assert_eq!(rt.stats()["nr_shmem_hugepages"], 0);
         assert_eq!(allocated(rt), CHUNK / 2 + PAGE as u64);
     });
 }
@@ -296,7 +296,7 @@ fn complete_chunks_are_collapsed_in_the_background() {
         let a = arena(rt, mode, 2 * EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
         touch_all(&a);
-        until("both chunks are huge pages", || rt.stats().get("nr_shmem_hugepages") == 2);
+        until("both chunks are huge pages", || rt.stats()["nr_shmem_hugepages"] == 2);
         until("and mapped so", || {
             touch_all(&a);
             a.native_extents() == 2 && pmd_mapped(&a) == 2
@@ -352,7 +352,7 @@ fn readers_see_every_byte_while_chunks_change() {
             drop(stopper);
         });
         let s = rt.stats();
-        assert!(s.get("thp_collapse_alloc") > 4, "{s}");
+        assert!(s["thp_collapse_alloc"] > 4, "{s}");
     });
 }
 
@@ -384,12 +384,12 @@ fn a_bounded_cache_reclaims_huge_pages() {
         }
     }
     let s = rt.stats();
-    assert!(s.get("thp_steal") > 0, "dropped whole:\n{s}");
+    assert!(s["thp_steal"] > 0, "dropped whole:\n{s}");
     // Everything can go: no page is lost to the queues.
     rt.set_cache_limit(CHUNK / 2);
-    until("all but the limit went", || rt.stats().get("nr_cached_pages") <= 256);
+    until("all but the limit went", || rt.stats()["nr_cached_pages"] <= 256);
     until("and was given back", || allocated(&rt) <= CHUNK / 2 + (64 << 10));
-    assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+    assert_eq!(rt.stats()["nr_shmem_hugepages"], 0);
 }
 
 #[test]
@@ -429,13 +429,13 @@ fn readers_of_a_bounded_cache_see_every_byte() {
         drop(stopper);
     });
     let s = rt.stats();
-    if s.get("thp_collapse_alloc") == 0 {
+    if s["thp_collapse_alloc"] == 0 {
         return println!("skipped: no chunk was collapsed:\n{s}");
     }
     rt.set_cache_limit(CHUNK / 2);
-    until("all but the limit went", || rt.stats().get("nr_cached_pages") <= 256);
+    until("all but the limit went", || rt.stats()["nr_cached_pages"] <= 256);
     until("and was given back", || allocated(&rt) <= CHUNK / 2 + (64 << 10));
-    assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+    assert_eq!(rt.stats()["nr_shmem_hugepages"], 0);
 }
 
 /// Steps of a collapse held still while something else comes by.
@@ -473,7 +473,7 @@ mod gates {
                     assert_eq!(gone, 0, "{mode:?} {point:?}: the kernel would fill the hole with zeros");
                     assert_eq!(load(&a, 3 * PAGE), Ok(byte_of(0, 3 * 4096)), "reading goes on");
                 });
-                assert!(nr == 1 || rt.stats().get("thp_collapse_alloc_failed") > 0, "{mode:?} {point:?}");
+                assert!(nr == 1 || rt.stats()["thp_collapse_alloc_failed"] > 0, "{mode:?} {point:?}");
                 same("content", &bytes(&a, 0..EXTENT), &content(0, 0..CHUNK));
             }
         });
@@ -515,7 +515,7 @@ fn an_object_that_cannot_have_them_is_counted() {
     let rt = Runtime::builder().swap(std::env::temp_dir(), 4 * CHUNK).build().unwrap();
     let store = || Box::new(KnobStore(Arc::new(Knobs::default())));
     let asked = || rt.object(CHUNK).huge_pages(true);
-    let unsupported = || rt.stats().get("thp_unsupported");
+    let unsupported = || rt.stats()["thp_unsupported"];
     let readable = asked().handler_store(store()).unwrap();
     assert_eq!(unsupported(), 0, "a read-only one can");
     let cannot = [
@@ -530,9 +530,9 @@ fn an_object_that_cannot_have_them_is_counted() {
     }
     rt.object(CHUNK).writable(true).handler_store(store()).unwrap();
     assert_eq!(unsupported(), cannot.len() as u64, "who did not ask is not counted");
-    assert_eq!(rt.stats().get("nr_shmem_hugepages"), 0);
+    assert_eq!(rt.stats()["nr_shmem_hugepages"], 0);
     drop(readable);
     let rt = Runtime::new().unwrap();
     rt.object(CHUNK).huge_pages(true).anonymous().unwrap();
-    assert_eq!(rt.stats().get("thp_unsupported"), 0, "anonymous memory that stays can");
+    assert_eq!(rt.stats()["thp_unsupported"], 0, "anonymous memory that stays can");
 }

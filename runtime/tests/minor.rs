@@ -92,7 +92,7 @@ fn the_kernels_minor_test() {
         common::same("flipped", &common::bytes(a, 0..NR * PAGE), &flipped);
         assert!(counts.iter().all(|c| c.load(Ordering::SeqCst) == 1), "{mode:?}: each page told once");
         let after = rt.stats();
-        let delta = |name: &str| after.get(name) - before.get(name);
+        let delta = |name: &str| after[name] - before[name];
         assert_eq!(delta("uffd_minor_told"), NR as u64, "{mode:?}: minor faults are exact");
         assert_eq!(delta("uffd_missing"), 0, "{mode:?}: and none was missing");
     });
@@ -105,9 +105,9 @@ fn a_page_from_the_store_is_told_of_too() {
         map(a, 0, &object, Prot::Read, Sharing::Shared);
         let counts = counts();
         delegate(a, Box::new(Flip(Arc::clone(&counts))), in_handler).unwrap();
-        let before = rt.stats().get("uffd_missing");
+        let before = rt.stats()["uffd_missing"];
         assert_eq!(load(a, 5 * PAGE), Ok(!byte_of(0, 5 * PAGE as u64)), "{mode:?}");
-        until("it was missing", || rt.stats().get("uffd_missing") == before + 1);
+        until("it was missing", || rt.stats()["uffd_missing"] == before + 1);
         assert_eq!(total(&counts), 1, "{mode:?}: only what was touched");
     });
 }
@@ -161,7 +161,7 @@ fn refused_and_delayed_pages() {
             assert_eq!(load(a, p * PAGE), want, "{mode:?} page {p}, again");
             assert_eq!(counts[p].load(Ordering::SeqCst), 3, "{mode:?} page {p}: delayed twice, decided once");
         }
-        assert!(rt.stats().reason(VmFaultReason::UFFD_MINOR) > 0 || rt.stats().get("uffd_minor_told") > 0);
+        assert!(rt.stats().reason(VmFaultReason::UFFD_MINOR) > 0 || rt.stats()["uffd_minor_told"] > 0);
         object.read_at(PAGE as u64, &mut [0; 8]).unwrap();
     });
 }
@@ -290,7 +290,7 @@ fn the_kernels_minor_wp_test() {
             }
         };
         write_all(0x11);
-        let delta = |name: &str| rt.stats().get(name) - before.get(name);
+        let delta = |name: &str| rt.stats()[name] - before[name];
         assert_eq!((delta("page_mkwrite"), delta("uffd_wp")), (NR as u64, NR as u64), "{mode:?}: once a page");
         let once = (delta("page_mkwrite"), delta("uffd_wp"));
         write_all(0x22);
@@ -321,7 +321,7 @@ fn synchronous_writes_without_a_delegate() {
             store(&a, p * PAGE, 0x5a).unwrap();
             store(&a, p * PAGE + 1, 0x5b).unwrap();
         }
-        assert_eq!(rt.stats().get("page_mkwrite"), NR as u64, "{mode:?}: the first store of each page, and no other");
+        assert_eq!(rt.stats()["page_mkwrite"], NR as u64, "{mode:?}: the first store of each page, and no other");
         (0..NR).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(0x5a)));
     });
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 fn arrivals(rt: &Runtime) -> u64 {
     // A monitor counts a little after it has woken whom it serves.
     std::thread::sleep(std::time::Duration::from_millis(2));
-    rt.stats().get("handler_entry") + rt.stats().get("monitor_msg")
+    rt.stats()["handler_entry"] + rt.stats()["monitor_msg"]
 }
 
 fn first_touches(a: &Arena, from: usize, nr: usize) {
@@ -43,7 +43,7 @@ fn first_touches_in_native_extents_reach_nobody() {
         ] {
             let a = rt.arena(len).delivery(mode).native_extents(false).build().unwrap();
             map(&a, 0, &object, prot, sharing);
-            let (promoted, demoted) = (rt.stats().get("extent_promote"), rt.stats().get("extent_demote"));
+            let (promoted, demoted) = (rt.stats()["extent_promote"], rt.stats()["extent_demote"]);
             // Trapped, promoted, demoted, promoted again.
             for _ in 0..2 {
                 assert_eq!(a.promote(0..len).unwrap(), 3, "{mode:?} {prot:?} {sharing:?}");
@@ -52,8 +52,8 @@ fn first_touches_in_native_extents_reach_nobody() {
                 assert_eq!(a.native_extents(), 0);
             }
             assert_eq!(a.promote(0..len).unwrap(), 3);
-            assert_eq!(rt.stats().get("extent_promote") - promoted, 9);
-            assert_eq!(rt.stats().get("extent_demote") - demoted, 6);
+            assert_eq!(rt.stats()["extent_promote"] - promoted, 9);
+            assert_eq!(rt.stats()["extent_demote"] - demoted, 6);
             let before = arrivals(rt);
             first_touches(&a, 0, len / PAGE);
             if prot == Prot::ReadWrite {
@@ -176,7 +176,7 @@ fn stores_in_a_tracked_extent_are_kept() {
 fn the_budget_returns_to_its_start() {
     let _serial = serial();
     let keeper = runtime();
-    let start = keeper.stats().get("vma_budget_left");
+    let start = keeper.stats()["vma_budget_left"];
     each_userfaultfd("budget", |rt, mode| {
         let len = 8 * EXTENT;
         let (object, _) = knob_object(rt, len as u64, true);
@@ -188,23 +188,23 @@ fn the_budget_returns_to_its_start() {
             for e in [0usize, 4, 2, 7, 5, 1] {
                 assert_eq!(a.promote(e * EXTENT..(e + 1) * EXTENT).unwrap(), 1);
             }
-            assert!(rt.stats().get("vma_budget_left") < start, "{mode:?}: native runs between trapped ones cost vmas");
+            assert!(rt.stats()["vma_budget_left"] < start, "{mode:?}: native runs between trapped ones cost vmas");
             match way {
                 0 => {
                     for e in [4usize, 0, 7, 1, 2, 5] {
                         a.demote(e * EXTENT..(e + 1) * EXTENT).unwrap();
                     }
-                    assert_eq!(rt.stats().get("vma_budget_left"), start, "{mode:?}: one by one");
+                    assert_eq!(rt.stats()["vma_budget_left"], start, "{mode:?}: one by one");
                 }
                 1 => {
                     a.demote(0..len).unwrap();
-                    assert_eq!(rt.stats().get("vma_budget_left"), start, "{mode:?}: at once");
+                    assert_eq!(rt.stats()["vma_budget_left"], start, "{mode:?}: at once");
                 }
                 2 => a.unmap(0..len).unwrap(),
                 _ => {}
             }
             drop(a);
-            assert_eq!(rt.stats().get("vma_budget_left"), start, "{mode:?}: way {way}");
+            assert_eq!(rt.stats()["vma_budget_left"], start, "{mode:?}: way {way}");
         }
     });
 }

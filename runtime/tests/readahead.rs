@@ -29,7 +29,7 @@ fn touch(a: &Arena, page: usize) {
 
 /// Waits until the fillers have done what they were given: a page is cached or absent, never on its way.
 fn settle(rt: &Runtime, object: &Object) {
-    until("the fillers are done", || rt.stats().get("nr_cached_pages") == object.cached_pages());
+    until("the fillers are done", || rt.stats()["nr_cached_pages"] == object.cached_pages());
 }
 
 #[test]
@@ -39,8 +39,8 @@ fn a_scan_is_read_by_the_fillers() {
         let (a, object, knobs) = mapped(rt, mode, NR);
         (0..NR).for_each(|p| touch(&a, p));
         let stats = rt.stats();
-        let (major, ahead) = (stats.get("pgmajfault"), stats.get("readahead_pages"));
-        assert!(ahead > 0 && stats.get("readahead_hits") > 0, "nothing was read ahead\n{stats}");
+        let (major, ahead) = (stats["pgmajfault"], stats["readahead_pages"]);
+        assert!(ahead > 0 && stats["readahead_hits"] > 0, "nothing was read ahead\n{stats}");
         // How often the scan outruns the fillers is a matter of time; the next test leaves them theirs.
         settle(rt, &object);
         assert_eq!(object.cached_pages(), NR as u64);
@@ -49,7 +49,7 @@ fn a_scan_is_read_by_the_fillers() {
         let by_fault = NR as u64 - ahead;
         println!(
             "{mode:?}: {major} major faults of {}, {by_fault} of {NR} pages read by them, {} reads",
-            stats.get("pgfault"),
+            stats["pgfault"],
             knobs.nr_reads()
         );
     });
@@ -69,7 +69,7 @@ fn a_scan_that_leaves_the_fillers_time_waits_twice() {
                 }
             }
             let after = rt.stats();
-            let n = |name: &str| after.get(name) - before.get(name);
+            let n = |name: &str| after[name] - before[name];
             assert!(n("pgmajfault") <= 4, "{mode:?} {what}: {} major faults\n{after}", n("pgmajfault"));
             assert!(
                 n("readahead_pages") >= (NR * 9 / 10) as u64,
@@ -90,7 +90,7 @@ fn strides_are_read_ahead_and_little_else() {
             settle(rt, &object);
         }
         let stats = rt.stats();
-        assert!(stats.get("pgmajfault") <= 4, "{} major faults for {stops} stops\n{stats}", stats.get("pgmajfault"));
+        assert!(stats["pgmajfault"] <= 4, "{} major faults for {stops} stops\n{stats}", stats["pgmajfault"]);
         assert!(object.cached_pages() <= stops as u64 + 3 * 16, "{} pages for {stops} stops", object.cached_pages());
     });
 }
@@ -109,7 +109,7 @@ fn random_touches_settle_on_one_page() {
         settle(rt, &object);
         let more = object.cached_pages() - cached;
         assert!(more < touches + touches / 4, "{more} pages for {touches} touches");
-        assert!(rt.stats().get("mmap_miss") > 100);
+        assert!(rt.stats()["mmap_miss"] > 100);
     });
 }
 
@@ -122,7 +122,7 @@ fn off_reads_the_aligned_window_and_nothing_ahead() {
     touch(&a, 21);
     assert_eq!((0..64).filter(|p| object.is_cached(p * PAGE as u64)).collect::<Vec<_>>(), (16..32).collect::<Vec<_>>());
     (0..64).for_each(|p| touch(&a, p));
-    assert_eq!(rt.stats().get("readahead_pages"), 0);
+    assert_eq!(rt.stats()["readahead_pages"], 0);
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_scan_by_calls_is_read_ahead() {
         at += n as u64;
     }
     let stats = rt.stats();
-    assert!(stats.get("readahead_hits") > 0 && stats.get("readahead_pages") > 0, "{stats}");
+    assert!(stats["readahead_hits"] > 0 && stats["readahead_pages"] > 0, "{stats}");
     assert_eq!(knobs.bytes.load(Ordering::SeqCst), NR * PAGE, "each page is read once");
 }
 
@@ -166,7 +166,7 @@ fn a_page_that_fails_ahead_fails_nobody_until_it_is_touched() {
     object.advise(0..object.len(), Advice::WillNeed).unwrap();
     settle(&rt, &object);
     assert!(object.is_cached(39 * PAGE as u64) && !object.is_cached(40 * PAGE as u64));
-    assert_eq!(rt.stats().get("pgpoison"), 0, "nobody asked for it");
+    assert_eq!(rt.stats()["pgpoison"], 0, "nobody asked for it");
     object.read_at(40 * PAGE as u64, &mut [0; 1]).unwrap_err();
     knobs.recover();
     object.read_at(40 * PAGE as u64, &mut [0; 1]).unwrap();
@@ -207,7 +207,7 @@ fn counted(rt: &Runtime, mode: Delivery, disk: &Arc<Disk>) -> (Arena, Object) {
 /// Loads from each page and asserts that each raised a fault, or that none did.
 fn each_faults(rt: &Runtime, a: &Arena, pages: Range<usize>, want: bool, what: &str) {
     for p in pages {
-        let faults = || rt.stats().get("pgfault");
+        let faults = || rt.stats()["pgfault"];
         let before = faults();
         load(a, p * PAGE).unwrap();
         if want {
@@ -241,7 +241,7 @@ fn populate_read_maps() {
         assert_eq!(object.cached_pages(), 16, "{mode:?}: these and no others");
         each_faults(&rt, &a, 10..26, false, "PopulateRead has mapped it");
         each_faults(&rt, &a, 26..28, true, "outside of the range");
-        assert_eq!(rt.stats().get("nr_dirty"), 0, "{mode:?}: as loads would");
+        assert_eq!(rt.stats()["nr_dirty"], 0, "{mode:?}: as loads would");
     });
 }
 
@@ -256,11 +256,11 @@ fn populate_write_maps_and_dirties() {
         a.advise(pages(10, 26), Advice::PopulateWrite).unwrap();
         assert_eq!(object.cached_pages(), 16, "{mode:?}: these and no others");
         each_faults(&rt, &a, 10..26, false, "PopulateWrite has mapped it");
-        let faults = rt.stats().get("pgfault");
+        let faults = rt.stats()["pgfault"];
         for p in 10..26 {
             assert_eq!(store(&a, p * PAGE + 1, 9), Ok(()));
         }
-        assert_eq!(rt.stats().get("pgfault"), faults, "{mode:?}: a store afterwards raises no fault");
+        assert_eq!(rt.stats()["pgfault"], faults, "{mode:?}: a store afterwards raises no fault");
         a.advise(pages(30, 40), Advice::PopulateWrite).unwrap();
         disk.clear_events();
         object.sync(30 * PAGE as u64..40 * PAGE as u64).unwrap();

@@ -56,7 +56,7 @@ fn major_and_retry_the_page_comes_from_the_store() {
             let a = arena(rt, mode, EXTENT);
             map(&a, 0, &object, Prot::Read, Sharing::Shared);
             assert_eq!(load(&a, 0), Ok(byte_of(0, 0)));
-            until("it is a major fault", || rt.stats().get("pgmajfault") == 1);
+            until("it is a major fault", || rt.stats()["pgmajfault"] == 1);
         });
     }
 }
@@ -90,7 +90,7 @@ fn nopage_a_window_maps_the_page_itself() {
         let a = arena(rt, mode, EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
         assert_eq!(load(&a, 0), Ok(byte_of(0, 0)));
-        until("a minor fault", || rt.stats().get("pgminfault") >= 1);
+        until("a minor fault", || rt.stats()["pgminfault"] >= 1);
     });
 }
 
@@ -202,7 +202,7 @@ fn statistics_are_printed_by_name() {
         let a = arena(rt, mode, EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
         load(&a, 0).unwrap();
-        until("counted", || rt.stats().get("pgfault") >= 1);
+        until("counted", || rt.stats()["pgfault"] >= 1);
         let (text, json) = (rt.stats().to_string(), rt.stats().to_json());
         for name in ["pgfault", "pgmajfault", "pgminfault", "handler_entry", "nr_cached_pages"] {
             assert!(text.lines().any(|l| l.starts_with(&format!("{name} "))), "{name} in\n{text}");
@@ -213,6 +213,12 @@ fn statistics_are_printed_by_name() {
             assert!(json.contains(&format!("\"{name}\":")), "{name} in\n{json}");
         }
         assert_eq!(json.matches('{').count(), json.matches('}').count());
+        let stats = rt.stats();
+        for name in stats.to_string().lines().filter_map(|l| l.split(' ').next()) {
+            assert!(stats.get(name).is_some(), "{name} is printed, and cannot be asked for");
+        }
+        assert_eq!(stats.get("vm_fault_major"), Some(stats.reason(VmFaultReason::MAJOR)));
+        assert_eq!((stats.get("pgfualt"), stats.get("vm_fault_"), stats.get("stage_")), (None, None, None));
     });
 }
 
@@ -228,7 +234,7 @@ fn writers_of_too_many_dirty_pages_wait() {
     (0..1024).for_each(|p| assert_eq!(store(&a, p * PAGE, p as u8), Ok(())));
     let stats = rt.stats();
     assert!(stats.reason(VmFaultReason::COMPLETED) > 0, "{stats}");
-    assert!(stats.get("balance_dirty_pages") > 0);
+    assert!(stats["balance_dirty_pages"] > 0);
     object.sync_all().unwrap();
     let written = std::fs::read(file.path()).unwrap();
     (0..1024).for_each(|p| assert_eq!(written[p * PAGE], p as u8, "page {p}"));

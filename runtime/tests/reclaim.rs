@@ -78,7 +78,7 @@ fn an_object_at_a_limit_of_its_own_waits_for_a_slow_store() {
                     beside.populate(0..2 * EXTENT as u64).expect("populate");
                 }
             });
-            until("the store has them", || rt.stats().get("nr_writeback") > 0 || syncer.is_finished());
+            until("the store has them", || rt.stats()["nr_writeback"] > 0 || syncer.is_finished());
             assert_eq!(load(&arena, 65 * PAGE), Ok(common::byte_of(1, 65 * PAGE as u64)), "{mode:?}");
             syncer.join().expect("no panic").expect("sync_all");
         });
@@ -98,19 +98,19 @@ fn a_cache_full_of_what_cannot_go_is_left_alone() {
     for p in 0..len / PAGE {
         assert_eq!(store(&arena, p * PAGE, 1), Ok(()));
     }
-    let looks = || (rt.stats().get("pgdeactivate"), rt.stats().get("pgscan_kswapd"));
+    let looks = || (rt.stats()["pgdeactivate"], rt.stats()["pgscan_kswapd"]);
     until("nobody looks any more", || {
         let before = looks();
         std::thread::sleep(Duration::from_millis(100));
         looks() == before
     });
-    assert_eq!(rt.stats().get("pgdeactivate"), 0, "zapped, and cannot go");
+    assert_eq!(rt.stats()["pgdeactivate"], 0, "zapped, and cannot go");
     // When something went, there is reason to look again.
-    let scanned = rt.stats().get("pgscan_kswapd");
+    let scanned = rt.stats()["pgscan_kswapd"];
     let beside = rt.object(len as u64).handler_store(Box::new(Zeros)).expect("object");
     object.set_len((len - 64 * PAGE) as u64).expect("set_len");
     beside.populate(0..256 * PAGE as u64).expect("populate");
-    until("it is woken", || rt.stats().get("pgscan_kswapd") > scanned);
+    until("it is woken", || rt.stats()["pgscan_kswapd"] > scanned);
 }
 
 #[derive(Debug)]
@@ -154,7 +154,7 @@ fn windows_that_fail_take_no_memory() {
     for at in (0..len).step_by(EXTENT) {
         assert_eq!(load(&arena, at), Err(libc::SIGBUS), "at {at:#x}");
     }
-    let allocated = rt.stats().get("cache_bytes_allocated");
+    let allocated = rt.stats()["cache_bytes_allocated"];
     assert!(allocated <= (limit + (4 << 20)) as u64, "{allocated} bytes, and the limit is {limit}");
 }
 
@@ -234,7 +234,7 @@ mod stopped {
             drop(gate);
             assert!(presser.join().is_ok() && dropper.join().is_ok());
         });
-        until("pages counted are pages cached", || rt.stats().get("nr_cached_pages") == beside.cached_pages());
+        until("pages counted are pages cached", || rt.stats()["nr_cached_pages"] == beside.cached_pages());
         beside.evict(0..2 * EXTENT as u64).expect("evict");
         if !rt.delivery().is_available(Delivery::InThread) {
             println!("nothing is handed over: {}", rt.delivery());

@@ -56,7 +56,7 @@ impl Cache {
     }
 
     fn stat(&self, name: &str) -> usize {
-        self.rt.stats().get(name) as usize
+        self.rt.stats()[name] as usize
     }
 }
 

@@ -35,7 +35,7 @@ fn file_read_only() {
         same("file", &bytes(&a, 0..file.data.len()), &file.data);
         assert_eq!(store(&a, 0, 1), Err(SEGV), "a store to a read-only mapping");
         assert_eq!(load(&a, 0), Ok(file.data[0]), "and the page is as it was");
-        assert_eq!(rt.stats().get("pgpgin"), object.cached_pages(), "each page was read once");
+        assert_eq!(rt.stats()["pgpgin"], object.cached_pages(), "each page was read once");
     });
 }
 
@@ -301,7 +301,7 @@ fn several_arenas_objects_and_vmas() {
             same("each arena", &bytes(a, 0..100 * PAGE), &file.data);
         }
         assert_eq!(object.cached_pages(), 100, "one copy of each page");
-        assert_eq!(rt.stats().get("pgpgin"), 100, "read once");
+        assert_eq!(rt.stats()["pgpgin"], 100, "read once");
         // Many vmas over several objects in one granule, one page each, offset by a different amount.
         let anonymous = rt.anonymous(100 * PAGE as u64).unwrap();
         let a = arena(rt, mode, EXTENT);

@@ -134,14 +134,14 @@ fn a_foreign_handler_gets_the_faults_that_are_not_ours() {
         let before = FOREIGN.load(Ordering::SeqCst);
         assert_eq!(load(&a, 0), Ok(byte_of(0, 0)));
         assert_eq!(FOREIGN.load(Ordering::SeqCst), before, "ours is ours");
-        let chained = rt.stats().get("process_handler_chained");
+        let chained = rt.stats()["process_handler_chained"];
         for (past_end, signo) in [(false, SEGV), (true, BUS)] {
             let address = not_ours(past_end);
             assert_eq!(load_at(address + 77), Err(signo));
             assert_eq!(FOREIGN_ADDR.load(Ordering::SeqCst), address + 77, "with its address");
         }
         assert_eq!(FOREIGN.load(Ordering::SeqCst), before + 2);
-        assert_eq!(rt.stats().get("process_handler_chained"), chained + 2);
+        assert_eq!(rt.stats()["process_handler_chained"], chained + 2);
         assert_eq!(load(&a, PAGE), Ok(byte_of(0, PAGE as u64)), "and ours goes on");
     });
 }
@@ -489,13 +489,13 @@ fn a_store_in_the_handler_may_fault_on_another_arena() {
             let object = rt.object(16 * PAGE as u64).fill_window_pages(1).handler_store(store).unwrap();
             let a = arena(rt, outer, EXTENT);
             map(&a, 0, &object, Prot::Read, Sharing::Shared);
-            let nested = rt.stats().get("handler_nested");
+            let nested = rt.stats()["handler_nested"];
             on_small_stack(|| {
                 for p in 0..16 {
                     assert_eq!(load(&a, p * PAGE), Ok(byte_of(0, (p * PAGE) as u64)), "{outer:?} over {inner:?}");
                 }
             });
-            assert!(rt.stats().get("handler_nested") > nested, "it did nest");
+            assert!(rt.stats()["handler_nested"] > nested, "it did nest");
         }
     });
 }
@@ -515,7 +515,7 @@ fn a_stack_without_room_refuses_a_store_that_may_fault() {
         on_stack_of(common::min_frame() + if cfg!(debug_assertions) { 6 << 10 } else { 3 << 10 }, || {
             assert_eq!(load(&a, 0), Err(BUS), "refused, and not a crash");
         });
-        assert_ne!(rt.stats().get("process_refusal_reasons") & 8, 0, "with its reason");
+        assert_ne!(rt.stats()["process_refusal_reasons"] & 8, 0, "with its reason");
         on_small_stack(|| assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "with room it works"));
     });
 }
@@ -535,10 +535,10 @@ fn deeper_is_refused_with_a_reason_and_not_a_crash() {
             arenas.push(next);
             object = rt.object(PAGE as u64).handler_store(store).unwrap();
         }
-        let refused = rt.stats().get("process_handler_refused");
+        let refused = rt.stats()["process_handler_refused"];
         on_small_stack(|| assert_eq!(load(&arenas[3], 0), Err(BUS)));
-        assert!(rt.stats().get("process_handler_refused") > refused);
-        assert_ne!(rt.stats().get("process_refusal_reasons"), 0);
+        assert!(rt.stats()["process_handler_refused"] > refused);
+        assert_ne!(rt.stats()["process_refusal_reasons"], 0);
         // From below it works, one level at a time.
         on_small_stack(|| {
             for a in &arenas {
@@ -560,10 +560,10 @@ fn a_fault_on_a_helper_thread_is_refused() {
         let object = rt.object(4 * PAGE as u64).store(store).unwrap();
         let a = arena(rt, mode, EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
-        let refused = rt.stats().get("process_handler_refused");
+        let refused = rt.stats()["process_handler_refused"];
         assert_eq!(load(&a, 0), Err(BUS));
-        assert!(rt.stats().get("process_handler_refused") > refused);
-        assert_ne!(rt.stats().get("process_refusal_reasons") & 4, 0, "raised on a helper");
+        assert!(rt.stats()["process_handler_refused"] > refused);
+        assert_ne!(rt.stats()["process_refusal_reasons"] & 4, 0, "raised on a helper");
         assert_eq!(source.cached_pages(), 0);
         assert_eq!(load(&b, 0), Ok(byte_of(0, 0)), "from here it works");
         assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "and then there too");

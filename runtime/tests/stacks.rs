@@ -124,7 +124,7 @@ fn direct_reclaim_of_dirty_pages() {
         let mark = |at: usize| (at / PAGE % 251) as u8 + 1;
         measured("reclaim of dirty pages", mode, || pages().for_each(|at| assert_eq!(store(&a, at, mark(at)), Ok(()))));
         measured("reclaim, read back", mode, || pages().for_each(|at| assert_eq!(load(&a, at), Ok(mark(at)))));
-        assert!(rt.stats().get("allocstall") > 0, "{}", rt.stats());
+        assert!(rt.stats()["allocstall"] > 0, "{}", rt.stats());
     });
 }
 

@@ -15,7 +15,7 @@ fn a_file_read_directly_is_the_file() {
     // The last page is a partial one.
     let file = TempFile::new(300 * PAGE + 77);
     each_mode("direct", |rt, mode| {
-        let fallbacks = rt.stats().get("process_direct_fallbacks");
+        let fallbacks = rt.stats()["process_direct_fallbacks"];
         let object = rt.file_options().direct(true).open(file.path()).expect("open");
         let a = arena(rt, mode, EXTENT);
         map(&a, 0, &object, Prot::Read, Sharing::Shared);
@@ -26,7 +26,7 @@ fn a_file_read_directly_is_the_file() {
         let mut got = vec![0; file.data.len()];
         assert_eq!(object.read_at(0, &mut got).expect("read_at"), got.len());
         same("by calls", &got, &file.data);
-        if rt.stats().get("process_direct_fallbacks") > fallbacks {
+        if rt.stats()["process_direct_fallbacks"] > fallbacks {
             println!("the temporary folder refuses O_DIRECT: it was read through the kernel's cache");
         }
     });
@@ -62,7 +62,7 @@ fn anonymous_memory_over_a_swap_file_begins_as_zeros() {
         let builder = Runtime::builder().swap(std::env::temp_dir(), 64 << 20);
         let builder = if zswap > 0 { builder.zswap(zswap) } else { builder };
         let rt = builder.build().expect("runtime");
-        assert_eq!(rt.stats().get("nr_swap_slots"), (64 << 20) / PAGE as u64);
+        assert_eq!(rt.stats()["nr_swap_slots"], (64 << 20) / PAGE as u64);
         let object = rt.anonymous(EXTENT as u64).expect("anonymous");
         let mode = softfault::Delivery::Auto;
         let a = arena(&rt, mode, EXTENT);
@@ -72,8 +72,8 @@ fn anonymous_memory_over_a_swap_file_begins_as_zeros() {
         want[7] = 9;
         same("zeros", &bytes(&a, 0..EXTENT), &want);
         let stats = rt.stats();
-        assert!(stats.get("swpin_zero") >= 512, "zswap {zswap}: {stats}");
-        assert_eq!((stats.get("pswpin"), stats.get("nr_swap_slots_used")), (0, 0), "no I/O");
+        assert!(stats["swpin_zero"] >= 512, "zswap {zswap}: {stats}");
+        assert_eq!((stats["pswpin"], stats["nr_swap_slots_used"]), (0, 0), "no I/O");
     }
 }
 
@@ -194,7 +194,7 @@ fn a_store_is_given_a_buffer_or_the_pages_themselves() {
             assert!(dropped > 290, "{what}: {dropped}");
             same(&what, &bytes(&a, 0..len), &model);
             own.check(&what);
-            assert_eq!(rt.stats().get("process_buffer_bytes"), 16 * (256 << 10), "{what}: the buffers are counted");
+            assert_eq!(rt.stats()["process_buffer_bytes"], 16 * (256 << 10), "{what}: the buffers are counted");
         }
     });
 }

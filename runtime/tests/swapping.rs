@@ -67,11 +67,11 @@ fn four_times_the_cache_comes_back_identical() {
                 }
             }
             let stats = rt.stats();
-            assert!(stats.get("nr_cached_pages") <= (LIMIT / PAGE) as u64, "{stats}");
-            assert!(stats.get("pswpin") > 0 && stats.get("nr_swap_slots_used") > 0, "{what}: {stats}");
-            assert!(zswap == 0 || stats.get("zswap_stored_pages") > 0, "{what}: {stats}");
+            assert!(stats["nr_cached_pages"] <= (LIMIT / PAGE) as u64, "{stats}");
+            assert!(stats["pswpin"] > 0 && stats["nr_swap_slots_used"] > 0, "{what}: {stats}");
+            assert!(zswap == 0 || stats["zswap_stored_pages"] > 0, "{what}: {stats}");
             drop((a, object));
-            assert_eq!(rt.stats().get("nr_swap_slots_used"), 0, "{what}: slots are given back");
+            assert_eq!(rt.stats()["nr_swap_slots_used"], 0, "{what}: slots are given back");
         }
     });
 }
@@ -87,8 +87,8 @@ fn pages_of_zeros_cost_no_io() {
             (0..PAGES).for_each(|p| check(&format!("{mode:?} {round}"), &a, p, &zeros));
         }
         let stats = rt.stats();
-        assert!(stats.get("swpout_zero") > 0 && stats.get("pgsteal") > 0, "{stats}");
-        assert_eq!((stats.get("pswpin"), stats.get("nr_swap_slots_used")), (0, 0), "{stats}");
+        assert!(stats["swpout_zero"] > 0 && stats["pgsteal"] > 0, "{stats}");
+        assert_eq!((stats["pswpin"], stats["nr_swap_slots_used"]), (0, 0), "{stats}");
     });
 }
 
@@ -100,8 +100,8 @@ fn what_lz4_makes_small_costs_no_io() {
         (0..PAGES).for_each(|p| fill(&a, p, &text(p, 1)));
         (0..PAGES).for_each(|p| check(&format!("{mode:?}"), &a, p, &text(p, 1)));
         let stats = rt.stats();
-        assert!(stats.get("zswap_stored_pages") > 0, "{stats}");
-        assert_eq!((stats.get("pswpin"), stats.get("nr_swap_slots_used")), (0, 0), "{stats}");
+        assert!(stats["zswap_stored_pages"] > 0, "{stats}");
+        assert_eq!((stats["pswpin"], stats["nr_swap_slots_used"]), (0, 0), "{stats}");
     });
 }
 

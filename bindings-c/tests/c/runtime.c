@@ -127,7 +127,9 @@ void test_stats(void)
     }
     CHECK(value > 0 && majors > 0);
     FAILS(softfault_stats_get(stats, "no_such", &value), ENOENT, NO_ENTRY, "no_such");
-    FAILS(softfault_stats_get(stats, "\xff\xfe", &value), ENOENT, NO_ENTRY, "no counter");
+    FAILS(softfault_stats_get(stats, "\xff\xfe", &value), ENOENT, NO_ENTRY, "no statistic");
+    OK(softfault_stats_get(stats, "vm_fault_major", &value));
+    CHECK(value >= majors);
     FAILS(softfault_stats_get(stats, NULL, &value), EINVAL, ARGUMENT, "name is NULL");
     FAILS(softfault_stats_get(stats, "pgfault", NULL), EINVAL, ARGUMENT, "value is NULL");
     for (i = 0; softfault_stats_counter(stats, i, name, sizeof name, &full, &value) == 0; i++) {
