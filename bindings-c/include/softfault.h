@@ -1259,6 +1259,18 @@ int softfault_object_invalidate(struct softfault_object *object,
 int softfault_object_punch_hole(struct softfault_object *object, uint64_t offset, uint64_t len);
 
 /**
+ * Gives the store every byte of the range that was written before the call, and does not flush it: other readers of a file
+ * see the bytes, and a crash may still take them.
+ *
+ * Errors: SOFTFAULT_ERROR_WRITEBACK. -EBUSY: a page of the range is held and dirty; the others were written. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_object_write_back(struct softfault_object *object,
+                                uint64_t offset,
+                                uint64_t len);
+
+/**
  * Makes durable every byte of the range that was written before the call, through whatever mapping or call.
  *
  * Errors: SOFTFAULT_ERROR_WRITEBACK and _FLUSH: nothing is promised, and the next call tries again.

@@ -210,6 +210,17 @@ pub extern "C" fn softfault_object_punch_hole(object: *mut softfault_object, off
     on_range(object, offset, len, Object::punch_hole)
 }
 
+/// Gives the store every byte of the range that was written before the call, and does not flush it: other readers of a file
+/// see the bytes, and a crash may still take them.
+///
+/// Errors: SOFTFAULT_ERROR_WRITEBACK. -EBUSY: a page of the range is held and dirty; the others were written. -EINVAL, -EBADF.
+///
+/// Context: program. Thread-safe.
+#[unsafe(no_mangle)]
+pub extern "C" fn softfault_object_write_back(object: *mut softfault_object, offset: u64, len: u64) -> c_int {
+    on_range(object, offset, len, Object::write_back)
+}
+
 /// Makes durable every byte of the range that was written before the call, through whatever mapping or call.
 ///
 /// Errors: SOFTFAULT_ERROR_WRITEBACK and _FLUSH: nothing is promised, and the next call tries again.

@@ -414,6 +414,21 @@ impl Object {
         self.inner.sync(op, &pages(self.inner.mapping(), &range), false)
     }
 
+    /// Gives the store every byte of the range that was written before the call, and does not flush it: other readers of a
+    /// file see the bytes, and a crash may still take them. Linux: `sync_file_range(2)`, and what `MS_ASYNC` once did.
+    ///
+    /// # Errors
+    /// [`Error::Writeback`], and [`Error::Held`] where a page of the range is held and dirty; the others were written.
+    pub fn write_back(&self, range: Range<u64>) -> Result<()> {
+        let op = "Object::write_back";
+        parent_only(op)?;
+        if !self.inner.persistent {
+            return Ok(());
+        }
+        let held = self.inner.write_back(op, &pages(self.inner.mapping(), &range))?;
+        held.map_or(Ok(()), |p| Err(Error::Held { op, range: bytes(&(p..p + 1)) }))
+    }
+
     /// Makes everything durable that was written before the call.
     ///
     /// # Errors

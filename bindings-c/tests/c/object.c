@@ -197,6 +197,7 @@ void test_sync(void)
     OK(softfault_object_sync(object, 5 * PAGE, PAGE));
     CHECK_IS(store.bytes[5 * PAGE], 77);
     CHECK(store.flushes > 0);
+    FAILS(softfault_object_write_back(object, 2, UINT64_MAX), EINVAL, ARGUMENT, "larger than 64 bits");
     FAILS(softfault_object_sync(object, 2, UINT64_MAX), EINVAL, ARGUMENT, "larger than 64 bits");
     OK(softfault_object_barrier(object));
 

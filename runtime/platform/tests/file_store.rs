@@ -154,6 +154,25 @@ fn memory_that_is_not_aligned_goes_through_the_kernels_cache() {
     });
 }
 
+/// Whoever else has the file open moves its end, too.
+#[test]
+fn an_end_that_another_moved_is_left_where_it_is() {
+    each_way(4 * PAGE, |store, file, direct| {
+        file.set_len(9 * PAGE as u64).expect("append");
+        store.set_len(4 * PAGE as u64).expect("said again, as after a flush that failed");
+        assert_eq!(content(file).len(), 9 * PAGE, "direct {direct}");
+        file.set_len(PAGE as u64 + 5).expect("cut");
+        store.set_len(4 * PAGE as u64).expect("said again");
+        assert_eq!(write(store, PAGE, &[7; PAGE]), Err(StoreError::Short), "direct {direct}");
+        assert_eq!(write(store, PAGE, &[7; 5]), Ok(()), "up to the end");
+        assert_eq!(content(file).len(), PAGE + 5, "direct {direct}");
+        assert_eq!(store.follow_len(), Ok(PAGE as u64 + 5));
+        store.set_len(4 * PAGE as u64).expect("grow");
+        assert_eq!(write(store, PAGE, &[7; PAGE]), Ok(()), "the program has said so");
+        assert_eq!(content(file).len(), 4 * PAGE, "direct {direct}");
+    });
+}
+
 #[test]
 fn errors_are_the_kernels() {
     let read_only = {

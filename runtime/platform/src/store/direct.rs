@@ -4,6 +4,12 @@
 //! it cannot move goes through the buffered descriptor: the last, partial page; memory or positions that are not
 //! aligned; everything, from the first `EINVAL` or `EOPNOTSUPP` on. The kernel keeps the two coherent: a direct read
 //! writes back what is dirty in the range first, a direct write drops what is cached there.
+//!
+//! A direct write is of a copy. Threads may store to the cache's pages meanwhile, and a device that reads them while they
+//! change takes a block that was never in memory: where the file system (btrfs), the array (RAID) or the device (T10 PI)
+//! computes something over the block first, the two do not agree, and the block cannot be read again. Linux makes writers
+//! wait (`folio_wait_stable`); ours do not fault, and so they cannot. Where no buffer is free the pages go through the
+//! kernel's cache, which copies them too.
 
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::{PageMut, PageRef, StoreError};
@@ -144,12 +150,27 @@ impl DirectFile {
             return Err(StoreError::Io(Errno::EFBIG));
         }
         let whole = self.direct_len(pages.as_ptr(), pages.len_bytes(), pos_bytes);
+        // What has no descriptor is a copy already.
+        let is_copy = pages.fd_offset().0 < 0;
+        let buffer = if whole > 0 && !is_copy { bounce::get() } else { None };
+        let whole = if is_copy || buffer.is_some() { whole } else { 0 };
         let done = self.transfer(whole, &|done| {
-            let src = pages.as_ptr() as usize + done;
-            // SAFETY: `whole` readable bytes of the pages, of which `done` are written.
-            unsafe { file::pwrite(self.direct_fd, src, whole - done, pos_bytes + done as u64) }
+            let (at, left) = (pos_bytes + done as u64, whole - done);
+            if let Some(buffer) = &buffer {
+                return self.write_from(buffer, at, &pages.part(done, left.min(BUFFER_BYTES)));
+            }
+            // SAFETY: `whole` readable bytes that nobody else stores to, of which `done` are written.
+            unsafe { file::pwrite(self.direct_fd, pages.as_ptr() as usize + done, left, at) }
         })?;
+        drop(buffer);
         pages.part(done, usize::MAX).write_to(self.fd, pos_bytes + done as u64)
+    }
+
+    /// Copies pages of the cache, at most a buffer's length, and writes the copy at `pos_bytes`.
+    fn write_from(&self, buffer: &Buffer, pos_bytes: u64, pages: &PageRef<'_>) -> Result<usize, Errno> {
+        buffer.copy_from(pages.len_bytes(), pages.fd_offset())?;
+        // SAFETY: the first bytes of a buffer that is ours until it is dropped.
+        unsafe { file::pwrite(self.direct_fd, buffer.address(), pages.len_bytes(), pos_bytes) }
     }
 }
 
@@ -168,5 +189,45 @@ impl Drop for DirectFile {
             file::close(self.direct_fd);
         }
         file::close(self.fd);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use std::os::fd::IntoRawFd;
+
+    /// The pages' own address is closed to everybody: who has the device read from there gets EFAULT, and who copies the
+    /// bytes by their descriptor does not notice.
+    #[test]
+    fn the_device_reads_a_copy_of_the_caches_pages() -> std::io::Result<()> {
+        let os = |e: Errno| std::io::Error::from_raw_os_error(e.0);
+        const LEN: usize = BUFFER_BYTES + 3 * PAGE_SIZE;
+        let path = std::env::temp_dir().join(std::format!("softfault-test-direct-{}", std::process::id()));
+        let mut options = std::fs::OpenOptions::new();
+        let opened = options.read(true).write(true).create(true).truncate(true).open(&path)?;
+        let file = DirectFile::direct(opened.into_raw_fd(), true);
+        if !file.is_direct() {
+            std::println!("skipped: {} has no direct I/O", path.display());
+            let _ = std::fs::remove_file(&path);
+            return Ok(());
+        }
+        let bytes: std::vec::Vec<u8> = (0..LEN).map(|i| (i / 7) as u8).collect();
+        let memory = mem::memfd_create(c"softfault-test-direct").map_err(os)?;
+        // SAFETY: a whole vector, into a memfd of ours.
+        assert_eq!(unsafe { file::pwrite(memory, bytes.as_ptr() as usize, LEN, 0) }, Ok(LEN));
+        let closed = mem::reserve(LEN, PAGE_SIZE).map_err(os)?;
+        // SAFETY: not readable, which is the point: nobody but the kernel is to be told the address.
+        let pages = unsafe { PageRef::new(closed as *const u8, LEN, memory, 0) };
+        assert_eq!(file.write(0, &pages), Ok(()));
+        assert!(file.is_direct(), "it went past the kernel's cache");
+        assert_eq!(std::fs::read(&path)?, bytes);
+        // SAFETY: reserved above.
+        unsafe { mem::munmap(closed, LEN) }.map_err(os)?;
+        file::close(memory);
+        let _ = std::fs::remove_file(&path);
+        Ok(())
     }
 }

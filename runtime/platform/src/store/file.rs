@@ -5,14 +5,29 @@
 
 use super::direct::DirectFile;
 use super::{HandlerStore, PageMut, PageRef, Store, StoreError};
+use crate::sys::file::FileType;
 use crate::sys::{Errno, file, mem, thread};
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// An object that is a range of an open file. Owns its descriptors.
+///
+/// The file is not ours alone: other processes write it, append to it and cut it. So its end is moved when the program
+/// moves the object's, and never because a flush failed; and a write that would make a file longer again which somebody
+/// has cut is [`StoreError::Short`] instead:
+/// ```text
+/// another                              write-back
+/// truncates: bytes 8192.. are gone
+///                                      fstat: the file ends before the page does
+///                                      (without: the page is written, and 8192.. up to it are zeros)
+/// ```
+/// Between the look and the write somebody may still cut it: no call writes on the condition that a file is long enough.
 #[derive(Debug)]
 pub struct FileStore {
     file: DirectFile,
     base_bytes: u64,
+    /// Where the file is to end, as the program has said it or found it; in bytes of the file.
+    end_bytes: AtomicU64,
+    is_device: bool,
     errors: Errors,
 }
 
@@ -20,20 +35,52 @@ impl FileStore {
     /// Takes over `fd`; the object's byte 0 is the file's byte `base_bytes`.
     #[must_use]
     pub fn new(fd: i32, base_bytes: u64) -> Self {
-        Self { file: DirectFile::buffered(fd), base_bytes, errors: Errors::default() }
+        Self::over(DirectFile::buffered(fd), base_bytes)
+    }
+
+    fn over(file: DirectFile, base_bytes: u64) -> Self {
+        let is_device = file::status(file.fd()).is_ok_and(|st| st.file_type() == FileType::BlockDevice);
+        let store = Self { file, base_bytes, end_bytes: AtomicU64::new(0), is_device, errors: Errors::default() };
+        store.end_bytes.store(store.file_end().unwrap_or(0), Ordering::Relaxed);
+        store
     }
 
     /// As [`FileStore::new`], with whole pages read (and, if `write`, written) past the kernel's page cache where the
     /// file system can; `base_bytes` that is no multiple of the page size makes everything buffered. Control plane.
     #[must_use]
     pub fn direct(fd: i32, base_bytes: u64, write: bool) -> Self {
-        Self { file: DirectFile::direct(fd, write), base_bytes, errors: Errors::default() }
+        Self::over(DirectFile::direct(fd, write), base_bytes)
     }
 
     /// Returns whether whole pages go past the kernel's cache: not, once the file system has refused it.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.file.is_direct()
+    }
+
+    /// Returns where the file ends now.
+    fn file_end(&self) -> Result<u64, Errno> {
+        if self.is_device {
+            return file::device_len_bytes(self.file.fd());
+        }
+        file::status(self.file.fd()).map(|st| st.len_bytes)
+    }
+
+    /// Returns how many bytes of the object the file has now, whoever moved its end, and takes that for the end from now on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn follow_len(&self) -> Result<u64, Errno> {
+        let end = self.file_end()?;
+        self.end_bytes.store(end, Ordering::Relaxed);
+        Ok(end.saturating_sub(self.base_bytes))
+    }
+
+    /// Refuses a write that would move an end which somebody else has moved.
+    fn check_end(&self, end_bytes: u64) -> Result<(), StoreError> {
+        let is_cut = self.file_end().map_err(StoreError::Io)? < end_bytes;
+        // Relaxed: who moves the end keeps write-back of what lies behind it away.
+        if is_cut && end_bytes <= self.end_bytes.load(Ordering::Relaxed) { Err(StoreError::Short) } else { Ok(()) }
     }
 
     /// Returns where the object's byte is in the file.
@@ -105,14 +152,21 @@ impl Store for FileStore {
         self.file.read(self.position(pos_bytes)?, page)
     }
 
+    /// [`StoreError::Short`]: the file was cut by somebody else, and would be made longer again.
     fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
-        self.file.write(self.position(pos_bytes)?, pages)
+        let at = self.position(pos_bytes)?;
+        self.check_end(at.saturating_add(pages.len_bytes() as u64))?;
+        self.file.write(at, pages)
     }
 
     /// Allocates the blocks, then makes that durable; [`StoreError::Unsupported`] where the file system cannot allocate
     /// ahead. The file does not grow by it: its length is the object's.
     fn dsync(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
         if len_bytes == 0 {
+            return Ok(());
+        }
+        if self.is_device {
+            // Its blocks are there.
             return Ok(());
         }
         file::allocate_blocks(self.file.fd(), self.position(pos_bytes)?, len_bytes).map_err(error_of)?;
@@ -145,17 +199,27 @@ impl Store for FileStore {
         }
     }
 
+    /// What is said again, after a flush that failed, changes nothing: the kernel's inode has not forgotten it, and what
+    /// lies behind it by now is somebody else's.
     fn set_len(&self, len_bytes: u64) -> Result<(), StoreError> {
         let end = self.position(len_bytes)?;
+        if self.end_bytes.load(Ordering::Relaxed) == end {
+            return Ok(());
+        }
+        if self.is_device {
+            return Err(StoreError::Unsupported);
+        }
         // ftruncate(2) past the limit sends SIGXFSZ, which ends the process.
         if file::rlimit_fsize() < end {
             return Err(StoreError::Io(Errno::EFBIG));
         }
-        file::ftruncate(self.file.fd(), end).map_err(StoreError::Io)
+        file::ftruncate(self.file.fd(), end).map_err(StoreError::Io)?;
+        self.end_bytes.store(end, Ordering::Relaxed);
+        Ok(())
     }
 }
 
-// SAFETY: raw system calls alone (sendfile, lseek, pread, pwrite, prlimit, fallocate, fdatasync, ftruncate); they may
+// SAFETY: raw system calls alone (sendfile, lseek, fstat, pread, pwrite, prlimit, fallocate, fdatasync, ftruncate); they may
 // sleep for the disk, as a kernel fault on a file does.
 unsafe impl HandlerStore for FileStore {}
 

@@ -158,6 +158,15 @@ impl<'s> ObjectOps<'s> {
         self.store.write(pos, &pages)
     }
 
+    /// The same, page by page where the run is not taken: pages before the bad one are, and it is named.
+    fn write_run(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
+        let whole = self.write_pages(pgoff, nr);
+        if nr == 1 || whole.is_ok() {
+            return whole.map_err(|e| (0, e.fill_error()));
+        }
+        (0..nr).try_for_each(|i| self.write_pages(pgoff + u64::from(i), 1).map_err(|e| (i, e.fill_error())))
+    }
+
     /// Writes copies, page by page, for a store that must see bytes which nobody changes meanwhile.
     fn write_copies(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
         let staged = loop {
@@ -236,7 +245,7 @@ impl AddressSpaceOps for ObjectOps<'_> {
             let written = match self.buffer(some) {
                 Some(buffer) => self.write_bounced(&buffer, at, some).map_err(|e| (0, e.fill_error())),
                 None if is_stable => self.write_copies(at, some),
-                None => self.write_pages(at, some).map_err(|e| (0, e.fill_error())),
+                None => self.write_run(at, some),
             };
             written.map_err(|(good, e)| (done + good, e))?;
             done += some;

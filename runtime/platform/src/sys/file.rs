@@ -192,16 +192,112 @@ pub fn dup_cloexec(fd: i32) -> Result<i32, Errno> {
     Ok(i32::try_from(r).unwrap_or(i32::MAX))
 }
 
+/// What fstat(2) says of an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// The file system's device; together with `ino` it names the inode.
+    pub dev: u64,
+    /// The inode's number on that device.
+    pub ino: u64,
+    /// The device that a device file stands for.
+    pub rdev: u64,
+    /// Type and permissions, as `st_mode`.
+    pub mode: u32,
+    /// Length in bytes; 0 for a block device.
+    pub len_bytes: u64,
+    /// Bytes of storage that the file occupies.
+    pub allocated_bytes: u64,
+}
+
+/// What kind of thing a descriptor names; see inode(7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileType {
+    /// A regular file.
+    Regular,
+    /// A directory.
+    Directory,
+    /// A pipe or FIFO.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A symbolic link, or something without a type: an eventfd, say.
+    Other,
+}
+
+impl Status {
+    /// Returns the type that the mode says.
+    #[must_use]
+    pub fn file_type(&self) -> FileType {
+        match self.mode & libc::S_IFMT {
+            libc::S_IFREG => FileType::Regular,
+            libc::S_IFDIR => FileType::Directory,
+            libc::S_IFIFO => FileType::Fifo,
+            libc::S_IFSOCK => FileType::Socket,
+            libc::S_IFCHR => FileType::CharDevice,
+            libc::S_IFBLK => FileType::BlockDevice,
+            _ => FileType::Other,
+        }
+    }
+}
+
+/// Asks what a descriptor names; see fstat(2).
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EBADF`; a network file system's others.
+pub fn status(fd: i32) -> Result<Status, Errno> {
+    // SAFETY: an all-zero `stat` is a valid value of that plain C structure.
+    let mut st: libc::stat = unsafe { core::mem::zeroed() };
+    // SAFETY: `st` is a whole `struct stat`, exclusively borrowed.
+    unsafe { syscall6(libc::SYS_fstat, [fd as usize, core::ptr::from_mut(&mut st) as usize, 0, 0, 0, 0]) }?;
+    Ok(Status {
+        dev: st.st_dev,
+        ino: st.st_ino,
+        rdev: st.st_rdev,
+        mode: st.st_mode,
+        len_bytes: st.st_size.cast_unsigned(),
+        allocated_bytes: st.st_blocks.cast_unsigned() * 512,
+    })
+}
+
+/// Returns the length of a block device in bytes; see `BLKGETSIZE64`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `ENOTTY`: it is none.
+pub fn device_len_bytes(fd: i32) -> Result<u64, Errno> {
+    const BLKGETSIZE64: usize = 0x8008_1272;
+    let mut len = 0u64;
+    let args = [fd as usize, BLKGETSIZE64, core::ptr::from_mut(&mut len) as usize, 0, 0, 0];
+    // SAFETY: the call writes one u64, exclusively borrowed.
+    unsafe { syscall6(libc::SYS_ioctl, args) }?;
+    Ok(len)
+}
+
+/// Returns the magic number of the file system that a descriptor's file is on; see fstatfs(2). Control plane.
+///
+/// # Errors
+/// `EBADF`, `ENOSYS`.
+pub fn file_system(fd: i32) -> Result<u64, Errno> {
+    // SAFETY: an all-zero `statfs` is a valid value of that plain C structure.
+    let mut st: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: `st` is a whole `struct statfs`, exclusively borrowed.
+    unsafe { syscall6(libc::SYS_fstatfs, [fd as usize, core::ptr::from_mut(&mut st) as usize, 0, 0, 0, 0]) }?;
+    Ok(st.f_type.cast_unsigned())
+}
+
 /// Returns the bytes of storage that a file occupies (`st_blocks` × 512); see fstat(2). Control plane.
 ///
 /// # Errors
 /// `EBADF`.
 pub fn allocated_bytes(fd: i32) -> Result<u64, Errno> {
-    // SAFETY: an all-zero `stat` is a valid value of that plain C structure.
-    let mut st: libc::stat = unsafe { core::mem::zeroed() };
-    // SAFETY: `st` is a whole `struct stat`, exclusively borrowed.
-    unsafe { syscall6(libc::SYS_fstat, [fd as usize, core::ptr::from_mut(&mut st) as usize, 0, 0, 0, 0]) }?;
-    Ok(st.st_blocks.cast_unsigned() * 512)
+    status(fd).map(|st| st.allocated_bytes)
 }
 
 /// Returns the soft limit of a resource; see getrlimit(2). `u64::MAX` means none.
