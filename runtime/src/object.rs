@@ -20,6 +20,7 @@ use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
+use softfault_mm::xarray::Nodes;
 use softfault_platform::store::object::{FolioMemory, ObjectOps};
 use softfault_platform::store::{Store, bounce};
 use softfault_platform::{section, vmatree};
@@ -60,6 +61,7 @@ pub(crate) struct ObjectInner {
     pub(crate) huge: bool,
     // Dropped in this order: what borrows before what is borrowed.
     mapping: Option<Lease<Mapping<'static>>>,
+    nodes: Option<Lease<[AtomicU64]>>,
     a_ops: Option<Lease<ObjectOps<'static>>>,
     pub(crate) exclusive: Option<Exclusive>,
     store: Option<Lease<dyn Store>>,
@@ -141,10 +143,14 @@ impl ObjectInner {
         let exclusive = plan.map(|p| p.build(&Parts::new(b, store_ref, folios, handler_safe, name)));
         // SAFETY: as above.
         let chunks = unsafe { space.region.chunks(offset, len) };
+        let nodes: Lease<[AtomicU64]> =
+            Lease::new((0..Nodes::words(chunks.len())).map(|_| AtomicU64::new(0)).collect());
         let mapping = Mapping {
             id,
             folios,
             chunks,
+            // SAFETY: the object keeps the nodes for as long as the mapping, which is dropped or leaked with them.
+            nodes: Nodes::new(unsafe { nodes.lend() }),
             i_size: AtomicU64::new(b.len_bytes),
             a_ops: match &exclusive {
                 Some(exclusive) => exclusive.as_ops(),
@@ -192,6 +198,7 @@ impl ObjectInner {
             sync_wp: b.mkwrite || has_mkwrite,
             huge: b.huge_pages && (!b.writable || backing.always_dirty) && !b.mkwrite && !has_mkwrite,
             mapping: Some(mapping),
+            nodes: Some(nodes),
             a_ops: Some(a_ops),
             exclusive,
             store: Some(store),
@@ -271,6 +278,7 @@ impl Drop for ObjectInner {
         }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
+        let nodes = self.nodes.take();
         let exclusive = self.exclusive.take();
         let mut patience = 2_000;
         // A flush takes what it takes; for a while.
@@ -290,6 +298,7 @@ impl Drop for ObjectInner {
             // A store that never returns still owns its pages (or this is a forked child): the range is given up, not
             // reused. `store` and `vm_ops` are what such a thread may be running in.
             mapping.leak();
+            nodes.into_iter().for_each(Lease::leak);
             a_ops.leak();
             exclusive.into_iter().for_each(Exclusive::leak);
             store.into_iter().for_each(Lease::leak);
@@ -303,15 +312,16 @@ impl Drop for ObjectInner {
         // Every page that is paid for: reclaim that took one, and did not find the object by its number again, left it
         // `evicting`, and has ended its section since.
         let free = |w: &FolioWord| matches!(w.load().state(), State::Absent | State::Poisoned);
-        let cached = mapping.folios.iter().filter(|w| !free(w)).count();
-        let dirty = mapping.folios.iter().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
+        let used = || mapping.each_folio(0, u64::MAX).map(|(_, word)| word);
+        let cached = used().filter(|w| !free(w)).count();
+        let dirty = used().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
         mapping.uncharge(cached as u64);
         if let Some(addr) = mapping.account.progressed() {
             softfault_platform::sys::futex::wake_all(addr);
         }
         Self::forget_huge(&mapping);
-        drop((mapping, a_ops, exclusive, vm_ops, store, i_mmap));
+        drop((mapping, nodes, a_ops, exclusive, vm_ops, store, i_mmap));
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
         registry::lock().mappings.put(self.id);
@@ -353,7 +363,9 @@ impl Object {
     /// Returns how many pages are in the cache.
     #[must_use]
     pub fn cached_pages(&self) -> u64 {
-        self.inner.mapping().folios.iter().filter(|w| w.load().is_mappable()).count() as u64
+        let _walk = self.inner.flush_state().walk();
+        let used = self.inner.mapping().each_folio(0, u64::MAX);
+        used.filter(|(_, word)| word.load().is_mappable()).count() as u64
     }
 
     /// Returns whether the store's pages are cached at `offset`, and readable without asking the store.

@@ -10,7 +10,7 @@ use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::WaitKey;
-use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, pages_of};
+use softfault_mm::page::{PAGE_SHIFT, pages_of};
 use softfault_mm::types::FillError;
 use softfault_mm::vmstat::Event;
 use softfault_mm::{rmap, vmscan, writeback};
@@ -19,7 +19,7 @@ use softfault_platform::section;
 use softfault_platform::store::StoreError;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 /// What an object knows of its flushes.
 #[derive(Debug, Default)]
@@ -39,6 +39,9 @@ pub(crate) struct FlushState {
     direct: Mutex<()>,
     /// Page ranges that are held.
     held: Mutex<Vec<Range<u64>>>,
+    /// Read by who walks the object's nodes without the turn, and must not miss one; written by who prunes them, with the
+    /// turn, who only tries: nobody ever waits for walkers.
+    nodes: RwLock<()>,
 }
 
 /// Who has it flushes, punches, or moves the end; see [`FlushState`].
@@ -53,6 +56,17 @@ impl FlushState {
     pub(crate) fn owe_end(&self, owed: bool) {
         // Relaxed, here and below: the turn orders them, and the gate.
         self.end_owed.store(owed, Ordering::Relaxed);
+    }
+    /// Keeps the nodes of chunks in use where they are.
+    pub(crate) fn walk(&self) -> RwLockReadGuard<'_, ()> {
+        self.nodes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+    /// Takes the nodes of chunks away of which nothing is cached or owed any more, unless somebody walks them. The caller
+    /// has the turn.
+    fn prune(&self, m: &Mapping<'_>) {
+        if let Ok(_alone) = self.nodes.try_write() {
+            m.prune();
+        }
     }
     /// Keeps who writes pinned pages as they are away: they measure the object anew.
     pub(crate) fn direct(&self) -> MutexGuard<'_, ()> {
@@ -124,7 +138,7 @@ impl Told {
 /// Returns the bytes of the lost pages among `pages`.
 fn lost_in(m: &Mapping<'_>, pages: Range<u64>) -> Vec<Range<u64>> {
     let mut list: Vec<Range<u64>> = Vec::new();
-    for page in pages.filter(|p| m.folio(*p).is_some_and(|w| w.load().has(LOST))) {
+    for (page, _) in m.each_folio(pages.start, pages.end).filter(|(_, w)| w.load().has(LOST)) {
         let here = bytes(&(page..page + 1));
         match list.last_mut() {
             Some(last) if last.end == here.start => last.end = here.end,
@@ -134,33 +148,28 @@ fn lost_in(m: &Mapping<'_>, pages: Range<u64>) -> Vec<Range<u64>> {
     list
 }
 
-/// Marks every page of the range dirty that was written before the call.
+/// Chunks that are scanned in one section: 1 GiB, some milliseconds where all of it is mapped. Who unmaps waits for that.
+const SCAN_CHUNKS: usize = 512;
+
+/// Marks every page of the range dirty that was written before the call. Who must not miss one walks the nodes: see
+/// [`FlushState::walk`].
 pub(crate) fn harvest(env: Env<'_>, m: &Mapping<'_>, range: &Range<u64>) {
-    let mut p = range.start;
-    while p < range.end {
-        let end = (p | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(range.end);
-        if m.chunk(p).is_some_and(|c| c.nr_uptodate() > 0) {
-            env.mm.with_rmap(&mut |r| {
-                rmap::harvest(r, m, p, end);
-            });
-        }
-        p = end;
+    for (from, to) in m.nodes.runs(range.start, range.end, SCAN_CHUNKS) {
+        env.mm.with_rmap(&mut |r| {
+            rmap::harvest(r, m, from, to);
+        });
     }
     // Reclaim that took a mapping away before our scan has said in the word, when its section ends, that the page was
     // written.
     section::synchronize();
 }
 
-/// Writes what is known to be dirty, without looking for more and without waiting for what is pinned.
+/// Writes what is known to be dirty, without looking for more and without waiting for what is pinned. A chunk
+/// whose node is being looked at meanwhile may be passed over.
 pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::Result<u64, (u64, FillError)> {
     let mut written = 0;
-    let mut from = 0;
-    while from < m.nr_pages() {
-        let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
-        if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
-            written += writeback::writeout(env, m, 0, from, to)?;
-        }
-        from = to;
+    for (from, to) in m.nodes.runs(0, m.nr_pages(), usize::MAX) {
+        written += writeback::writeout(env, m, 0, from, to)?;
     }
     Ok(written)
 }
@@ -175,7 +184,7 @@ impl<'a> Settled<'a> {
         m.flushing.store(1, Ordering::SeqCst);
         // Who evicts does so in a section, and looks there.
         section::synchronize();
-        for word in m.folios.iter().filter(|w| w.load().is_unsynced()) {
+        for (_, word) in m.each_folio(0, u64::MAX).filter(|(_, w)| w.load().is_unsynced()) {
             // One that is being read has what it reads before the store flushes; one that hangs is lost if the flush fails.
             let mut patience = 20_000;
             while word.load().state() == State::Filling && patience > 0 {
@@ -191,7 +200,7 @@ impl<'a> Settled<'a> {
 impl Drop for Settled<'_> {
     fn drop(&mut self) {
         let host = Host::detached();
-        for word in self.0.folios.iter().filter(|w| w.load().is_vacant()) {
+        for (_, word) in self.0.each_folio(0, u64::MAX).filter(|(_, w)| w.load().is_vacant()) {
             if word.end_vacancy() == Ok(Wake::Needed) {
                 host.env().park.wake(word.futex_addr());
             }
@@ -206,12 +215,15 @@ impl ObjectInner {
     pub(crate) fn write_back(&self, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
         let m = self.mapping();
         let host = Host::detached();
+        let _walk = self.flush_state().walk();
         harvest(host.env(), m, range);
         let failed = |(p, error): (u64, FillError)| Error::Writeback { op, range: bytes(&(p..p + 1)), error };
-        writeback::writeout(host.env(), m, 0, range.start, range.end).map_err(failed)?;
+        for (from, to) in m.nodes.runs(range.start, range.end, usize::MAX) {
+            m.stat.add(0, Event::WRITEBACK_SCAN, to - from);
+            writeback::writeout(host.env(), m, 0, from, to).map_err(failed)?;
+        }
         let mut held = None;
-        for p in range.clone() {
-            let Some(word) = m.folio(p) else { break };
+        for (p, word) in m.each_folio(range.start, range.end) {
             let seen = word.load();
             // Of an exclusive object it is written on its way; of another one it may come back, if a hole cannot be made.
             let leaving = seen.state() == State::Evicting && !seen.is_vacant();
@@ -227,7 +239,10 @@ impl ObjectInner {
 impl Flushing {
     /// Makes durable what the store was given. Serialised: a failure is everybody's.
     pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
-        self.flush_in(op, &self.flush_state().turn())
+        let turn = self.flush_state().turn();
+        self.flush_in(op, &turn)?;
+        self.flush_state().prune(self.mapping());
+        Ok(())
     }
 
     /// The same by who has the turn.
@@ -246,7 +261,7 @@ impl Flushing {
         match flushed {
             Ok(()) => {
                 // What was lost, and written again by who was told, is there now.
-                for (p, word) in (0u64..).zip(m.folios) {
+                for (p, word) in m.each_folio(0, u64::MAX) {
                     let seen = word.load();
                     if seen.has(LOST) && seen.has(turn) && self.flush_state().told.take(p) {
                         word.clear(LOST);
@@ -257,7 +272,7 @@ impl Flushing {
             }
             Err(error) => {
                 // What reclaim takes out of an exclusive object is marked when it is gone, not while it is written.
-                for word in m.folios.iter().filter(|_| m.exclusive) {
+                for (_, word) in m.each_folio(0, u64::MAX).filter(|_| m.exclusive) {
                     while word.load().state() == State::Evicting && !word.load().is_vacant() {
                         std::thread::sleep(std::time::Duration::from_micros(100));
                     }
@@ -341,7 +356,10 @@ impl ObjectInner {
             if self.flush_state().failures.load(Ordering::Acquire) != failures {
                 continue;
             }
-            let lost = lost_in(m, range);
+            let lost = {
+                let _walk = self.flush_state().walk();
+                lost_in(m, range)
+            };
             if lost.is_empty() {
                 return Ok(());
             }
@@ -477,6 +495,7 @@ impl Object {
         for p in pages.clone() {
             let Some(word) = m.folio(p) else { break };
             word.set(HELD);
+            m.nodes.insert(p);
             // One that is on its way may be written after we have returned.
             while let Some(low) = word.mark_waiter(State::Writeback) {
                 host.env().park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
@@ -491,7 +510,10 @@ impl Object {
     #[must_use]
     pub fn lost(&self) -> Vec<Range<u64>> {
         let m = self.inner.mapping();
-        let lost = lost_in(m, 0..m.folios.len() as u64);
+        let lost = {
+            let _walk = self.inner.flush_state().walk();
+            lost_in(m, 0..m.folios.len() as u64)
+        };
         if !lost.is_empty() {
             self.inner.flush_state().told.tell(m, &lost);
         }
@@ -521,6 +543,7 @@ impl Object {
         let host = Host::detached();
         let cached = |p: &u64| m.folio(*p).is_some_and(|w| w.load().state() != State::Absent);
         let mut dropped = 0;
+        let _walk = self.inner.flush_state().walk();
         for _ in 0..100 {
             self.inner.demote(pages.start, pages.end)?;
             dropped += if m.exclusive {

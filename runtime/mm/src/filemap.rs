@@ -238,6 +238,7 @@ pub(crate) fn is_missing(seen: Folio) -> bool {
 fn try_claim(mapping: &Mapping<'_>, pgoff: u64) -> bool {
     let Some(word) = mapping.folio(pgoff) else { return false };
     let Ok(old) = word.try_claim() else { return false };
+    mapping.nodes.insert(pgoff);
     let shadow = Shadow(old.shadow());
     if shadow.is_some() && mapping.account.lru.refault(shadow, mapping.account.limit()) {
         word.set(REFERENCED);

@@ -160,6 +160,11 @@ impl Folio {
     pub fn has(self, flags: u64) -> bool {
         self.0 & flags == flags
     }
+    /// Returns whether nobody is to find the page: it is not in the cache, nor on its way, and owes nothing.
+    #[must_use]
+    pub fn is_at_rest(self) -> bool {
+        matches!(self.state(), State::Absent | State::Poisoned) && self.0 & KEPT == 0
+    }
     /// Returns the number of pins; 0 of a page that cannot be pinned.
     #[must_use]
     pub fn pins(self) -> u64 {

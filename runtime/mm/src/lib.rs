@@ -12,7 +12,7 @@
 //! sync
 //! trace vmstat ctx
 //! folio extent claim ops readahead workingset
-//! lru streams
+//! lru streams xarray
 //! memcontrol
 //! mapping
 //! delegation
@@ -61,6 +61,8 @@ pub mod readahead;
 pub mod workingset;
 
 pub mod streams;
+
+pub mod xarray;
 
 pub mod lru;
 

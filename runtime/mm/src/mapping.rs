@@ -10,6 +10,7 @@ use crate::readahead::Request;
 use crate::streams::Readahead;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::vmstat::VmStat;
+use crate::xarray::Nodes;
 
 /// The longest fill window.
 const FILL_WINDOW_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
@@ -43,6 +44,8 @@ pub struct Mapping<'g> {
     pub folios: &'g [FolioWord],
     /// One word a chunk.
     pub chunks: &'g [ChunkWord],
+    /// Which chunks have anything in their words.
+    pub nodes: Nodes<'g>,
     /// The end of the object, in bytes. Whole pages past it are never filled.
     pub i_size: AtomicU64,
     /// The store side.
@@ -203,6 +206,27 @@ impl Mapping<'_> {
     #[must_use]
     pub fn folio(&self, pgoff: u64) -> Option<&FolioWord> {
         self.folios.get(pgoff_index(pgoff))
+    }
+
+    /// Returns the words of `from..to` that may not be at rest, with their page numbers: those of chunks that have nodes.
+    pub fn each_folio(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &FolioWord)> {
+        let runs = self.nodes.runs(from, to, usize::MAX);
+        runs.flat_map(|(from, to)| (from..to).filter_map(|p| self.folio(p).map(|word| (p, word))))
+    }
+
+    /// Takes the nodes of chunks away whose words are all at rest. The caller keeps who walks the nodes out.
+    ///
+    /// # Context: control plane
+    pub fn prune(&self) {
+        for (from, to) in self.nodes.runs(0, self.folios.len() as u64, 1) {
+            if self.chunk(from).is_none_or(|c| c.nr_uptodate() > 0) {
+                continue;
+            }
+            self.nodes.remove(pgoff_index(chunk_of(from)));
+            if (from..to).any(|p| self.folio(p).is_some_and(|w| !w.load().is_at_rest())) {
+                self.nodes.insert(from);
+            }
+        }
     }
 
     /// Returns whether page `pgoff` is in the cache, whole.

@@ -93,6 +93,8 @@ events! {
     WRITEBACK_CALLS = "writeback_calls";
     /// Write requests that failed.
     WRITEBACK_ERRORS = "writeback_errors";
+    /// Pages that syncs looked at: those of the 2 MiB chunks in use, not of the whole object.
+    WRITEBACK_SCAN = "writeback_scan_pages";
     /// Writers that waited because too many pages were dirty.
     BALANCE_DIRTY = "balance_dirty_pages";
     /// Flushes of stores.

@@ -165,7 +165,7 @@ pub fn balance_dirty_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) {
 
 /// Ends a flush that succeeded: what it covered is durable.
 pub fn end_flush(mapping: &Mapping<'_>, bit: u64) {
-    for word in mapping.folios {
+    for (_, word) in mapping.each_folio(0, u64::MAX) {
         if word.load().has(bit) {
             word.clear(bit);
         }
@@ -175,7 +175,7 @@ pub fn end_flush(mapping: &Mapping<'_>, bit: u64) {
 /// Ends a flush that failed: every page that the store was given since the last one that succeeded is dirty again if it is
 /// still cached, else `LOST`: the store may have dropped it, and nobody else has it. Calls `lost(pgoff)` for each of those.
 pub fn fail_flush(mapping: &Mapping<'_>, lost: &mut dyn FnMut(u64)) {
-    for (p, word) in (0u64..).zip(mapping.folios) {
+    for (p, word) in mapping.each_folio(0, u64::MAX) {
         // The latest: whose write-back is missed here gives the store its page after the flush.
         let seen = word.load_latest();
         // A page in write-back has been written, perhaps, and is not marked yet.

@@ -34,7 +34,7 @@ fn take(env: Env<'_>, r: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: 
         return false;
     }
     let mut p = from;
-    while p < to && mapping.folio(p).is_some_and(|w| take_one(mapping, w)) {
+    while p < to && mapping.folio(p).is_some_and(|w| take_one(mapping, w, p)) {
         p = p.saturating_add(1);
     }
     if p < to {
@@ -45,12 +45,16 @@ fn take(env: Env<'_>, r: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: 
     true
 }
 
-fn take_one(mapping: &Mapping<'_>, word: &FolioWord) -> bool {
+fn take_one(mapping: &Mapping<'_>, word: &FolioWord, pgoff: u64) -> bool {
     if let Ok(old) = word.try_discard() {
         mapping.account_cleaned(u64::from(old.has(DIRTY)));
         return true;
     }
-    word.try_vacate().is_ok()
+    let vacated = word.try_vacate().is_ok();
+    if vacated {
+        mapping.nodes.insert(pgoff);
+    }
+    vacated
 }
 
 /// Drops pages that were taken; returns how many could not be, and are cached as they were.

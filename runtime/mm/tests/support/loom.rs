@@ -33,6 +33,7 @@ use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps, Vma};
 use softfault_mm::vmstat::VmStat;
+use softfault_mm::xarray::Nodes;
 use softfault_mm::{vmscan, writeback};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Mutex as Plain, MutexGuard as PlainGuard, PoisonError};
@@ -506,6 +507,8 @@ impl World {
                 id: 1,
                 folios,
                 chunks,
+                // The cached pages were not claimed through the walk, which gives the chunk its node.
+                nodes: Nodes::new(Box::leak(Box::new([AtomicU64::new(1)]))),
                 i_size: AtomicU64::new((setup.nr_pages << PAGE_SHIFT) as u64),
                 a_ops: leak(Store(m)),
                 policy: FailurePolicy::Poison,

@@ -25,6 +25,7 @@ use softfault_mm::truncate;
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmOps, Vma};
 use softfault_mm::vmstat::VmStat;
+use softfault_mm::xarray::Nodes;
 use softfault_mm::{vmscan, writeback};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -768,6 +769,7 @@ impl World {
                 id: u32::try_from(id).expect("few objects"),
                 folios,
                 chunks: Box::leak((0..nr_chunks).map(|_| ChunkWord::new()).collect()),
+                nodes: Nodes::new(Box::leak((0..Nodes::words(nr_chunks)).map(|_| AtomicU64::new(0)).collect())),
                 i_size: AtomicU64::new(spec.len_bytes),
                 a_ops: store,
                 policy: spec.policy,
