@@ -587,9 +587,10 @@ typedef struct softfault_runtime_options {
      */
     uint32_t dirty_percent;
     /**
-     * Must be 0.
+     * How long exit(3) waits until everything is written that was stored and not synced, in milliseconds; default 30 s.
+     * SOFTFAULT_OFF: nothing is written then. Not at _exit(2), Go's os.Exit, signals that kill, and in forked children.
      */
-    uint32_t reserved;
+    uint32_t exit_wait_ms;
     /**
      * How often mappings are scanned for stores; default 500 ms.
      */
@@ -928,6 +929,22 @@ int softfault_runtime_free(struct softfault_runtime *runtime);
  * Context: program, filler. Thread-safe.
  */
 int softfault_runtime_set_cache_limit(struct softfault_runtime *runtime, uint64_t bytes);
+
+/**
+ * Writes everything that was stored before the call to the files and other stores of all objects, as exit(3) does, and
+ * without making it durable. Writes whether that was done within timeout_ns; done may be NULL. Errors are counted
+ * ("writeback_errors"), and told by softfault_object_sync().
+ *
+ * For programs that end without exit(3): before _exit(2), or Go's os.Exit.
+ *
+ * Errors: -EINVAL for NULL, -EBADF, -EACCES in a forked child.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * done may be written.
+ */
+int softfault_runtime_write_back(struct softfault_runtime *runtime, uint64_t timeout_ns, bool *done);
 
 /**
  * Writes what arenas get that do not ask for a delivery: SOFTFAULT_DELIVERY_*.

@@ -132,6 +132,11 @@ public:
         return set(c_.writeback_expire_ns, static_cast<std::uint64_t>(expire.count()));
     }
 
+    /* How long exit(3) waits until everything is written; 0: nothing is written then. */
+    runtime_options &exit_wait(std::chrono::milliseconds limit) {
+        return set(c_.exit_wait_ms, limit.count() > 0 ? static_cast<std::uint32_t>(limit.count()) : SOFTFAULT_OFF);
+    }
+
     /* Good as long as these options are neither changed nor gone. */
     softfault_runtime_options &c() {
         c_.swap_path = swap_path_.empty() ? nullptr : swap_path_.c_str();
@@ -400,6 +405,12 @@ public:
     explicit runtime(runtime_options options) : handle(make(options)) {}
 
     void set_cache_limit(std::uint64_t bytes) { check(softfault_runtime_set_cache_limit(get(), bytes)); }
+    /* What exit(3) does, for programs that end otherwise; false: not done within the timeout. */
+    bool write_back(std::chrono::nanoseconds timeout) {
+        bool done = false;
+        check(softfault_runtime_write_back(get(), static_cast<std::uint64_t>(timeout.count()), &done));
+        return done;
+    }
     softfault::delivery delivery() const {
         std::uint32_t mode;
         check(softfault_runtime_delivery(get(), &mode));

@@ -38,8 +38,9 @@ pub struct softfault_runtime_options {
     pub dirty_background_percent: u32,
     /// Percent of the cache that may be dirty before writers are made to wait; default 40.
     pub dirty_percent: u32,
-    /// Must be 0.
-    pub reserved: u32,
+    /// How long exit(3) waits until everything is written that was stored and not synced, in milliseconds; default 30 s.
+    /// SOFTFAULT_OFF: nothing is written then. Not at _exit(2), Go's os.Exit, signals that kill, and in forked children.
+    pub exit_wait_ms: u32,
     /// How often mappings are scanned for stores; default 500 ms.
     pub writeback_interval_ns: u64,
     /// After how long dirty pages are written though nobody asks; default 5 s.
@@ -211,7 +212,6 @@ fn or_off(n: u32) -> u32 {
 
 impl softfault_runtime_options {
     pub(crate) fn builder(&self) -> Result<RuntimeBuilder, Failure> {
-        check_reserved(Self::NAME, self.reserved)?;
         let mut b = softfault::Runtime::builder();
         if self.cache_limit_bytes != 0 {
             b = b.cache_limit(self.cache_limit_bytes);
@@ -243,6 +243,9 @@ impl softfault_runtime_options {
             let or = |ns: u64, default| if ns == 0 { default } else { Duration::from_nanos(ns) };
             let interval = or(self.writeback_interval_ns, Duration::from_millis(500));
             b = b.writeback(interval, or(self.writeback_expire_ns, Duration::from_secs(5)));
+        }
+        if self.exit_wait_ms != 0 {
+            b = b.exit_wait(Duration::from_millis(u64::from(or_off(self.exit_wait_ms))));
         }
         Ok(b)
     }

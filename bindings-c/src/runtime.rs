@@ -7,6 +7,7 @@ use crate::handle::{self, softfault_runtime};
 use crate::options::{read, softfault_runtime_options};
 use softfault::VmFaultReason;
 use std::ffi::{c_char, c_int};
+use std::time::Duration;
 
 /// Returns the version of the ABI that the library serves, at least SOFTFAULT_ABI_VERSION of the header that the program
 /// was compiled with. Versions only add.
@@ -94,6 +95,32 @@ pub extern "C" fn softfault_runtime_free(runtime: *mut softfault_runtime) -> c_i
 pub extern "C" fn softfault_runtime_set_cache_limit(runtime: *mut softfault_runtime, bytes: u64) -> c_int {
     entry(|| {
         handle::get(runtime)?.set_cache_limit(bytes);
+        Ok(())
+    })
+}
+
+/// Writes everything that was stored before the call to the files and other stores of all objects, as exit(3) does, and
+/// without making it durable. Writes whether that was done within timeout_ns; done may be NULL. Errors are counted
+/// ("writeback_errors"), and told by softfault_object_sync().
+///
+/// For programs that end without exit(3): before _exit(2), or Go's os.Exit.
+///
+/// Errors: -EINVAL for NULL, -EBADF, -EACCES in a forked child.
+///
+/// Context: program. Thread-safe.
+///
+/// # Safety
+/// done may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_runtime_write_back(
+    runtime: *mut softfault_runtime,
+    timeout_ns: u64,
+    done: *mut bool,
+) -> c_int {
+    entry(|| {
+        let in_time = handle::get(runtime)?.write_back(Duration::from_nanos(timeout_ns))?;
+        // SAFETY: the caller's contract.
+        unsafe { Out::optional(done) }.put(in_time);
         Ok(())
     })
 }

@@ -47,6 +47,37 @@ fn dlclose_leaves_the_library_where_its_handlers_are() {
     assert!(text.contains("the library stays as long as its handlers"), "{text}");
 }
 
+/// Pages of the files below.
+const NR: usize = 64;
+
+/// Runs a program that stores to every byte of a file and ends; returns how many bytes of the file are what it stored.
+fn stored(built: &Built, program: &Path, how: &str) -> usize {
+    let file = built.work.join("at-exit");
+    std::fs::write(&file, vec![0u8; NR * 4096]).expect("a file");
+    ok(Command::new(program).arg(&file).arg(how));
+    std::fs::read(&file).expect("the file").iter().filter(|b| **b == b'x').count()
+}
+
+/// As the kernel's own shared mappings have it: however the program ends by exit(3), its stores are in the file.
+#[test]
+fn what_was_stored_is_in_the_file_after_exit() {
+    let Some(built) = build::built("neighbours") else { return };
+    for library in [Library::Shared, Library::Static] {
+        let Some(program) = compile(built, &dir().join("tests/neighbours/exit.c"), Some(library)) else { return };
+        for (how, want) in [("return", NR), ("exit", NR), ("late", NR), ("_exit", NR), ("off", 0)] {
+            assert_eq!(stored(built, &program, how), want * 4096, "{library:?}, {how}");
+        }
+    }
+    let Some(cxx) = compiler("CXX", "c++") else { return };
+    let program = built.work.join("exit-cpp");
+    let mut command = Command::new(cxx);
+    command.args(["-std=c++11", "-g", "-pthread", "-Wall", "-Wextra", "-Werror", "-I"]).arg(dir().join("include"));
+    command.arg(dir().join("tests/neighbours/exit.cpp")).arg("-o").arg(&program);
+    built.link(&mut command, Library::Shared);
+    ok(&mut command);
+    assert_eq!(stored(built, &program, "std::exit"), NR * 4096);
+}
+
 /// A page that cannot be had under the policy `Abort`, and an exception that leaves a callback, end the process at once, and
 /// neither unwinds through the library nor leaves a thread waiting.
 #[test]

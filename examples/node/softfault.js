@@ -26,7 +26,7 @@ const lib = load();
 const RuntimeOptions = koffi.struct('softfault_runtime_options', {
     size: 'size_t', cache_limit_bytes: 'uint64_t', swap_path: 'const char *', swap_bytes: 'uint64_t',
     zswap_bytes: 'uint64_t', fillers: 'uint32_t', fill_window_pages: 'uint32_t', readahead_pages: 'uint32_t',
-    dirty_background_percent: 'uint32_t', dirty_percent: 'uint32_t', reserved: 'uint32_t',
+    dirty_background_percent: 'uint32_t', dirty_percent: 'uint32_t', exit_wait_ms: 'uint32_t',
     writeback_interval_ns: 'uint64_t', writeback_expire_ns: 'uint64_t',
 });
 const ObjectOptions = koffi.struct('softfault_object_options', {
@@ -108,7 +108,7 @@ class Runtime extends Handle {
         const options = {
             size: koffi.sizeof(RuntimeOptions), cache_limit_bytes: cacheLimit, swap_path: swap?.path ?? null,
             swap_bytes: swap?.bytes ?? 0, zswap_bytes: 0, fillers: 0, fill_window_pages: 0, readahead_pages: 0,
-            dirty_background_percent: 0, dirty_percent: 0, reserved: 0, writeback_interval_ns: 0, writeback_expire_ns: 0,
+            dirty_background_percent: 0, dirty_percent: 0, exit_wait_ms: 0, writeback_interval_ns: 0, writeback_expire_ns: 0,
         };
         super(ask('runtime_new', options), 'runtime_free');
     }

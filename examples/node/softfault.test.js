@@ -135,3 +135,20 @@ test('workers of WebAssembly trap as ever', async () => {
     assert.strictEqual(instance.exports.load(0), 0);
     close(it);
 });
+
+test('stores are in the file after exit', () => {
+    const stored = path.join(folder, 'stored');
+    for (const end of ['', 'process.exit(0)', 'setTimeout(() => process.exit(0), 10)']) {
+        fs.writeFileSync(stored, Buffer.alloc(16 * PAGE));
+        const program = `
+            const { Runtime } = require(${JSON.stringify(path.join(__dirname, 'softfault.js'))});
+            const rt = new Runtime();
+            const object = rt.open(${JSON.stringify(stored)}, { writable: true });
+            const arena = rt.arena(object.length);
+            arena.map(object, { writable: true });
+            globalThis.kept = [rt, object, arena, new Uint8Array(arena.buffer()).fill(120)];
+            ${end}`;
+        require('node:child_process').execFileSync(process.execPath, ['-e', program], { timeout: 60000 });
+        assert.ok(fs.readFileSync(stored).every((byte) => byte === 120), end);
+    }
+});

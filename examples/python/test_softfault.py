@@ -32,6 +32,25 @@ PAGE = 4096
 MIB = 1 << 20
 
 
+# Nothing ends before the process does.
+STORES_AND_ENDS = """
+import builtins, softfault
+rt = softfault.Runtime(writeback_interval=3600, writeback_expire=3600, exit_wait={wait})
+file = rt.open({path!r}, writable=True)
+arena = rt.arena(file.length)
+arena.map(file, writable=True)
+view = arena.buffer()
+view[:] = b"x" * len(view)
+builtins.kept = (rt, file, arena, view)
+import ctypes
+ctypes.pythonapi.Py_IncRef(ctypes.py_object(builtins.kept))
+"""
+
+
+def work(path: str) -> None:
+    exec(STORES_AND_ENDS.format(path=path, wait=None))
+
+
 def pattern(page: int) -> bytes:
     return page.to_bytes(8, "little") * (PAGE // 8)
 
@@ -84,6 +103,37 @@ class Memory(WithFile):
         for n in range(self.PAGES):
             self.assertEqual(int.from_bytes(data[n * PAGE : n * PAGE + 8], "little"), n * 3)
         self.assertEqual(data[-1], 255)
+
+    def test_stores_are_in_the_file_after_exit(self) -> None:
+        for end, want in [
+            ("", b"x"),
+            ("import sys; sys.exit()", b"x"),
+            ("rt.write_back(); import os; os._exit(0)", b"x"),
+            ("off", b"\0"),
+        ]:
+            self.path.write_bytes(bytes(16 * PAGE))
+            wait = "0" if end == "off" else "None"
+            subprocess.run(
+                [sys.executable, "-c", STORES_AND_ENDS.format(path=str(self.path), wait=wait) + end.replace("off", "")],
+                check=True,
+                cwd=HERE,
+                timeout=60,
+            )
+            self.assertEqual(self.path.read_bytes(), want * 16 * PAGE, end)
+
+    def test_stores_of_workers_are_in_the_file(self) -> None:
+        for method in ("spawn", "fork"):
+            self.path.write_bytes(bytes(16 * PAGE))
+            # From a process of its own: a child by fork of one that has a runtime cannot make another.
+            program = f"""if __name__ == "__main__":
+    import multiprocessing, test_softfault
+    worker = multiprocessing.get_context({method!r}).Process(target=test_softfault.work, args=({str(self.path)!r},))
+    worker.start()
+    worker.join()
+    raise SystemExit(worker.exitcode)
+"""
+            subprocess.run([sys.executable, "-c", program], check=True, cwd=HERE, timeout=60)
+            self.assertEqual(self.path.read_bytes(), b"x" * 16 * PAGE, method)
 
     def test_private_stores_stay(self) -> None:
         file = self.rt.open(self.path)

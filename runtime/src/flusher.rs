@@ -3,6 +3,9 @@
 //! What reclaim needs written is written by fillers. But where a store gives what it took only after a flush, reclaim, and
 //! with it a fault, waits for this thread: in a round it allocates nothing, and the lock of the list is a leaf under which
 //! nobody does.
+//!
+//! When the process exits, and when [`Runtime::write_back`](crate::Runtime::write_back) asks, a round writes everything
+//! ([`softfault_platform::exit`]).
 
 use crate::error::{Error, Result};
 use crate::object::{Flushing, ObjectInner};
@@ -12,6 +15,8 @@ use softfault_mm::filemap;
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
+use softfault_mm::page::EXTENT_PAGES;
+use softfault_platform::exit::Seat;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -84,6 +89,7 @@ impl Writables {
 pub(crate) struct Flusher {
     stop: Arc<AtomicU32>,
     account: &'static CacheAccount<'static>,
+    seat: Arc<Seat>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -98,6 +104,8 @@ pub(crate) struct Policy {
     pub(crate) background_percent: u64,
     /// Writers wait while more than this share of the cache is dirty. Linux: `dirty_ratio`.
     pub(crate) limit_percent: u64,
+    /// How long exit(3) waits until everything is written; 0: not at all, and nothing is.
+    pub(crate) exit_wait: Duration,
 }
 
 impl Default for Policy {
@@ -107,6 +115,7 @@ impl Default for Policy {
             expire: Duration::from_secs(5),
             background_percent: 10,
             limit_percent: 40,
+            exit_wait: Duration::from_secs(30),
         }
     }
 }
@@ -119,22 +128,42 @@ impl Flusher {
     ) -> Result<Self> {
         let stop = Arc::<AtomicU32>::default();
         let stopped = Arc::clone(&stop);
+        let op = "Runtime::build";
+        let wait_ms = u32::try_from(policy.exit_wait.as_millis()).unwrap_or(u32::MAX);
+        let seat = Seat::take(account.flush_key().addr, wait_ms).map_err(|e| match e {
+            Errno::EBUSY => Error::Exhausted { op, what: "runtimes (256)" },
+            errno => Error::System { op, call: "atexit", errno },
+        })?;
+        let seat = Arc::new(seat);
+        let its = Arc::clone(&seat);
         let thread = std::thread::Builder::new()
             .name("softfault-flush".into())
             .spawn(move || {
                 host::mask_signals();
-                run(&stopped, &objects, account, policy);
+                its.sit();
+                run(&stopped, &objects, account, policy, &its);
             })
             .map_err(|source| Error::Io { op: "Runtime::build: start the flusher", source })?;
-        Ok(Self { stop, account, thread: Some(thread) })
+        Ok(Self { stop, account, seat, thread: Some(thread) })
+    }
+
+    /// Has everything written that was stored before the call; `false`: it was not in time.
+    pub(crate) fn write_back(&self, timeout: Duration) -> bool {
+        self.seat.write_back(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
     }
 }
 
 /// Waits for the next round; `None`: stop. `Some(true)`: somebody waits for it.
-fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, got_on: bool) -> Option<bool> {
+fn next_round(
+    stop: &AtomicU32,
+    account: &CacheAccount<'_>,
+    interval: Duration,
+    got_on: bool,
+    seat: &Seat,
+) -> Option<bool> {
     let key = account.flush_key();
     // Pages that cannot be written (held, pinned, a store that fails) are tried again later, not at once.
-    let at_once = got_on && account.is_dirty_full();
+    let at_once = (got_on && account.is_dirty_full()) || seat.wanted().is_some();
     let rung = if stop.load(Ordering::Acquire) == 0 && !at_once {
         let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         futex::wait(key.addr, key.seen, interval_ns) != Err(Errno::ETIMEDOUT)
@@ -180,12 +209,46 @@ fn flush_wanted(env: Env<'_>, objects: &Writables) {
     }
 }
 
-fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy) {
+/// How often the end of writes that others have begun is looked for, a millisecond apart.
+const LOOKS: u32 = 5_000;
+
+/// Writes everything that was stored before the call, as a sync does but for the flush: what the kernel would have of its own
+/// shared mappings when the process has ended. Errors are counted; nobody is left to be told.
+fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>) {
+    for id in objects.ids() {
+        with_object(env, id, |m| {
+            // As in `flush_wanted`: the claim keeps the object, if it is this one.
+            let flushing = objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
+            let Some(flushing) = flushing.filter(|f| f.persistent) else { return };
+            let mut from = 0;
+            while from < m.nr_pages() {
+                let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
+                if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
+                    let _ = flushing.write_back("exit", &(from..to));
+                }
+                from = to;
+            }
+        });
+    }
+    // What fillers, and threads that reclaim for themselves, are writing.
+    for _ in 0..LOOKS {
+        if account.nr_writeback.load(Ordering::Relaxed) == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy, seat: &Seat) {
     let mut written = Instant::now();
     let mut since = Instant::now();
     let mut got_on = false;
-    while let Some(rung) = next_round(stop, account, policy.interval, got_on) {
+    while let Some(rung) = next_round(stop, account, policy.interval, got_on, seat) {
         got_on = false;
+        if let Some(round) = seat.wanted() {
+            write_everything(host::Host::detached().env(), objects, account);
+            seat.made(round);
+        }
         // Scanning costs with the size of the mappings: not for every writer that waits.
         let scan = since.elapsed() >= policy.interval;
         let host = host::Host::detached();

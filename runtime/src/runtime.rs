@@ -215,6 +215,21 @@ impl RuntimeBuilder {
         self
     }
 
+    /// Sets how long exit(3) waits until everything is written that shared mappings and calls have stored to files and other
+    /// stores; default 30 s. Zero: nothing is written then.
+    ///
+    /// The background thread writes as it does anyway, and flushes nothing: afterwards the bytes are where those of the
+    /// kernel's own shared mappings are, in the file, and not yet safe from a power cut. It happens at exit(3) and at the
+    /// return of `main`, after the handlers that were installed later than the first runtime, and whatever locks the thread
+    /// that exits holds. It does not happen at `_exit(2)`, at Go's `os.Exit` and the return of Go's `main`, at signals
+    /// that kill, and in forked children. What is held ([`Object::hold_dirty`]) is not written.
+    #[must_use]
+    pub fn exit_wait(mut self, limit: Duration) -> Self {
+        // In milliseconds, of which a short wait is one.
+        self.writeback.exit_wait = if limit.is_zero() { limit } else { limit.max(Duration::from_millis(1)) };
+        self
+    }
+
     /// Makes the runtime: maps the tables, installs the signal handlers, starts the fillers.
     ///
     /// # Errors
@@ -379,6 +394,17 @@ impl Runtime {
         if account.wants_kswapd() {
             softfault_platform::sys::futex::wake_all(account.bell_addr());
         }
+    }
+
+    /// Writes everything that was stored before the call to the stores of all objects, without a flush, as it is done at
+    /// exit(3) ([`RuntimeBuilder::exit_wait`]); returns whether that was done within `timeout`. Errors are counted
+    /// (`writeback_errors`), and told by [`Object::sync`], which also makes things durable.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] in a forked child.
+    pub fn write_back(&self, timeout: Duration) -> Result<bool> {
+        parent_only("Runtime::write_back")?;
+        Ok(self.inner.flusher.as_ref().is_some_and(|f| f.write_back(timeout)))
     }
 
     /// Names the threads that could not take our signals, see [`crate::audit`].

@@ -210,8 +210,15 @@ impl Drop for Settled<'_> {
 }
 
 impl ObjectInner {
+    /// As [`Flushing::write_back`].
+    pub(crate) fn write_back(&self, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
+        self.flushing().write_back(op, range)
+    }
+}
+
+impl Flushing {
     /// Gives every byte of the pages that was written before the call to the store. Returns the first held page, if a
-    /// held one is dirty.
+    /// held one is dirty. Of an object that lives, or that a claim keeps.
     pub(crate) fn write_back(&self, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
         let m = self.mapping();
         let host = Host::detached();

@@ -159,9 +159,6 @@ void test_options(void)
     options.size = sizeof options - 8;
     FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "size is 72");
     options.size = sizeof options;
-    options.reserved = 1;
-    FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "reserved");
-    options.reserved = 0;
     options.swap_bytes = 1 << 20;
     FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "swap_path");
     options.swap_path = "/does/not/exist/swap";
@@ -179,6 +176,7 @@ void test_options(void)
     options.swap_bytes = 4 << 20;
     options.zswap_bytes = 1 << 20;
     options.fillers = 2;
+    options.exit_wait_ms = SOFTFAULT_OFF;
     options.fill_window_pages = 8;
     options.readahead_pages = SOFTFAULT_OFF;
     options.dirty_background_percent = SOFTFAULT_OFF;

@@ -94,6 +94,11 @@ void test_runtime(void)
     CHECK_IS(counter(rt, "nr_cache_limit_pages"), 256);
     OK(softfault_runtime_set_cache_limit(rt, 512 * PAGE));
     CHECK_IS(counter(rt, "nr_cache_limit_pages"), 512);
+    bool done = false;
+    OK(softfault_runtime_write_back(rt, 60000000000u, &done));
+    CHECK(done);
+    OK(softfault_runtime_write_back(rt, 60000000000u, NULL));
+    FAILS(softfault_runtime_write_back(NULL, 0, &done), EINVAL, HANDLE, "NULL");
     OK(softfault_runtime_free(rt));
     reinstall();
 }

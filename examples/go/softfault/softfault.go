@@ -25,6 +25,7 @@ import (
 	"io/fs"
 	"runtime"
 	"syscall"
+	"time"
 	"unsafe"
 )
 
@@ -88,6 +89,15 @@ func (rt *Runtime) Close() error {
 	h := rt.h
 	rt.h = nil
 	return call(func() C.int { return C.softfault_runtime_free(h) })
+}
+
+// WriteBack writes everything that was stored before the call to the files of all objects, without making it durable; false:
+// not within the timeout. Go programs end without exit(3), by os.Exit or the return of main: what was stored since the last
+// Sync and is neither written back nor closed then is lost.
+func (rt *Runtime) WriteBack(timeout time.Duration) (bool, error) {
+	var done C.bool
+	err := call(func() C.int { return C.softfault_runtime_write_back(rt.h, C.uint64_t(timeout.Nanoseconds()), &done) })
+	return bool(done), err
 }
 
 // ReinstallHandlers puts softfault's signal handlers in front again, after a C library has installed its own.

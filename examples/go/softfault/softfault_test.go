@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const (
@@ -256,5 +258,43 @@ func TestSystemCallsNeedAPin(t *testing.T) {
 	var first [8]byte
 	if _, err := out.ReadAt(first[:], 0); err != nil || binary.LittleEndian.Uint64(first[:]) != 64*page/8 {
 		t.Errorf("%v, %v", first, err)
+	}
+}
+
+// What a program that is about to end by os.Exit does.
+func TestStoresAreInTheFileAfterWriteBack(t *testing.T) {
+	if path := os.Getenv("SOFTFAULT_TEST_EXIT"); path != "" {
+		rt, err := New(Options{})
+		must(t, err)
+		object, err := rt.Open(path, true)
+		must(t, err)
+		arena, err := rt.Arena(pages * page)
+		must(t, err)
+		must(t, arena.Map(0, object, 0, pages*page, true))
+		numbers, err := Slice[uint64](arena, 0, words)
+		must(t, err)
+		for i := range numbers {
+			numbers[i] = 7
+		}
+		done, err := rt.WriteBack(time.Minute)
+		must(t, err)
+		if !done {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	path := filepath.Join(t.TempDir(), "stored")
+	must(t, os.WriteFile(path, make([]byte, pages*page), 0o600))
+	child := exec.Command(os.Args[0], "-test.run=^TestStoresAreInTheFileAfterWriteBack$")
+	child.Env = append(os.Environ(), "SOFTFAULT_TEST_EXIT="+path)
+	if out, err := child.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	bytes, err := os.ReadFile(path)
+	must(t, err)
+	for i := 0; i < words; i++ {
+		if n := binary.LittleEndian.Uint64(bytes[8*i:]); n != 7 {
+			t.Fatalf("word %d is %d", i, n)
+		}
 	}
 }

@@ -24,10 +24,12 @@ import ctypes
 import enum
 import json
 import mmap
+import multiprocessing.process
+import multiprocessing.util
 import os
 import threading
 import weakref
-from ctypes import byref, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_bool, c_size_t, c_uint32, c_uint64, c_void_p
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Tuple, Type, TypeVar, Union
 
@@ -207,10 +209,15 @@ class Runtime(_Closing):
         dirty_percent: int = 0,
         writeback_interval: float = 0.0,
         writeback_expire: float = 0.0,
+        exit_wait: Optional[float] = None,
     ) -> None:
         """Bytes, pages for the windows, seconds; what is left out has its default.
 
         swap is a file or folder, and a size: anonymous memory goes there when the cache is full.
+
+        When the process exits, what was stored and not synced is written, for which it waits exit_wait seconds (30) at
+        most; 0: nothing is. Workers of multiprocessing are such processes, whatever started them; os._exit() and signals
+        that kill write nothing.
         """
         o = RuntimeOptions(size=ctypes.sizeof(RuntimeOptions), cache_limit_bytes=cache_limit, zswap_bytes=zswap)
         if swap is not None:
@@ -219,8 +226,11 @@ class Runtime(_Closing):
         o.readahead_pages = _or_off(readahead)
         o.dirty_background_percent = _or_off(dirty_background_percent)
         o.writeback_interval_ns, o.writeback_expire_ns = int(writeback_interval * 1e9), int(writeback_expire * 1e9)
+        o.exit_wait_ms = 0 if exit_wait is None else (OFF if exit_wait <= 0 else max(1, int(exit_wait * 1e3)))
         self._handle = None
         self._handle = _made("runtime", "runtime_new", byref(o))
+        if exit_wait is None or exit_wait > 0:
+            _write_back_in_worker(self, 30.0 if exit_wait is None else exit_wait)
 
     def open(self, path: Union[str, "os.PathLike[str]"], *, writable: bool = False, **options: Any) -> Object:
         """Opens a file as an object; options as of object options below."""
@@ -260,6 +270,12 @@ class Runtime(_Closing):
         )
         return Arena(_made("arena", "arena_new", self._raw, length, byref(o)))
 
+    def write_back(self, timeout: float = 30.0) -> bool:
+        """Writes everything that was stored to the files, as exit does, without making it durable; False: not in time."""
+        done = c_bool()
+        call("runtime_write_back", self._raw, int(timeout * 1e9), byref(done))
+        return done.value
+
     def set_cache_limit(self, limit: int) -> None:
         call("runtime_set_cache_limit", self._raw, limit)
 
@@ -294,6 +310,20 @@ class Runtime(_Closing):
         text = _text(lambda buf, length, full: call("stats_json", stats.raw, buf, length, full))
         result: dict[str, Any] = json.loads(text)
         return result
+
+
+def _write_back_in_worker(runtime: Runtime, timeout: float) -> None:
+    """A worker that multiprocessing forked ends by os._exit(), after what is registered with it."""
+    if multiprocessing.process.parent_process() is None:
+        return
+    weak = weakref.ref(runtime)
+
+    def write_back() -> None:
+        alive = weak()
+        if alive is not None and not alive.closed:
+            alive.write_back(timeout)
+
+    multiprocessing.util.Finalize(None, write_back, exitpriority=0)
 
 
 def _or_off(value: Optional[int]) -> int:

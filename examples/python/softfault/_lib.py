@@ -26,7 +26,7 @@ class RuntimeOptions(Structure):
         ("readahead_pages", c_uint32),
         ("dirty_background_percent", c_uint32),
         ("dirty_percent", c_uint32),
-        ("reserved", c_uint32),
+        ("exit_wait_ms", c_uint32),
         ("writeback_interval_ns", c_uint64),
         ("writeback_expire_ns", c_uint64),
     ]
@@ -73,6 +73,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "runtime_new": [POINTER(RuntimeOptions), POINTER(_HANDLE)],
     "runtime_free": [_HANDLE],
     "runtime_set_cache_limit": [_HANDLE, c_uint64],
+    "runtime_write_back": [_HANDLE, c_uint64, POINTER(c_bool)],
     "runtime_delivery": [_HANDLE, POINTER(c_uint32)],
     "runtime_delivery_report": [_HANDLE, c_char_p, c_size_t, POINTER(c_size_t)],
     "runtime_audit_threads": [_HANDLE, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],

@@ -5,6 +5,7 @@
 //! ```text
 //! sys                       raw system calls; alone names libc
 //! child section staging     forked? who is inside a walk, pages for private copies
+//! exit                      asks the flushers when the process ends
 //! stack                     stacks for what is too deep for a signal stack
 //! reclaim                   memory for batches of reclaim
 //! cache digest              the memfds and the words of their pages; was a page changed?
@@ -41,6 +42,7 @@ pub mod cache;
 pub mod child;
 #[cfg(feature = "userfaultfd")]
 pub mod digest;
+pub mod exit;
 #[cfg(feature = "userfaultfd")]
 pub mod frames;
 pub mod reclaim;

@@ -12,6 +12,7 @@ pub mod file;
 pub mod futex;
 pub mod mem;
 pub mod pagemap;
+pub mod process;
 pub mod random;
 pub mod signal;
 pub mod syscall;

@@ -1,0 +1,235 @@
+//! The end of the process: what was stored and not synced is in the file after exit(3), as that of the kernel's own shared
+//! mappings is; whatever the threads of the program are doing, and whatever they hold.
+#![allow(unsafe_code, reason = "touches arenas, and ends processes from signal handlers and forked children")]
+
+mod common;
+
+use common::{EXTENT, MODES, PAGE, child, ended, fork, install, map, store};
+use softfault::{Arena, Delivery, Object, PageMut, PageRef, Prot, Runtime, RuntimeBuilder, Sharing, Store, StoreError};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+const HOUR: Duration = Duration::from_secs(3600);
+const NR: usize = 64;
+
+/// A runtime that writes nothing unless it is asked.
+fn lazy() -> RuntimeBuilder {
+    common::setup();
+    Runtime::builder().writeback(HOUR, HOUR)
+}
+
+/// A mapped file.
+struct Mapped {
+    rt: Runtime,
+    object: Object,
+    arena: Arena,
+}
+
+fn mapped(builder: RuntimeBuilder, path: &Path, mode: Delivery) -> Mapped {
+    let rt = builder.build().expect("a runtime");
+    let object = rt.open_file_rw(path).expect("the file");
+    let arena = rt.arena(EXTENT).delivery(mode).build().expect("an arena");
+    map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    Mapped { rt, object, arena }
+}
+
+/// What page `p` is given.
+fn byte_of(p: usize) -> u8 {
+    1 + u8::try_from(p).expect("few pages")
+}
+
+/// Stores to every page.
+fn fill(m: &Mapped) {
+    for p in 0..NR {
+        assert_eq!(store(&m.arena, p * PAGE, byte_of(p)), Ok(()));
+    }
+}
+
+/// How many pages of the file have what [`fill`] stored.
+fn written(bytes: &[u8]) -> usize {
+    bytes.chunks(PAGE).enumerate().filter(|(p, page)| page[0] == byte_of(*p)).count()
+}
+
+/// The file of a test, to the test and to its child.
+fn path_of(test: &str, key: &str) -> PathBuf {
+    let is_child = std::env::var_os("SOFTFAULT_TEST_CHILD").is_some();
+    let id = if is_child { std::os::unix::process::parent_id() } else { std::process::id() };
+    std::env::temp_dir().join(format!("softfault-{test}-{key}-{id}"))
+}
+
+/// Runs `body` over a file of zeros in a child, which ends by exit(3); returns what is in the file then.
+fn after_exit(test: &str, key: &str, body: impl FnOnce(&Path)) -> Option<(Output, Vec<u8>)> {
+    let path = path_of(test, key);
+    if std::env::var_os("SOFTFAULT_TEST_CHILD").is_none() {
+        std::fs::write(&path, vec![0u8; NR * PAGE]).expect("a file");
+    }
+    let out = child(test, key, || body(&path))?;
+    let bytes = std::fs::read(&path).expect("the file");
+    std::fs::remove_file(&path).expect("removed");
+    Some((out, bytes))
+}
+
+/// The modes that can be had here.
+fn modes() -> Vec<Delivery> {
+    let rt = common::runtime();
+    MODES.into_iter().filter(|m| rt.delivery().is_available(*m)).collect()
+}
+
+/// exit(3), with everything alive.
+fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process; nothing of ours runs afterwards but the handlers that this is about.
+    unsafe { libc::exit(code) }
+}
+
+#[test]
+fn stores_are_in_the_file_after_exit() {
+    for mode in modes() {
+        let test = "stores_are_in_the_file_after_exit";
+        let run = after_exit(test, &format!("{mode:?}"), |path| {
+            let m = mapped(lazy(), path, mode);
+            fill(&m);
+            // One that a device may be storing to: it cannot be taken, and is written as it is.
+            let pin = m.arena.pin(0..PAGE, softfault::Access::Write).expect("a pin");
+            std::mem::forget((pin, m.object.clone()));
+            exit_now(0);
+        });
+        let Some((out, bytes)) = run else { continue };
+        ended(Some(out), Ok(0));
+        assert_eq!(written(&bytes), NR, "{mode:?}: pages of the file that have what was stored");
+    }
+}
+
+#[test]
+fn an_exclusive_object_is_in_the_file_after_exit() {
+    let (test, key) = ("an_exclusive_object_is_in_the_file_after_exit", "it");
+    if !modes().contains(&Delivery::InThread) {
+        return println!("skipped: exclusive objects need userfaultfd");
+    }
+    let run = after_exit(test, key, |path| {
+        let rt = lazy().build().expect("a runtime");
+        let object = rt.file_options().writable(true).with(|o| o.exclusive(true)).open(path).expect("the file");
+        let arena = rt.arena(EXTENT).delivery(Delivery::InThread).build().expect("an arena");
+        map(&arena, 0, &object, Prot::ReadWrite, Sharing::Private);
+        let m = Mapped { rt, object, arena };
+        fill(&m);
+        exit_now(0);
+    });
+    if let Some((out, bytes)) = run {
+        ended(Some(out), Ok(0));
+        assert_eq!(written(&bytes), NR);
+    }
+}
+
+#[test]
+fn nothing_is_written_where_exit_is_not_to_wait() {
+    let run = after_exit("nothing_is_written_where_exit_is_not_to_wait", "it", |path| {
+        let m = mapped(lazy().exit_wait(Duration::ZERO), path, Delivery::Segv);
+        fill(&m);
+        exit_now(0);
+    });
+    if let Some((out, bytes)) = run {
+        ended(Some(out), Ok(0));
+        assert_eq!(written(&bytes), 0, "the option says that nothing is written");
+    }
+}
+
+/// The handler of SIGALRM: exit(3) in the middle of whatever the thread is doing.
+extern "C" fn leave(_: i32) {
+    exit_now(7);
+}
+
+/// Every lock of ours may be held when a signal handler exits: that of the interrupted thread, too.
+#[test]
+fn exit_from_a_signal_handler_waits_for_no_lock() {
+    let run = after_exit("exit_from_a_signal_handler_waits_for_no_lock", "it", |path| {
+        let m = mapped(lazy(), path, Delivery::Segv);
+        fill(&m);
+        let rt = &m.rt;
+        std::thread::scope(|s| {
+            // The signal is for whoever takes it first; all of them are inside our calls most of the time.
+            let churn = || {
+                loop {
+                    let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
+                    let object = rt.anonymous(PAGE as u64).expect("an object");
+                    map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+                }
+            };
+            s.spawn(churn);
+            install(libc::SIGALRM, leave as *const () as usize, libc::SA_ONSTACK);
+            // SAFETY: raises SIGALRM in a second, for which there is a handler.
+            unsafe { libc::alarm(1) };
+            churn();
+        });
+    });
+    if let Some((out, bytes)) = run {
+        ended(Some(out), Ok(7));
+        assert_eq!(written(&bytes), NR);
+    }
+}
+
+/// A store that never comes back from a write.
+#[derive(Debug)]
+struct Hangs;
+
+impl Store for Hangs {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(0);
+        Ok(())
+    }
+    fn write(&self, _pos_bytes: u64, _page: &PageRef<'_>) -> Result<(), StoreError> {
+        loop {
+            std::thread::sleep(HOUR);
+        }
+    }
+}
+
+#[test]
+fn exit_waits_no_longer_than_it_may() {
+    let run = child("exit_waits_no_longer_than_it_may", "it", || {
+        let rt = lazy().exit_wait(Duration::from_millis(300)).build().expect("a runtime");
+        let object = rt.object(PAGE as u64).writable(true).store(Box::new(Hangs)).expect("an object");
+        let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
+        map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        assert_eq!(store(&arena, 0, 1), Ok(()));
+        let began = Instant::now();
+        assert_eq!(rt.write_back(Duration::from_millis(50)).ok(), Some(false), "a store that hangs");
+        assert!(began.elapsed() >= Duration::from_millis(50), "it did not wait");
+        exit_now(3);
+    });
+    // A child that hangs is an error of its own.
+    ended(run, Ok(3));
+}
+
+/// A forked child has the words of its parent's pages, and neither its memory nor its threads: it leaves at once.
+#[test]
+fn a_forked_child_that_exits_writes_nothing() {
+    let run = after_exit("a_forked_child_that_exits_writes_nothing", "it", |path| {
+        let m = mapped(lazy(), path, Delivery::Segv);
+        fill(&m);
+        let began = Instant::now();
+        let status = fork(|| exit_now(5));
+        assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) == 5, "{status:#x}");
+        assert!(began.elapsed() < Duration::from_secs(15), "the child waited for a thread that it has not");
+        let now = std::fs::read(path).expect("the file");
+        assert_eq!(written(&now), 0, "the child wrote its parent's pages");
+        // SAFETY: ends the child without its handlers.
+        unsafe { libc::_exit(0) };
+    });
+    if let Some((out, _)) = run {
+        ended(Some(out), Ok(0));
+    }
+}
+
+#[test]
+fn what_exit_does_can_be_asked_for() {
+    for mode in modes() {
+        let path = path_of("what_exit_does_can_be_asked_for", &format!("{mode:?}"));
+        std::fs::write(&path, vec![0u8; NR * PAGE]).expect("a file");
+        let m = mapped(lazy(), &path, mode);
+        fill(&m);
+        assert_eq!(m.rt.write_back(Duration::from_secs(60)).ok(), Some(true), "{mode:?}");
+        assert_eq!(written(&std::fs::read(&path).expect("the file")), NR, "{mode:?}: it is in the file, unsynced");
+        std::fs::remove_file(&path).expect("removed");
+    }
+}
