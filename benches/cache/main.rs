@@ -18,6 +18,7 @@ mod rows;
 mod source;
 mod subject;
 mod sync;
+mod sync_one;
 mod thp;
 
 use softfault_benches::args::Options;
@@ -34,6 +35,7 @@ const GROUPS: &[Group] = &[
     ("bounded", bounded::run),
     ("thp", thp::run),
     ("sync", sync::run),
+    ("sync_one", sync_one::run),
     ("readahead", readahead::run),
     ("reclaim", reclaim::run),
     ("overhead", overhead::run),

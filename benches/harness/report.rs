@@ -137,6 +137,13 @@ impl Row {
         })
     }
 
+    /// Returns the median of what a run took more than its reference did, where there is one.
+    #[must_use]
+    pub fn difference(&self) -> Option<f64> {
+        let pairs = self.samples.iter().zip(&self.reference_samples);
+        (!self.reference_samples.is_empty()).then(|| median(&pairs.map(|(a, b)| a - b).collect::<Vec<_>>()))
+    }
+
     fn reference(&self) -> Option<String> {
         let names = self.spec.reference;
         match (names.is_empty(), self.spec.combine) {

@@ -107,6 +107,14 @@ impl Session {
         }
     }
 
+    /// Says of a row in nanoseconds that was measured how much more than its reference it took, and how much it may.
+    pub fn note_difference(&mut self, name: &str, at_most_us: f64) {
+        if let Some(more) = self.rows.iter().find(|r| r.name() == name).and_then(Row::difference) {
+            let word = if more <= at_most_us * 1e3 { "yes" } else { "NO" };
+            self.note(name, &format!("{:.0} us more than the reference, <= {at_most_us:.0} {word}", more / 1e3));
+        }
+    }
+
     /// Adds a remark to a row that was measured; nothing happens when it was not.
     pub fn note(&mut self, name: &str, text: &str) {
         if let Some(row) = self.rows.iter_mut().find(|r| r.name() == name) {
