@@ -4,7 +4,7 @@ use crate::error::{Error, Result, system};
 use crate::object::{Object, ObjectBuilder};
 use crate::runtime::Runtime;
 use softfault_platform::store::file::FileStore;
-use softfault_platform::sys::{Errno, file};
+use softfault_platform::sys::{Errno, fd, file};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -66,7 +66,7 @@ impl FileOptions {
 }
 
 fn duplicate(op: &'static str, opened: &File) -> Result<i32> {
-    file::dup_cloexec(opened.as_raw_fd()).map_err(system(op, "fcntl"))
+    fd::dup_high(opened.as_raw_fd()).map_err(system(op, "fcntl"))
 }
 
 /// Opens the file anew. A write error is said once to each open file description: on a duplicate, an fsync(2) of the

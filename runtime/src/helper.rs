@@ -12,7 +12,9 @@ use softfault_platform::host::{self, Host, Job};
 use softfault_platform::mmu::uffd::UffdMmu;
 use softfault_platform::section;
 #[cfg(feature = "userfaultfd")]
-use softfault_platform::sys::{Errno, file};
+use softfault_platform::sys::{Errno, fd};
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::trap::monitor;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -151,7 +153,6 @@ fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
 #[cfg(feature = "userfaultfd")]
 #[derive(Debug)]
 pub(crate) struct Monitor {
-    bell_fd: i32,
     stop: Arc<AtomicU32>,
     thread: Option<JoinHandle<()>>,
 }
@@ -159,7 +160,7 @@ pub(crate) struct Monitor {
 #[cfg(feature = "userfaultfd")]
 impl Monitor {
     pub(crate) fn start(mmu: &'static UffdMmu) -> std::result::Result<Self, Errno> {
-        let bell_fd = host::monitor_bell()?;
+        let _ = host::monitor_bell()?;
         let stop = Arc::new(AtomicU32::new(0));
         let stopped = Arc::clone(&stop);
         let (running, is_running) = started();
@@ -169,13 +170,15 @@ impl Monitor {
                 host::mask_signals();
                 section::register_helper();
                 running.store(1, Ordering::Release);
-                // An error here means that the descriptor is gone: the process is ending.
-                let _ = softfault_platform::trap::monitor::serve(mmu, bell_fd, &stopped);
+                // An error here means that the program has closed the descriptor, and it could not be taken back.
+                if monitor::serve(mmu, &stopped).is_err() {
+                    monitor::give_up();
+                }
                 section::unregister_helper();
             })
             .map_err(|_| Errno::EAGAIN)?;
         wait_until_running(&is_running);
-        Ok(Self { bell_fd, stop, thread: Some(thread) })
+        Ok(Self { stop, thread: Some(thread) })
     }
 }
 
@@ -188,9 +191,48 @@ impl Drop for Monitor {
             return;
         }
         self.stop.store(1, Ordering::Release);
-        let _ = file::write(self.bell_fd, &1u64.to_ne_bytes());
+        host::ring_monitor();
         if let Some(thread) = thread {
             let _ = thread.join();
         }
+    }
+}
+
+/// The thread whose descriptor table keeps the userfaultfd contexts: were the program's own table the only one, closing
+/// them would unregister every arena, and its holes would be zeros.
+#[cfg(feature = "userfaultfd")]
+#[derive(Debug)]
+pub(crate) struct Keeper(Option<JoinHandle<()>>);
+
+#[cfg(feature = "userfaultfd")]
+impl Keeper {
+    /// Starts it; the one before ends. `None`: the kernel has no close_range(2), or a filter forbids it.
+    pub(crate) fn start(mut numbers: Vec<i32>) -> Option<Self> {
+        numbers.sort_unstable();
+        let (running, is_running) = started();
+        let failed = Arc::clone(&running);
+        let thread = std::thread::Builder::new().name("softfault-keep".into()).stack_size(64 << 10);
+        let thread = thread.spawn(move || {
+            host::mask_signals();
+            if fd::keep(&numbers, || running.store(1, Ordering::Release)).is_err() {
+                failed.store(2, Ordering::Release);
+            }
+        });
+        let thread = thread.ok()?;
+        wait_until_running(&is_running);
+        (is_running.load(Ordering::Acquire) == 1).then_some(Self(Some(thread)))
+    }
+}
+
+#[cfg(feature = "userfaultfd")]
+impl Drop for Keeper {
+    /// It has been told to end: by the next one, or by [`fd::let_go`].
+    fn drop(&mut self) {
+        let thread = self.0.take();
+        if softfault_platform::child::in_child() {
+            std::mem::forget(thread);
+            return;
+        }
+        thread.map(JoinHandle::join);
     }
 }

@@ -66,6 +66,8 @@ pub(crate) struct Registry {
     exclusive: Option<Lease<ExclusiveMmu>>,
     #[cfg(feature = "userfaultfd")]
     monitor: Option<helper::Monitor>,
+    #[cfg(feature = "userfaultfd")]
+    keeper: Option<helper::Keeper>,
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
@@ -83,6 +85,8 @@ static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
     exclusive: None,
     #[cfg(feature = "userfaultfd")]
     monitor: None,
+    #[cfg(feature = "userfaultfd")]
+    keeper: None,
 });
 
 /// Locks the registry. A panic under the lock left at worst a leaked number behind.
@@ -132,6 +136,7 @@ impl Registry {
                 uffd::set_context(kind, None);
             }
             leftover.exclusive = self.exclusive.take();
+            leftover.keeper = self.keeper.take();
             leftover.contexts = std::mem::take(&mut self.contexts).into_iter().flatten().collect();
         }
         leftover
@@ -148,11 +153,11 @@ impl Registry {
     #[cfg(feature = "userfaultfd")]
     #[expect(unsafe_code, reason = "contexts are lent to every vma until the last runtime goes")]
     pub(crate) fn context(&mut self, kind: Kind) -> std::result::Result<&'static UffdMmu, Errno> {
-        let at = &mut self.contexts[kind as usize];
-        if at.is_none() {
-            *at = Some(Lease::new(Box::new(UffdMmu::open(kind)?)));
+        if self.contexts[kind as usize].is_none() {
+            self.contexts[kind as usize] = Some(Lease::new(Box::new(UffdMmu::open(kind)?)));
+            self.keep();
         }
-        let lease = at.as_ref().ok_or(Errno::EINVAL)?;
+        let lease = self.contexts[kind as usize].as_ref().ok_or(Errno::EINVAL)?;
         // SAFETY: the lease is dropped after the last runtime left: no vma, arena or monitor is left then.
         let mmu = unsafe { lease.lend() };
         uffd::set_context(kind, Some(mmu));
@@ -168,10 +173,25 @@ impl Registry {
     pub(crate) fn exclusive(&mut self) -> std::result::Result<&'static ExclusiveMmu, Errno> {
         if self.exclusive.is_none() {
             self.exclusive = Some(Lease::new(Box::new(ExclusiveMmu::open()?)));
+            self.keep();
         }
         let lease = self.exclusive.as_ref().ok_or(Errno::EINVAL)?;
         // SAFETY: as for `context`: it is dropped after the last runtime left, and with it the last pool of frames.
         Ok(unsafe { lease.lend() })
+    }
+}
+
+#[cfg(feature = "userfaultfd")]
+impl Registry {
+    /// Has every context that is open kept by a thread, beside the program's table.
+    fn keep(&mut self) {
+        let contexts = self.contexts.iter().flatten().map(|mmu| mmu.uffd());
+        let open: Vec<_> = contexts.chain(self.exclusive.as_ref().map(|mmu| mmu.uffd())).collect();
+        // One that the program has closed meanwhile is taken back first, from the thread that is about to end.
+        open.iter().for_each(|uffd| _ = uffd.take_back());
+        let Some(keeper) = helper::Keeper::start(open.iter().map(|uffd| uffd.fd()).collect()) else { return };
+        open.iter().for_each(|uffd| uffd.note_kept());
+        self.keeper = Some(keeper);
     }
 }
 
@@ -185,6 +205,8 @@ pub(crate) struct Leftover {
     contexts: Vec<Lease<UffdMmu>>,
     #[cfg(feature = "userfaultfd")]
     exclusive: Option<Lease<ExclusiveMmu>>,
+    #[cfg(feature = "userfaultfd")]
+    keeper: Option<helper::Keeper>,
 }
 
 impl Drop for Leftover {
@@ -195,7 +217,11 @@ impl Drop for Leftover {
         // Handlers that entered before the arenas went may still be on their way out of a section.
         softfault_platform::section::synchronize();
         #[cfg(feature = "userfaultfd")]
-        drop((std::mem::take(&mut self.contexts), self.exclusive.take()));
+        {
+            drop((std::mem::take(&mut self.contexts), self.exclusive.take()));
+            softfault_platform::sys::fd::let_go();
+            drop(self.keeper.take());
+        }
     }
 }
 

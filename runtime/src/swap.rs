@@ -8,7 +8,7 @@ use softfault_platform::store::Store;
 use softfault_platform::store::direct::DirectFile;
 use softfault_platform::store::swap::{SharedSwapFile, SwapStore};
 use softfault_platform::store::swapfile::SwapFile;
-use softfault_platform::sys::file;
+use softfault_platform::sys::{fd, file};
 use std::fs::{File, OpenOptions};
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
@@ -81,7 +81,7 @@ impl Swap {
             opened.set_len(0).map_err(io)?;
             opened.set_len(options.bytes).map_err(io)?;
         }
-        let fd = file::dup_cloexec(opened.as_raw_fd()).map_err(system(OP, "fcntl"))?;
+        let fd = fd::dup_high(opened.as_raw_fd()).map_err(system(OP, "fcntl"))?;
         let file = SwapFile::new(DirectFile::direct(fd, true), options.bytes).map_err(system(OP, "mmap"))?;
         let zpool = (options.zswap_bytes > 0).then(|| Arc::new(Zpool::new(options.zswap_bytes)));
         Ok(Self { file: Arc::new(file), zpool, _opened: opened })

@@ -335,8 +335,9 @@ impl ArenaInner {
         let flags = share | mem::MAP_FIXED | mem::MAP_NORESERVE;
         let region = &v.object.space.region;
         let at = v.object.offset + (v.pgoff << PAGE_SHIFT);
+        let fd = region.fd().check().map_err(system(op, "fstat"))?;
         // SAFETY: the range is the arena's own reservation and holds no mapping (checked under the lock).
-        unsafe { mem::mmap(addr, len, mem::PROT_NONE, flags, region.fd(), at) }.map_err(system(op, "mmap"))?;
+        unsafe { mem::mmap(addr, len, mem::PROT_NONE, flags, fd, at) }.map_err(system(op, "mmap"))?;
         failpoint!(MAP_REGISTER);
         #[cfg(feature = "userfaultfd")]
         if let Some(kind) = self.kind_of(v) {

@@ -420,10 +420,17 @@ fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
         // The version before the read, of an absent page: whatever moves it afterwards makes the copy void. A page that
         // was cached since the walk looked may be written back and dropped while we read, at the same version.
         let seen = m.folio(claim.pgoff()).map(FolioWord::load).filter(|w| w.state() == State::Absent);
-        if let Some(before) = seen
-            && m.a_ops.read_staged(claim.pgoff(), &staged).is_ok()
-        {
-            version = Some(before.version());
+        let Some(before) = seen else { return };
+        let mut read = || {
+            if m.a_ops.read_staged(claim.pgoff(), &staged).is_ok() {
+                version = Some(before.version());
+            }
+        };
+        if m.handler_safe && !m.store_faults {
+            // As a fill. Where too many are under way the next attempt makes one.
+            let _ = env.mm.on_read_stack(&mut read);
+        } else {
+            read();
         }
     });
     release(env, claim);

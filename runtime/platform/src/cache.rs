@@ -4,6 +4,7 @@
 //! number in the object. Objects are ranges of a region, in units of a chunk (2 MiB), so that ten thousand objects need
 //! one descriptor. What touches the bytes itself does so through the alias, which is registered nowhere.
 
+use crate::sys::fd::{self, Descriptor};
 use crate::sys::{Errno, file, mem, text};
 use core::sync::atomic::{AtomicU32, Ordering};
 use softfault_mm::extent::ChunkWord;
@@ -13,7 +14,7 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 /// One memfd with its alias and tables. Unmapped on drop: whoever drops it guarantees that no object is left in it.
 #[derive(Debug)]
 pub struct Region {
-    fd: i32,
+    fd: Descriptor,
     alias: usize,
     len_bytes: usize,
     folios: usize,
@@ -25,24 +26,28 @@ pub struct Region {
 const NR_PORTS: usize = 4;
 
 /// Descriptors of the same memfd with positions of their own, each lent to one fill at a time.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ports {
-    fds: [i32; NR_PORTS],
+    fds: [Descriptor; NR_PORTS],
     nr: usize,
     /// One bit a port: lent.
     lent: AtomicU32,
 }
 
 impl Ports {
+    fn none() -> Self {
+        Self { fds: [Descriptor::NONE; NR_PORTS], nr: 0, lent: AtomicU32::new(0) }
+    }
+
     /// Opens the memfd anew through `/proc`; where that is not there, no port is. Control plane.
     fn open(memfd: i32) -> Self {
-        let mut ports = Self::default();
+        let mut ports = Self::none();
         let mut path = *b"/proc/self/fd/\0\0\0\0\0\0\0\0\0\0\0";
         text::put_decimal(path.get_mut(14..24), u64::from(memfd.unsigned_abs()));
         let Ok(path) = core::ffi::CStr::from_bytes_until_nul(&path) else { return ports };
-        for fd in &mut ports.fds {
+        for port in &mut ports.fds {
             match file::open_rdwr(path) {
-                Ok(opened) => *fd = opened,
+                Ok(opened) => *port = Descriptor::new(fd::raise(opened)),
                 Err(_) => break,
             }
             ports.nr += 1;
@@ -70,7 +75,7 @@ impl Ports {
 
 impl Drop for Ports {
     fn drop(&mut self) {
-        self.fds.iter().take(self.nr).for_each(|fd| file::close(*fd));
+        self.fds.iter().take(self.nr).for_each(|fd| fd.close());
     }
 }
 
@@ -79,13 +84,13 @@ impl Drop for Ports {
 pub struct Port<'a> {
     ports: &'a Ports,
     index: usize,
-    fd: i32,
+    fd: Descriptor,
 }
 
 impl Port<'_> {
     /// Returns the descriptor.
     #[must_use]
-    pub fn fd(&self) -> i32 {
+    pub fn fd(&self) -> Descriptor {
         self.fd
     }
 }
@@ -105,9 +110,9 @@ impl Region {
         if file::rlimit_fsize() < len_bytes as u64 {
             return Err(Errno::EFBIG);
         }
-        let fd = mem::memfd_create(c"softfault-cache")?;
-        let ports = Ports::default();
-        let mut region = Self { fd, alias: 0, len_bytes, folios: 0, chunks: 0, ports };
+        let fd = fd::raise(mem::memfd_create(c"softfault-cache")?);
+        let ports = Ports::none();
+        let mut region = Self { fd: Descriptor::new(fd), alias: 0, len_bytes, folios: 0, chunks: 0, ports };
         file::ftruncate(fd, len_bytes as u64)?;
         mem::seal_size(fd)?;
         let prot = mem::PROT_READ | mem::PROT_WRITE;
@@ -134,7 +139,7 @@ impl Region {
     }
     /// Returns the memfd.
     #[must_use]
-    pub fn fd(&self) -> i32 {
+    pub fn fd(&self) -> Descriptor {
         self.fd
     }
     /// Returns the descriptors that fills may borrow.
@@ -155,7 +160,7 @@ impl Region {
     /// Returns the bytes of memory the region occupies.
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
-        file::allocated_bytes(self.fd).unwrap_or(0)
+        self.fd.check().and_then(file::allocated_bytes).unwrap_or(0)
     }
 
     /// Returns the bytes of memory that the tables of the region's first `len_bytes` take, a multiple of 2 MiB. Control
@@ -199,7 +204,7 @@ impl Region {
     /// No object uses the range any more: nobody reads its words or bytes.
     pub unsafe fn recycle(&self, offset: u64, len_bytes: usize) -> Result<(), Errno> {
         // SAFETY: nobody relies on the bytes (contract).
-        unsafe { mem::punch_hole(self.fd, offset, len_bytes as u64) }?;
+        unsafe { punch(self.alias_at(offset), len_bytes, (self.fd, offset)) }?;
         let table = self.folios + offset as usize / PAGE_SIZE * size_of::<FolioWord>();
         // 512 words of 8 bytes fill one page of the table exactly, so chunks are whole table pages.
         // SAFETY: nobody reads the words (contract); afterwards they are zero, `absent`.
@@ -226,6 +231,26 @@ impl Drop for Region {
                 let _ = unsafe { mem::munmap(at, len) };
             }
         }
-        file::close(self.fd);
+        self.fd.close();
+    }
+}
+
+/// Gives pages of the cache back to the kernel: through the alias at `alias`, which names no descriptor. Where it is locked
+/// in memory, which the kernel refuses to punch, through the descriptor, if that still names the memfd.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EBADF` where neither can be; the kernel's others.
+///
+/// # Safety
+/// `alias` is the alias of the memfd's bytes from the offset on; the caller owns the pages (evicting, filling, or those of no
+/// object): nobody relies on their bytes.
+pub unsafe fn punch(alias: usize, len_bytes: usize, (memfd, offset): (Descriptor, u64)) -> Result<(), Errno> {
+    // SAFETY: the caller's contract.
+    match unsafe { mem::remove_pages(alias, len_bytes) } {
+        // SAFETY: as above, and the number names the memfd.
+        Err(Errno::EINVAL) => unsafe { mem::punch_hole(memfd.check()?, offset, len_bytes as u64) },
+        r => r,
     }
 }

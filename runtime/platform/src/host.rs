@@ -1,11 +1,11 @@
 //! What the walk asks of its host, for the thread that runs it: sections, sleeping, and the queues to the helpers.
 
 use crate::section::Slot;
-use crate::sys::{Errno, file, futex, signal, thread};
+use crate::sys::{Errno, fd, file, futex, signal, thread};
 use crate::vmatree::{self, Lists};
 use crate::{reclaim, stack, staging};
 use core::cell;
-use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
@@ -74,13 +74,15 @@ pub fn count_helper(alive: bool) {
     }
 }
 
-/// Who wants to know when a job is done: an eventfd, or -1.
-static WATCHER: AtomicI32 = AtomicI32::new(-1);
+/// Whether the monitor wants to know when a job is done.
+static WATCHED: AtomicBool = AtomicBool::new(false);
 
-/// The monitor's bell, once there is one.
+/// The monitor's bell, an eventfd, once there is one; and what such a number names.
 static BELL_FD: AtomicI32 = AtomicI32::new(-1);
+static BELL_IS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
-/// Returns the eventfd that wakes the monitor, making it at first use. Control plane, under the caller's lock.
+/// Returns the eventfd that wakes the monitor, making it at first use, or anew where the program has closed it. Control
+/// plane under the caller's lock, and the monitor.
 ///
 /// It lives as long as the process: a helper that is abandoned inside a store may still write to it, and must not find
 /// a file of the program's under its number.
@@ -88,22 +90,44 @@ static BELL_FD: AtomicI32 = AtomicI32::new(-1);
 /// # Errors
 /// `EMFILE`, `ENOMEM`.
 pub fn monitor_bell() -> Result<i32, Errno> {
-    if BELL_FD.load(Ordering::Relaxed) < 0 {
-        BELL_FD.store(file::eventfd()?, Ordering::Relaxed);
+    let bell = BELL_FD.load(Ordering::Acquire);
+    if bell >= 0 && fd::names(bell, bell_is()) {
+        return Ok(bell);
     }
-    Ok(BELL_FD.load(Ordering::Relaxed))
+    let bell = fd::raise(file::eventfd()?);
+    let [dev, ino] = &BELL_IS;
+    let is = fd::identity(bell)?;
+    dev.store(is.0, Ordering::Relaxed);
+    ino.store(is.1, Ordering::Relaxed);
+    // Release pairs with the Acquire here and in ring_monitor(): every eventfd is the same inode to the kernel, so what was
+    // noted of one that is gone holds for this one, too.
+    BELL_FD.store(bell, Ordering::Release);
+    Ok(bell)
 }
 
-/// Has `fd`, an eventfd, written to when a job is done; -1: nobody.
-pub fn watch_jobs(fd: i32) {
-    WATCHER.store(fd, Ordering::SeqCst);
+fn bell_is() -> (u64, u64) {
+    let [dev, ino] = &BELL_IS;
+    (dev.load(Ordering::Relaxed), ino.load(Ordering::Relaxed))
+}
+
+/// Has the bell rung when a job is done, or not.
+pub fn watch_jobs(yes: bool) {
+    WATCHED.store(yes, Ordering::SeqCst);
+}
+
+/// Wakes the monitor.
+pub fn ring_monitor() {
+    let bell = BELL_FD.load(Ordering::Acquire);
+    // Eight bytes in a file of the program's would be eight bytes of that file.
+    if bell >= 0 && fd::names(bell, bell_is()) {
+        let _ = file::write(bell, &1u64.to_ne_bytes());
+    }
 }
 
 /// Says that a job is done. Helpers call it after each.
 pub fn job_done() {
-    let fd = WATCHER.load(Ordering::SeqCst);
-    if fd >= 0 {
-        let _ = file::write(fd, &1u64.to_ne_bytes());
+    if WATCHED.load(Ordering::SeqCst) {
+        ring_monitor();
     }
 }
 

@@ -317,6 +317,17 @@ pub fn withdraw_arena(slot: u32) {
     a.nr_granules.store(0, Ordering::Relaxed);
 }
 
+/// Calls `f(base, len_bytes)` for each published arena whose faults arrive by `trap`, which stays published meanwhile or is
+/// unmapped by nobody: the caller is a helper, and ends them.
+pub fn each_arena(trap: Trap, f: &mut dyn FnMut(usize, usize)) {
+    for a in (0..NR_ARENAS as u32).filter_map(arena) {
+        let len_bytes = a.nr_granules.load(Ordering::Relaxed) << EXTENT_SHIFT;
+        if a.trap.load(Ordering::Acquire) == trap as u32 && len_bytes > 0 {
+            f(a.base.load(Ordering::Relaxed), len_bytes);
+        }
+    }
+}
+
 fn granule(slot: u32, address: usize) -> Option<&'static AtomicU64> {
     let a = arena(slot)?;
     let index = address.checked_sub(a.base.load(Ordering::Relaxed))? >> EXTENT_SHIFT;

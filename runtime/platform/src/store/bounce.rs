@@ -21,6 +21,7 @@
 //!
 //! # Context: handler
 
+use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, file, mem};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
@@ -116,7 +117,10 @@ impl Buffer {
     }
 
     /// Copies its first `len_bytes` bytes, at most all, to pages of the cache that are the caller's to fill.
-    pub(super) fn copy_to(&self, len_bytes: usize, (fd, fd_offset): (i32, u64)) -> Result<(), Errno> {
+    ///
+    /// `EBADF`: the program has closed the descriptor, now or meanwhile.
+    pub(super) fn copy_to(&self, len_bytes: usize, (memfd, fd_offset): (Descriptor, u64)) -> Result<(), Errno> {
+        let fd = memfd.check()?;
         let mut done = 0;
         while done < len_bytes {
             // SAFETY: `len_bytes` bytes of the buffer, of which `done` are copied; the pages are the caller's.
@@ -125,20 +129,24 @@ impl Buffer {
                 n => done += n,
             }
         }
-        Ok(())
+        memfd.check().map(drop)
     }
 
     /// Copies pages of the cache, `len_bytes` bytes, at most all, to its beginning.
-    pub(super) fn copy_from(&self, len_bytes: usize, (fd, fd_offset): (i32, u64)) -> Result<(), Errno> {
+    /// `EBADF`, as above: what was copied is another file's.
+    pub(super) fn copy_from(&self, len_bytes: usize, (memfd, fd_offset): (Descriptor, u64)) -> Result<(), Errno> {
+        let fd = memfd.number();
         let mut done = 0;
         while done < len_bytes {
             // SAFETY: `len_bytes` bytes of the buffer, which is the caller's, of which `done` are filled.
-            match unsafe { file::pread(fd, self.address() + done, len_bytes - done, fd_offset + done as u64) }? {
-                0 => return Err(Errno::EIO),
-                n => done += n,
+            match unsafe { file::pread(fd, self.address() + done, len_bytes - done, fd_offset + done as u64) } {
+                // The end of the program's file, or a socket of its own: the look below says so.
+                Ok(0) | Err(_) => break,
+                Ok(n) => done += n,
             }
         }
-        Ok(())
+        memfd.check()?;
+        if done < len_bytes { Err(Errno::EIO) } else { Ok(()) }
     }
 }
 

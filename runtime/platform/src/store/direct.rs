@@ -13,6 +13,7 @@
 
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::{PageMut, PageRef, StoreError};
+use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, file, mem};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use softfault_mm::page::{PAGE_MASK, PAGE_SIZE};
@@ -31,9 +32,8 @@ pub fn fallbacks() -> u64 {
 /// An open file, read and written by position. Owns its descriptors.
 #[derive(Debug)]
 pub struct DirectFile {
-    fd: i32,
-    /// -1: none.
-    direct_fd: i32,
+    fd: Descriptor,
+    direct_fd: Descriptor,
     is_direct: AtomicBool,
 }
 
@@ -41,7 +41,7 @@ impl DirectFile {
     /// Takes over `fd`; everything goes through the kernel's page cache.
     #[must_use]
     pub fn buffered(fd: i32) -> Self {
-        Self { fd, direct_fd: -1, is_direct: AtomicBool::new(false) }
+        Self { fd: Descriptor::new(fd), direct_fd: Descriptor::NONE, is_direct: AtomicBool::new(false) }
     }
 
     /// Takes over `fd` and opens it again for direct I/O; buffered, and counted in [`fallbacks`], where that cannot be
@@ -51,7 +51,8 @@ impl DirectFile {
         match file::reopen(fd, write, true) {
             Ok(direct_fd) => {
                 bounce::init();
-                Self { fd, direct_fd, is_direct: AtomicBool::new(true) }
+                let direct_fd = Descriptor::new(direct_fd);
+                Self { fd: Descriptor::new(fd), direct_fd, is_direct: AtomicBool::new(true) }
             }
             Err(_) => {
                 FALLBACKS.fetch_add(1, Ordering::Relaxed);
@@ -67,7 +68,7 @@ impl DirectFile {
     }
     /// Returns the buffered descriptor.
     #[must_use]
-    pub fn fd(&self) -> i32 {
+    pub fn fd(&self) -> Descriptor {
         self.fd
     }
 
@@ -104,7 +105,7 @@ impl DirectFile {
     /// Reads up to `len_bytes` bytes at `pos_bytes` into the buffer.
     fn read_into(&self, buffer: &Buffer, pos_bytes: u64, len_bytes: usize) -> Result<usize, Errno> {
         // SAFETY: at most `BUFFER_BYTES` bytes of a buffer that is ours until it is dropped.
-        unsafe { file::pread(self.direct_fd, buffer.address(), len_bytes.min(BUFFER_BYTES), pos_bytes) }
+        unsafe { file::pread(self.direct_fd.number(), buffer.address(), len_bytes.min(BUFFER_BYTES), pos_bytes) }
     }
 
     /// Fills all of `page` from `pos_bytes` on.
@@ -114,29 +115,38 @@ impl DirectFile {
     /// # Errors
     /// [`StoreError::Short`] at the end of the file, [`StoreError::Io`].
     pub fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
-        let (ptr, memory) = (page.as_mut_ptr(), page.fd_offset());
+        let (ptr, memory) = (page.as_mut_ptr(), page.memory());
         let whole = self.direct_len(ptr, page.len_bytes(), pos_bytes);
-        let buffer = if is_worth_copying(whole, memory.0) { bounce::get() } else { None };
+        let buffer = if is_worth_copying(whole, memory.0.is_some()) { bounce::get() } else { None };
         let done = self.transfer(whole, &|done| {
             let (at, left) = (pos_bytes + done as u64, whole - done);
             if let Some(buffer) = &buffer {
                 let read = self.read_into(buffer, at, left.min(BUFFER_BYTES))?;
-                if memory.0 >= 0 {
-                    buffer.copy_to(read, (memory.0, memory.1 + done as u64))?;
-                } else {
+                let copied = match memory.0.is_some() {
+                    true => buffer.copy_to(read, (memory.0, memory.1 + done as u64)),
+                    false => Err(Errno::EBADF),
+                };
+                if copied == Err(Errno::EBADF) {
                     // SAFETY: `read` bytes of a buffer of ours, to the page's own bytes behind those that are filled.
                     unsafe { mem::copy_racy(ptr.wrapping_add(done), buffer.address() as *const u8, read) };
+                    return Ok(read);
                 }
-                return Ok(read);
+                return copied.map(|()| read);
             }
             // SAFETY: `whole` bytes of the page's own exclusive bytes, of which `done` are filled.
-            unsafe { file::pread(self.direct_fd, ptr as usize + done, left, at) }
+            unsafe { file::pread(self.direct_fd.number(), ptr as usize + done, left, at) }
         })?;
         drop(buffer);
+        if done > 0 {
+            self.direct_fd.check().map_err(StoreError::Io)?;
+        }
         if done == page.len_bytes() {
             return Ok(());
         }
-        page.part(done, usize::MAX).fill_from(self.fd, pos_bytes + done as u64)
+        let filled = page.part(done, usize::MAX).fill_from(self.fd.number(), pos_bytes + done as u64);
+        // Before the outcome: another file's end, or its error, is not ours.
+        self.fd.check().map_err(StoreError::Io)?;
+        filled
     }
 
     /// Writes all of `pages` at `pos_bytes`.
@@ -144,40 +154,58 @@ impl DirectFile {
     /// # Context: handler
     ///
     /// # Errors
-    /// [`StoreError::Io`]; `EFBIG` past `RLIMIT_FSIZE`, where the kernel would send `SIGXFSZ`.
+    /// [`StoreError::Io`]; `EBADF`: the program has closed the file; `EFBIG` past `RLIMIT_FSIZE`, where the kernel would send
+    /// `SIGXFSZ`.
     pub fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
+        self.fd.check().map_err(StoreError::Io)?;
+        self.write_known(pos_bytes, pages)
+    }
+
+    /// The same, of whom has just looked what the buffered descriptor names.
+    pub(super) fn write_known(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
         if file::rlimit_fsize() < pos_bytes.saturating_add(pages.len_bytes() as u64) {
             return Err(StoreError::Io(Errno::EFBIG));
         }
         let whole = self.direct_len(pages.as_ptr(), pages.len_bytes(), pos_bytes);
         // What has no descriptor is a copy already.
-        let is_copy = pages.fd_offset().0 < 0;
+        let is_copy = !pages.memory().0.is_some();
         let buffer = if whole > 0 && !is_copy { bounce::get() } else { None };
         let whole = if is_copy || buffer.is_some() { whole } else { 0 };
+        let direct_fd = if whole > 0 { self.direct_fd.check_writing().map_err(StoreError::Io)? } else { -1 };
         let done = self.transfer(whole, &|done| {
             let (at, left) = (pos_bytes + done as u64, whole - done);
-            if let Some(buffer) = &buffer {
-                return self.write_from(buffer, at, &pages.part(done, left.min(BUFFER_BYTES)));
-            }
-            // SAFETY: `whole` readable bytes that nobody else stores to, of which `done` are written.
-            unsafe { file::pwrite(self.direct_fd, pages.as_ptr() as usize + done, left, at) }
+            let part = pages.part(done, left.min(BUFFER_BYTES));
+            let (src, len) = match &buffer {
+                Some(buffer) => (copy_of(buffer, &part)?, part.len_bytes()),
+                None => (pages.as_ptr() as usize + done, left),
+            };
+            // SAFETY: `len` readable bytes that nobody else stores to.
+            unsafe { file::pwrite(direct_fd, src, len, at) }
         })?;
         drop(buffer);
-        pages.part(done, usize::MAX).write_to(self.fd, pos_bytes + done as u64)
-    }
-
-    /// Copies pages of the cache, at most a buffer's length, and writes the copy at `pos_bytes`.
-    fn write_from(&self, buffer: &Buffer, pos_bytes: u64, pages: &PageRef<'_>) -> Result<usize, Errno> {
-        buffer.copy_from(pages.len_bytes(), pages.fd_offset())?;
-        // SAFETY: the first bytes of a buffer that is ours until it is dropped.
-        unsafe { file::pwrite(self.direct_fd, buffer.address(), pages.len_bytes(), pos_bytes) }
+        if done == pages.len_bytes() {
+            return Ok(());
+        }
+        let fd = self.fd.check_flags().map_err(StoreError::Io)?;
+        pages.part(done, usize::MAX).write_to(fd, pos_bytes + done as u64)
     }
 }
 
-/// Returns whether a read of `whole_bytes` goes through a buffer: into the memfd `fd` always, since it saves a fault a page;
-/// into memory that is mapped already (-1) where it makes fewer segments.
-fn is_worth_copying(whole_bytes: usize, fd: i32) -> bool {
-    if fd < 0 {
+/// Copies pages of the cache, at most a buffer's length, to the buffer; returns its address.
+fn copy_of(buffer: &Buffer, pages: &PageRef<'_>) -> Result<usize, Errno> {
+    match buffer.copy_from(pages.len_bytes(), pages.memory()) {
+        // The program has closed the memfd: the alias is left.
+        // SAFETY: the pages are readable for as long as they are borrowed; the buffer is ours, and as long.
+        Err(Errno::EBADF) => unsafe { mem::copy_racy(buffer.address() as *mut u8, pages.as_ptr(), pages.len_bytes()) },
+        r => r?,
+    }
+    Ok(buffer.address())
+}
+
+/// Returns whether a read of `whole_bytes` goes through a buffer: into the memfd always, since it saves a fault a page; into
+/// memory that is mapped already where it makes fewer segments.
+fn is_worth_copying(whole_bytes: usize, into_memfd: bool) -> bool {
+    if !into_memfd {
         return whole_bytes > PAGE_SIZE;
     }
     whole_bytes > 0 && bounce::may_copy()
@@ -185,10 +213,8 @@ fn is_worth_copying(whole_bytes: usize, fd: i32) -> bool {
 
 impl Drop for DirectFile {
     fn drop(&mut self) {
-        if self.direct_fd >= 0 {
-            file::close(self.direct_fd);
-        }
-        file::close(self.fd);
+        self.direct_fd.close();
+        self.fd.close();
     }
 }
 
@@ -220,7 +246,7 @@ mod tests {
         assert_eq!(unsafe { file::pwrite(memory, bytes.as_ptr() as usize, LEN, 0) }, Ok(LEN));
         let closed = mem::reserve(LEN, PAGE_SIZE).map_err(os)?;
         // SAFETY: not readable, which is the point: nobody but the kernel is to be told the address.
-        let pages = unsafe { PageRef::new(closed as *const u8, LEN, memory, 0) };
+        let pages = unsafe { PageRef::new(closed as *const u8, LEN, Descriptor::new(memory), 0) };
         assert_eq!(file.write(0, &pages), Ok(()));
         assert!(file.is_direct(), "it went past the kernel's cache");
         assert_eq!(std::fs::read(&path)?, bytes);

@@ -39,7 +39,7 @@ impl FileStore {
     }
 
     fn over(file: DirectFile, base_bytes: u64) -> Self {
-        let is_device = file::status(file.fd()).is_ok_and(|st| st.file_type() == FileType::BlockDevice);
+        let is_device = file.fd().status().is_ok_and(|st| st.file_type() == FileType::BlockDevice);
         let store = Self { file, base_bytes, end_bytes: AtomicU64::new(0), is_device, errors: Errors::default() };
         store.end_bytes.store(store.file_end().unwrap_or(0), Ordering::Relaxed);
         store
@@ -58,12 +58,13 @@ impl FileStore {
         self.file.is_direct()
     }
 
-    /// Returns where the file ends now.
+    /// Returns where the file ends now; `EBADF`: the number names another one by now.
     fn file_end(&self) -> Result<u64, Errno> {
+        let status = self.file.fd().status()?;
         if self.is_device {
-            return file::device_len_bytes(self.file.fd());
+            return file::device_len_bytes(self.file.fd().number());
         }
-        file::status(self.file.fd()).map(|st| st.len_bytes)
+        Ok(status.len_bytes)
     }
 
     /// Returns how many bytes of the object the file has now, whoever moved its end, and takes that for the end from now on.
@@ -81,6 +82,13 @@ impl FileStore {
         let is_cut = self.file_end().map_err(StoreError::Io)? < end_bytes;
         // Relaxed: who moves the end keeps write-back of what lies behind it away.
         if is_cut && end_bytes <= self.end_bytes.load(Ordering::Relaxed) { Err(StoreError::Short) } else { Ok(()) }
+    }
+
+    /// fdatasync(2) of our file. Of another one, whose number it is by now, it says nothing about ours.
+    fn fdatasync(&self) -> Result<(), Errno> {
+        let synced = file::fdatasync(self.file.fd().number());
+        self.file.fd().check()?;
+        synced
     }
 
     /// Returns where the object's byte is in the file.
@@ -156,7 +164,8 @@ impl Store for FileStore {
     fn write(&self, pos_bytes: u64, pages: &PageRef<'_>) -> Result<(), StoreError> {
         let at = self.position(pos_bytes)?;
         self.check_end(at.saturating_add(pages.len_bytes() as u64))?;
-        self.file.write(at, pages)
+        // Which has looked what the number names.
+        self.file.write_known(at, pages)
     }
 
     /// Allocates the blocks, then makes that durable; [`StoreError::Unsupported`] where the file system cannot allocate
@@ -169,8 +178,9 @@ impl Store for FileStore {
             // Its blocks are there.
             return Ok(());
         }
-        file::allocate_blocks(self.file.fd(), self.position(pos_bytes)?, len_bytes).map_err(error_of)?;
-        self.errors.dsync(|| file::fdatasync(self.file.fd()))
+        let fd = self.file.fd().check_writing().map_err(StoreError::Io)?;
+        file::allocate_blocks(fd, self.position(pos_bytes)?, len_bytes).map_err(error_of)?;
+        self.errors.dsync(|| self.fdatasync())
     }
 
     fn uses_descriptors(&self) -> bool {
@@ -182,7 +192,7 @@ impl Store for FileStore {
     }
 
     fn flush(&self) -> Result<(), StoreError> {
-        self.errors.flush(|| file::fdatasync(self.file.fd()))
+        self.errors.flush(|| self.fdatasync())
     }
 
     fn punch(&self, pos_bytes: u64, len_bytes: u64) -> Result<(), StoreError> {
@@ -190,9 +200,10 @@ impl Store for FileStore {
         if len_bytes == 0 {
             return Ok(());
         }
+        let fd = self.file.fd().check_writing().map_err(StoreError::Io)?;
         loop {
             // SAFETY: bytes of a file, of which the program maps none through us; the object gives them up.
-            match unsafe { mem::punch_hole(self.file.fd(), at, len_bytes) } {
+            match unsafe { mem::punch_hole(fd, at, len_bytes) } {
                 Err(Errno::EINTR) => {}
                 r => return r.map_err(error_of),
             }
@@ -213,7 +224,7 @@ impl Store for FileStore {
         if file::rlimit_fsize() < end {
             return Err(StoreError::Io(Errno::EFBIG));
         }
-        file::ftruncate(self.file.fd(), end).map_err(StoreError::Io)?;
+        self.file.fd().check_writing().and_then(|fd| file::ftruncate(fd, end)).map_err(StoreError::Io)?;
         self.end_bytes.store(end, Ordering::Relaxed);
         Ok(())
     }

@@ -18,7 +18,9 @@ pub mod swapfile;
 pub mod zero;
 
 use crate::cache::Ports;
+use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, file as sys_file};
+use core::cell::Cell;
 use core::marker::PhantomData;
 use softfault_mm::types::FillError;
 
@@ -70,22 +72,24 @@ impl core::error::Error for StoreError {}
 pub struct PageMut<'a> {
     ptr: *mut u8,
     len_bytes: usize,
-    fd: i32,
+    fd: Descriptor,
     fd_offset: u64,
     ports: Option<&'a Ports>,
+    handed: Option<&'a Cell<bool>>,
     owner: PhantomData<&'a mut [u8]>,
 }
 
 impl<'a> PageMut<'a> {
     /// # Safety
-    /// `ptr..ptr + len_bytes` is writable, is `fd` at `fd_offset` (or `fd` is -1), and belongs to the caller alone (a claim)
+    /// `ptr..ptr + len_bytes` is writable, is `fd` at `fd_offset` (or `fd` is none), and belongs to the caller alone (a claim)
     /// for as long as the value lives.
-    pub(crate) unsafe fn new(ptr: *mut u8, len_bytes: usize, fd: i32, fd_offset: u64) -> Self {
-        Self { ptr, len_bytes, fd, fd_offset, ports: None, owner: PhantomData }
+    pub(crate) unsafe fn new(ptr: *mut u8, len_bytes: usize, fd: Descriptor, fd_offset: u64) -> Self {
+        Self { ptr, len_bytes, fd, fd_offset, ports: None, handed: None, owner: PhantomData }
     }
-    /// Adds descriptors that a fill may borrow.
-    pub(crate) fn with_ports(mut self, ports: Option<&'a Ports>) -> Self {
-        self.ports = ports;
+    /// Adds descriptors that a fill may borrow, and has it noted in `handed` that a store was told one.
+    pub(crate) fn with_ports(mut self, ports: &'a Ports, handed: &'a Cell<bool>) -> Self {
+        self.ports = Some(ports);
+        self.handed = Some(handed);
         self
     }
     /// Returns how many bytes are wanted: whole pages, except at the end of the object.
@@ -114,7 +118,8 @@ impl<'a> PageMut<'a> {
     /// # Errors
     /// [`StoreError::Short`] at the end of the file, [`StoreError::Io`].
     pub fn fill_from(&mut self, fd: i32, pos_bytes: u64) -> Result<(), StoreError> {
-        let mut done = self.send_from(fd, pos_bytes);
+        // What went astray, since the program has closed the port meanwhile, is read again.
+        let mut done = self.send_from(fd, pos_bytes).unwrap_or(0);
         while done < self.len_bytes {
             let dst = self.ptr as usize + done;
             // SAFETY: `len_bytes` exclusive writable bytes at `ptr` (`new`'s contract), of which `done` are filled.
@@ -128,26 +133,33 @@ impl<'a> PageMut<'a> {
     }
 
     /// Moves what it can between descriptors; returns how much.
-    fn send_from(&self, fd: i32, pos_bytes: u64) -> usize {
-        let Some(port) = self.ports.and_then(Ports::get) else { return 0 };
-        if sys_file::seek(port.fd(), self.fd_offset).is_err() {
-            return 0;
-        }
+    fn send_from(&self, fd: i32, pos_bytes: u64) -> Result<usize, Errno> {
+        let Some(port) = self.ports.and_then(Ports::get) else { return Ok(0) };
+        let to = port.fd().check()?;
+        sys_file::seek(to, self.fd_offset)?;
         let mut done = 0;
         while done < self.len_bytes {
             // SAFETY: the port's position is inside the range we own, `len_bytes - done` bytes before its end.
-            match unsafe { sys_file::sendfile(port.fd(), fd, pos_bytes + done as u64, self.len_bytes - done) } {
+            match unsafe { sys_file::sendfile(to, fd, pos_bytes + done as u64, self.len_bytes - done) } {
                 Ok(n) if n > 0 => done += n,
                 _ => break,
             }
         }
-        done
+        port.fd().check()?;
+        Ok(done)
     }
 
     /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors; -1: a buffer,
-    /// see [`Store::uses_descriptors`].
+    /// see [`Store::uses_descriptors`], or the program has closed what it did not know, and the bytes alone are left.
     #[must_use]
     pub fn fd_offset(&self) -> (i32, u64) {
+        self.handed.into_iter().for_each(|h| h.set(true));
+        let number = if self.fd.is_some() { self.fd.check().unwrap_or(-1) } else { -1 };
+        (number, self.fd_offset)
+    }
+
+    /// Returns the same, without a look whether it is still ours.
+    fn memory(&self) -> (Descriptor, u64) {
         (self.fd, self.fd_offset)
     }
 }
@@ -159,16 +171,22 @@ impl<'a> PageMut<'a> {
 pub struct PageRef<'a> {
     ptr: *const u8,
     len_bytes: usize,
-    fd: i32,
+    fd: Descriptor,
     fd_offset: u64,
+    handed: Option<&'a Cell<bool>>,
     owner: PhantomData<&'a [u8]>,
 }
 
-impl PageRef<'_> {
+impl<'a> PageRef<'a> {
     /// # Safety
-    /// `ptr..ptr + len_bytes` stays readable for as long as the value lives, and is `fd` at `fd_offset` (or `fd` is -1).
-    pub(crate) unsafe fn new(ptr: *const u8, len_bytes: usize, fd: i32, fd_offset: u64) -> Self {
-        Self { ptr, len_bytes, fd, fd_offset, owner: PhantomData }
+    /// `ptr..ptr + len_bytes` stays readable for as long as the value lives, and is `fd` at `fd_offset` (or `fd` is none).
+    pub(crate) unsafe fn new(ptr: *const u8, len_bytes: usize, fd: Descriptor, fd_offset: u64) -> Self {
+        Self { ptr, len_bytes, fd, fd_offset, handed: None, owner: PhantomData }
+    }
+    /// Has it noted in `handed` that a store was told the descriptor.
+    pub(crate) fn noting(mut self, handed: &'a Cell<bool>) -> Self {
+        self.handed = Some(handed);
+        self
     }
     /// Returns how many bytes there are: whole pages, except at the end of the object.
     #[must_use]
@@ -180,9 +198,16 @@ impl PageRef<'_> {
     pub fn as_ptr(&self) -> *const u8 {
         self.ptr
     }
-    /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors; -1: a copy.
+    /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors; -1: a copy, or
+    /// the program has closed it.
     #[must_use]
     pub fn fd_offset(&self) -> (i32, u64) {
+        self.handed.into_iter().for_each(|h| h.set(true));
+        let number = if self.fd.is_some() { self.fd.check().unwrap_or(-1) } else { -1 };
+        (number, self.fd_offset)
+    }
+    /// Returns the same, without a look whether it is still ours.
+    fn memory(&self) -> (Descriptor, u64) {
         (self.fd, self.fd_offset)
     }
     /// Copies the bytes from `offset` on; returns how many there were.

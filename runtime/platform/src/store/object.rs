@@ -3,9 +3,11 @@
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::retry::{self, Retries};
 use super::{PageMut, PageRef, Store, StoreError};
-use crate::cache::Ports;
+use crate::cache::{self, Ports};
 use crate::staging;
+use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, mem, thread};
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::{AddressSpaceOps, Staged};
@@ -18,7 +20,7 @@ pub struct FolioMemory<'s> {
     /// Descriptors that fills may borrow.
     pub ports: &'s Ports,
     /// The memfd.
-    pub fd: i32,
+    pub fd: Descriptor,
     /// The object's offset in it.
     pub fd_offset: u64,
     /// Address of the object's alias.
@@ -89,8 +91,13 @@ impl<'s> ObjectOps<'s> {
         // SAFETY: the caller owns the pages' claims (`AddressSpaceOps`' contract), and `new` promised the memory.
         let mut page = unsafe { PageMut::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
         if len > 0 {
-            page = page.with_ports(Some(self.memory.ports));
+            let handed = Cell::new(false);
+            page = page.with_ports(self.memory.ports, &handed);
             self.store.read(pos, &mut page)?;
+            if handed.get() {
+                // What the store moved went to another file, if the program has closed the descriptor meanwhile.
+                self.memory.fd.check().map_err(StoreError::Io)?;
+            }
         }
         let tail = (nr as usize * PAGE_SIZE) - len;
         if tail > 0 {
@@ -115,19 +122,21 @@ impl<'s> ObjectOps<'s> {
         unsafe { ptr.write_bytes(0, all) };
         if len > 0 {
             // SAFETY: as above. It has no descriptor.
-            let mut page = unsafe { PageMut::new(ptr, len, -1, 0) };
+            let mut page = unsafe { PageMut::new(ptr, len, Descriptor::NONE, 0) };
             self.store.read(pos, &mut page)?;
         }
         // Asked here, since the store took its time.
-        if !bounce::may_copy() {
-            // SAFETY: the buffer's bytes, to pages that are the caller's to fill.
-            unsafe { mem::copy_racy(self.address(pgoff), ptr, all) };
-            return Ok(());
+        if bounce::may_copy() {
+            match buffer.copy_to(all, (self.memory.fd, self.memory.fd_offset + pos)) {
+                Err(Errno::ENOMEM | Errno::ENOSPC) => return Err(StoreError::NoMemory),
+                // The program has closed the descriptor: the alias is left.
+                Err(Errno::EBADF) => {}
+                r => return r.map_err(StoreError::Io),
+            }
         }
-        buffer.copy_to(all, (self.memory.fd, self.memory.fd_offset + pos)).map_err(|e| match e {
-            Errno::ENOMEM | Errno::ENOSPC => StoreError::NoMemory,
-            e => StoreError::Io(e),
-        })
+        // SAFETY: the buffer's bytes, to pages that are the caller's to fill.
+        unsafe { mem::copy_racy(self.address(pgoff), ptr, all) };
+        Ok(())
     }
 
     fn read_retrying(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
@@ -141,9 +150,13 @@ impl<'s> ObjectOps<'s> {
             // Past the end by now: nobody may see these bytes again.
             return Ok(());
         }
-        buffer.copy_from(len, (self.memory.fd, self.memory.fd_offset + pos)).map_err(StoreError::Io)?;
+        match buffer.copy_from(len, (self.memory.fd, self.memory.fd_offset + pos)) {
+            // The program has closed the descriptor: the alias is left.
+            Err(Errno::EBADF) => copy_out(self.address(pgoff).cast_const(), buffer.address() as *mut u8, len),
+            r => r.map_err(StoreError::Io)?,
+        }
         // SAFETY: the buffer is ours until it is dropped, and as long. It has no descriptor.
-        let pages = unsafe { PageRef::new(buffer.address() as *const u8, len, -1, 0) };
+        let pages = unsafe { PageRef::new(buffer.address() as *const u8, len, Descriptor::NONE, 0) };
         self.store.write(pos, &pages)
     }
 
@@ -155,7 +168,13 @@ impl<'s> ObjectOps<'s> {
         }
         // SAFETY: the pages are `writeback` or pinned: they stay in the memfd until that ends, mapped at their alias.
         let pages = unsafe { PageRef::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
-        self.store.write(pos, &pages)
+        let handed = Cell::new(false);
+        self.store.write(pos, &pages.noting(&handed))?;
+        if handed.get() {
+            // What the store moved was another file's, if the program has closed the descriptor meanwhile.
+            self.memory.fd.check().map_err(StoreError::Io)?;
+        }
+        Ok(())
     }
 
     /// The same, page by page where the run is not taken: pages before the bad one are, and it is named.
@@ -185,7 +204,7 @@ impl<'s> ObjectOps<'s> {
             let copy = staging::address(&staged) as *mut u8;
             copy_out(self.address(p).cast_const(), copy, len);
             // SAFETY: the staging page is ours until it is put back. It has no descriptor.
-            let page = unsafe { PageRef::new(copy, len, -1, 0) };
+            let page = unsafe { PageRef::new(copy, len, Descriptor::NONE, 0) };
             if let Err(e) = self.store.write(p << PAGE_SHIFT, &page) {
                 result = Err((i, e.fill_error()));
                 break;
@@ -223,7 +242,7 @@ impl AddressSpaceOps for ObjectOps<'_> {
         let ptr = staging::address(staged) as *mut u8;
         let len = self.wanted(pgoff, 1);
         // SAFETY: the staging page was taken from the pool by the caller, so it is theirs alone. It has no descriptor.
-        let mut page = unsafe { PageMut::new(ptr, len, -1, 0) };
+        let mut page = unsafe { PageMut::new(ptr, len, Descriptor::NONE, 0) };
         self.store.read(pgoff << PAGE_SHIFT, &mut page).map_err(StoreError::fill_error)?;
         // SAFETY: the rest of the same page.
         unsafe { ptr.wrapping_add(len).write_bytes(0, PAGE_SIZE - len) };
@@ -258,9 +277,10 @@ impl AddressSpaceOps for ObjectOps<'_> {
     }
 
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
-        let offset = self.memory.fd_offset + (pgoff << PAGE_SHIFT);
-        // SAFETY: the caller owns the pages (evicting, or a failed fill): nobody relies on their bytes.
-        unsafe { mem::punch_hole(self.memory.fd, offset, u64::from(nr) << PAGE_SHIFT) }.map_err(|_| FillError::Io)
+        let memory = (self.memory.fd, self.memory.fd_offset + (pgoff << PAGE_SHIFT));
+        // SAFETY: the caller owns the pages (evicting, or a failed fill): nobody relies on their bytes. The alias is theirs.
+        unsafe { cache::punch(self.address(pgoff) as usize, nr as usize * PAGE_SIZE, memory) }
+            .map_err(|_| FillError::Io)
     }
 
     fn collapse(&self, pgoff: u64) -> Result<(), FillError> {

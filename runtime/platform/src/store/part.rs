@@ -1,6 +1,8 @@
 //! Parts of what a store is to fill or take, and what both can do without a store.
 
 use super::{PageMut, PageRef, StoreError};
+use crate::cache;
+use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, mem};
 use core::marker::PhantomData;
 use softfault_mm::page::PAGE_SIZE;
@@ -9,7 +11,7 @@ use softfault_mm::page::PAGE_SIZE;
 impl<'a> From<&'a mut [u8]> for PageMut<'a> {
     fn from(bytes: &'a mut [u8]) -> Self {
         // SAFETY: an exclusive slice for `'a`; there is no descriptor.
-        unsafe { Self::new(bytes.as_mut_ptr(), bytes.len(), -1, 0) }
+        unsafe { Self::new(bytes.as_mut_ptr(), bytes.len(), Descriptor::NONE, 0) }
     }
 }
 
@@ -17,7 +19,7 @@ impl<'a> From<&'a mut [u8]> for PageMut<'a> {
 impl<'a> From<&'a [u8]> for PageRef<'a> {
     fn from(bytes: &'a [u8]) -> Self {
         // SAFETY: a slice that is readable for `'a`; there is no descriptor.
-        unsafe { Self::new(bytes.as_ptr(), bytes.len(), -1, 0) }
+        unsafe { Self::new(bytes.as_ptr(), bytes.len(), Descriptor::NONE, 0) }
     }
 }
 
@@ -34,6 +36,7 @@ impl PageMut<'_> {
             fd: self.fd,
             fd_offset: self.fd_offset + offset as u64,
             ports: self.ports,
+            handed: self.handed,
             owner: PhantomData,
         }
     }
@@ -46,11 +49,12 @@ impl PageMut<'_> {
     /// # Errors
     /// [`StoreError::NoMemory`], [`StoreError::Io`].
     pub fn allocate_zeros(&mut self) -> Result<(), StoreError> {
-        if self.fd < 0 {
+        let (fd, offset) = self.fd_offset();
+        if fd < 0 {
             self.write_zeros();
             return Ok(());
         }
-        match mem::allocate(self.fd, self.fd_offset, self.len_bytes.next_multiple_of(PAGE_SIZE) as u64) {
+        match mem::allocate(fd, offset, self.len_bytes.next_multiple_of(PAGE_SIZE) as u64) {
             Ok(()) => Ok(()),
             Err(Errno::ENOMEM | Errno::ENOSPC) => Err(StoreError::NoMemory),
             Err(e) => Err(StoreError::Io(e)),
@@ -69,11 +73,11 @@ impl PageMut<'_> {
     ///
     /// # Context: handler
     pub(super) fn make_holes(&mut self) {
-        if self.fd >= 0 && self.len_bytes > 0 {
-            let len = self.len_bytes.next_multiple_of(PAGE_SIZE) as u64;
+        if self.fd.is_some() && self.len_bytes > 0 {
+            let len = self.len_bytes.next_multiple_of(PAGE_SIZE);
             // SAFETY: the caller owns the pages (`new`'s contract) and gives their bytes up. If it fails, the punch of
             // whoever gives up the claim fails too, and the word says that nobody may look.
-            let _ = unsafe { mem::punch_hole(self.fd, self.fd_offset, len) };
+            let _ = unsafe { cache::punch(self.ptr as usize, len, (self.fd, self.fd_offset)) };
         }
     }
 }
@@ -89,7 +93,8 @@ impl PageRef<'_> {
             ptr: self.ptr.wrapping_add(offset),
             len_bytes: len_bytes.min(self.len_bytes - offset),
             fd: self.fd,
-            fd_offset: if self.fd < 0 { 0 } else { self.fd_offset + offset as u64 },
+            fd_offset: if self.fd.is_some() { self.fd_offset + offset as u64 } else { 0 },
+            handed: self.handed,
             owner: PhantomData,
         }
     }

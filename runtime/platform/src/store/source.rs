@@ -2,6 +2,7 @@
 
 use super::retry::{self, Retries};
 use super::{PageMut, PageRef, Store, StoreError};
+use crate::sys::fd::Descriptor;
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
@@ -48,7 +49,7 @@ impl Source<'_> {
         let len = self.wanted(pgoff, (into.len() / PAGE_SIZE) as u32).min(into.len());
         if len > 0 {
             // SAFETY: `len` bytes of a slice that is exclusively borrowed. They have no descriptor.
-            let mut page = unsafe { PageMut::new(into.as_mut_ptr(), len, -1, 0) };
+            let mut page = unsafe { PageMut::new(into.as_mut_ptr(), len, Descriptor::NONE, 0) };
             self.store.read(pgoff << PAGE_SHIFT, &mut page)?;
         }
         if let Some(tail) = into.get_mut(len..) {
@@ -71,7 +72,7 @@ impl Source<'_> {
             return Ok(());
         }
         // SAFETY: the caller's contract.
-        let pages = unsafe { PageRef::new(address as *const u8, len, -1, 0) };
+        let pages = unsafe { PageRef::new(address as *const u8, len, Descriptor::NONE, 0) };
         self.store.write(pgoff << PAGE_SHIFT, &pages)
     }
 }

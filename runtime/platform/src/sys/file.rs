@@ -325,6 +325,12 @@ pub fn rlimit_as() -> u64 {
     rlimit(libc::RLIMIT_AS)
 }
 
+/// Returns `RLIMIT_NOFILE`: descriptors have smaller numbers. Control plane.
+#[must_use]
+pub fn rlimit_nofile() -> u64 {
+    rlimit(libc::RLIMIT_NOFILE)
+}
+
 /// Waits until one of `fds` is readable or `timeout_ms` passed (-1: forever). Returns a bit mask of ready ones.
 ///
 /// # Errors

@@ -24,6 +24,8 @@ pub const MAP_NORESERVE: i32 = libc::MAP_NORESERVE;
 pub const MADV_DONTNEED: i32 = libc::MADV_DONTNEED;
 /// As `MADV_DONTNEED`, also on locked ranges (under `mlockall` the plain advice is `EINVAL`). Since Linux 5.18.
 pub const MADV_DONTNEED_LOCKED: i32 = 24;
+/// Punch a hole into what a shared mapping maps.
+pub const MADV_REMOVE: i32 = libc::MADV_REMOVE;
 /// The range does not exist in a forked child.
 pub const MADV_DONTFORK: i32 = libc::MADV_DONTFORK;
 /// The range reads as zero in a forked child.
@@ -291,6 +293,21 @@ pub unsafe fn punch_hole(fd: i32, offset: u64, len_bytes: u64) -> Result<(), Err
     // SAFETY: the caller owns the bytes that go away.
     unsafe { syscall6(libc::SYS_fallocate, [fd as usize, mode as usize, offset as usize, len_bytes as usize, 0, 0]) }
         .map(drop)
+}
+
+/// Gives the pages of a shared mapping of a memfd back to the kernel, as [`punch_hole`] does, without naming a descriptor
+/// of it, which may be another file's by now; see madvise(2), `MADV_REMOVE`.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EINVAL` where the range is locked in memory; `ENOMEM` in a forked child, which has no such mapping; `EINTR`.
+///
+/// # Safety
+/// As for [`punch_hole`].
+pub unsafe fn remove_pages(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    // SAFETY: the caller owns the bytes that go away.
+    unsafe { madvise(addr, len_bytes, MADV_REMOVE) }
 }
 
 /// Allocates zeroed pages for `offset..offset+len_bytes` of a memfd; pages that exist keep their bytes.

@@ -8,6 +8,7 @@
 //! # Context: handler
 //! Everything here may run in a signal handler unless its own documentation says "control plane".
 
+pub mod fd;
 pub mod file;
 pub mod futex;
 pub mod mem;

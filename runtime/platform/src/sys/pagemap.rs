@@ -4,7 +4,7 @@
 //! A page that was never mapped counts as written there, so `PRESENT` is asked for beside it.
 
 use super::syscall::{Errno, syscall6};
-use super::{file, mem};
+use super::{fd, file, mem};
 use core::sync::atomic::{AtomicI32, Ordering};
 
 /// Not write-protected, or never mapped.
@@ -57,7 +57,7 @@ pub fn init() -> Result<(), Errno> {
     if FD.load(Ordering::Relaxed) >= 0 {
         return Ok(());
     }
-    let fd = file::open_rdonly(c"/proc/self/pagemap")?;
+    let fd = fd::raise(file::open_rdonly(c"/proc/self/pagemap")?);
     let page = mem::map_zeroed(4096)?;
     let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask(PAGE_IS_PRESENT) };
     let works = scan(fd, &mut arg, &mut []);

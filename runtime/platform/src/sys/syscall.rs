@@ -43,6 +43,10 @@ impl Errno {
     pub const ENOSYS: Errno = Errno(libc::ENOSYS);
     /// Bad file descriptor.
     pub const EBADF: Errno = Errno(libc::EBADF);
+    /// No descriptor left.
+    pub const EMFILE: Errno = Errno(libc::EMFILE);
+    /// Not a descriptor for this request.
+    pub const ENOTTY: Errno = Errno(libc::ENOTTY);
     /// No such process.
     pub const ESRCH: Errno = Errno(libc::ESRCH);
     /// Timed out.
@@ -69,6 +73,8 @@ impl Errno {
             Self::EOPNOTSUPP => "EOPNOTSUPP",
             Self::ENOSYS => "ENOSYS",
             Self::EBADF => "EBADF",
+            Self::EMFILE => "EMFILE",
+            Self::ENOTTY => "ENOTTY",
             Self::ESRCH => "ESRCH",
             Self::ETIMEDOUT => "ETIMEDOUT",
             Self::EBADMSG => "EBADMSG",

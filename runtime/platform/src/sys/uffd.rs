@@ -4,8 +4,10 @@
 //! field of the fill ioctls holds a byte count **or** a negative error number and is meaningful only in some cases
 //! (casting it without a look loses both), and `EAGAIN` with a positive count means *partly done*, not *try again*.
 
+use super::fd::{self, Descriptor};
 use super::file;
 use super::syscall::{Errno, syscall6};
+use core::sync::atomic::{AtomicI32, Ordering};
 
 /// Features and bits of the interface; values are the kernel's.
 #[expect(missing_docs, reason = "the names are the kernel's; userfaultfd(2) documents each")]
@@ -70,7 +72,12 @@ pub enum Filled {
 /// A userfaultfd context; closes its descriptor on drop.
 #[derive(Debug)]
 pub struct Uffd {
-    fd: i32,
+    /// The number: another one after the program has closed it and it was taken back.
+    fd: AtomicI32,
+    /// What it names.
+    is: Descriptor,
+    /// Its number in the table of the thread that keeps it, -1: none does.
+    kept_as: AtomicI32,
     features: u64,
 }
 
@@ -96,8 +103,9 @@ impl Uffd {
         let flags = open_flags | libc::O_CLOEXEC as usize | libc::O_NONBLOCK as usize;
         // SAFETY: touches no memory.
         let fd = unsafe { syscall6(libc::SYS_userfaultfd, [flags, 0, 0, 0, 0, 0]) }?;
-        let fd = i32::try_from(fd).map_err(|_| Errno::EBADF)?;
-        let mut uffd = Self { fd, features: 0 };
+        let fd = fd::raise(i32::try_from(fd).map_err(|_| Errno::EBADF)?);
+        let (kept_as, is) = (AtomicI32::new(-1), Descriptor::new(fd));
+        let mut uffd = Self { fd: AtomicI32::new(fd), is, kept_as, features: 0 };
         let mut arg = [UFFD_API, features, 0];
         uffd.ioctl(UFFDIO_API, &mut arg)?;
         uffd.features = arg[1];
@@ -115,15 +123,67 @@ impl Uffd {
     /// Returns the descriptor, still owned by `self`.
     #[must_use]
     pub fn fd(&self) -> i32 {
-        self.fd
+        self.fd.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a thread keeps the descriptor under its present number, see [`fd::keep`]. Control plane.
+    pub fn note_kept(&self) {
+        self.kept_as.store(self.fd(), Ordering::Relaxed);
     }
 
     #[inline(always)]
     fn ioctl<const N: usize>(&self, request: usize, arg: &mut [u64; N]) -> Result<(), Errno> {
-        let args = [self.fd as usize, request, arg.as_mut_ptr() as usize, 0, 0, 0];
+        match self.ioctl_once(request, arg) {
+            // What another file says to such a request, or no file.
+            Err(e @ (Errno::EBADF | Errno::ENOTTY | Errno::EINVAL)) => self.ioctl_again(request, arg, e),
+            r => r,
+        }
+    }
+
+    #[inline(always)]
+    fn ioctl_once<const N: usize>(&self, request: usize, arg: &mut [u64; N]) -> Result<(), Errno> {
+        let args = [self.fd() as usize, request, arg.as_mut_ptr() as usize, 0, 0, 0];
         // SAFETY: every request above encodes the size of its argument, which is the array's; the array is
         // exclusively borrowed. What the ioctl does to page tables is the contract of the public methods.
         unsafe { syscall6(libc::SYS_ioctl, args) }.map(drop)
+    }
+
+    /// Asks once more, if the program had closed the descriptor and it could be taken back. What was not a userfaultfd has
+    /// left the argument alone.
+    #[cold]
+    #[inline(never)]
+    fn ioctl_again<const N: usize>(&self, request: usize, arg: &mut [u64; N], e: Errno) -> Result<(), Errno> {
+        if self.is_ours() {
+            return Err(e);
+        }
+        self.take_back().and_then(|()| self.ioctl_once(request, arg))
+    }
+
+    /// Returns whether the number names the context: another thread may just have taken it back.
+    fn is_ours(&self) -> bool {
+        self.is.renumbered(self.fd()).check().is_ok()
+    }
+
+    /// Takes the context back from the thread that keeps it, after the program has closed its number. No page has lost its
+    /// registration meanwhile.
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// `EBADF` where nobody keeps it, or the kernel cannot give it (before Linux 6.9; a filter).
+    #[cold]
+    pub fn take_back(&self) -> Result<(), Errno> {
+        let seen = self.fd.load(Ordering::Relaxed);
+        if self.is.renumbered(seen).check().is_ok() {
+            return Ok(());
+        }
+        let new = fd::kept(self.kept_as.load(Ordering::Relaxed)).map_err(|_| Errno::EBADF)?;
+        self.is.renumbered(new).check()?;
+        // Another thread may have been first: both numbers name the context, and one of them is enough.
+        if self.fd.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            file::close(new);
+        }
+        Ok(())
     }
 
     /// Registers a range; `mode` is `REGISTER_*` bits.
@@ -222,7 +282,11 @@ impl Uffd {
     /// The kernel's, except `EAGAIN`.
     pub fn read(&self, out: &mut [PageFaultMsg; 16]) -> Result<usize, Errno> {
         let mut raw = [0u8; 16 * 32];
-        let n = match file::read(self.fd, &mut raw) {
+        if !self.is_ours() {
+            // To read would take bytes from whatever the program has there.
+            return self.take_back().map(|()| 0);
+        }
+        let n = match file::read(self.fd(), &mut raw) {
             // EINTR: a signal came while there was nothing to read; the caller polls again.
             Err(Errno::EAGAIN | Errno::EINTR) => 0,
             r => r?,
@@ -245,7 +309,7 @@ impl Uffd {
 
 impl Drop for Uffd {
     fn drop(&mut self) {
-        file::close(self.fd);
+        self.is.renumbered(self.fd()).close();
     }
 }
 

@@ -8,8 +8,8 @@ use crate::host::{self, Host};
 use crate::mmu::uffd::UffdMmu;
 use crate::section::Slot;
 use crate::sys::uffd::{Filled, PageFaultMsg, bits};
-use crate::sys::{Errno, file, thread};
-use crate::vmatree;
+use crate::sys::{Errno, fd, file, mem, thread};
+use crate::vmatree::{self, Trap};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault::{self, Env};
@@ -70,18 +70,19 @@ impl Park for Impatient<'_> {
 /// How long an access for which there is no room in the cache is put off before it is told so.
 const NAP_PATIENCE_NS: u64 = 2_000_000_000;
 
-/// Serves messages until `stop` is set; `bell_fd` becomes readable then, and when a helper has finished something.
+/// Serves messages until `stop` is set; the bell is rung then, and when a helper has finished something.
 ///
 /// Runs on its own thread, which must be a registered helper.
 ///
 /// # Errors
-/// The kernel's, when the descriptor can no longer be read.
-pub fn serve(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) -> Result<(), Errno> {
+/// The kernel's, when the descriptor can no longer be read: see [`give_up`].
+pub fn serve(mmu: &UffdMmu, stop: &core::sync::atomic::AtomicU32) -> Result<(), Errno> {
     let mut messages = [PageFaultMsg::default(); 16];
     let mut pending = [Pending::default(); NR_PENDING];
     let mut waiting = 0usize;
     // From before the first message on: a helper may be done before this thread looks again.
-    let _watching = Watching::new(bell_fd);
+    let _watching = Watching::new();
+    let mut bell_fd = host::monitor_bell()?;
     loop {
         let timeout = if waiting > 0 { LOOK_AGAIN_MS } else { -1 };
         let ready = match file::poll_in([mmu.uffd().fd(), bell_fd], timeout) {
@@ -92,7 +93,11 @@ pub fn serve(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) 
             return Ok(());
         }
         if ready & 2 != 0 {
-            let _ = file::read(bell_fd, &mut [0u8; 8]);
+            let bell = host::monitor_bell()?;
+            if bell == bell_fd {
+                let _ = file::read(bell_fd, &mut [0u8; 8]);
+            }
+            bell_fd = bell;
         }
         waiting = 0;
         for entry in pending.iter_mut().filter(|p| p.page != 0) {
@@ -121,16 +126,26 @@ pub fn serve(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) 
 struct Watching;
 
 impl Watching {
-    fn new(bell_fd: i32) -> Self {
-        host::watch_jobs(bell_fd);
+    fn new() -> Self {
+        host::watch_jobs(true);
         Self
     }
 }
 
 impl Drop for Watching {
     fn drop(&mut self) {
-        host::watch_jobs(-1);
+        host::watch_jobs(false);
     }
+}
+
+/// Ends monitored arenas of which the messages can no longer be read: whoever waits for a page, and whoever touches one
+/// from now on, gets SIGSEGV. Without it the first would wait for ever; and once the context goes, holes are zeros.
+pub fn give_up() {
+    vmatree::each_arena(Trap::Monitor, &mut |base, len_bytes| {
+        // SAFETY: the arena's own range; nothing that is protected so is read any more.
+        let _ = unsafe { mem::mprotect(base, len_bytes, mem::PROT_NONE) };
+    });
+    fd::let_go();
 }
 
 fn pending_of(message: &PageFaultMsg) -> Pending {

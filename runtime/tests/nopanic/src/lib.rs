@@ -60,8 +60,12 @@ pub unsafe extern "C" fn nopanic_on_signal(signo: i32, info: *mut SigInfo, uc: *
 
 /// The monitor thread's loop: not a handler, but threads sleep until it answers.
 #[unsafe(no_mangle)]
-pub fn nopanic_monitor(mmu: &UffdMmu, bell_fd: i32, stop: &core::sync::atomic::AtomicU32) -> bool {
-    monitor::serve(mmu, bell_fd, stop).is_ok()
+pub fn nopanic_monitor(mmu: &UffdMmu, stop: &core::sync::atomic::AtomicU32) -> bool {
+    let ok = monitor::serve(mmu, stop).is_ok();
+    if !ok {
+        monitor::give_up();
+    }
+    ok
 }
 
 fn every_mmu_method<M: Mmu>(mmu: &M, addr: usize, nr: usize, prot: Prot, staged: &Staged) {

@@ -1,0 +1,203 @@
+//! A program that closes descriptors which it does not know, as daemons do, and opens files of its own: they get our numbers.
+#![allow(unsafe_code, reason = "closes and duplicates descriptors by number, and loads from arenas")]
+
+mod common;
+
+use common::{EXTENT, PAGE, TempFile, arena, bytes, child, each_mode, ended, load, map, said, same, setup, store};
+use softfault::{Arena, Delivery, Object, Prot, Runtime, Sharing};
+use std::io::{Seek, Write};
+use std::os::fd::AsRawFd;
+
+const LEN: usize = 3 * EXTENT;
+const CACHED: usize = EXTENT / 2;
+
+/// The numbers that are open, but for the standard streams.
+fn numbers() -> Vec<i32> {
+    let dir = std::fs::read_dir("/proc/self/fd").expect("/proc");
+    let all = dir.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok());
+    all.filter(|n: &i32| *n > 2).collect()
+}
+
+fn close_all() {
+    // SAFETY: closes numbers; nothing of this test's is open by then that it needs.
+    let r = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
+    assert_eq!(r, 0, "close_range");
+}
+
+/// A file of the program's, under many numbers.
+struct Foreign {
+    file: std::fs::File,
+    path: std::path::PathBuf,
+}
+
+const FOREIGN_LEN: usize = 4 * EXTENT;
+
+impl Foreign {
+    /// Makes it, and has it take `numbers` from whatever they named.
+    fn take(numbers: &[i32]) -> Self {
+        let path = std::env::temp_dir().join(format!("softfault-test-foreign-{}", std::process::id()));
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.read(true).write(true).create(true).truncate(true).open(&path).expect("a file");
+        file.write_all(&vec![b'x'; FOREIGN_LEN]).expect("written");
+        file.seek(std::io::SeekFrom::Start(12_345)).expect("sought");
+        for n in numbers.iter().filter(|n| **n != file.as_raw_fd()) {
+            // SAFETY: gives the number, which is closed, to a file that is open.
+            assert_eq!(unsafe { libc::dup2(file.as_raw_fd(), *n) }, *n);
+        }
+        Self { file, path }
+    }
+
+    fn check(&mut self) {
+        assert_eq!(self.file.stream_position().expect("position"), 12_345, "somebody read or wrote the program's file");
+        let now = std::fs::read(&self.path).expect("read");
+        assert_eq!(now.len(), FOREIGN_LEN, "the program's file has another length");
+        let changed = now.iter().filter(|b| **b != b'x').count();
+        assert_eq!(changed, 0, "bytes of the program's file were changed");
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+struct Scene {
+    rt: Runtime,
+    read: (TempFile, Object, Arena),
+    written: (TempFile, Object, Arena),
+}
+
+/// A small cache, a file of which a part is cached, and one with stores that no store has seen.
+fn scene(mode: Delivery, direct: bool) -> Option<Scene> {
+    setup();
+    let rt = Runtime::builder().cache_limit(2 * EXTENT as u64).build().expect("runtime");
+    if !rt.delivery().is_available(mode) {
+        return None;
+    }
+    let open = |file: &TempFile, writable| rt.file_options().writable(writable).direct(direct).open(file.path());
+    let (file, other) = (TempFile::new(LEN), TempFile::new(64 * PAGE));
+    let (object, dirty) = (open(&file, false).expect("object"), open(&other, true).expect("object"));
+    let (a, b) = (arena(&rt, mode, LEN), arena(&rt, mode, EXTENT));
+    map(&a, 0, &object, Prot::Read, Sharing::Shared);
+    map(&b, 0, &dirty, Prot::ReadWrite, Sharing::Shared);
+    same("before", &bytes(&a, 0..CACHED), &file.data[..CACHED]);
+    for page in 0..64 {
+        assert_eq!(store(&b, page * PAGE, 0xee), Ok(()));
+    }
+    Some(Scene { rt, read: (file, object, a), written: (other, dirty, b) })
+}
+
+/// Everything that may touch a descriptor. Each byte that can be had is right, each that cannot is a signal.
+fn go_on(scene: &Scene, mode: Delivery) -> (usize, usize) {
+    let (file, object, a) = &scene.read;
+    let (mut right, mut refused) = (0, 0);
+    for page in 0..LEN / PAGE {
+        match load(a, page * PAGE) {
+            Ok(byte) if byte == file.data[page * PAGE] => right += 1,
+            Ok(byte) => panic!("{mode:?}: page {page} begins with {byte:#x}, not {:#x}", file.data[page * PAGE]),
+            Err(_) => refused += 1,
+        }
+    }
+    let mut buf = vec![0; PAGE];
+    if object.read_at((LEN - PAGE) as u64, &mut buf).is_ok() {
+        same("read_at", &buf, &file.data[LEN - PAGE..]);
+    }
+    let (other, dirty, b) = &scene.written;
+    let synced = dirty.sync_all();
+    let on_disk = std::fs::read(other.path()).expect("read");
+    if synced.is_ok() {
+        assert!((0..64).all(|p| on_disk[p * PAGE] == 0xee), "{mode:?}: sync_all says Ok, and the file is old");
+    }
+    for page in 0..64 {
+        if let Ok(byte) = load(b, page * PAGE) {
+            assert_eq!(byte, 0xee, "{mode:?}: page {page} has lost a store");
+        }
+    }
+    // Punches holes, through whatever is left to do it by.
+    let _ = object.evict(0..LEN as u64);
+    let _ = dirty.set_len(32 * PAGE as u64);
+    let _ = dirty.punch_hole(0..PAGE as u64);
+    // The flusher and kswapd get a turn.
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    (right, refused)
+}
+
+fn closes_and_opens(mode: Delivery, direct: bool, opens: bool) {
+    let Some(scene) = scene(mode, direct) else {
+        println!("{mode:?} skipped: not here");
+        return;
+    };
+    let ours = numbers();
+    close_all();
+    let mut foreign = opens.then(|| Foreign::take(&ours));
+    let (right, refused) = go_on(&scene, mode);
+    let lost = scene.rt.stats().get("process_descriptors_lost");
+    println!("{mode:?}: {right} pages right, {refused} refused, {lost:?} descriptors found lost");
+    assert_eq!(right + refused, LEN / PAGE);
+    if let Some(foreign) = &mut foreign {
+        foreign.check();
+    }
+    // What ends now closes no number of the program's.
+    drop(scene);
+    if let Some(foreign) = &mut foreign {
+        foreign.check();
+        let missing = ours.iter().filter(|n| numbers().binary_search(n).is_err() && !numbers().contains(n)).count();
+        assert_eq!(missing, 0, "descriptors of the program's were closed");
+    }
+}
+
+const CLOSES: &str = "files_that_get_the_numbers_of_closed_descriptors_are_left_alone";
+
+#[test]
+fn files_that_get_the_numbers_of_closed_descriptors_are_left_alone() {
+    for mode in common::MODES {
+        for (key, direct, opens) in [("opens", false, true), ("closes", false, false), ("direct", true, true)] {
+            let out = child(CLOSES, &format!("{mode:?}-{key}"), || closes_and_opens(mode, direct, opens));
+            print!("{key}: {}", out.as_ref().map(said).unwrap_or_default());
+            ended(out, Ok(0));
+        }
+    }
+}
+
+const TAKEN: &str = "cached_pages_are_served_after_the_program_has_closed_everything";
+
+/// The contexts are kept by a thread with a table of its own, and taken back.
+#[test]
+fn cached_pages_are_served_after_the_program_has_closed_everything() {
+    for mode in common::MODES {
+        let out = child(TAKEN, &format!("{mode:?}"), || {
+            let Some(scene) = scene(mode, false) else {
+                println!("{mode:?} skipped: not here");
+                return;
+            };
+            let ours = numbers();
+            close_all();
+            let mut foreign = Foreign::take(&ours);
+            let (file, _, a) = &scene.read;
+            // The entries go, the pages stay: each touch is a fault that needs the context.
+            a.zap(0..CACHED).expect("zap");
+            for page in 0..CACHED / PAGE {
+                assert_eq!(load(a, page * PAGE), Ok(file.data[page * PAGE]), "{mode:?}: page {page}");
+            }
+            foreign.check();
+        });
+        let said = ended(out, Ok(0));
+        print!("{said}");
+    }
+}
+
+#[test]
+fn descriptors_have_high_numbers() {
+    each_mode("high", |rt, mode| {
+        let file = TempFile::new(PAGE);
+        let before = numbers();
+        let object = rt.file_options().open(file.path()).expect("object");
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        let low: Vec<_> = numbers().into_iter().filter(|n| *n < 64 && !before.contains(n)).collect();
+        assert!(low.len() <= 1, "{mode:?}: {low:?}, where the program's next files go");
+        same("a page", &bytes(&a, 0..PAGE), &file.data);
+        assert_eq!(rt.stats().get("process_descriptors_lost"), Some(0), "nobody has closed any");
+    });
+}
