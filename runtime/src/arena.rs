@@ -157,12 +157,12 @@ impl ArenaBuilder {
         Ok(Arena { inner: Arc::new(inner) })
     }
 
-    /// Settles the mode. Auto never gives `InThread` to an arena that wants kernel access.
+    /// Settles the mode, and looks at no other. Auto never gives `InThread` to an arena that wants kernel access.
     fn choose(&self) -> Result<Trap> {
-        let report = &self.runtime.inner.report;
+        let findings = &self.runtime.inner.findings;
         let mode = match (self.delivery, self.kernel_access) {
-            (Delivery::Auto, true) => report.kernel_access.unwrap_or(Delivery::Monitor),
-            (Delivery::Auto, false) => report.chosen,
+            (Delivery::Auto, true) => findings.choose_for_kernel_access().unwrap_or(Delivery::Monitor),
+            (Delivery::Auto, false) => findings.choose(),
             (Delivery::Monitor, _) => Delivery::Monitor,
             (mode, true) => {
                 let why = "kernel_access needs Monitor: in this mode system calls on the arena would fail with EFAULT";
@@ -170,9 +170,9 @@ impl ArenaBuilder {
             }
             (mode, false) => mode,
         };
-        if !report.is_available(mode) {
-            let why = report.finding(mode).map_or_else(String::new, |f| f.why.clone());
-            return Err(Error::Delivery { mode, why });
+        let finding = findings.of(mode);
+        if !finding.available {
+            return Err(Error::Delivery { mode, why: finding.why });
         }
         Ok(match mode {
             Delivery::Segv => Trap::Segv,

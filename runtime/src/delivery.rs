@@ -1,6 +1,7 @@
 //! Which way faults arrive: what can be had here, what was chosen, and why.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 /// How the faults of an arena arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,30 +62,54 @@ impl fmt::Display for DeliveryReport {
     }
 }
 
-/// Probes every mode by opening what it needs. `InThread` is absent only if a user-mode-only userfaultfd fails.
-#[must_use]
-pub(crate) fn probe() -> DeliveryReport {
-    let mut findings = Vec::new();
-    #[cfg(feature = "userfaultfd")]
-    for (mode, kind) in [
-        (Delivery::InThread, softfault_platform::mmu::uffd::Kind::Async),
-        (Delivery::Monitor, softfault_platform::mmu::uffd::Kind::Monitor),
-    ] {
-        findings.push(probe_uffd(mode, kind));
+/// What a runtime has found out so far. A mode is looked at when it is asked for: a filter of system calls may kill who opens
+/// a userfaultfd, and a program that asks for `Segv` opens none.
+#[derive(Debug, Default)]
+pub(crate) struct Findings {
+    in_thread: OnceLock<Finding>,
+    monitor: OnceLock<Finding>,
+    report: OnceLock<DeliveryReport>,
+}
+
+impl Findings {
+    /// Finds out about one mode, by opening what it needs.
+    pub(crate) fn of(&self, mode: Delivery) -> Finding {
+        match mode {
+            Delivery::InThread => self.in_thread.get_or_init(|| probe(mode)).clone(),
+            Delivery::Monitor => self.monitor.get_or_init(|| probe(mode)).clone(),
+            mode => Finding { mode, available: true, why: "needs nothing; a granule is exposed at once".into() },
+        }
     }
-    #[cfg(not(feature = "userfaultfd"))]
-    for mode in [Delivery::InThread, Delivery::Monitor] {
-        findings.push(Finding { mode, available: false, why: "built without the feature `userfaultfd`".into() });
+
+    /// Finds out about all of them.
+    pub(crate) fn report(&self) -> &DeliveryReport {
+        self.report.get_or_init(|| {
+            let findings = [Delivery::InThread, Delivery::Monitor, Delivery::Segv].map(|m| self.of(m)).to_vec();
+            DeliveryReport { findings, chosen: self.choose(), kernel_access: self.choose_for_kernel_access() }
+        })
     }
-    findings.push(Finding {
-        mode: Delivery::Segv,
-        available: true,
-        why: "needs nothing; a granule is exposed at once".into(),
-    });
-    let has = |m| findings.iter().any(|f: &Finding| f.mode == m && f.available);
-    let chosen = if has(Delivery::InThread) { Delivery::InThread } else { Delivery::Segv };
-    let kernel_access = has(Delivery::Monitor).then_some(Delivery::Monitor);
-    DeliveryReport { findings, chosen, kernel_access }
+
+    /// Returns what arenas get that do not ask for a mode.
+    pub(crate) fn choose(&self) -> Delivery {
+        if self.of(Delivery::InThread).available { Delivery::InThread } else { Delivery::Segv }
+    }
+
+    /// Returns what arenas get that ask for kernel access, if any.
+    pub(crate) fn choose_for_kernel_access(&self) -> Option<Delivery> {
+        self.of(Delivery::Monitor).available.then_some(Delivery::Monitor)
+    }
+}
+
+/// Probes a mode that needs userfaultfd. `InThread` is absent only if a user-mode-only userfaultfd fails.
+#[cfg(feature = "userfaultfd")]
+fn probe(mode: Delivery) -> Finding {
+    use softfault_platform::mmu::uffd::Kind;
+    probe_uffd(mode, if mode == Delivery::Monitor { Kind::Monitor } else { Kind::Async })
+}
+
+#[cfg(not(feature = "userfaultfd"))]
+fn probe(mode: Delivery) -> Finding {
+    Finding { mode, available: false, why: "built without the feature `userfaultfd`".into() }
 }
 
 #[cfg(feature = "userfaultfd")]

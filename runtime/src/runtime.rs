@@ -1,7 +1,7 @@
 //! `Runtime`: the value that owns the cache and the counters, and makes objects and arenas.
 
 use crate::arena::ArenaBuilder;
-use crate::delivery::{self, Delivery, DeliveryReport};
+use crate::delivery::{Delivery, DeliveryReport, Findings};
 use crate::error::{Error, Result, parent_only, system};
 use crate::file::FileOptions;
 use crate::flusher::{Flusher, Policy, Writables};
@@ -42,7 +42,7 @@ pub(crate) struct RuntimeInner {
     queues: [Table<AtomicU64>; 3],
     writables: Arc<Writables>,
     dirty_percent: u64,
-    pub(crate) report: DeliveryReport,
+    pub(crate) findings: Findings,
     pub(crate) fill_window_pages: u32,
     /// Where anonymous memory goes; `None`: it stays.
     pub(crate) swap: Option<Swap>,
@@ -267,7 +267,7 @@ impl RuntimeBuilder {
             queues,
             writables,
             dirty_percent: self.writeback.limit_percent,
-            report: delivery::probe(),
+            findings: Findings::default(),
             fill_window_pages: self.fill_window_pages,
             swap,
             readahead_pages: self.readahead_pages,
@@ -361,10 +361,11 @@ impl Runtime {
         ArenaBuilder::new(self.clone(), len_bytes)
     }
 
-    /// Returns what can be had here, what was chosen and why.
+    /// Returns what can be had here, what was chosen and why. The first call tries each mode, by opening a userfaultfd: where
+    /// a filter of system calls kills who does, ask for [`Delivery::Segv`] and do not call this.
     #[must_use]
     pub fn delivery(&self) -> &DeliveryReport {
-        &self.inner.report
+        self.inner.findings.report()
     }
 
     /// Reads the counters, without stopping anyone.
