@@ -303,8 +303,8 @@
 #define SOFTFAULT_ERROR_DENIED 6
 
 /**
- * A page could not be had: softfault_last_fault_reason() has the bits. -ENOMEM (OOM), -EHWPOISON, -EFAULT (SIGSEGV), else
- * -EIO.
+ * A page could not be had: softfault_last_fault_reason() has the bits, softfault_last_fault() why and where. The store's
+ * errno where it gave one; else -ENOMEM (OOM), -EHWPOISON, -EFAULT (SIGSEGV), or -EIO.
  */
 #define SOFTFAULT_ERROR_FAULT 7
 
@@ -324,7 +324,7 @@
 #define SOFTFAULT_ERROR_SYSTEM 10
 
 /**
- * The store did not take pages; they stay dirty. -EIO, -ENODATA, -EBADMSG or -ENOMEM.
+ * The store did not take pages; they stay dirty. The store's errno where it gave one; else as SOFTFAULT_ERROR_FAULT.
  */
 #define SOFTFAULT_ERROR_WRITEBACK 11
 
@@ -362,6 +362,72 @@
  * An error of a kind that a later version has. -EIO.
  */
 #define SOFTFAULT_ERROR_OTHER 18
+
+/**
+ * No cause is known: the last failure was none of a page, or a vtable of the program's said no.
+ */
+#define SOFTFAULT_CAUSE_NONE 0
+
+/**
+ * The store reported an error: its errno is beside it.
+ */
+#define SOFTFAULT_CAUSE_IO 1
+
+/**
+ * The store ended before the object did.
+ */
+#define SOFTFAULT_CAUSE_SHORT 2
+
+/**
+ * The content failed its check.
+ */
+#define SOFTFAULT_CAUSE_CORRUPT 3
+
+/**
+ * The store did not answer before the deadline.
+ */
+#define SOFTFAULT_CAUSE_DEADLINE 4
+
+/**
+ * No memory for the page, or for its page table.
+ */
+#define SOFTFAULT_CAUSE_NO_MEMORY 5
+
+/**
+ * A delegate refused the page, or the runtime an access that must not be made.
+ */
+#define SOFTFAULT_CAUSE_REFUSED 6
+
+/**
+ * The cache's limit is reached, or the object's own, and nothing can leave: the words of softfault_last_error() say what
+ * is in the way.
+ */
+#define SOFTFAULT_CAUSE_CACHE_FULL 7
+
+/**
+ * Past the end of the object.
+ */
+#define SOFTFAULT_CAUSE_PAST_END 8
+
+/**
+ * The page has as many pins as a page can have.
+ */
+#define SOFTFAULT_CAUSE_NO_PINS 9
+
+/**
+ * The mapping does not permit the access.
+ */
+#define SOFTFAULT_CAUSE_NOT_PERMITTED 10
+
+/**
+ * Nothing is mapped there.
+ */
+#define SOFTFAULT_CAUSE_NOT_MAPPED 11
+
+/**
+ * The cache's memory is not what its words say.
+ */
+#define SOFTFAULT_CAUSE_BROKEN 12
 
 /**
  * The object may be written: shared mappings with stores, and softfault_object_write_at(). A file is written, too.
@@ -528,6 +594,28 @@ typedef struct softfault_stats softfault_stats;
 typedef struct softfault_vm_fault softfault_vm_fault;
 
 /**
+ * Why, and where, a page could not be had, or was not written.
+ */
+typedef struct softfault_fault {
+    /**
+     * SOFTFAULT_CAUSE_*.
+     */
+    uint32_t cause;
+    /**
+     * The store's errno, positive; 0 if it gave none.
+     */
+    int store_errno;
+    /**
+     * The byte of the object; UINT64_MAX if that is not known.
+     */
+    uint64_t object_offset;
+    /**
+     * The same byte, of the arena; UINT64_MAX for calls on objects.
+     */
+    uint64_t arena_offset;
+} softfault_fault;
+
+/**
  * A range of bytes: of an object, or of an arena.
  */
 typedef struct softfault_range {
@@ -649,6 +737,11 @@ typedef struct softfault_object_options {
      * Must be 0.
      */
     uint32_t reserved;
+    /**
+     * What the object is called in errors and among the failures; default the path of a file, and a number of others. Read
+     * during the call only.
+     */
+    const char *label;
 } softfault_object_options;
 
 /**
@@ -856,6 +949,33 @@ uint32_t softfault_last_error_kind(void);
  * Context: program, filler.
  */
 uint32_t softfault_last_fault_reason(void);
+
+/**
+ * Writes why this thread's last failure could not have, or write, a page: its cause, the store's errno, and both offsets.
+ *
+ * Errors: -ENOENT: the last failure was not SOFTFAULT_ERROR_FAULT, _WRITEBACK or _FLUSH. -EINVAL: out is NULL. This call is
+ * not itself the last failure.
+ *
+ * Context: program, filler.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_last_fault(struct softfault_fault *out);
+
+/**
+ * Copies the label of the object that this thread's last failure was about, as softfault_last_error(): a file's path, or
+ * what softfault_object_options.label said.
+ *
+ * Returns the full length without the NUL; 0 if the failure was about no object.
+ *
+ * Context: program, filler.
+ *
+ * The caller promises:
+ * buf has room for len bytes.
+ */
+size_t softfault_last_object(char *buf,
+                             size_t len);
 
 /**
  * Copies up to nr of the object ranges whose writes were lost, if this thread's last failure was SOFTFAULT_ERROR_LOST.

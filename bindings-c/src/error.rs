@@ -1,6 +1,6 @@
 //! What went wrong: an errno for the caller, and for this thread the words, the kind, the reason bits, the lost ranges.
 
-use softfault::{Error, StoreError, VmFaultReason};
+use softfault::{Error, FillError, StoreError, VmFaultReason};
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
@@ -39,8 +39,8 @@ pub const SOFTFAULT_ERROR_OCCUPIED: u32 = 4;
 pub const SOFTFAULT_ERROR_PINNED: u32 = 5;
 /// The object or mapping does not permit it, or this is a forked child. -EACCES.
 pub const SOFTFAULT_ERROR_DENIED: u32 = 6;
-/// A page could not be had: softfault_last_fault_reason() has the bits. -ENOMEM (OOM), -EHWPOISON, -EFAULT (SIGSEGV), else
-/// -EIO.
+/// A page could not be had: softfault_last_fault_reason() has the bits, softfault_last_fault() why and where. The store's
+/// errno where it gave one; else -ENOMEM (OOM), -EHWPOISON, -EFAULT (SIGSEGV), or -EIO.
 pub const SOFTFAULT_ERROR_FAULT: u32 = 7;
 /// The delivery that was asked for cannot be had here. -EOPNOTSUPP.
 pub const SOFTFAULT_ERROR_DELIVERY: u32 = 8;
@@ -48,7 +48,7 @@ pub const SOFTFAULT_ERROR_DELIVERY: u32 = 8;
 pub const SOFTFAULT_ERROR_EXHAUSTED: u32 = 9;
 /// A system call failed. Its errno.
 pub const SOFTFAULT_ERROR_SYSTEM: u32 = 10;
-/// The store did not take pages; they stay dirty. -EIO, -ENODATA, -EBADMSG or -ENOMEM.
+/// The store did not take pages; they stay dirty. The store's errno where it gave one; else as SOFTFAULT_ERROR_FAULT.
 pub const SOFTFAULT_ERROR_WRITEBACK: u32 = 11;
 /// The store could not make durable what it was given. The store's errno.
 pub const SOFTFAULT_ERROR_FLUSH: u32 = 12;
@@ -64,6 +64,57 @@ pub const SOFTFAULT_ERROR_NO_ENTRY: u32 = 16;
 pub const SOFTFAULT_ERROR_INTERNAL: u32 = 17;
 /// An error of a kind that a later version has. -EIO.
 pub const SOFTFAULT_ERROR_OTHER: u32 = 18;
+
+/// No cause is known: the last failure was none of a page, or a vtable of the program's said no.
+pub const SOFTFAULT_CAUSE_NONE: u32 = 0;
+/// The store reported an error: its errno is beside it.
+pub const SOFTFAULT_CAUSE_IO: u32 = 1;
+/// The store ended before the object did.
+pub const SOFTFAULT_CAUSE_SHORT: u32 = 2;
+/// The content failed its check.
+pub const SOFTFAULT_CAUSE_CORRUPT: u32 = 3;
+/// The store did not answer before the deadline.
+pub const SOFTFAULT_CAUSE_DEADLINE: u32 = 4;
+/// No memory for the page, or for its page table.
+pub const SOFTFAULT_CAUSE_NO_MEMORY: u32 = 5;
+/// A delegate refused the page, or the runtime an access that must not be made.
+pub const SOFTFAULT_CAUSE_REFUSED: u32 = 6;
+/// The cache's limit is reached, or the object's own, and nothing can leave: the words of softfault_last_error() say what
+/// is in the way.
+pub const SOFTFAULT_CAUSE_CACHE_FULL: u32 = 7;
+/// Past the end of the object.
+pub const SOFTFAULT_CAUSE_PAST_END: u32 = 8;
+/// The page has as many pins as a page can have.
+pub const SOFTFAULT_CAUSE_NO_PINS: u32 = 9;
+/// The mapping does not permit the access.
+pub const SOFTFAULT_CAUSE_NOT_PERMITTED: u32 = 10;
+/// Nothing is mapped there.
+pub const SOFTFAULT_CAUSE_NOT_MAPPED: u32 = 11;
+/// The cache's memory is not what its words say.
+pub const SOFTFAULT_CAUSE_BROKEN: u32 = 12;
+
+/// Returns the number of a cause, and its errno or 0.
+pub(crate) fn cause_of(cause: Option<FillError>) -> (u32, c_int) {
+    match cause {
+        // Its code is the number, with the errno above.
+        Some(error) => (u32::from(error.code() & 0xf), error.errno().map_or(0, |e| e.0)),
+        None => (SOFTFAULT_CAUSE_NONE, 0),
+    }
+}
+
+/// Why, and where, a page could not be had, or was not written.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct softfault_fault {
+    /// SOFTFAULT_CAUSE_*.
+    pub cause: u32,
+    /// The store's errno, positive; 0 if it gave none.
+    pub store_errno: c_int,
+    /// The byte of the object; UINT64_MAX if that is not known.
+    pub object_offset: u64,
+    /// The same byte, of the arena; UINT64_MAX for calls on objects.
+    pub arena_offset: u64,
+}
 
 /// A range of bytes: of an object, or of an arena.
 #[repr(C)]
@@ -90,11 +141,14 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) reason: u32,
     pub(crate) lost: Vec<softfault_range>,
+    pub(crate) fault: Option<softfault_fault>,
+    pub(crate) object: String,
 }
 
 impl Failure {
     pub(crate) fn new(errno: i32, kind: u32, message: impl fmt::Display) -> Self {
-        Self { errno, kind, message: message.to_string(), reason: 0, lost: Vec::new() }
+        let (message, object) = (message.to_string(), String::new());
+        Self { errno, kind, message, reason: 0, lost: Vec::new(), fault: None, object }
     }
     pub(crate) fn argument(message: impl fmt::Display) -> Self {
         Self::new(EINVAL, SOFTFAULT_ERROR_ARGUMENT, message)
@@ -125,11 +179,11 @@ impl From<Error> for Failure {
             Error::Occupied { .. } => (EEXIST, SOFTFAULT_ERROR_OCCUPIED),
             Error::Pinned { .. } => (EBUSY, SOFTFAULT_ERROR_PINNED),
             Error::Denied { .. } => (EACCES, SOFTFAULT_ERROR_DENIED),
-            Error::Fault { reason, .. } => (errno_of_reason(*reason), SOFTFAULT_ERROR_FAULT),
+            Error::Fault { reason, cause, .. } => (errno_of_fault(*reason, *cause), SOFTFAULT_ERROR_FAULT),
             Error::Delivery { .. } => (EOPNOTSUPP, SOFTFAULT_ERROR_DELIVERY),
             Error::Exhausted { .. } => (ENOMEM, SOFTFAULT_ERROR_EXHAUSTED),
             Error::System { errno, .. } => (positive(errno.0), SOFTFAULT_ERROR_SYSTEM),
-            Error::Writeback { error, .. } => (errno_of_reason(error.reason()), SOFTFAULT_ERROR_WRITEBACK),
+            Error::Writeback { error, .. } => (errno_of_fault(error.reason(), Some(*error)), SOFTFAULT_ERROR_WRITEBACK),
             Error::Flush { error, .. } => (errno_of_store(*error), SOFTFAULT_ERROR_FLUSH),
             Error::Lost { .. } => (EIO, SOFTFAULT_ERROR_LOST),
             Error::Held { .. } => (EBUSY, SOFTFAULT_ERROR_HELD),
@@ -138,11 +192,37 @@ impl From<Error> for Failure {
         };
         let mut failure = Self::new(errno, kind, &error);
         match &error {
-            Error::Fault { reason, .. } => failure.reason = reason.0,
+            Error::Fault { reason, cause, object_offset, arena_offset, .. } => {
+                failure.reason = reason.0;
+                failure.fault = Some(fault_of(*cause, *object_offset, arena_offset.map(|at| at as u64)));
+            }
+            Error::Writeback { error, range, .. } => {
+                failure.fault = Some(fault_of(Some(*error), Some(range.start), None));
+            }
+            Error::Flush { error, .. } => failure.fault = Some(fault_of(Some(error.fill_error()), None, None)),
             Error::Lost { ranges, .. } => failure.lost = ranges.iter().map(softfault_range::from).collect(),
             _ => {}
         }
+        failure.object = object_of(&error).unwrap_or_default().to_owned();
         failure
+    }
+}
+
+fn fault_of(cause: Option<FillError>, object_offset: Option<u64>, arena_offset: Option<u64>) -> softfault_fault {
+    let (cause, store_errno) = cause_of(cause);
+    let or_none = |at: Option<u64>| at.unwrap_or(u64::MAX);
+    softfault_fault { cause, store_errno, object_offset: or_none(object_offset), arena_offset: or_none(arena_offset) }
+}
+
+/// Returns the label of the object that an error is about.
+fn object_of(error: &Error) -> Option<&str> {
+    match error {
+        Error::Fault { object, .. } => object.as_deref(),
+        Error::Writeback { object, .. }
+        | Error::Flush { object, .. }
+        | Error::Lost { object, .. }
+        | Error::Held { object, .. } => Some(object),
+        _ => None,
     }
 }
 
@@ -150,8 +230,10 @@ fn positive(errno: i32) -> i32 {
     if errno > 0 { errno } else { EIO }
 }
 
-fn errno_of_reason(reason: VmFaultReason) -> i32 {
-    if reason.intersects(VmFaultReason::OOM) {
+fn errno_of_fault(reason: VmFaultReason, cause: Option<FillError>) -> i32 {
+    if let Some(errno) = cause.and_then(FillError::errno) {
+        positive(errno.0)
+    } else if reason.intersects(VmFaultReason::OOM) {
         ENOMEM
     } else if reason.intersects(VmFaultReason::HWPOISON) {
         EHWPOISON
@@ -224,6 +306,48 @@ pub extern "C" fn softfault_last_error_kind() -> u32 {
 #[unsafe(no_mangle)]
 pub extern "C" fn softfault_last_fault_reason() -> u32 {
     about_last(0, |last| last.reason)
+}
+
+/// Writes why this thread's last failure could not have, or write, a page: its cause, the store's errno, and both offsets.
+///
+/// Errors: -ENOENT: the last failure was not SOFTFAULT_ERROR_FAULT, _WRITEBACK or _FLUSH. -EINVAL: out is NULL. This call is
+/// not itself the last failure.
+///
+/// Context: program, filler.
+///
+/// # Safety
+/// out may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_last_fault(out: *mut softfault_fault) -> c_int {
+    if out.is_null() {
+        return -EINVAL;
+    }
+    match about_last(None, |last| last.fault) {
+        Some(fault) => {
+            // SAFETY: not null, and the caller's contract. It need not be aligned.
+            unsafe { out.write_unaligned(fault) };
+            0
+        }
+        None => -ENOENT,
+    }
+}
+
+/// Copies the label of the object that this thread's last failure was about, as softfault_last_error(): a file's path, or
+/// what softfault_object_options.label said.
+///
+/// Returns the full length without the NUL; 0 if the failure was about no object.
+///
+/// Context: program, filler.
+///
+/// # Safety
+/// buf has room for len bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_last_object(buf: *mut c_char, len: usize) -> usize {
+    about_last(0, |last| {
+        // SAFETY: the caller's contract.
+        unsafe { copy_text(&last.object, buf, len) };
+        last.object.len()
+    })
 }
 
 /// Copies up to nr of the object ranges whose writes were lost, if this thread's last failure was SOFTFAULT_ERROR_LOST.

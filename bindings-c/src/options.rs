@@ -92,6 +92,9 @@ pub struct softfault_object_options {
     pub readahead_pages: u32,
     /// Must be 0.
     pub reserved: u32,
+    /// What the object is called in errors and among the failures; default the path of a file, and a number of others. Read
+    /// during the call only.
+    pub label: *const c_char,
 }
 
 /// System calls, O_DIRECT and KVM may touch the arena without a pin: needs the monitor.
@@ -134,7 +137,7 @@ unsafe impl Versioned for softfault_runtime_options {
     const NAME: &'static str = "softfault_runtime_options";
     const FIRST: usize = 80;
 }
-// SAFETY: numbers, the size first.
+// SAFETY: numbers and a pointer, the size first.
 unsafe impl Versioned for softfault_object_options {
     const NAME: &'static str = "softfault_object_options";
     const FIRST: usize = 64;
@@ -263,9 +266,21 @@ impl softfault_object_options {
         known(consts::policy(self.failure_policy), "failure_policy", self.failure_policy).map(|_| ())
     }
 
+    fn label(&self) -> Option<String> {
+        if self.label.is_null() {
+            return None;
+        }
+        // SAFETY: whoever made the options vouches for a string that ends with a NUL.
+        let label = unsafe { crate::args::string(self.label, "label") };
+        label.ok().map(|label| label.to_string_lossy().into_owned())
+    }
+
     /// Sets everything but `DIRECT`, which is the file's.
     pub(crate) fn apply(&self, mut b: ObjectBuilder) -> ObjectBuilder {
         b = b.writable(self.has(SOFTFAULT_OBJECT_WRITABLE));
+        if let Some(label) = self.label() {
+            b = b.label(label);
+        }
         if self.max_len_bytes != 0 {
             b = b.max_len(self.max_len_bytes);
         }

@@ -46,6 +46,7 @@ fn every_kind_of_error_has_its_errno() {
     let op = "op";
     let argument = Error::Argument { op, arg: "len", value: 5, why: "too odd" };
     assert_eq!(fails(argument), (-22, SOFTFAULT_ERROR_ARGUMENT, "op: len is 0x5: too odd".into()));
+    let flush = |error| Error::Flush { op, object: "it".into(), error, source: None };
     let kinds = [
         (Error::NotMapped { op, range: 0..4096 }, 6, SOFTFAULT_ERROR_NOT_MAPPED),
         (Error::Occupied { range: 0..4096 }, 17, SOFTFAULT_ERROR_OCCUPIED),
@@ -54,14 +55,14 @@ fn every_kind_of_error_has_its_errno() {
         (Error::Delivery { mode: Delivery::Monitor, why: "no".into() }, 95, SOFTFAULT_ERROR_DELIVERY),
         (Error::Exhausted { op, what: "all" }, 12, SOFTFAULT_ERROR_EXHAUSTED),
         (Error::System { op, call: "mmap", errno: Errno::EBUSY }, 16, SOFTFAULT_ERROR_SYSTEM),
-        (Error::Flush { op, error: StoreError::Short }, 61, SOFTFAULT_ERROR_FLUSH),
-        (Error::Flush { op, error: StoreError::Corrupt }, 74, SOFTFAULT_ERROR_FLUSH),
-        (Error::Flush { op, error: StoreError::NoMemory }, 12, SOFTFAULT_ERROR_FLUSH),
-        (Error::Flush { op, error: StoreError::Unsupported }, 95, SOFTFAULT_ERROR_FLUSH),
-        (Error::Flush { op, error: StoreError::Io(Errno(28)) }, 28, SOFTFAULT_ERROR_FLUSH),
-        (Error::Held { op, range: 0..4096 }, 16, SOFTFAULT_ERROR_HELD),
-        (Error::Io { op, source: std::io::Error::from_raw_os_error(30) }, 30, SOFTFAULT_ERROR_IO),
-        (Error::Io { op, source: std::io::Error::other("strange") }, 5, SOFTFAULT_ERROR_IO),
+        (flush(StoreError::Short), 61, SOFTFAULT_ERROR_FLUSH),
+        (flush(StoreError::Corrupt), 74, SOFTFAULT_ERROR_FLUSH),
+        (flush(StoreError::NoMemory), 12, SOFTFAULT_ERROR_FLUSH),
+        (flush(StoreError::Unsupported), 95, SOFTFAULT_ERROR_FLUSH),
+        (flush(StoreError::Io(Errno(28))), 28, SOFTFAULT_ERROR_FLUSH),
+        (Error::Held { op, object: "it".into(), range: 0..4096 }, 16, SOFTFAULT_ERROR_HELD),
+        (Error::Io { op, path: None, source: std::io::Error::from_raw_os_error(30) }, 30, SOFTFAULT_ERROR_IO),
+        (Error::Io { op, path: None, source: std::io::Error::other("strange") }, 5, SOFTFAULT_ERROR_IO),
     ];
     for (e, errno, kind) in kinds {
         let text = format!("{e}");
@@ -71,7 +72,18 @@ fn every_kind_of_error_has_its_errno() {
 
 #[test]
 fn reasons_and_ranges_are_kept_with_the_words() {
-    let fault = |reason| Error::Fault { op: "op", access: Access::Write, offset: 4096, reason };
+    let fault = |reason| Error::Fault {
+        op: "op",
+        access: Access::Write,
+        offset: 4096,
+        reason,
+        cause: None,
+        object: None,
+        object_offset: None,
+        arena_offset: None,
+        in_the_way: None,
+        source: None,
+    };
     for (reason, errno) in [
         (VmFaultReason::OOM, 12),
         (VmFaultReason::HWPOISON, 133),
@@ -82,7 +94,7 @@ fn reasons_and_ranges_are_kept_with_the_words() {
         assert_eq!(error::softfault_last_fault_reason(), reason.0);
     }
     let range = |start, end| softfault_range { start, end };
-    assert_eq!(fails(Error::Lost { op: "op", ranges: vec![0..4096, 8192..12288] }).0, -5);
+    assert_eq!(fails(Error::Lost { op: "op", object: "it".into(), ranges: vec![0..4096, 8192..12288] }).0, -5);
     assert_eq!(error::softfault_last_fault_reason(), 0);
     let mut two = [range(1, 1); 3];
     // SAFETY: room for two, of three.

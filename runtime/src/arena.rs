@@ -1,20 +1,20 @@
 //! `Arena`: a range of address space over which objects are mapped.
 
+use crate::Access;
 use crate::delivery::Delivery;
-use crate::error::{Error, Result, parent_only, system};
+use crate::error::{self, Error, Place, Result, parent_only, system};
 use crate::lease::Table;
 use crate::object::Object;
 use crate::pin::Pin;
 use crate::registry;
 use crate::runtime::{Runtime, RuntimeInner};
-use crate::vmas::VmaSet;
-use crate::{Access, io};
+use crate::vmas::{VmaEntry, VmaSet};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::extent::{Extent, ExtentState};
 use softfault_mm::fault;
-use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SIZE};
+use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::sync::{AtomicU64, Ordering};
-use softfault_mm::types::{FaultFlags, VmFaultReason};
+use softfault_mm::types::{FaultFlags, FillError, VmFaultReason};
 use softfault_platform::host::Host;
 use softfault_platform::section::{self, Slot};
 use softfault_platform::sys::{Errno, mem};
@@ -275,15 +275,15 @@ impl ArenaInner {
     }
 
     /// Resolves a touch of `offset` without touching.
-    fn fault_one(&self, offset: usize, access: Access) -> Option<VmFaultReason> {
-        let slot = Slot::enter_patiently().ok()?;
+    fn fault_one(&self, offset: usize, access: Access) -> (Option<VmFaultReason>, Option<FillError>) {
+        let Ok(slot) = Slot::enter_patiently() else { return (None, None) };
         let ctx = Ctx::thread(slot.stripe());
         let mut flags = FaultFlags::ALLOW_RETRY | FaultFlags::REMOTE;
         if access == Access::Write {
             flags |= FaultFlags::WRITE;
         }
         let host = Host::new(slot, false);
-        fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags)
+        (fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags), ctx.cause())
     }
 
     /// Faults each page of the range in; `exact`: also those that a hint says are mapped.
@@ -301,7 +301,7 @@ impl ArenaInner {
                 continue;
             }
             if exact || !hinted || access == Access::Write || self.trap == Trap::Segv {
-                io::check(op, access, at as u64, self.fault_patiently(at, access))?;
+                self.fault_patiently(op, at, access)?;
             }
             at += PAGE_SIZE;
         }
@@ -349,13 +349,33 @@ impl ArenaInner {
     }
 
     /// A walk that ran out of attempts is made again: here no instruction does it for us.
-    fn fault_patiently(&self, offset: usize, access: Access) -> Option<VmFaultReason> {
+    fn fault_patiently(&self, op: &'static str, at: usize, access: Access) -> Result<()> {
         loop {
-            let r = self.fault_one(offset, access)?;
-            if !r.intersects(VmFaultReason::RETRY) || r.intersects(VmFaultReason::ERROR) {
-                return Some(r);
+            match self.fault_one(at, access) {
+                (None, _) => return Err(self.fault_error(op, at, access, Some(FillError::NotMapped), None)),
+                (Some(r), cause) if r.intersects(VmFaultReason::ERROR) => {
+                    return Err(self.fault_error(op, at, access, cause, Some(r)));
+                }
+                (Some(r), _) if r.intersects(VmFaultReason::RETRY) => {}
+                _ => return Ok(()),
             }
         }
+    }
+
+    /// Makes the error of an access at arena byte `at`, with what is mapped there.
+    fn fault_error(
+        &self,
+        op: &'static str,
+        at: usize,
+        access: Access,
+        cause: Option<FillError>,
+        reason: Option<VmFaultReason>,
+    ) -> Error {
+        let found = self.vmas().covering(op, &(at..at + 1)).ok().and_then(|hit| hit.into_iter().next());
+        let byte = |v: &VmaEntry| (v.pgoff << PAGE_SHIFT) + (at - v.range.start) as u64;
+        let object_offset = found.as_ref().map(byte);
+        let place = Place { object: found.as_ref().map(|v| &*v.object), object_offset, arena_offset: Some(at) };
+        error::fault(op, access, place, cause, reason)
     }
 }
 

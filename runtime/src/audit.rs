@@ -46,7 +46,7 @@ impl fmt::Display for Audit {
 
 /// Looks at every thread of the process.
 pub(crate) fn audit_threads() -> Result<Audit> {
-    let io = |source| Error::Io { op: "audit_threads", source };
+    let io = |source| Error::Io { op: "audit_threads", path: None, source };
     let mut offenders = Vec::new();
     if !chain::is_installed(entry::on_signal) {
         let why = "SIGBUS or SIGSEGV belongs to another handler; call Runtime::reinstall_handlers";

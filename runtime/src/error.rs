@@ -1,8 +1,15 @@
 //! Errors of the control plane: what was asked, of what, over which range, and why not.
 
-use crate::{Access, VmFaultReason};
+use crate::in_the_way::InTheWay;
+use crate::object::ObjectInner;
+use crate::{Access, StoreError, VmFaultReason};
+use softfault_mm::types::FillError;
 use softfault_platform::sys::Errno;
+use std::fmt::{self, Display as _};
+use std::io;
 use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Result with [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
@@ -55,17 +62,29 @@ pub enum Error {
         /// What is not permitted, and what would be.
         what: &'static str,
     },
-    /// A page could not be had: the fault path's reason.
-    #[error("{op}: {access:?} at byte {offset:#x} failed: {reason:?}")]
+    /// A page could not be had.
+    #[error("{}", fault_text(op, *access, *reason, *cause, (object.as_deref(), *object_offset, *arena_offset), in_the_way.as_deref()))]
     Fault {
         /// The call.
         op: &'static str,
         /// The access.
         access: Access,
-        /// Where, in bytes of the arena or object.
+        /// The first byte that could not be had, as the call counts: of the arena or of the object.
         offset: u64,
-        /// The reason bits.
+        /// The reason bits of the fault path.
         reason: VmFaultReason,
+        /// Why; `None` where a vtable of the program's said no more than the bits.
+        cause: Option<FillError>,
+        /// The object's label: its path, if it is a file. `None` where nothing is mapped.
+        object: Option<Arc<str>>,
+        /// The same byte, of the object.
+        object_offset: Option<u64>,
+        /// The same byte, of the arena; `None` for calls on objects.
+        arena_offset: Option<usize>,
+        /// What keeps the cache full, where that is the cause.
+        in_the_way: Option<Box<InTheWay>>,
+        /// The store's error, where it gave one.
+        source: Option<io::Error>,
     },
     /// The asked-for delivery cannot be had here.
     #[error("delivery {mode:?} is not available: {why}")]
@@ -94,48 +113,134 @@ pub enum Error {
         errno: Errno,
     },
     /// The store did not take pages: they stay dirty.
-    #[error("{op}: writing object bytes {:#x}..{:#x} to the store failed: {error:?}", range.start, range.end)]
+    #[error("{op}: writing bytes {:#x}..{:#x} of {object} to the store failed: {error}", range.start, range.end)]
     Writeback {
         /// The call.
         op: &'static str,
+        /// The object's label: its path, if it is a file.
+        object: Arc<str>,
         /// Object bytes.
         range: Range<u64>,
         /// Why.
-        error: softfault_mm::types::FillError,
+        error: FillError,
+        /// The store's error, where it gave one.
+        source: Option<io::Error>,
     },
     /// The store could not make durable what it was given: what is cached of it is dirty again.
-    #[error("{op}: flushing the store failed: {error}; nothing written since the last flush is durable")]
+    #[error("{op}: flushing the store of {object} failed: {error}; nothing written since the last flush is durable")]
     Flush {
         /// The call.
         op: &'static str,
+        /// The object's label: its path, if it is a file.
+        object: Arc<str>,
         /// Why.
-        error: softfault_platform::store::StoreError,
+        error: StoreError,
+        /// The store's error, where it gave one.
+        source: Option<io::Error>,
     },
     /// A flush failed after pages had left the cache: what was written to them is gone.
-    #[error("{op}: a failed flush lost what was written to object bytes {ranges:x?}; write them again")]
+    #[error("{op}: a failed flush lost what was written to bytes {ranges:x?} of {object}; write them again")]
     Lost {
         /// The call.
         op: &'static str,
+        /// The object's label: its path, if it is a file.
+        object: Arc<str>,
         /// Object bytes.
         ranges: Vec<Range<u64>>,
     },
     /// Pages are held: not to be written back.
-    #[error("{op}: object bytes {:#x}..{:#x} are held dirty; drop the hold first", range.start, range.end)]
+    #[error("{op}: bytes {:#x}..{:#x} of {object} are held dirty; drop the hold first", range.start, range.end)]
     Held {
         /// The call.
         op: &'static str,
+        /// The object's label: its path, if it is a file.
+        object: Arc<str>,
         /// Object bytes.
         range: Range<u64>,
     },
     /// Reading the environment failed.
-    #[error("{op}: {source}")]
+    #[error("{op}: {}{source}", path.as_ref().map_or_else(String::new, |p| format!("{}: ", p.display())))]
     Io {
         /// The call.
         op: &'static str,
+        /// The file, where it is known.
+        path: Option<PathBuf>,
         /// The error.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+/// What a call says of a page that could not be had.
+fn fault_text(
+    op: &str,
+    access: Access,
+    reason: VmFaultReason,
+    cause: Option<FillError>,
+    (object, object_offset, arena_offset): (Option<&str>, Option<u64>, Option<usize>),
+    in_the_way: Option<&InTheWay>,
+) -> impl fmt::Display {
+    let access = if access == Access::Read { "reading" } else { "writing" };
+    fmt::from_fn(move |f| {
+        write!(f, "{op}: {access} ")?;
+        match (arena_offset, object, object_offset) {
+            (Some(at), Some(object), Some(byte)) => write!(f, "arena byte {at:#x}, byte {byte:#x} of {object},")?,
+            (None, Some(object), Some(byte)) => write!(f, "byte {byte:#x} of {object}")?,
+            (Some(at), ..) => write!(f, "arena byte {at:#x}")?,
+            _ => f.write_str("a page")?,
+        }
+        f.write_str(" failed: ")?;
+        match cause {
+            Some(cause) => cause.fmt(f)?,
+            None => write!(f, "{reason:?}")?,
+        }
+        in_the_way.map_or(Ok(()), |why| write!(f, ": {why}"))
+    })
+}
+
+/// Which byte an access failed at.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    pub(crate) object: Option<&'a ObjectInner>,
+    pub(crate) object_offset: Option<u64>,
+    pub(crate) arena_offset: Option<usize>,
+}
+
+/// Makes the error of an access that failed for `cause`; `reason` are the bits, where the walk has said them.
+pub(crate) fn fault(
+    op: &'static str,
+    access: Access,
+    place: Place<'_>,
+    cause: Option<FillError>,
+    reason: Option<VmFaultReason>,
+) -> Error {
+    let in_the_way = (cause == Some(FillError::CacheFull)).then_some(place.object).flatten();
+    Error::Fault {
+        op,
+        access,
+        offset: place.arena_offset.map_or(place.object_offset, |at| Some(at as u64)).unwrap_or(0),
+        reason: reason.or_else(|| cause.map(FillError::reason)).unwrap_or_default(),
+        cause,
+        object: place.object.map(ObjectInner::label),
+        object_offset: place.object_offset,
+        arena_offset: place.arena_offset,
+        in_the_way: in_the_way.map(|object| Box::new(InTheWay::look(object))),
+        source: cause.and_then(FillError::errno).map(io_error),
+    }
+}
+
+/// Makes the error of bytes that the store did not take.
+pub(crate) fn writeback(op: &'static str, object: &str, range: Range<u64>, error: FillError) -> Error {
+    Error::Writeback { op, object: object.into(), range, error, source: error.errno().map(io_error) }
+}
+
+fn io_error(errno: Errno) -> io::Error {
+    io::Error::from_raw_os_error(errno.0)
+}
+
+/// Makes the error of a flush.
+pub(crate) fn flush(op: &'static str, object: &str, error: StoreError) -> Error {
+    Error::Flush { op, object: object.into(), error, source: error.fill_error().errno().map(io_error) }
 }
 
 /// Refuses in a forked child: the words are the child's own copies, but the memory and the descriptors behind them

@@ -47,8 +47,10 @@ impl FileOptions {
     /// # Errors
     /// [`Error::Io`], [`Error::Exhausted`], [`Error::Argument`] as [`ObjectBuilder::handler_store`].
     pub fn open(self, path: impl AsRef<Path>) -> Result<Object> {
+        let path = path.as_ref();
         let opened = OpenOptions::new().read(true).write(self.object.is_writable()).open(path);
-        self.file(&opened.map_err(|source| Error::Io { op: "FileOptions::open", source })?)
+        let opened = opened.map_err(|source| Error::Io { op: "FileOptions::open", path: Some(path.into()), source })?;
+        Self { object: self.object.label_or(|| path.display().to_string()), ..self }.file(&opened)
     }
 
     /// Makes the object of an open file, which may be closed afterwards.
@@ -57,12 +59,18 @@ impl FileOptions {
     /// As [`FileOptions::open`], and [`Error::System`]: a file that is to be written must be open for both.
     pub fn file(self, opened: &File) -> Result<Object> {
         let op = "FileOptions::file";
-        let len = opened.metadata().map_err(|source| Error::Io { op, source })?.len();
+        let len = opened.metadata().map_err(|source| Error::Io { op, path: None, source })?.len();
         let write = self.object.is_writable();
         let fd = if write { reopen_rw(op, opened)? } else { duplicate(op, opened)? };
         let store = if self.direct { FileStore::direct(fd, 0, write) } else { FileStore::new(fd, 0) };
-        self.object.len(len).handler_store(Box::new(store))
+        self.object.len(len).label_or(|| path_of(opened)).handler_store(Box::new(store))
     }
+}
+
+/// Returns where the file is, as far as the kernel knows.
+fn path_of(opened: &File) -> String {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd()));
+    link.map_or_else(|_| "a file".into(), |path| path.display().to_string())
 }
 
 fn duplicate(op: &'static str, opened: &File) -> Result<i32> {

@@ -143,7 +143,7 @@ impl Flusher {
                 its.sit();
                 run(&stopped, &objects, account, policy, &its);
             })
-            .map_err(|source| Error::Io { op: "Runtime::build: start the flusher", source })?;
+            .map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
         Ok(Self { stop, account, seat, thread: Some(thread) })
     }
 

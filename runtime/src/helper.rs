@@ -39,7 +39,8 @@ impl Pool {
         let (running, is_running) = started();
         let starter = std::thread::Builder::new().name("softfault-start".into());
         let starter = starter.spawn(move || run_starter(&stop, &threads, &running));
-        pool.starter = Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", source })?);
+        pool.starter =
+            Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", path: None, source })?);
         wait_until_running(&is_running);
         Ok(pool)
     }
@@ -63,7 +64,7 @@ fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
     let thread = std::thread::Builder::new()
         .name("softfault-fill".into())
         .spawn(move || run_filler(&stop, &running))
-        .map_err(|source| Error::Io { op: "Runtime::build: start a filler", source })?;
+        .map_err(|source| Error::Io { op: "Runtime::build: start a filler", path: None, source })?;
     wait_until_running(&is_running);
     Ok(thread)
 }

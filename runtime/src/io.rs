@@ -5,15 +5,16 @@
 
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned pages of the cache")]
 
-use crate::error::{Error, Result};
+use crate::Access;
+use crate::error::{Error, Place, Result, fault as fault_of};
 use crate::exclusive;
 use crate::object::ObjectInner;
-use crate::{Access, VmFaultReason};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap::{self, Lookup};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::host::Woken;
+use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
 use softfault_mm::vmscan;
@@ -58,9 +59,9 @@ fn get_pinned_of(
                 }
                 return Ok(word);
             }
-            Lookup::PastEnd => return Err(FillError::Short),
+            Lookup::PastEnd => return Err(FillError::PastEnd),
             Lookup::Overdue => return Err(FillError::Deadline),
-            Lookup::NoPins => return Err(FillError::NoMemory),
+            Lookup::NoPins => return Err(out_of_memory(mapping, FillError::NoPins)),
             Lookup::Poisoned(error) if tried => return Err(error),
             Lookup::Absent | Lookup::Poisoned(_) => {
                 // Who had to make room first has not asked the store yet: a poisoned page is still to be healed.
@@ -80,6 +81,12 @@ fn get_pinned_of(
             }
         }
     }
+}
+
+/// Counts a want of memory as the walk does.
+fn out_of_memory(mapping: &Mapping<'_>, error: FillError) -> FillError {
+    mapping.stat.reason(0, error.reason());
+    error
 }
 
 /// Claims what readahead plans for a miss at `pgoff` and reads it: here, or on a filler where the object has a deadline.
@@ -102,7 +109,7 @@ fn fill_missing(
         Ok(None) => return Ok(true),
         Err(FillError::NoMemory) => {
             return match memcg::try_to_free_pages(env, ctx, mapping) {
-                Freed::Nothing => Err(FillError::NoMemory),
+                Freed::Nothing => Err(out_of_memory(mapping, FillError::CacheFull)),
                 Freed::Some | Freed::Later => Ok(false),
             };
         }
@@ -117,19 +124,36 @@ fn fill_missing(
     Ok(true)
 }
 
-fn fault_error(op: &'static str, access: Access, offset: u64, error: FillError) -> Error {
-    Error::Fault { op, access, offset, reason: error.reason() }
+/// The call that an error names, and where its object lies in the arena that it was made on.
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    pub(crate) op: &'static str,
+    /// The arena offset of the object's byte 0, which may lie before the arena: modulo 2^64.
+    pub(crate) arena: Option<usize>,
+}
+
+impl Call {
+    pub(crate) fn error(self, object: &ObjectInner, access: Access, at: u64, cause: FillError) -> Error {
+        let arena_offset = self.arena.map(|base| base.wrapping_add(at as usize));
+        let place = Place { object: Some(object), object_offset: Some(at), arena_offset };
+        fault_of(self.op, access, place, Some(cause), None)
+    }
+}
+
+/// A call on an object.
+fn on_object(op: &'static str) -> Call {
+    Call { op, arena: None }
 }
 
 /// Calls `f(address, length, done)` for each page of `offset..offset + len`, pinned.
 fn for_each_page(
     object: &ObjectInner,
-    op: &'static str,
+    call: Call,
     (offset, len): (u64, usize),
     access: Access,
     f: &mut dyn FnMut(*mut u8, usize, usize),
 ) -> Result<usize> {
-    object.check_mapped(op)?;
+    object.check_mapped(call.op)?;
     let end = offset.saturating_add(len as u64).min(object.mapping().i_size.load(Ordering::Acquire));
     let set = if access == Access::Write { DIRTY } else { 0 };
     let mut at = offset;
@@ -141,8 +165,8 @@ fn for_each_page(
         let word = match get_pinned_of(object, at >> PAGE_SHIFT, set, req) {
             Ok(word) => word,
             // The end moved below us: a short answer, as read(2) gives.
-            Err(FillError::Short) if at >= object.mapping().i_size.load(Ordering::Acquire) => break,
-            Err(error) => return Err(fault_error(op, access, at, error)),
+            Err(FillError::PastEnd) if at >= object.mapping().i_size.load(Ordering::Acquire) => break,
+            Err(error) => return Err(call.error(object, access, at, error)),
         };
         let page = object.page_at(at >> PAGE_SHIFT, access);
         if let Some(page) = page {
@@ -150,7 +174,7 @@ fn for_each_page(
         }
         word.unpin();
         if page.is_none() {
-            return Err(exclusive::not_there(op));
+            return Err(exclusive::not_there(call.op));
         }
         if access == Access::Write {
             writeback::balance_dirty_pages(Host::detached().env(), &Ctx::thread(0), object.mapping());
@@ -161,10 +185,13 @@ fn for_each_page(
 }
 
 pub(crate) fn read_at(object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Result<usize> {
-    let op = "Object::read_at";
+    read_for(on_object("Object::read_at"), object, offset, buf)
+}
+
+pub(crate) fn read_for(call: Call, object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Result<usize> {
     if !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {
         let dst = buf.as_mut_ptr();
-        return for_each_page(object, op, (offset, buf.len()), Access::Read, &mut |page, len, done| {
+        return for_each_page(object, call, (offset, buf.len()), Access::Read, &mut |page, len, done| {
             // SAFETY: `page..page + len` is pinned; `done + len <= buf.len()`, and the buffer is no arena memory.
             unsafe { copy_page(page, dst.wrapping_add(done), len) };
         });
@@ -174,7 +201,7 @@ pub(crate) fn read_at(object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Resu
     while total < buf.len() {
         let at = offset + total as u64;
         let here = (PAGE_SIZE - (at as usize & PAGE_MASK)).min(buf.len() - total);
-        let n = read_at(object, at, &mut chunk[..here])?;
+        let n = read_for(call, object, at, &mut chunk[..here])?;
         // No pin is held: this store may fault.
         buf[total..total + n].copy_from_slice(&chunk[..n]);
         total += n;
@@ -195,12 +222,15 @@ unsafe fn copy_page(src: *const u8, dst: *mut u8, len: usize) {
 }
 
 pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
-    let op = "Object::write_at";
+    write_for(on_object("Object::write_at"), object, offset, buf)
+}
+
+pub(crate) fn write_for(call: Call, object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
     if !object.writable {
-        return Err(Error::Denied { op, what: "the object was not made writable" });
+        return Err(Error::Denied { op: call.op, what: "the object was not made writable" });
     }
     if !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {
-        return for_each_page(object, op, (offset, buf.len()), Access::Write, &mut |page, len, done| {
+        return for_each_page(object, call, (offset, buf.len()), Access::Write, &mut |page, len, done| {
             if let Some(src) = buf.get(done..done + len) {
                 // SAFETY: `page` lies in a page that is pinned with DIRTY, with `len` bytes of it left.
                 unsafe { copy_in(page, src) };
@@ -214,7 +244,7 @@ pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<
         let here = (PAGE_SIZE - (at as usize & PAGE_MASK)).min(buf.len() - total);
         // No pin is held: this load may fault.
         chunk[..here].copy_from_slice(&buf[total..total + here]);
-        let n = write_at(object, at, &chunk[..here])?;
+        let n = write_for(call, object, at, &chunk[..here])?;
         total += n;
         if n < here {
             break;
@@ -262,17 +292,8 @@ pub(crate) fn populate(object: &Arc<ObjectInner>, range: std::ops::Range<u64>, a
         }
         match get_pinned(object, p, 0) {
             Ok(word) => word.unpin(),
-            Err(error) => return Err(fault_error("Object::populate", access, p << PAGE_SHIFT, error)),
+            Err(error) => return Err(on_object("Object::populate").error(object, access, p << PAGE_SHIFT, error)),
         }
     }
     Ok(())
-}
-
-/// Returns the reason bits as an error of `op`, if they fail the access.
-pub(crate) fn check(op: &'static str, access: Access, offset: u64, r: Option<VmFaultReason>) -> Result<()> {
-    match r {
-        None => Err(Error::Fault { op, access, offset, reason: VmFaultReason::SIGSEGV }),
-        Some(r) if r.intersects(VmFaultReason::ERROR) => Err(Error::Fault { op, access, offset, reason: r }),
-        Some(_) => Ok(()),
-    }
 }

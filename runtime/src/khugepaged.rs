@@ -54,7 +54,8 @@ impl Khugepaged {
                 host::mask_signals();
                 run(&shared);
             });
-            *thread = Some(started.map_err(|source| Error::Io { op: "object: start the collapser", source })?);
+            *thread =
+                Some(started.map_err(|source| Error::Io { op: "object: start the collapser", path: None, source })?);
         }
         drop(thread);
         let mut objects = self.shared.objects.lock().unwrap_or_else(PoisonError::into_inner);

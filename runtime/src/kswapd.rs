@@ -45,7 +45,7 @@ impl Kswapd {
                 run(account, stat, &stopped);
                 section::unregister_helper();
             })
-            .map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", source })?;
+            .map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source })?;
         helper::wait_until_running(&is_running);
         Ok(Self { account, stop, thread: Some(thread) })
     }

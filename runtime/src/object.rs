@@ -69,6 +69,8 @@ pub(crate) struct ObjectInner {
     id: u32,
     i_mmap: Option<Lease<IMmap>>,
     flushing: Arc<Flushing>,
+    /// What people call it.
+    label: Option<Lease<str>>,
     pid: u32,
 }
 
@@ -102,7 +104,11 @@ impl std::fmt::Debug for Flushing {
 
 impl std::fmt::Debug for ObjectInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Object").field("id", &self.id).field("offset", &self.offset).finish_non_exhaustive()
+        f.debug_struct("Object")
+            .field("id", &self.id)
+            .field("label", &self.mapping.as_ref().map(|m| m.label))
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
     }
 }
 
@@ -145,8 +151,11 @@ impl ObjectInner {
         let chunks = unsafe { space.region.chunks(offset, len) };
         let nodes: Lease<[AtomicU64]> =
             Lease::new((0..Nodes::words(chunks.len())).map(|_| AtomicU64::new(0)).collect());
+        let label: Lease<str> = Lease::new(b.label_of(id).into_boxed_str());
         let mapping = Mapping {
             id,
+            // SAFETY: as for the store.
+            label: unsafe { label.lend() },
             folios,
             chunks,
             // SAFETY: the object keeps the nodes for as long as the mapping, which is dropped or leaked with them.
@@ -178,6 +187,8 @@ impl ObjectInner {
             flush_turn: AtomicU32::new(0),
             flushing: AtomicU32::new(0),
             flush_wanted: AtomicU32::new(0),
+            write_failure: AtomicU32::new(0),
+            flush_failure: AtomicU32::new(0),
             stat: rt.stat,
         };
         let mapping = Lease::new(Box::new(mapping));
@@ -206,12 +217,17 @@ impl ObjectInner {
             id,
             i_mmap: Some(i_mmap),
             flushing: Arc::new(flushing),
+            label: Some(label),
             pid: std::process::id(),
         }
     }
 
     pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
         lend(self.mapping.as_ref())
+    }
+    /// Returns what people call the object.
+    pub(crate) fn label(&self) -> Arc<str> {
+        self.mapping().label.into()
     }
     pub(crate) fn vm_ops(&self) -> &'static dyn VmOps {
         lend(self.vm_ops.as_ref())
@@ -304,6 +320,7 @@ impl Drop for ObjectInner {
             store.into_iter().for_each(Lease::leak);
             vm_ops.into_iter().for_each(Lease::leak);
             i_mmap.into_iter().for_each(Lease::leak);
+            self.label.take().into_iter().for_each(Lease::leak);
             std::mem::forget((Arc::clone(&self.space), Arc::clone(&self.rt)));
             return;
         }

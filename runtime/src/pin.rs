@@ -9,6 +9,7 @@ use crate::io;
 use crate::object::ObjectInner;
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::types::FillError;
 use softfault_platform::section;
 use softfault_platform::sys::mem;
 use softfault_platform::vmatree::{self, Trap};
@@ -68,12 +69,8 @@ impl Pin {
             let pgoff = v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
             let reaches = v.sharing == Sharing::Shared || v.object.is_exclusive();
             let set = if access == Access::Write && reaches { DIRTY } else { 0 };
-            io::get_pinned(&v.object, pgoff, set).map_err(|e| Error::Fault {
-                op,
-                access,
-                offset: at as u64,
-                reason: e.reason(),
-            })?;
+            let failed = |e| v.call(op).error(&v.object, access, pgoff << PAGE_SHIFT, e);
+            io::get_pinned(&v.object, pgoff, set).map_err(failed)?;
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
         arena.fault_in(op, &range, access, true)?;
@@ -153,19 +150,18 @@ pub(crate) fn read_at(arena: &Arc<ArenaInner>, offset: usize, buf: &mut [u8]) ->
             return read_private(arena, &piece, dst);
         }
         let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
-        let n = io::read_at(&v.object, at, dst)?;
-        read_past_end(&v.object, at, n, dst)
+        let call = v.call(op);
+        let n = io::read_for(call, &v.object, at, dst)?;
+        read_past_end(call, &v.object, at, n, dst)
     })
 }
 
 /// Zeros behind the end in the last page; an error for whole pages past it.
-fn read_past_end(object: &ObjectInner, at: u64, n: usize, dst: &mut [u8]) -> Result<()> {
+fn read_past_end(call: io::Call, object: &ObjectInner, at: u64, n: usize, dst: &mut [u8]) -> Result<()> {
     let rest = dst.len() - n;
     let end = object.mapping().nr_pages() << PAGE_SHIFT;
     if at + dst.len() as u64 > end {
-        let reason = crate::VmFaultReason::SIGBUS;
-        let offset = end.max(at);
-        return Err(Error::Fault { op: "Arena::read_at", access: Access::Read, offset, reason });
+        return Err(call.error(object, Access::Read, end.max(at), FillError::PastEnd));
     }
     if rest > 0 {
         dst[n..].fill(0);
@@ -212,12 +208,11 @@ pub(crate) fn write_at(arena: &Arc<ArenaInner>, offset: usize, buf: &[u8]) -> Re
         let src = &buf[piece.start - offset..piece.end - offset];
         if v.sharing == Sharing::Shared {
             let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
-            let n = io::write_at(&v.object, at, src)?;
+            let n = io::write_for(v.call(op), &v.object, at, src)?;
             if n == src.len() {
                 return Ok(());
             }
-            let reason = crate::VmFaultReason::SIGBUS;
-            return Err(Error::Fault { op, access: Access::Write, offset: at + n as u64, reason });
+            return Err(v.call(op).error(&v.object, Access::Write, at + n as u64, FillError::PastEnd));
         }
         if vmatree::overlaps_arena(src.as_ptr() as usize, src.len()) {
             let mut chunk = [0u8; PAGE_SIZE];

@@ -41,6 +41,10 @@ impl Ids {
     pub(crate) fn put(&mut self, id: u32) {
         self.free.push(id);
     }
+    /// Returns the number behind the greatest that was ever used.
+    pub(crate) fn bound(&self) -> u32 {
+        self.next
+    }
 }
 
 impl vmatree::SplitPool for Ids {

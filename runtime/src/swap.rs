@@ -73,7 +73,7 @@ impl Swap {
         if file::rlimit_fsize() < options.bytes {
             return Err(Error::Exhausted { op: OP, what: "file size: RLIMIT_FSIZE is smaller than the swap file" });
         }
-        let io = |source| Error::Io { op: OP, source };
+        let io = |source| Error::Io { op: OP, path: Some(options.path.clone()), source };
         let opened = if options.path.is_dir() { unnamed_in(&options.path) } else { open_alone(&options.path) };
         let opened = opened.map_err(io)?;
         if !opened.metadata().map_err(io)?.file_type().is_block_device() {

@@ -1,6 +1,6 @@
 //! The end of an object moves, and holes are made in it. Linux: `mm/truncate.c`, `fallocate`.
 
-use crate::error::{Error, Result, parent_only};
+use crate::error::{self, Error, Result, parent_only};
 use crate::io;
 use crate::object::{Object, ObjectInner};
 use crate::writeback::Turn;
@@ -41,8 +41,8 @@ impl Drop for Void<'_> {
     }
 }
 
-fn moved(op: &'static str, end: u64) -> impl Fn(StoreError) -> Error {
-    move |error| Error::Writeback { op, range: end..end, error: error.fill_error() }
+fn moved(op: &'static str, object: &str, end: u64) -> impl Fn(StoreError) -> Error {
+    move |e| error::writeback(op, object, end..end, e.fill_error())
 }
 
 impl ObjectInner {
@@ -109,7 +109,7 @@ impl Object {
         // A flush that fails tells the store where the object ends: by then both have moved, or neither.
         let turn = inner.flush_state().turn();
         if inner.writable {
-            inner.store().set_len(len_bytes).map_err(moved(op, len_bytes))?;
+            inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
             inner.show_below(op, &turn)?;
         }
         inner.move_end(len_bytes);
@@ -153,7 +153,7 @@ impl Object {
         if inner.writable {
             // Until it is told, nothing is durable.
             state.owe_end(true);
-            inner.store().set_len(len_bytes).map_err(moved(op, len_bytes))?;
+            inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
             state.owe_end(false);
             inner.forget_lost(&(pages_of(len_bytes)..u64::MAX));
         }

@@ -19,6 +19,7 @@ mod zap;
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
 use crate::exclusive;
+use crate::io::Call;
 use crate::object::ObjectInner;
 use crate::registry;
 use delegations::DelegationInner;
@@ -576,6 +577,13 @@ impl ArenaInner {
 fn unlist_all(old: &[VmaEntry]) {
     old.iter().for_each(VmaEntry::unlist);
     section::synchronize();
+}
+
+impl VmaEntry {
+    /// Returns how an error of `op` on the arena names bytes of the object.
+    pub(crate) fn call(&self, op: &'static str) -> Call {
+        Call { op, arena: Some(self.range.start.wrapping_sub((self.pgoff << PAGE_SHIFT) as usize)) }
+    }
 }
 
 /// Returns the arena range of the object's pages `from..to`, as far as the entry maps them.

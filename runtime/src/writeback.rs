@@ -2,7 +2,7 @@
 
 mod pinned;
 
-use crate::error::{Error, Result, parent_only};
+use crate::error::{self, Error, Result, parent_only};
 use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::failpoint;
@@ -224,7 +224,7 @@ impl Flushing {
         let host = Host::detached();
         let _walk = self.flush_state().walk();
         harvest(host.env(), m, range);
-        let failed = |(p, error): (u64, FillError)| Error::Writeback { op, range: bytes(&(p..p + 1)), error };
+        let failed = |(p, error): (u64, FillError)| error::writeback(op, m.label, bytes(&(p..p + 1)), error);
         for (from, to) in m.nodes.runs(range.start, range.end, usize::MAX) {
             m.stat.add(0, Event::WRITEBACK_SCAN, to - from);
             writeback::writeout(host.env(), m, 0, from, to).map_err(failed)?;
@@ -257,7 +257,7 @@ impl Flushing {
         let m = self.mapping();
         m.flush_wanted.store(0, Ordering::Relaxed);
         if self.flush_state().end_owed.load(Ordering::Relaxed) {
-            self.tell_end().map_err(|error| Error::Flush { op, error })?;
+            self.tell_end().map_err(|error| error::flush(op, m.label, error))?;
         }
         let _settled = Settled::new(m);
         failpoint!(FLUSH_SETTLED);
@@ -293,7 +293,7 @@ impl Flushing {
                 let _ = self.tell_end();
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
                 self.flush_state().failures.fetch_add(1, Ordering::Release);
-                Err(Error::Flush { op, error })
+                Err(error::flush(op, m.label, error))
             }
         }
     }
@@ -328,7 +328,7 @@ impl ObjectInner {
                 Ok(true)
             }
             Err(StoreError::Unsupported) => Ok(false),
-            Err(error) => Err(Error::Writeback { op, range: hole.clone(), error: error.fill_error() }),
+            Err(e) => Err(error::writeback(op, m.label, hole.clone(), e.fill_error())),
         }
     }
 
@@ -357,7 +357,7 @@ impl ObjectInner {
             let range = range.start..range.end.min(m.nr_pages());
             let held = self.write_back(op, &range)?;
             if let Some(p) = held.filter(|_| !skip_held) {
-                return Err(Error::Held { op, range: bytes(&(p..p + 1)) });
+                return Err(Error::Held { op, object: self.label(), range: bytes(&(p..p + 1)) });
             }
             self.flush(op)?;
             if self.flush_state().failures.load(Ordering::Acquire) != failures {
@@ -371,7 +371,7 @@ impl ObjectInner {
                 return Ok(());
             }
             self.flush_state().told.tell(m, &lost);
-            return Err(Error::Lost { op, ranges: lost });
+            return Err(Error::Lost { op, object: self.label(), ranges: lost });
         }
     }
 
@@ -451,7 +451,7 @@ impl Object {
             return Ok(());
         }
         let held = self.inner.write_back(op, &pages(self.inner.mapping(), &range))?;
-        held.map_or(Ok(()), |p| Err(Error::Held { op, range: bytes(&(p..p + 1)) }))
+        held.map_or(Ok(()), |p| Err(Error::Held { op, object: self.inner.label(), range: bytes(&(p..p + 1)) }))
     }
 
     /// Makes everything durable that was written before the call.
@@ -493,7 +493,7 @@ impl Object {
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.folios.len() as u64);
         let mut list = lock(&inner.flush_state().held);
         if let Some(r) = list.iter().find(|r| r.start < pages.end && pages.start < r.end) {
-            return Err(Error::Held { op, range: bytes(r) });
+            return Err(Error::Held { op, object: inner.label(), range: bytes(r) });
         }
         list.push(pages.clone());
         drop(list);

@@ -20,6 +20,7 @@ void test_pin(void);
 void test_vm_operations(void);
 void test_store(void);
 void test_minor(void);
+void test_causes(void);
 void test_stats(void);
 void test_fork(void);
 
@@ -39,6 +40,7 @@ static const struct {
     {"vm_operations", test_vm_operations},
     {"store", test_store},
     {"minor", test_minor},
+    {"causes", test_causes},
     {"stats", test_stats},
     {"fork", test_fork},
 };

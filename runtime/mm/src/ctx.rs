@@ -1,5 +1,6 @@
 //! The context token: who runs this walk, and what it may do.
 
+use crate::types::{FillError, VmFaultReason};
 use core::cell::Cell;
 use core::marker::PhantomData;
 
@@ -25,6 +26,8 @@ pub struct Ctx<'a> {
     gone: Cell<bool>,
     /// The access was refused for want of stack.
     refused: Cell<bool>,
+    /// Why the last attempt failed, if it did and who failed it knows.
+    cause: Cell<Option<FillError>>,
     not_send: PhantomData<*const &'a ()>,
 }
 
@@ -41,6 +44,7 @@ impl Ctx<'_> {
             clock,
             gone: Cell::new(false),
             refused: Cell::new(false),
+            cause: Cell::new(None),
             not_send: PhantomData,
         }
     }
@@ -57,6 +61,7 @@ impl Ctx<'_> {
             clock: None,
             gone: Cell::new(false),
             refused: Cell::new(false),
+            cause: Cell::new(None),
             not_send: PhantomData,
         }
     }
@@ -80,6 +85,19 @@ impl Ctx<'_> {
     /// Forgets it: another attempt begins.
     pub(crate) fn begin_attempt(&self) {
         self.gone.set(false);
+        self.cause.set(None);
+    }
+
+    /// Notes why the access fails; returns the bits that say so.
+    pub(crate) fn fail(&self, error: FillError) -> VmFaultReason {
+        self.cause.set(Some(error));
+        error.reason()
+    }
+
+    /// Returns why the access failed; `None`: it did not, or a vtable of the user's said no.
+    #[must_use]
+    pub fn cause(&self) -> Option<FillError> {
+        self.cause.get()
     }
 
     /// Returns whether an install of this fault found the range not ours. The instruction may run again, but not for

@@ -82,7 +82,7 @@ pub fn resume_user_addr_fault(
         if seen.intersects(VmFaultReason::COMPLETED) {
             return Some(seen);
         }
-        if let Some(answer) = attempt.go_on(next, seen) {
+        if let Some(answer) = attempt.go_on(ctx, next, seen) {
             return Some(answer);
         }
     }
@@ -94,7 +94,7 @@ pub fn resume_user_addr_fault(
 
 impl Attempt {
     /// Readies the next attempt, or returns the fault's answer.
-    fn go_on(&mut self, next: Next, seen: VmFaultReason) -> Option<VmFaultReason> {
+    fn go_on(&mut self, ctx: &Ctx<'_>, next: Next, seen: VmFaultReason) -> Option<VmFaultReason> {
         self.timed_out = false;
         self.before = seen;
         match next {
@@ -103,7 +103,7 @@ impl Attempt {
             Next::WithCow(staged, version) => self.cow = Some((staged, version)),
             Next::TimedOut => self.timed_out = true,
             Next::Later => return Some(seen),
-            Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | error.reason()),
+            Next::Fail(error) => return Some(seen.without(VmFaultReason::RETRY) | ctx.fail(error)),
         }
         self.flags |= FaultFlags::TRIED;
         None
@@ -272,7 +272,7 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     match freed {
         Freed::Some => Next::Untried,
         Freed::Later => Next::Later,
-        Freed::Nothing => Next::Fail(FillError::NoMemory),
+        Freed::Nothing => Next::Fail(FillError::CacheFull),
     }
 }
 

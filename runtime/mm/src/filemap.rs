@@ -106,12 +106,12 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
             }
             VmFaultReason::LOCKED
         }
-        Lookup::PastEnd => VmFaultReason::SIGBUS,
+        Lookup::PastEnd => vmf.ctx().fail(FillError::PastEnd),
         Lookup::Absent => fault_missing(vmf),
-        Lookup::Poisoned(error) if vmf.flags().intersects(FaultFlags::TRIED) => error.reason(),
+        Lookup::Poisoned(error) if vmf.flags().intersects(FaultFlags::TRIED) => vmf.ctx().fail(error),
         Lookup::Poisoned(_) => fault_missing(vmf),
-        Lookup::Overdue => VmFaultReason::SIGBUS,
-        Lookup::NoPins => VmFaultReason::OOM,
+        Lookup::Overdue => vmf.ctx().fail(FillError::Deadline),
+        Lookup::NoPins => vmf.ctx().fail(FillError::NoPins),
         Lookup::Busy(key) => {
             // The deadline is the store's. Who waits for an eviction waits for this process, and the page is well.
             let filling = mapping.folio(vmf.pgoff()).filter(|w| w.load().state() == State::Filling);
@@ -120,7 +120,7 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
             {
                 mapping.stat.add(vmf.ctx().stripe, Event::FILL_OVERDUE, 1);
                 word.mark_overdue();
-                return VmFaultReason::SIGBUS;
+                return vmf.ctx().fail(FillError::Deadline);
             }
             mapping.stat.add(vmf.ctx().stripe, Event::FILL_WAITS, 1);
             vmf.work = Work::Wait(key, if filling.is_some() { mapping.deadline_ns } else { u64::MAX });
@@ -183,7 +183,7 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
             vmf.work = Work::Reclaim(hold(mapping, vmf.pgoff()));
             VmFaultReason::RETRY
         }
-        Err(error) => error.reason(),
+        Err(error) => vmf.ctx().fail(error),
     }
 }
 
@@ -448,7 +448,7 @@ pub fn fill_with(vmf: &mut VmFault<'_>, f: &mut dyn FnMut(&mut [u8])) -> VmFault
             vmf.work = Work::Reclaim(hold(mapping, pgoff));
             return VmFaultReason::RETRY;
         }
-        Err(error) => return error.reason(),
+        Err(error) => return vmf.ctx().fail(error),
         Ok(Some(claim)) => {
             mapping.a_ops.with_page_mut(pgoff, f);
             let waker = vmf.waker;

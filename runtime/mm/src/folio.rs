@@ -103,7 +103,7 @@ const PIN: u64 = 1 << PIN_SHIFT;
 const PINS: u64 = 0xffff << PIN_SHIFT;
 /// The error of a poisoned page, which has no pins.
 const ERROR_SHIFT: u32 = PIN_SHIFT;
-const ERROR: u64 = 0x7 << ERROR_SHIFT;
+const ERROR: u64 = 0xffff << ERROR_SHIFT;
 const VERSION_HI_SHIFT: u32 = 48;
 const VERSION_HI: u64 = 0xffff << VERSION_HI_SHIFT;
 const VERSION: u64 = VERSION_LO | VERSION_HI;
@@ -194,7 +194,7 @@ impl Folio {
     /// Returns the error of a poisoned page.
     #[must_use]
     pub fn error(self) -> FillError {
-        FillError::from_code(u8::try_from((self.0 & ERROR) >> ERROR_SHIFT).unwrap_or(0))
+        FillError::from_code(u16::try_from((self.0 & ERROR) >> ERROR_SHIFT).unwrap_or(0))
     }
     /// Returns the half a futex compares.
     #[must_use]
@@ -440,7 +440,7 @@ impl FolioWord {
 
     /// filling -> poisoned, keeping the reason. Owner only.
     pub fn fail(&self, error: FillError) -> Wake {
-        self.leave_filling(POISONED | ((error as u64) << ERROR_SHIFT))
+        self.leave_filling(POISONED | (u64::from(error.code()) << ERROR_SHIFT))
     }
 
     /// filling -> absent: the owner gives the page up without a verdict. Owner only.
@@ -593,6 +593,7 @@ impl Default for FolioWord {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::errno::Errno;
 
     fn uptodate() -> FolioWord {
         let w = FolioWord::new();
@@ -627,8 +628,8 @@ mod tests {
         let _ = w.evicted(0x8001);
         assert_eq!(w.load().shadow(), 0x8001);
         w.try_claim().unwrap();
-        let _ = w.fail(FillError::Io);
-        assert_eq!(w.load().error(), FillError::Io);
+        let _ = w.fail(FillError::Io(Errno::EIO));
+        assert_eq!(w.load().error(), FillError::Io(Errno::EIO));
         assert!(!w.end_isolation(seen), "another life");
         let w = uptodate();
         w.try_isolate().unwrap();
@@ -769,8 +770,8 @@ mod tests {
         let w = FolioWord::new();
         w.set(LOST);
         w.try_claim().unwrap();
-        let _ = w.fail(FillError::Io);
-        assert_eq!(w.load().error(), FillError::Io);
+        let _ = w.fail(FillError::Io(Errno::EIO));
+        assert_eq!(w.load().error(), FillError::Io(Errno::EIO));
         w.try_claim().unwrap();
         let _ = w.publish(0);
         w.set(DIRTY);
@@ -839,7 +840,7 @@ mod tests {
             w.try_claim().unwrap();
             w.set(READAHEAD);
             let _ = w.fail(FillError::from_code(code));
-            assert_eq!(w.load().error() as u8, code);
+            assert_eq!(w.load().error().code(), code);
         }
     }
 

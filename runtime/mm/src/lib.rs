@@ -8,7 +8,8 @@
 //! The layers, lowest first; a module imports only from lines above its own (a test reads the imports):
 //!
 //! ```text
-//! page types
+//! page errno
+//! types
 //! sync
 //! trace vmstat ctx
 //! folio extent claim ops readahead workingset
@@ -45,6 +46,7 @@
     )
 )]
 
+pub mod errno;
 pub mod page;
 pub mod types;
 

@@ -9,6 +9,7 @@ use crate::page::{EXTENT_SHIFT, PAGE_SHIFT, chunk_of, pages_of, pgoff_index};
 use crate::readahead::Request;
 use crate::streams::Readahead;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::types::FillError;
 use crate::vmstat::VmStat;
 use crate::xarray::Nodes;
 
@@ -40,6 +41,8 @@ pub const DYING: u32 = 1 << 31;
 pub struct Mapping<'g> {
     /// The object's number in the runtime's table.
     pub id: u32,
+    /// What people call it: its path, if it is a file.
+    pub label: &'g str,
     /// One word a page, over the object's maximal size.
     pub folios: &'g [FolioWord],
     /// One word a chunk.
@@ -94,6 +97,10 @@ pub struct Mapping<'g> {
     pub flushing: AtomicU32,
     /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
     pub flush_wanted: AtomicU32,
+    /// Why the store did not take the last pages it was given, as [`FillError::code`]; 0: it took them.
+    pub write_failure: AtomicU32,
+    /// The same of its last flush, of a store that gives what it took only after one.
+    pub flush_failure: AtomicU32,
     /// Where its events are counted.
     pub stat: &'g VmStat,
 }
@@ -145,6 +152,20 @@ impl Mapping<'_> {
             self.nr_own.fetch_sub(nr, Ordering::Relaxed);
         }
         self.account.uncharge(nr);
+    }
+
+    /// Returns what the store says of what it is given, if it does not take it now.
+    #[must_use]
+    pub fn failure(&self) -> Option<FillError> {
+        let code = |word: &AtomicU32| Some(word.load(Ordering::Relaxed)).filter(|code| *code != 0);
+        let code = code(&self.write_failure).or_else(|| code(&self.flush_failure))?;
+        Some(FillError::from_code(u16::try_from(code).unwrap_or(0)))
+    }
+
+    /// Returns the object's own limit in pages; `u64::MAX`: it has none.
+    #[must_use]
+    pub fn own_limit(&self) -> u64 {
+        self.own_limit.load(Ordering::Relaxed)
     }
 
     /// Returns whether the object has no room below a limit of its own.

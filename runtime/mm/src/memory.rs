@@ -21,7 +21,7 @@ use crate::filemap;
 use crate::folio::FolioWord;
 use crate::ops::{Installed, Prot};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
-use crate::types::{FaultFlags, VmFaultReason, VmFlags};
+use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Work};
 use crate::vmstat::{Event, VmStat};
 
@@ -32,7 +32,7 @@ pub fn handle_mm_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let need = if vmf.is_write() { VmFlags::WRITE } else { VmFlags::READ };
     if !vma.flags.contains(need) {
-        return VmFaultReason::SIGSEGV;
+        return vmf.ctx().fail(FillError::NotPermitted);
     }
     let mut huge = VmFaultReason::empty();
     if vma.flags.intersects(VmFlags::NATIVE_OK) {
@@ -265,9 +265,9 @@ fn reason_of(ctx: &Ctx<'_>, done: Installed) -> VmFaultReason {
             ctx.note_gone();
             VmFaultReason::NOPAGE
         }
-        Installed::NoMemory => VmFaultReason::OOM,
+        Installed::NoMemory => ctx.fail(FillError::NoMemory),
         // EFAULT under a pin: the cache's memory is not what the words say.
-        Installed::Broken => VmFaultReason::HWPOISON,
+        Installed::Broken => ctx.fail(FillError::Broken),
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`Mmu`] installs and removes; [`AddressSpaceOps`] reads and drops an object's pages. `VmOps`, the `fault` vtable, is
 //! in `vma`, beside the vma it serves; what lends vmas and puts threads to sleep is in `host`.
 
+use crate::errno::Errno;
 use crate::types::FillError;
 
 /// What an install did. Counts are pages.
@@ -186,7 +187,7 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// # Errors
     /// The number of pages taken, and why the next one was not.
     fn write_folio(&self, _pgoff: u64, _nr: u32) -> Result<(), (u32, FillError)> {
-        Err((0, FillError::Io))
+        Err((0, FillError::Io(Errno::EIO)))
     }
 
     /// Returns whether what the store took can be read from it before it is flushed.
@@ -234,7 +235,7 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// # Errors
     /// Nothing changed: `NoMemory`, or `Io` for any other reason.
     fn collapse(&self, _pgoff: u64) -> Result<(), FillError> {
-        Err(FillError::Io)
+        Err(FillError::Io(Errno::EIO))
     }
 
     /// Lends the bytes of one page that the caller owns (`filling`).

@@ -4,7 +4,7 @@ use crate::filemap;
 use crate::folio::{DIRTY, DSYNCED, Folio, State};
 use crate::huge_memory;
 use crate::page::PAGE_SHIFT;
-use crate::types::{FaultFlags, VmFaultReason, VmFlags};
+use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, VmOps, Work};
 use crate::vmstat::Event;
 
@@ -41,7 +41,7 @@ pub fn fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let seen = mapping.folio(vmf.pgoff()).map(crate::folio::FolioWord::load);
     if seen.is_some_and(Folio::is_mappable) {
         if vmf.pgoff() >= mapping.nr_pages() {
-            return VmFaultReason::SIGBUS;
+            return vmf.ctx().fail(FillError::PastEnd);
         }
         let first = what_comes_first(vmf);
         if !first.is_empty() {
@@ -124,7 +124,7 @@ fn private_copy(vmf: &mut VmFault<'_>) -> Option<VmFaultReason> {
             Some(VmFaultReason::DONE_COW)
         }
         crate::ops::Installed::Exists => Some(VmFaultReason::NOPAGE),
-        crate::ops::Installed::NoMemory => Some(VmFaultReason::OOM),
+        crate::ops::Installed::NoMemory => Some(vmf.ctx().fail(FillError::NoMemory)),
         _ => None,
     }
 }

@@ -3,6 +3,7 @@
 //! Names and numeric values are Linux's (`include/linux/mm_types.h`, `include/linux/mm.h`), so that a trace of ours
 //! and one of the kernel's read alike, and so that the C header can promise them.
 
+use crate::errno::Errno;
 use core::fmt;
 use core::ops::{BitAnd, BitOr, BitOrAssign, Not};
 
@@ -186,44 +187,125 @@ impl VmFlags {
     }
 }
 
-/// Why a page could not be filled. The numbers are kept in the folio word of a poisoned page.
+/// Why a page could not be had: what its store said, or what of ours was in the way.
+///
+/// The first six are verdicts about a page, kept in the folio word of a poisoned one ([`FillError::code`]); the others are
+/// found by the walk of one access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[non_exhaustive]
 pub enum FillError {
-    /// The store reported an error.
-    Io = 1,
+    /// The store reported an error, or could not do what was asked (`EOPNOTSUPP`).
+    Io(Errno),
     /// The store ended before the object did.
-    Short = 2,
+    Short,
     /// The content failed its check.
-    Corrupt = 3,
+    Corrupt,
     /// The store did not answer before the deadline.
-    Deadline = 4,
-    /// No memory for the page.
-    NoMemory = 5,
-    /// A delegate refused the page.
-    Refused = 6,
+    Deadline,
+    /// No memory for the page, or for its page table.
+    NoMemory,
+    /// A delegate refused the page, or an access that the runtime must not make.
+    Refused,
+    /// The cache's limit is reached, or the object's own, and nothing can leave.
+    CacheFull,
+    /// The access lies past the end of the object.
+    PastEnd,
+    /// The page has as many pins as a page can have.
+    NoPins,
+    /// The mapping does not permit the access.
+    NotPermitted,
+    /// Nothing is mapped there.
+    NotMapped,
+    /// The cache's memory is not what its words say.
+    Broken,
 }
 
 impl FillError {
-    /// Returns the error that `code` stands for in a folio word.
+    /// Returns the error in 16 bits, never 0: its number, and the errno above it.
     #[must_use]
-    pub const fn from_code(code: u8) -> Self {
-        match code {
+    pub const fn code(self) -> u16 {
+        match self {
+            // An errno has 12 bits: the kernel returns -4095 to -1.
+            Self::Io(errno) => 1 | ((errno.0.unsigned_abs() & 0xfff) as u16) << 4,
+            Self::Short => 2,
+            Self::Corrupt => 3,
+            Self::Deadline => 4,
+            Self::NoMemory => 5,
+            Self::Refused => 6,
+            Self::CacheFull => 7,
+            Self::PastEnd => 8,
+            Self::NoPins => 9,
+            Self::NotPermitted => 10,
+            Self::NotMapped => 11,
+            Self::Broken => 12,
+        }
+    }
+
+    /// Returns the error that `code` stands for; `EIO` for one that is none.
+    #[must_use]
+    pub const fn from_code(code: u16) -> Self {
+        match code & 0xf {
+            1 => Self::Io(Errno((code >> 4) as i32)),
             2 => Self::Short,
             3 => Self::Corrupt,
             4 => Self::Deadline,
             5 => Self::NoMemory,
             6 => Self::Refused,
-            _ => Self::Io,
+            7 => Self::CacheFull,
+            8 => Self::PastEnd,
+            9 => Self::NoPins,
+            10 => Self::NotPermitted,
+            11 => Self::NotMapped,
+            12 => Self::Broken,
+            _ => Self::Io(Errno::EIO),
         }
     }
 
-    /// Returns the reason bit under which the fault path reports this error.
+    /// Returns the store's error number, if it gave one.
+    #[must_use]
+    pub const fn errno(self) -> Option<Errno> {
+        match self {
+            Self::Io(errno) => Some(errno),
+            _ => None,
+        }
+    }
+
+    /// Returns what to tell a person; for [`FillError::Io`] the errno's own text.
+    #[must_use]
+    pub const fn text(self) -> &'static str {
+        match self {
+            Self::Io(errno) => errno.text(),
+            Self::Short => "the store ends before the object",
+            Self::Corrupt => "the content failed its check",
+            Self::Deadline => "the store did not answer before the deadline",
+            Self::NoMemory => "no memory for the page, or for its page table",
+            Self::Refused => "refused by the delegate, or by the runtime",
+            Self::CacheFull => "the cache is full, and nothing can leave it",
+            Self::PastEnd => "past the end of the object",
+            Self::NoPins => "the page has as many pins as a page can have",
+            Self::NotPermitted => "the mapping does not permit it",
+            Self::NotMapped => "nothing is mapped there",
+            Self::Broken => "the cache's memory is not what its words say",
+        }
+    }
+
+    /// Returns the reason bit under which the fault path reports this error. Linux: `vmf_error`, for which a store that
+    /// has no memory is out of memory, and one that has no space is not.
     pub const fn reason(self) -> VmFaultReason {
         match self {
-            Self::Corrupt => VmFaultReason::HWPOISON,
-            Self::NoMemory => VmFaultReason::OOM,
-            _ => VmFaultReason::SIGBUS,
+            Self::Corrupt | Self::Broken => VmFaultReason::HWPOISON,
+            Self::NoMemory | Self::CacheFull | Self::NoPins | Self::Io(Errno::ENOMEM) => VmFaultReason::OOM,
+            Self::NotPermitted | Self::NotMapped => VmFaultReason::SIGSEGV,
+            Self::Io(_) | Self::Short | Self::Deadline | Self::Refused | Self::PastEnd => VmFaultReason::SIGBUS,
+        }
+    }
+}
+
+impl fmt::Display for FillError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(errno) => fmt::Display::fmt(errno, f),
+            other => f.write_str(other.text()),
         }
     }
 }
@@ -266,6 +348,19 @@ mod tests {
             | VmFaultReason::HWPOISON_LARGE
             | VmFaultReason::FALLBACK;
         assert_eq!(e, VmFaultReason::ERROR);
+    }
+
+    #[test]
+    fn an_error_survives_its_code() {
+        let io = [Errno::EIO, Errno::ENOSPC, Errno::ECONNRESET, Errno(4095)].map(FillError::Io);
+        let others = (2..=12).map(FillError::from_code);
+        for error in io.into_iter().chain(others) {
+            assert_eq!(FillError::from_code(error.code()), error);
+            assert_ne!(error.code(), 0);
+            assert!(error.reason().intersects(VmFaultReason::ERROR), "{error}");
+        }
+        assert_eq!(FillError::Io(Errno::ENOSPC).reason(), VmFaultReason::SIGBUS, "a full disk is no want of memory");
+        assert_eq!(FillError::Io(Errno::ENOSPC).to_string(), "No space left on device (ENOSPC 28)");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::host::Park;
 use crate::mapping::Mapping;
 use crate::ops::WaitKey;
 use crate::page::PAGE_SHIFT;
-use crate::types::VmFaultReason;
+use crate::types::{FillError, VmFaultReason};
 use crate::vma::{VmFault, Work};
 use crate::vmstat::Event;
 
@@ -24,7 +24,7 @@ pub fn handle_userfault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let index = vmf.address().wrapping_sub(delegation.base) >> PAGE_SHIFT;
     match delegation.begin(index) {
         Telltale::Told => VmFaultReason::empty(),
-        Telltale::Refused => VmFaultReason::SIGBUS,
+        Telltale::Refused => vmf.ctx().fail(FillError::Refused),
         Telltale::Telling(seen) => {
             let addr = delegation.word(index).map_or(0, |w| core::ptr::from_ref(w).addr());
             vmf.work = Work::Wait(WaitKey { addr, seen }, u64::MAX);

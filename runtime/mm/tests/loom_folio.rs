@@ -188,7 +188,7 @@ fn a_marked_waiter_never_sleeps_for_ever() {
     for leave in [
         (|w| w.publish(0)) as fn(&FolioWord) -> Wake,
         |w| w.abandon(),
-        |w| w.fail(softfault_mm::types::FillError::Io),
+        |w| w.fail(softfault_mm::types::FillError::Io(softfault_mm::errno::Errno::EIO)),
         |w| {
             w.mark_overdue();
             w.publish(0)

@@ -11,6 +11,7 @@ mod support;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::errno::Errno;
 use softfault_mm::folio::DIRTY;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::shmem::ShmemVmOps;
@@ -375,7 +376,7 @@ impl Model {
             }
             Op::Truncate { object, len_bytes } => self.truncate(object, len_bytes as u64),
             Op::Fail { object, at, corrupt } => {
-                let error = if corrupt { FillError::Corrupt } else { FillError::Io };
+                let error = if corrupt { FillError::Corrupt } else { FillError::Io(Errno::EIO) };
                 lock(&self.world.objects[object].store.bad).insert(at as u64, error);
             }
             Op::Heal { object } => lock(&self.world.objects[object].store.bad).clear(),
@@ -393,7 +394,7 @@ impl Model {
                 lock(&o.store.full).insert(full as u64);
                 let written = self.world.write_back(object, from, to, true);
                 if let Err((p, error)) = written {
-                    assert_eq!((p, error), (full as u64, FillError::Io), "another page than the bad one");
+                    assert_eq!((p, error), (full as u64, FillError::Io(Errno::EIO)), "another page than the bad one");
                     assert!(self.world.word(object, p).load().has(DIRTY), "page {p} is still to be written");
                 }
                 lock(&o.store.full).clear();

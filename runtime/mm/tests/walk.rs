@@ -5,6 +5,7 @@
 mod support;
 
 use softfault_mm::ctx::Ctx;
+use softfault_mm::errno::Errno;
 use softfault_mm::extent::ExtentState;
 use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State, UNMAPPED};
@@ -88,7 +89,7 @@ fn oom_is_a_limit_below_what_cannot_go() {
 fn a_poisoned_page_heals_in_a_full_cache() {
     for ra_pages in [0, 16] {
         let w = world(ObjectSpec { ra_pages, ..ObjectSpec::pages(2) }, RO | SINGLE);
-        lock(&w.objects[0].store.bad).insert(1, FillError::Io);
+        lock(&w.objects[0].store.bad).insert(1, FillError::Io(Errno::EIO));
         assert_eq!(w.fault(at(1), READ), R::MAJOR | R::SIGBUS);
         lock(&w.objects[0].store.bad).clear();
         w.account.limit_pages.store(1, Ordering::Relaxed);
@@ -248,10 +249,10 @@ fn a_read_that_fails_leaves_no_memory_behind() {
     for ahead in [false, true] {
         let w = World::new(&[ObjectSpec::pages(8)], 1);
         let m = w.objects[0].mapping;
-        lock(&w.objects[0].store.bad).insert(3, FillError::Io);
+        lock(&w.objects[0].store.bad).insert(3, FillError::Io(Errno::EIO));
         let claim = filemap::claim_run(m, 0, 0, 8).expect("room").expect("absent");
         let claim = if ahead { claim.into_ahead() } else { claim };
-        assert_eq!(filemap::read_claimed(m, &w, 0, claim), Err(FillError::Io));
+        assert_eq!(filemap::read_claimed(m, &w, 0, claim), Err(FillError::Io(Errno::EIO)));
         let there: Vec<_> = (0..8).filter(|p| w.kernel.alias(0, *p).is_some()).collect();
         assert_eq!(there, [0, 1, 2], "ahead: {ahead}");
         w.check_quiescent();
@@ -324,7 +325,7 @@ fn truncate_takes_pages_away_and_growing_brings_zeros() {
 #[test]
 fn sigbus_is_a_store_that_failed_and_the_next_touch_heals() {
     let w = world(ObjectSpec::pages(4), RO | SINGLE);
-    for error in [FillError::Io, FillError::Short] {
+    for error in [FillError::Io(Errno::EIO), FillError::Short] {
         lock(&w.objects[0].store.bad).insert(1, error);
         assert_eq!(w.fault(at(1), READ), R::MAJOR | R::SIGBUS);
         assert_eq!(state(&w, 1), State::Poisoned);
@@ -490,7 +491,7 @@ fn a_cached_page_is_not_staged() {
 #[test]
 fn a_staged_read_that_fails_is_the_stores_error() {
     let w = world(ObjectSpec { staging: true, ..ObjectSpec::pages(2) }, RW);
-    lock(&w.objects[0].store.bad).insert(0, FillError::Io);
+    lock(&w.objects[0].store.bad).insert(0, FillError::Io(Errno::EIO));
     assert_eq!(w.fault(at(0), WRITE), R::MAJOR | R::SIGBUS);
     w.check_quiescent();
 }
@@ -679,7 +680,7 @@ fn a_window_maps_nothing_past_the_end() {
 #[test]
 fn one_bad_page_in_a_window_poisons_only_itself() {
     let w = world(ObjectSpec { fill_window: 8, ..ObjectSpec::pages(8) }, RO | SINGLE);
-    lock(&w.objects[0].store.bad).insert(3, FillError::Io);
+    lock(&w.objects[0].store.bad).insert(3, FillError::Io(Errno::EIO));
     assert_eq!(w.read(at(5)), Content::pattern(0, 5), "the bad neighbour is not what was touched");
     assert_eq!(w.read(at(0)), Content::pattern(0, 0));
     assert_eq!(w.fault(at(3), READ), R::MAJOR | R::SIGBUS);
@@ -698,7 +699,7 @@ fn one_bad_page_in_a_window_poisons_only_itself() {
 #[test]
 fn policy_zero_reads_as_zeros() {
     let w = world(ObjectSpec { policy: FailurePolicy::Zero, ..ObjectSpec::pages(2) }, RO | SINGLE);
-    lock(&w.objects[0].store.bad).insert(1, FillError::Io);
+    lock(&w.objects[0].store.bad).insert(1, FillError::Io(Errno::EIO));
     assert_eq!(w.fault(at(1), READ), R::MAJOR | R::LOCKED);
     assert_eq!(w.read(at(1)), 0);
     assert_eq!((w.stat.event(Event::FILL_ERRORS), w.stat.event(Event::PGPOISON)), (1, 0));

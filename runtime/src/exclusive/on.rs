@@ -3,20 +3,21 @@
 #![expect(unsafe_code, reason = "lends the object's parts to handlers, and publishes where it is mapped")]
 
 use super::{Parts, not_there};
+use crate::Access;
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
+use crate::io::Call;
 use crate::lease::{Lease, Table};
 use crate::object::{ObjectBuilder, ObjectInner};
 use crate::registry;
 use crate::runtime::RuntimeInner;
 use crate::vmas::VmaEntry;
-use crate::{Access, VmFaultReason};
 use softfault_mm::folio::{DIRTY, FolioWord, LOST, State};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::AddressSpaceOps;
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::Ordering;
-use softfault_mm::types::VmFlags;
+use softfault_mm::types::{FillError, VmFlags};
 use softfault_mm::{vmscan, writeback};
 use softfault_platform::frames::Frames;
 use softfault_platform::host::Host;
@@ -252,9 +253,9 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
         // Swap: what reclaim has put there goes the way of what it has not.
         let _ = object.store().punch(0, object.len_max as u64);
     }
-    let reason = VmFaultReason::SIGBUS;
-    let error = |p| Error::Fault { op: "Arena::unmap", access: Access::Write, offset: p << PAGE_SHIFT, reason };
-    lost.map_or(Ok(()), |p| Err(error(p)))
+    let call = Call { op: "Arena::unmap", arena: None };
+    let cause = m.failure().unwrap_or(FillError::Io(Errno::EIO));
+    lost.map_or(Ok(()), |p| Err(call.error(object, Access::Write, p << PAGE_SHIFT, cause)))
 }
 
 const TURN: Duration = Duration::from_micros(100);

@@ -35,6 +35,7 @@ pub struct ObjectBuilder {
     /// Exclusive; by copying only.
     pub(crate) exclusive: Option<bool>,
     pub(crate) huge_pages: bool,
+    label: Option<String>,
 }
 
 impl ObjectBuilder {
@@ -57,11 +58,28 @@ impl ObjectBuilder {
             cache_limit_bytes: None,
             exclusive: None,
             huge_pages: false,
+            label: None,
         }
     }
     /// Sets the length, where it is known only after the other options.
     pub(crate) fn len(mut self, bytes: u64) -> Self {
         self.len_bytes = bytes;
+        self
+    }
+    /// Returns what the object is called: what the program says, or else its number.
+    pub(super) fn label_of(&self, id: u32) -> String {
+        self.label.clone().unwrap_or_else(|| format!("object {id}"))
+    }
+    /// Sets the label, where the program has said none.
+    pub(crate) fn label_or(mut self, label: impl FnOnce() -> String) -> Self {
+        self.label.get_or_insert_with(label);
+        self
+    }
+    /// Says what the object is called in errors and in [`Runtime::recent_failures`]; default the path of a file, and a
+    /// number of others.
+    #[must_use]
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.label = Some(label.into());
         self
     }
     pub(crate) fn is_writable(&self) -> bool {

@@ -74,7 +74,7 @@ fn write_pinned(
     let old = match word.try_pin(0) {
         Ok(old) => old,
         // There is no pin left.
-        Err(seen) if seen.is_mappable() => return Err((p, FillError::NoMemory)),
+        Err(seen) if seen.is_mappable() => return Err((p, FillError::NoPins)),
         Err(_) => return Ok(None),
     };
     let result = if old.state() != State::Uptodate || !old.has(DIRTY) {

@@ -17,6 +17,7 @@ use loom::sync::{Condvar, Mutex};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdict};
+use softfault_mm::errno::Errno;
 use softfault_mm::extent::{ChunkWord, Extent};
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap;
@@ -298,7 +299,7 @@ impl AddressSpaceOps for Store {
         Err(FillError::NoMemory)
     }
     fn read_staged(&self, _pgoff: u64, _staged: &Staged) -> Result<(), FillError> {
-        Err(FillError::Io)
+        Err(FillError::Io(Errno::EIO))
     }
     fn dsync(&self, _pgoff: u64, _nr: u32) -> Result<(), FillError> {
         Ok(())
@@ -532,6 +533,9 @@ impl World {
                 flush_turn: AtomicU32::new(0),
                 flushing: AtomicU32::new(0),
                 flush_wanted: AtomicU32::new(0),
+                write_failure: AtomicU32::new(0),
+                flush_failure: AtomicU32::new(0),
+                label: "test",
                 stat: &STAT,
             })
         };

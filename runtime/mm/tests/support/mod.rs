@@ -8,6 +8,7 @@
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
+use softfault_mm::errno::Errno;
 use softfault_mm::extent::{ChunkWord, Extent, ExtentState};
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap;
@@ -560,7 +561,7 @@ impl AddressSpaceOps for Store {
     }
     fn dsync(&self, pgoff: u64, _nr: u32) -> Result<(), FillError> {
         self.called(Call::Dsync(pgoff));
-        if self.dsync_fails.load(Ordering::Relaxed) { Err(FillError::Io) } else { Ok(()) }
+        if self.dsync_fails.load(Ordering::Relaxed) { Err(FillError::Io(Errno::EIO)) } else { Ok(()) }
     }
     fn write_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
         self.called(Call::Write(pgoff, nr));
@@ -569,7 +570,7 @@ impl AddressSpaceOps for Store {
             let word = self.kernel.word(self.object, p);
             assert_eq!(word.state(), State::Writeback, "page {p} is written by who does not own it: {word:?}");
             if lock(&self.full).contains(&p) {
-                return Err((i, FillError::Io));
+                return Err((i, FillError::Io(Errno::EIO)));
             }
             let bytes = self.kernel.alias(self.object, p).expect("a page in write-back is there");
             lock(&self.content).set_page(p, bytes);
@@ -587,7 +588,7 @@ impl AddressSpaceOps for Store {
             assert!(owned && word.pins() == 0, "page {p} is punched by who does not own it: {word:?}");
         }
         if self.punch_fails.load(Ordering::Relaxed) {
-            return Err(FillError::Io);
+            return Err(FillError::Io(Errno::EIO));
         }
         let mut guard = lock(&self.kernel.state);
         let s = &mut *guard;
@@ -793,6 +794,9 @@ impl World {
                 flush_turn: AtomicU32::new(0),
                 flushing: AtomicU32::new(0),
                 flush_wanted: AtomicU32::new(0),
+                write_failure: AtomicU32::new(0),
+                flush_failure: AtomicU32::new(0),
+                label: "test",
                 stat,
             });
             Object { mapping, store }

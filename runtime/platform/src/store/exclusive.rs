@@ -450,7 +450,8 @@ fn error_of(obstacle: Obstacle) -> FillError {
     match obstacle {
         Obstacle::NoMemory => FillError::NoMemory,
         Obstacle::Gone => FillError::Refused,
-        Obstacle::Busy | Obstacle::Unfit => FillError::Io,
+        Obstacle::Busy => FillError::Io(Errno::EBUSY),
+        Obstacle::Unfit => FillError::Io(Errno::EINVAL),
     }
 }
 

@@ -46,8 +46,9 @@ impl StoreError {
         match self {
             Self::Short => FillError::Short,
             Self::Corrupt => FillError::Corrupt,
-            Self::NoMemory | Self::Io(Errno::ENOMEM | Errno::ENOSPC) => FillError::NoMemory,
-            Self::Io(_) | Self::Unsupported => FillError::Io,
+            Self::NoMemory => FillError::NoMemory,
+            Self::Io(errno) => FillError::Io(errno),
+            Self::Unsupported => FillError::Io(Errno::EOPNOTSUPP),
         }
     }
 }
@@ -55,7 +56,7 @@ impl StoreError {
 impl core::fmt::Display for StoreError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         match self {
-            Self::Io(e) => write!(f, "I/O error {e}"),
+            Self::Io(e) => core::fmt::Display::fmt(e, f),
             Self::Short => f.write_str("the store ends before the object"),
             Self::Corrupt => f.write_str("the content failed its check"),
             Self::NoMemory => f.write_str("no memory"),

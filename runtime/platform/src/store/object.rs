@@ -279,8 +279,7 @@ impl AddressSpaceOps for ObjectOps<'_> {
     fn punch(&self, pgoff: u64, nr: u32) -> Result<(), FillError> {
         let memory = (self.memory.fd, self.memory.fd_offset + (pgoff << PAGE_SHIFT));
         // SAFETY: the caller owns the pages (evicting, or a failed fill): nobody relies on their bytes. The alias is theirs.
-        unsafe { cache::punch(self.address(pgoff) as usize, nr as usize * PAGE_SIZE, memory) }
-            .map_err(|_| FillError::Io)
+        unsafe { cache::punch(self.address(pgoff) as usize, nr as usize * PAGE_SIZE, memory) }.map_err(FillError::Io)
     }
 
     fn collapse(&self, pgoff: u64) -> Result<(), FillError> {
@@ -294,7 +293,7 @@ impl AddressSpaceOps for ObjectOps<'_> {
             match unsafe { mem::madvise(at, EXTENT_SIZE, mem::MADV_COLLAPSE) } {
                 Err(Errno::EAGAIN | Errno::EBUSY) if tries > 0 => {}
                 Err(Errno::ENOMEM) => return Err(FillError::NoMemory),
-                r => return r.map_err(|_| FillError::Io),
+                r => return r.map_err(FillError::Io),
             }
         }
     }
