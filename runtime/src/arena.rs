@@ -136,7 +136,12 @@ impl ArenaBuilder {
         })?;
         let facts = ArenaFacts { base, len_bytes, granules: granules.lend(), trap, stat: self.runtime.inner.stat };
         // SAFETY: the slot's number was free; the arena withdraws it before its range and tables go.
-        unsafe { vmatree::publish_arena(slot, &facts) };
+        unsafe { vmatree::publish_arena(slot, &facts) }.map_err(|e| {
+            registry.arenas.put(slot);
+            // SAFETY: reserved above, and nobody has seen it.
+            let _ = unsafe { mem::munmap(base, len_bytes) };
+            system(op, "mmap")(e)
+        })?;
         drop(registry);
         self.runtime.inner.arena_table_bytes.fetch_add(table_bytes(nr), Ordering::Relaxed);
         let inner = ArenaInner {

@@ -2,6 +2,9 @@
 
 #![expect(unsafe_code, reason = "the one place where a heap object's borrow is lengthened")]
 
+use softfault_platform::sparse::Sparse;
+use softfault_platform::sys::{Errno, mem};
+
 /// A boxed value whose borrows may be published to handlers.
 ///
 /// # Invariants
@@ -56,9 +59,15 @@ impl<T: ?Sized> std::fmt::Debug for Lease<T> {
 }
 
 /// Zeroed memory for tables of atomics, lent to handlers; unmapped on drop under the same invariant.
-#[derive(Debug)]
 pub(crate) struct Table<T: 'static> {
     words: &'static [T],
+    memory: Sparse,
+}
+
+impl<T> std::fmt::Debug for Table<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").field("memory", &self.memory).finish_non_exhaustive()
+    }
 }
 
 /// Types for which zeroed memory is a value and which are only ever shared.
@@ -77,15 +86,26 @@ unsafe impl ZeroedAtomics for softfault_platform::store::exclusive::Filled {}
 unsafe impl ZeroedAtomics for softfault_mm::extent::Extent {}
 
 impl<T: ZeroedAtomics> Table<T> {
-    pub(crate) fn new(len: usize) -> Result<Self, softfault_platform::sys::Errno> {
-        let bytes = Self::bytes(len);
-        let at = softfault_platform::sys::mem::map_zeroed(bytes)?;
-        // SAFETY: freshly mapped, zeroed, page-aligned memory for `len` values; zero is valid for T.
-        Ok(Self { words: unsafe { std::slice::from_raw_parts(at as *const T, len) } })
+    pub(crate) fn new(len: usize) -> Result<Self, Errno> {
+        let table = Self::closed(len)?;
+        table.open_to(len)?;
+        Ok(table)
+    }
+    /// Makes a table that is to be opened as it is used. Nobody looks at a word that is closed.
+    pub(crate) fn closed(len: usize) -> Result<Self, Errno> {
+        let memory = Sparse::new();
+        memory.reserve(Self::bytes(len))?;
+        // SAFETY: zeroed, page-aligned memory for `len` values as soon as they are open; zero is valid for T.
+        let words = unsafe { std::slice::from_raw_parts(memory.base() as *const T, len) };
+        Ok(Self { words, memory })
+    }
+    /// Makes the first `len` words accessible. Under the caller's lock.
+    pub(crate) fn open_to(&self, len: usize) -> Result<(), Errno> {
+        self.memory.open_to(Self::bytes(len.min(self.words.len())))
     }
     /// Returns the bytes of memory the table takes.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        softfault_platform::sys::mem::resident_bytes(self.words.as_ptr() as usize, Self::bytes(self.words.len()))
+        mem::resident_bytes(self.memory.base(), self.memory.open_bytes())
     }
     /// Lends the words; they stay until the table is dropped.
     pub(crate) fn lend(&self) -> &'static [T] {
@@ -102,8 +122,7 @@ impl<T> Table<T> {
 
 impl<T> Drop for Table<T> {
     fn drop(&mut self) {
-        let bytes = Self::bytes(self.words.len());
-        // SAFETY: mapped by `new` with this length; the owner has withdrawn every borrow it published.
-        let _ = unsafe { softfault_platform::sys::mem::munmap(self.words.as_ptr() as usize, bytes) };
+        // SAFETY: reserved by `closed`; the owner has withdrawn every borrow it published.
+        let _ = unsafe { mem::munmap(self.memory.base(), self.memory.len_bytes()) };
     }
 }

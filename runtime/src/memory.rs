@@ -1,6 +1,9 @@
 //! How much memory the process may use: the machine's, or its memory cgroup's.
 
-use softfault_mm::page::PAGE_SHIFT;
+use crate::lease::Table;
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
+use softfault_mm::sync::AtomicU64;
+use softfault_platform::sys::file;
 use std::fs;
 use std::path::Path;
 
@@ -17,6 +20,53 @@ pub(crate) fn total_bytes() -> u64 {
     cgroup_limit_bytes().map_or_else(machine_bytes, |limit| limit.min(machine_bytes()))
 }
 
+/// Returns the bytes that the process has locked in memory; 0 where `/proc` does not say.
+pub(crate) fn locked_bytes() -> u64 {
+    status_bytes("VmLck:")
+}
+
+/// Returns how many more bytes the process may map: by `RLIMIT_AS`, and, where what it maps is locked (mlockall(2),
+/// `MCL_FUTURE`) and it may not lock what it likes, by `RLIMIT_MEMLOCK`. `u64::MAX`: as many as there are.
+pub(crate) fn address_space_left() -> u64 {
+    let left = |limit: u64, used: u64| if limit == u64::MAX { limit } else { limit.saturating_sub(used) };
+    let space = left(file::rlimit_as(), status_bytes("VmSize:"));
+    if is_locked_when_mapped() && !may_lock_everything() {
+        space.min(left(file::rlimit_memlock(), locked_bytes()))
+    } else {
+        space
+    }
+}
+
+/// Returns whether what is mapped now counts as locked. Other threads that map or lock meanwhile may deceive it; then tables
+/// are made for a smaller limit than there is, or none can be had and the error says why.
+pub(crate) fn is_locked_when_mapped() -> bool {
+    let before = locked_bytes();
+    let probe = Table::<AtomicU64>::closed(EXTENT_SIZE / size_of::<AtomicU64>());
+    probe.is_err() || locked_bytes() > before
+}
+
+/// Returns whether the process has `CAP_IPC_LOCK`.
+fn may_lock_everything() -> bool {
+    const CAP_IPC_LOCK: u32 = 14;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let caps = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapEff:")?.trim(), 16).ok());
+    caps.is_some_and(|caps| caps & (1 << CAP_IPC_LOCK) != 0)
+}
+
+/// Returns the part of what is left that one kind of table may take. All of them together leave three quarters to the program:
+/// a sixteenth for the process's, one for the queues of a runtime, an eighth for a region of the cache.
+pub(crate) fn address_space_share(parts: u64) -> usize {
+    let left = address_space_left();
+    if left == u64::MAX { usize::MAX } else { usize::try_from(left / parts).unwrap_or(usize::MAX) }
+}
+
+/// Returns a number of bytes that `/proc/self/status` says; 0 where it does not.
+fn status_bytes(name: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let kib = status.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok());
+    kib.map_or(0, |kib: u64| kib << 10)
+}
+
 /// Returns the default cache limit: half of [`total_bytes`].
 pub(crate) fn default_limit_bytes() -> u64 {
     total_bytes() / 2
@@ -24,9 +74,7 @@ pub(crate) fn default_limit_bytes() -> u64 {
 
 /// Returns the bytes of the process's page tables; 0 where `/proc` does not say.
 pub(crate) fn page_table_bytes() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let kib = status.lines().find_map(|l| l.strip_prefix("VmPTE:")?.trim().strip_suffix("kB")?.trim().parse().ok());
-    kib.map_or(0, |kib: u64| kib << 10)
+    status_bytes("VmPTE:")
 }
 
 fn machine_bytes() -> u64 {

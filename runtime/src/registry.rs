@@ -6,6 +6,7 @@ use crate::error::{Error, Result, system};
 use crate::helper;
 #[cfg(feature = "userfaultfd")]
 use crate::lease::Lease;
+use crate::memory;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::exclusive::ExclusiveMmu;
 #[cfg(feature = "userfaultfd")]
@@ -14,7 +15,8 @@ use softfault_platform::mmu::{budget, segv};
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::sys::Errno;
 use softfault_platform::trap::{chain, entry};
-use softfault_platform::{child, host, stack, staging, vmatree};
+use softfault_platform::vmatree::{self, Numbered};
+use softfault_platform::{child, host, stack, staging};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Numbers of one table: the free ones, and the first never used.
@@ -22,20 +24,20 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub(crate) struct Ids {
     free: Vec<u32>,
     next: u32,
-    len: usize,
+    of: Numbered,
 }
 
 impl Ids {
-    const fn new(len: usize) -> Self {
-        Self { free: Vec::new(), next: 0, len }
+    const fn new(of: Numbered) -> Self {
+        Self { free: Vec::new(), next: 0, of }
     }
+    /// Returns a free number, whose entries are accessible.
     pub(crate) fn get(&mut self) -> Option<u32> {
         self.free.pop().or_else(|| {
             let id = self.next;
-            ((id as usize) < self.len).then(|| {
-                self.next += 1;
-                id
-            })
+            self.of.open(id).ok()?;
+            self.next += 1;
+            Some(id)
         })
     }
     pub(crate) fn put(&mut self, id: u32) {
@@ -75,11 +77,11 @@ pub(crate) struct Registry {
 }
 
 static REGISTRY: Mutex<Registry> = Mutex::new(Registry {
-    arenas: Ids::new(vmatree::NR_ARENAS),
-    vmas: Ids::new(vmatree::NR_VMAS),
-    splits: Ids::new(vmatree::NR_SPLITS),
-    mappings: Ids::new(vmatree::NR_MAPPINGS),
-    delegations: Ids::new(vmatree::NR_DELEGATIONS),
+    arenas: Ids::new(Numbered::Arenas),
+    vmas: Ids::new(Numbered::Vmas),
+    splits: Ids::new(Numbered::Splits),
+    mappings: Ids::new(Numbered::Mappings),
+    delegations: Ids::new(Numbered::Delegations),
     stats: Vec::new(),
     runtimes: 0,
     helpers: None,
@@ -104,7 +106,7 @@ impl Registry {
     /// Counts a runtime in; the first one maps the tables and installs the handlers.
     pub(crate) fn enter(&mut self, fillers: usize) -> Result<()> {
         child::init().map_err(system(OP, "mmap"))?;
-        vmatree::init().map_err(system(OP, "mmap"))?;
+        vmatree::init(memory::address_space_share(16)).map_err(system(OP, "mmap"))?;
         staging::init().map_err(system(OP, "mmap"))?;
         stack::init().map_err(system(OP, "mmap"))?;
         host::init();

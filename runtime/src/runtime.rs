@@ -40,6 +40,8 @@ pub(crate) struct RuntimeInner {
     kswapd: Option<Kswapd>,
     pub(crate) account: Lease<CacheAccount<'static>>,
     queues: [Table<AtomicU64>; 3],
+    /// Who has it opens more of the queues.
+    growing: Mutex<()>,
     writables: Arc<Writables>,
     dirty_percent: u64,
     pub(crate) findings: Findings,
@@ -69,7 +71,12 @@ struct Free {
     runs: Vec<(usize, usize)>,
     tail: usize,
     end: usize,
+    /// What lies below is accessible.
+    open: usize,
 }
+
+/// What is given back at the end of what is open is closed again from this length on: 64 MiB.
+const CLOSE_MIN: usize = 32;
 
 impl Free {
     /// Takes the first run that is long enough.
@@ -106,8 +113,20 @@ impl Free {
 }
 
 impl Space {
-    fn take(&self, chunks: usize) -> Option<usize> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).take(chunks)
+    /// Takes a run of chunks, and makes it accessible; `None`: there is no room.
+    fn take(&self, chunks: usize) -> Option<std::result::Result<usize, Errno>> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = free.take(chunks)?;
+        let to = at + chunks;
+        if to > free.open {
+            let (from, len) = ((free.open * EXTENT_SIZE) as u64, (to - free.open) * EXTENT_SIZE);
+            if let Err(e) = self.region.open(from, len) {
+                free.give(at, chunks);
+                return Some(Err(e));
+            }
+            free.open = to;
+        }
+        Some(Ok(at))
     }
 
     /// Gives a range back to the region; its words and bytes are new afterwards.
@@ -122,7 +141,16 @@ impl Space {
             return;
         }
         let (at, nr) = (offset as usize / EXTENT_SIZE, len_bytes / EXTENT_SIZE);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).give(at, nr);
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        free.give(at, nr);
+        let unused = free.open - free.tail.min(free.open);
+        if unused >= CLOSE_MIN {
+            // So that who locks everything later gets no memory for what is gone. What could not be closed is opened again all
+            // the same before it is used.
+            // SAFETY: nothing from the tail on is used by an object.
+            let _ = unsafe { self.region.close((free.tail * EXTENT_SIZE) as u64, unused * EXTENT_SIZE) };
+            free.open = free.tail;
+        }
     }
 }
 
@@ -265,6 +293,7 @@ impl RuntimeBuilder {
             kswapd: Some(kswapd),
             account,
             queues,
+            growing: Mutex::new(()),
             writables,
             dirty_percent: self.writeback.limit_percent,
             findings: Findings::default(),
@@ -386,15 +415,11 @@ impl Runtime {
 
     /// Changes the cache's limit. Pages above a lower one leave in the background; until then nothing new comes in but for
     /// what goes. At least 64 pages, as for [`RuntimeBuilder::cache_limit`].
+    ///
+    /// A limit for which no queues can be had (48 bytes of memory for each page, past `RLIMIT_DATA` or what may be committed)
+    /// changes nothing: `nr_cache_limit_pages` says what holds.
     pub fn set_cache_limit(&self, bytes: u64) {
-        let (account, pages) = (&self.inner.account, memory::limit_pages(bytes));
-        account.lru.grow(pages);
-        account.limit_pages.store(pages, std::sync::atomic::Ordering::SeqCst);
-        let dirty = pages.saturating_mul(self.inner.dirty_percent) / 100;
-        account.dirty_limit.store(dirty, std::sync::atomic::Ordering::Relaxed);
-        if account.wants_kswapd() {
-            softfault_platform::sys::futex::wake_all(account.bell_addr());
-        }
+        self.inner.set_limit(memory::limit_pages(bytes));
     }
 
     /// Writes everything that was stored before the call to the stores of all objects, without a flush, as it is done at
@@ -430,18 +455,39 @@ impl Runtime {
 }
 
 impl RuntimeInner {
+    fn set_limit(&self, pages: u64) {
+        let account = &self.account;
+        {
+            // Two at a time would open one queue's memory twice.
+            let _alone = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+            let len = Lruvec::len_for(pages) as usize;
+            if self.queues.iter().any(|q| q.open_to(len).is_err()) {
+                return;
+            }
+            account.lru.grow(pages);
+        }
+        account.limit_pages.store(pages, std::sync::atomic::Ordering::SeqCst);
+        let dirty = pages.saturating_mul(self.dirty_percent) / 100;
+        account.dirty_limit.store(dirty, std::sync::atomic::Ordering::Relaxed);
+        if account.wants_kswapd() {
+            softfault_platform::sys::futex::wake_all(account.bell_addr());
+        }
+    }
+
     /// Finds `len_bytes` (a multiple of 2 MiB) of cache, in a region that exists or a new one.
     pub(crate) fn allocate(&self, len_bytes: usize) -> Result<(Arc<Space>, u64)> {
         let chunks = len_bytes / EXTENT_SIZE;
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         for space in regions.iter() {
             if let Some(at) = space.take(chunks) {
+                let at = at.map_err(system("object", "mprotect"))?;
                 return Ok((Arc::clone(space), (at * EXTENT_SIZE) as u64));
             }
         }
         let space = Arc::new(new_space(len_bytes)?);
         regions.push(Arc::clone(&space));
         let at = space.take(chunks).ok_or(Error::Exhausted { op: "object", what: "cache address space" })?;
+        let at = at.map_err(system("object", "mprotect"))?;
         Ok((space, (at * EXTENT_SIZE) as u64))
     }
 
@@ -479,14 +525,23 @@ impl RuntimeInner {
     }
 }
 
-/// Maps the queues of reclaim: for the limit, or for all memory, so that the limit may be raised; of memory only what is
-/// used.
+/// Makes the queues of reclaim: for all memory, so that the limit may be raised, or for the limit alone where address space is
+/// scarce; opened as far as the limit needs.
 fn new_queues(limit_pages: u64) -> Result<[Table<AtomicU64>; 3]> {
     let most = memory::total_bytes() >> PAGE_SHIFT;
+    let budget = memory::address_space_share(16);
+    let bytes = |pages: u64| 3 * 8 * Lruvec::len_for(pages) as usize;
+    let needed = Lruvec::len_for(limit_pages) as usize;
     let mut last = Errno::ENOMEM;
     for pages in [most, limit_pages.min(most)] {
-        let len = Lruvec::len_for(pages) as usize;
-        match (Table::new(len), Table::new(len), Table::new(len)) {
+        if pages > limit_pages && bytes(pages) > budget {
+            continue;
+        }
+        let new = || {
+            let table = Table::closed(Lruvec::len_for(pages) as usize)?;
+            table.open_to(needed).map(|()| table)
+        };
+        match (new(), new(), new()) {
             (Ok(a), Ok(b), Ok(c)) => return Ok([a, b, c]),
             (Err(e), _, _) | (_, Err(e), _) | (_, _, Err(e)) => last = e,
         }
@@ -494,14 +549,21 @@ fn new_queues(limit_pages: u64) -> Result<[Table<AtomicU64>; 3]> {
     Err(system("Runtime::build", "mmap")(last))
 }
 
-/// Makes a region: as large as the process's limits allow (it is sparse), at least as large as the object.
+/// log2 of the bytes of a region where nothing limits address space, and at least.
+const REGION_SHIFTS: std::ops::RangeInclusive<u32> = 26..=40;
+
+/// Makes a region: as large as the process's limits allow (it is sparse) without taking more than an eighth of the address space
+/// that is left, at least as large as the object.
 fn new_space(len_bytes: usize) -> Result<Space> {
+    let budget = memory::address_space_share(8);
     let mut last = Errno::ENOMEM;
-    for shift in [40usize, 37, 34, 31, 0] {
-        let wanted = len_bytes.max((1usize << shift).next_multiple_of(EXTENT_SIZE));
+    let fits = |shift: &u32| Region::address_space_bytes(1 << shift) <= budget;
+    let shifts = REGION_SHIFTS.rev().filter(fits).step_by(3).chain([0]);
+    for wanted in shifts.map(|shift| len_bytes.max((1usize << shift).next_multiple_of(EXTENT_SIZE))) {
         match Region::new(wanted) {
             Ok(region) => {
-                let free = Mutex::new(Free { runs: Vec::new(), tail: 0, end: region.len_bytes() / EXTENT_SIZE });
+                let end = region.len_bytes() / EXTENT_SIZE;
+                let free = Mutex::new(Free { runs: Vec::new(), tail: 0, end, open: 0 });
                 return Ok(Space { region, free });
             }
             Err(e) => last = e,
@@ -532,7 +594,7 @@ mod tests {
 
     #[test]
     fn free_runs_join_and_are_reused() {
-        let mut f = Free { runs: Vec::new(), tail: 0, end: 10 };
+        let mut f = Free { runs: Vec::new(), tail: 0, end: 10, open: 0 };
         assert_eq!([f.take(3), f.take(3), f.take(3)], [Some(0), Some(3), Some(6)]);
         assert_eq!(f.take(2), None, "one is left");
         f.give(0, 3);

@@ -4,6 +4,7 @@
 //! number in the object. Objects are ranges of a region, in units of a chunk (2 MiB), so that ten thousand objects need
 //! one descriptor. What touches the bytes itself does so through the alias, which is registered nowhere.
 
+use crate::sparse::{self, Sparse};
 use crate::sys::fd::{self, Descriptor};
 use crate::sys::{Errno, file, mem, text};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +19,7 @@ pub struct Region {
     alias: usize,
     len_bytes: usize,
     folios: usize,
-    chunks: usize,
+    chunks: Sparse,
     ports: Ports,
 }
 
@@ -112,23 +113,62 @@ impl Region {
         }
         let fd = fd::raise(mem::memfd_create(c"softfault-cache")?);
         let ports = Ports::none();
-        let mut region = Self { fd: Descriptor::new(fd), alias: 0, len_bytes, folios: 0, chunks: 0, ports };
+        let mut region = Self { fd: Descriptor::new(fd), alias: 0, len_bytes, folios: 0, chunks: Sparse::new(), ports };
         file::ftruncate(fd, len_bytes as u64)?;
         mem::seal_size(fd)?;
-        let prot = mem::PROT_READ | mem::PROT_WRITE;
         // Congruent to the memfd modulo 2 MiB, or nothing of it could be made a huge page.
         region.alias = mem::reserve(len_bytes, EXTENT_SIZE)?;
         let flags = mem::MAP_SHARED | mem::MAP_NORESERVE | mem::MAP_FIXED;
+        // Without access, which mlockall(2) passes over: opened as objects come.
         // SAFETY: the range reserved above, which nobody has seen; the memfd is ours alone.
-        unsafe { mem::mmap(region.alias, len_bytes, prot, flags, fd, 0) }?;
+        unsafe { mem::mmap(region.alias, len_bytes, mem::PROT_NONE, flags, fd, 0) }?;
         for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP] {
             // SAFETY: the alias mapped above; a child must not write the shared cache through it.
             unsafe { mem::madvise(region.alias, len_bytes, advice) }?;
         }
-        region.folios = mem::map_zeroed(region.folios_len())?;
-        region.chunks = mem::map_zeroed(region.chunks_len())?;
+        region.folios = sparse::reserve_closed(region.folios_len())?;
+        region.chunks.reserve(region.chunks_len())?;
         region.ports = Ports::open(fd);
         Ok(region)
+    }
+
+    /// Returns the address space that a region of `len_bytes` takes, a multiple of 2 MiB.
+    #[must_use]
+    pub fn address_space_bytes(len_bytes: usize) -> usize {
+        let words = len_bytes / PAGE_SIZE * size_of::<FolioWord>() + len_bytes / EXTENT_SIZE * size_of::<ChunkWord>();
+        len_bytes + EXTENT_SIZE + words
+    }
+
+    /// Makes a range accessible, its bytes and its words, before an object is there. Multiples of 2 MiB. Control plane.
+    ///
+    /// # Errors
+    /// `ENOMEM`: of the mappings' number, `RLIMIT_DATA`, or what may be committed. Some of it may be accessible then.
+    pub fn open(&self, offset: u64, len_bytes: usize) -> Result<(), Errno> {
+        let end = offset as usize + len_bytes;
+        self.chunks.open_to(end / EXTENT_SIZE * size_of::<ChunkWord>())?;
+        let (first, words_len) = Self::folio_bytes(offset, len_bytes);
+        sparse::open_range(self.folios + first, words_len)?;
+        sparse::open_range(self.alias_at(offset), len_bytes)
+    }
+
+    /// Takes access to a range away. Control plane.
+    ///
+    /// # Errors
+    /// `ENOMEM`: of the mappings' number. Some of it may be inaccessible then: open it before it is used.
+    ///
+    /// # Safety
+    /// No object uses the range: nobody reads its words or bytes before it is opened again.
+    pub unsafe fn close(&self, offset: u64, len_bytes: usize) -> Result<(), Errno> {
+        let (first, words_len) = Self::folio_bytes(offset, len_bytes);
+        // SAFETY: the caller's contract; likewise below.
+        unsafe { mem::mprotect(self.alias_at(offset), len_bytes, mem::PROT_NONE) }?;
+        // SAFETY: as above.
+        unsafe { mem::mprotect(self.folios + first, words_len, mem::PROT_NONE) }
+    }
+
+    /// Where the words of the pages of a range lie among all, in bytes, and how many: whole pages of the table.
+    fn folio_bytes(offset: u64, len_bytes: usize) -> (usize, usize) {
+        (offset as usize / PAGE_SIZE * size_of::<FolioWord>(), len_bytes / PAGE_SIZE * size_of::<FolioWord>())
     }
 
     fn folios_len(&self) -> usize {
@@ -169,7 +209,7 @@ impl Region {
     pub fn table_bytes_resident(&self, len_bytes: usize) -> u64 {
         let folios = len_bytes / PAGE_SIZE * size_of::<FolioWord>();
         let chunks = (len_bytes / EXTENT_SIZE * size_of::<ChunkWord>()).next_multiple_of(PAGE_SIZE);
-        mem::resident_bytes(self.folios, folios) + mem::resident_bytes(self.chunks, chunks)
+        mem::resident_bytes(self.folios, folios) + mem::resident_bytes(self.chunks.base(), chunks)
     }
 
     /// Lends the words of the pages of `offset..offset + len_bytes`, both multiples of 2 MiB inside the region.
@@ -190,7 +230,7 @@ impl Region {
     /// As [`Region::folios`].
     #[must_use]
     pub unsafe fn chunks(&self, offset: u64, len_bytes: usize) -> &'static [ChunkWord] {
-        let first = (self.chunks as *const ChunkWord).wrapping_add(offset as usize / EXTENT_SIZE);
+        let first = (self.chunks.base() as *const ChunkWord).wrapping_add(offset as usize / EXTENT_SIZE);
         // SAFETY: as above, one zeroed word for each chunk.
         unsafe { core::slice::from_raw_parts(first, len_bytes / EXTENT_SIZE) }
     }
@@ -208,7 +248,7 @@ impl Region {
         let table = self.folios + offset as usize / PAGE_SIZE * size_of::<FolioWord>();
         // 512 words of 8 bytes fill one page of the table exactly, so chunks are whole table pages.
         // SAFETY: nobody reads the words (contract); afterwards they are zero, `absent`.
-        unsafe { mem::madvise(table, len_bytes / PAGE_SIZE * size_of::<FolioWord>(), mem::MADV_DONTNEED) }?;
+        unsafe { mem::drop_pages(table, len_bytes / PAGE_SIZE * size_of::<FolioWord>()) }?;
         // SAFETY: the caller's contract covers the chunks' words too.
         for chunk in unsafe { self.chunks(offset, len_bytes) } {
             // With every count: an eviction that was never ended would keep the next object's extents from the kernel.
@@ -223,9 +263,11 @@ impl Drop for Region {
         if crate::child::in_child() {
             return;
         }
-        for (at, len) in
-            [(self.alias, self.len_bytes), (self.folios, self.folios_len()), (self.chunks, self.chunks_len())]
-        {
+        for (at, len) in [
+            (self.alias, self.len_bytes),
+            (self.folios, self.folios_len()),
+            (self.chunks.base(), self.chunks.len_bytes()),
+        ] {
             if at != 0 {
                 // SAFETY: mapped by `new`; no object is left in the region (the dropper's guarantee).
                 let _ = unsafe { mem::munmap(at, len) };

@@ -4,7 +4,8 @@
 //!
 //! ```text
 //! sys                       raw system calls; alone names libc
-//! child section staging     forked? who is inside a walk, pages for private copies
+//! child section sparse      forked? who is inside a walk, tables that are opened as they are used
+//! staging                   pages for private copies
 //! exit                      asks the flushers when the process ends
 //! stack                     stacks for what is too deep for a signal stack
 //! reclaim                   memory for batches of reclaim
@@ -47,6 +48,7 @@ pub mod exit;
 pub mod frames;
 pub mod reclaim;
 pub mod section;
+pub mod sparse;
 pub mod stack;
 pub mod staging;
 

@@ -1,7 +1,7 @@
 //! The published address space: from an address to its vma in three loads, without a lock.
 //!
 //! ```text
-//! page map   one u32 for each 2 MiB of the address space      -> arena slot
+//! page map   one u32 for each 2 MiB of the address space      -> arena slot; in leaves of 32 GiB
 //! granules   one u64 for each 2 MiB of an arena               -> vma, or a split table
 //! split      one u32 for each 4 KiB of a granule that is shared by several vmas
 //! records    the vmas themselves
@@ -13,8 +13,13 @@
 //!
 //! # Context: handler (lookup)
 
+mod page_map;
+mod tables;
+
+pub use tables::{Numbered, init, table_bytes_min};
+
 use crate::section::{self, Slot};
-use crate::sys::{Errno, mem};
+use crate::sys::Errno;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::delegation::Delegation;
@@ -24,9 +29,6 @@ use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::vma::Vma;
 use softfault_mm::vmstat::VmStat;
 
-/// log2 of the user address space.
-const ADDRESS_BITS: u32 = 47;
-const NR_GRANULES: usize = 1 << (ADDRESS_BITS - EXTENT_SHIFT);
 /// Arenas a process may have at once.
 pub const NR_ARENAS: usize = 4096;
 /// Vmas a process may have at once.
@@ -60,96 +62,29 @@ struct ArenaSlot {
     stat: AtomicPtr<VmStat>,
 }
 
-/// Where the tables lie; 0 until [`init`].
-struct Tables {
-    page_map: AtomicUsize,
-    arenas: AtomicUsize,
-    vmas: AtomicUsize,
-    splits: AtomicUsize,
-    mappings: AtomicUsize,
-    delegations: AtomicUsize,
-    links: AtomicUsize,
-    heads: AtomicUsize,
-}
-
-static TABLES: Tables = Tables {
-    page_map: AtomicUsize::new(0),
-    arenas: AtomicUsize::new(0),
-    vmas: AtomicUsize::new(0),
-    splits: AtomicUsize::new(0),
-    mappings: AtomicUsize::new(0),
-    delegations: AtomicUsize::new(0),
-    links: AtomicUsize::new(0),
-    heads: AtomicUsize::new(0),
-};
-
 type Record = MaybeUninit<Vma<'static>>;
 type Split = [AtomicU32; EXTENT_PAGES];
+type Heads = [AtomicU32; 2];
 
-/// Maps the tables, once a process: about 600 MiB of address space, of memory only what is touched. Control plane,
-/// under the caller's lock.
-///
-/// # Errors
-/// `ENOMEM` when the address space is limited (`RLIMIT_AS`).
-pub fn init() -> Result<(), Errno> {
-    let table = |at: &AtomicUsize, len: usize| -> Result<(), Errno> {
-        if at.load(Ordering::Relaxed) == 0 {
-            let base = mem::map_zeroed(len)?;
-            // SAFETY: the range mapped in the line above, ours alone; keeping it out of core dumps changes no byte.
-            let _ = unsafe { mem::madvise(base, len, mem::MADV_DONTDUMP) };
-            // Release pairs with the Acquire of entry(): zeroed tables are valid tables.
-            at.store(base, Ordering::Release);
-        }
-        Ok(())
-    };
-    table(&TABLES.arenas, NR_ARENAS * size_of::<ArenaSlot>())?;
-    table(&TABLES.vmas, NR_VMAS * size_of::<Record>())?;
-    table(&TABLES.splits, NR_SPLITS * size_of::<Split>())?;
-    table(&TABLES.mappings, NR_MAPPINGS * size_of::<AtomicPtr<()>>())?;
-    table(&TABLES.delegations, NR_DELEGATIONS * size_of::<AtomicPtr<()>>())?;
-    table(&TABLES.links, NR_VMAS * size_of::<Link>())?;
-    table(&TABLES.heads, NR_MAPPINGS * size_of::<[AtomicU32; 2]>())?;
-    table(&TABLES.page_map, NR_GRANULES * size_of::<AtomicU32>())
-}
-
-/// Returns entry `index` of the table at `at`, which has `len` entries of type `T`.
-///
-/// # Safety
-/// `at` is one of [`TABLES`]' fields, `T` and `len` are those it was mapped for, and all-zero memory is a valid `T`.
-#[inline]
-unsafe fn entry<T>(at: &AtomicUsize, index: usize, len: usize) -> Option<&'static T> {
-    let base = at.load(Ordering::Acquire);
-    if base == 0 || index >= len {
-        return None;
-    }
-    let ptr = (base as *const T).wrapping_add(index);
-    // SAFETY: the caller's contract; the index is checked; tables are never unmapped.
-    Some(unsafe { &*ptr })
-}
-
-fn page_map(granule: usize) -> Option<&'static AtomicU32> {
-    // SAFETY: `page_map` was mapped for NR_GRANULES of AtomicU32.
-    unsafe { entry(&TABLES.page_map, granule, NR_GRANULES) }
-}
 fn arena(slot: u32) -> Option<&'static ArenaSlot> {
-    // SAFETY: `arenas` was mapped for NR_ARENAS of ArenaSlot, whose fields are atomics: zero is valid.
-    unsafe { entry(&TABLES.arenas, slot as usize, NR_ARENAS) }
+    // SAFETY: `arenas` has entries of ArenaSlot, whose fields are atomics: zero is valid.
+    unsafe { tables::entry(&tables::TABLES.arenas, slot) }
 }
 fn record(index: u32) -> Option<&'static Record> {
-    // SAFETY: `vmas` was mapped for NR_VMAS of Record; a MaybeUninit may hold anything.
-    unsafe { entry(&TABLES.vmas, index as usize, NR_VMAS) }
+    // SAFETY: `vmas` has entries of Record; a MaybeUninit may hold anything.
+    unsafe { tables::entry(&tables::TABLES.vmas, index) }
 }
 fn split(index: u32) -> Option<&'static Split> {
-    // SAFETY: `splits` was mapped for NR_SPLITS of Split.
-    unsafe { entry(&TABLES.splits, index as usize, NR_SPLITS) }
+    // SAFETY: `splits` has entries of Split.
+    unsafe { tables::entry(&tables::TABLES.splits, index) }
 }
 fn mapping_entry(id: u32) -> Option<&'static AtomicPtr<Mapping<'static>>> {
-    // SAFETY: `mappings` was mapped for NR_MAPPINGS of AtomicPtr: zero is null.
-    unsafe { entry(&TABLES.mappings, id as usize, NR_MAPPINGS) }
+    // SAFETY: `mappings` has entries of AtomicPtr: zero is null.
+    unsafe { tables::entry(&tables::TABLES.mappings, id) }
 }
 fn delegation_entry(id: u32) -> Option<&'static AtomicPtr<Delegation<'static>>> {
-    // SAFETY: `delegations` was mapped for NR_DELEGATIONS of AtomicPtr: zero is null.
-    unsafe { entry(&TABLES.delegations, id as usize, NR_DELEGATIONS) }
+    // SAFETY: `delegations` has entries of AtomicPtr: zero is null.
+    unsafe { tables::entry(&tables::TABLES.delegations, id) }
 }
 
 /// A vma's place in its object's list: numbers plus one, 0 for none.
@@ -160,12 +95,12 @@ struct Link {
 }
 
 fn link(index: u32) -> Option<&'static Link> {
-    // SAFETY: `links` was mapped for NR_VMAS of Link, whose fields are atomics: zero is valid.
-    unsafe { entry(&TABLES.links, index as usize, NR_VMAS) }
+    // SAFETY: `links` has entries of Link, whose fields are atomics: zero is valid.
+    unsafe { tables::entry(&tables::TABLES.links, index) }
 }
 fn head(id: u32, which: Which) -> Option<&'static AtomicU32> {
-    // SAFETY: `heads` was mapped for NR_MAPPINGS of two AtomicU32.
-    let heads: &[AtomicU32; 2] = unsafe { entry(&TABLES.heads, id as usize, NR_MAPPINGS) }?;
+    // SAFETY: `heads` has entries of two AtomicU32.
+    let heads: &Heads = unsafe { tables::entry(&tables::TABLES.heads, id) }?;
     let [shared, private] = heads;
     Some(if which == Which::Shared { shared } else { private })
 }
@@ -236,7 +171,7 @@ impl Rmap for Lists<'_> {
 #[inline]
 #[must_use]
 pub fn arena_of(address: usize) -> Option<u32> {
-    let slot = page_map(address >> EXTENT_SHIFT)?.load(Ordering::SeqCst);
+    let slot = page_map::entry(address >> EXTENT_SHIFT)?.load(Ordering::SeqCst);
     slot.checked_sub(1)
 }
 
@@ -245,7 +180,7 @@ pub fn arena_of(address: usize) -> Option<u32> {
 pub fn overlaps_arena(address: usize, len_bytes: usize) -> bool {
     let last = address.saturating_add(len_bytes.saturating_sub(1));
     ((address >> EXTENT_SHIFT)..=(last >> EXTENT_SHIFT))
-        .any(|g| page_map(g).is_some_and(|e| e.load(Ordering::Relaxed) != 0))
+        .any(|g| page_map::entry(g).is_some_and(|e| e.load(Ordering::Relaxed) != 0))
 }
 
 /// Returns how an arena's faults arrive, and where they are counted. Inside a section.
@@ -282,10 +217,14 @@ pub struct ArenaFacts {
 
 /// Makes an arena visible. Control plane, under the caller's lock.
 ///
+/// # Errors
+/// `ENOMEM`: the page map cannot be had there. Nothing is visible.
+///
 /// # Safety
 /// `slot` is free: never published, or withdrawn. The facts are true until [`withdraw_arena`] returns.
-pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) {
-    let Some(a) = arena(slot) else { return };
+pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) -> Result<(), Errno> {
+    let a = arena(slot).ok_or(Errno::EINVAL)?;
+    page_map::open(facts.base, facts.len_bytes)?;
     a.base.store(facts.base, Ordering::Relaxed);
     a.granules.store(facts.granules.as_ptr().cast_mut(), Ordering::Relaxed);
     a.nr_granules.store(facts.granules.len(), Ordering::Relaxed);
@@ -293,10 +232,11 @@ pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) {
     // Release pairs with the Acquire of arena_info(): the other fields are there.
     a.trap.store(facts.trap as u32, Ordering::Release);
     for g in (facts.base >> EXTENT_SHIFT)..((facts.base + facts.len_bytes) >> EXTENT_SHIFT) {
-        if let Some(e) = page_map(g) {
+        if let Some(e) = page_map::entry(g) {
             e.store(slot + 1, Ordering::SeqCst);
         }
     }
+    Ok(())
 }
 
 /// Makes an arena invisible and waits until no section can see it. Control plane, under the caller's lock; the caller is
@@ -306,7 +246,7 @@ pub fn withdraw_arena(slot: u32) {
     let base = a.base.load(Ordering::Relaxed);
     let nr = a.nr_granules.load(Ordering::Relaxed);
     for g in (base >> EXTENT_SHIFT)..(base >> EXTENT_SHIFT) + nr {
-        if let Some(e) = page_map(g) {
+        if let Some(e) = page_map::entry(g) {
             e.store(0, Ordering::SeqCst);
         }
     }

@@ -319,6 +319,12 @@ pub fn rlimit_fsize() -> u64 {
     rlimit(libc::RLIMIT_FSIZE)
 }
 
+/// Returns `RLIMIT_MEMLOCK`, the bytes that a process without `CAP_IPC_LOCK` may lock in memory. Control plane.
+#[must_use]
+pub fn rlimit_memlock() -> u64 {
+    rlimit(libc::RLIMIT_MEMLOCK)
+}
+
 /// Returns `RLIMIT_AS`, the bytes of address space the process may map. Control plane.
 #[must_use]
 pub fn rlimit_as() -> u64 {

@@ -132,14 +132,47 @@ pub fn reserve(len_bytes: usize, align_bytes: usize) -> Result<usize, Errno> {
     Ok(base)
 }
 
-/// Maps `len_bytes` bytes of zeroed private memory that costs nothing until it is touched.
+/// Maps `len_bytes` bytes of zeroed private memory that costs nothing until it is touched, and is in no core dump. For what is
+/// small, or used whole: see [`crate::sparse`].
 ///
 /// # Errors
 /// As [`mmap`].
 pub fn map_zeroed(len_bytes: usize) -> Result<usize, Errno> {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     // SAFETY: without MAP_FIXED the kernel chooses a free range; nothing that exists changes.
-    unsafe { mmap(0, len_bytes, PROT_READ | PROT_WRITE, flags, -1, 0) }
+    let base = unsafe { mmap(0, len_bytes, PROT_READ | PROT_WRITE, flags, -1, 0) }?;
+    leave_out_of_dumps(base, len_bytes);
+    Ok(base)
+}
+
+/// Leaves a range out of core dumps. Advice may be refused.
+pub fn leave_out_of_dumps(addr: usize, len_bytes: usize) {
+    // SAFETY: the advice changes no byte and no access.
+    let _ = unsafe { madvise(addr, len_bytes, MADV_DONTDUMP) };
+}
+
+/// Returns whether what the process maps from now on is populated at once, since it is locked: mlockall(2), `MCL_FUTURE`
+/// without `MCL_ONFAULT`. Found out by a page of its own. Control plane.
+///
+/// # Errors
+/// As [`mmap`]: `EAGAIN` past `RLIMIT_MEMLOCK`.
+pub fn is_populated_at_once() -> Result<bool, Errno> {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    // SAFETY: as in `map_zeroed`.
+    let page = unsafe { mmap(0, 4096, PROT_READ | PROT_WRITE, flags, -1, 0) }?;
+    let is_there = is_resident(page);
+    // SAFETY: the page mapped above, which nobody has seen.
+    let _ = unsafe { munmap(page, 4096) };
+    Ok(is_there)
+}
+
+/// Locks what is touched of a range, instead of all of it; see mlock2(2), `MLOCK_ONFAULT`. Control plane.
+///
+/// # Errors
+/// The kernel's.
+pub fn lock_on_fault(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    // SAFETY: changes no byte and no access.
+    unsafe { syscall6(libc::SYS_mlock2, [addr, len_bytes, libc::MLOCK_ONFAULT as usize, 0, 0, 0]) }.map(drop)
 }
 
 /// Unmaps a range; see munmap(2).
