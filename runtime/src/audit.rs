@@ -7,6 +7,7 @@
 //! leave open: it is looked at again until it has come out.
 
 use crate::error::{Error, Result};
+use crate::short::Short;
 use softfault_platform::sys::signal::{EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_bit};
 use softfault_platform::trap::{chain, entry};
 use std::fmt;
@@ -26,10 +27,16 @@ pub struct Offender {
 }
 
 /// The result of [`Runtime::audit_threads`](crate::Runtime::audit_threads). Empty: every thread may touch arenas.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, PartialEq, Eq, Default)]
 pub struct Audit {
     /// Who may not touch an arena, and why.
     pub offenders: Vec<Offender>,
+}
+
+impl fmt::Debug for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Audit").field(&Short(self)).finish()
+    }
 }
 
 impl fmt::Display for Audit {

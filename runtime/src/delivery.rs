@@ -1,5 +1,6 @@
 //! Which way faults arrive: what can be had here, what was chosen, and why.
 
+use crate::short::Short;
 use std::fmt;
 use std::sync::OnceLock;
 
@@ -28,7 +29,7 @@ pub struct Finding {
 }
 
 /// What was found out about all of them, and what `Auto` means here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct DeliveryReport {
     /// One finding a mode.
     pub findings: Vec<Finding>,
@@ -48,6 +49,12 @@ impl DeliveryReport {
     #[must_use]
     pub fn is_available(&self, mode: Delivery) -> bool {
         mode == Delivery::Auto || self.finding(mode).is_some_and(|f| f.available)
+    }
+}
+
+impl fmt::Debug for DeliveryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("DeliveryReport").field(&Short(self)).finish()
     }
 }
 

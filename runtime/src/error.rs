@@ -2,6 +2,7 @@
 
 use crate::in_the_way::InTheWay;
 use crate::object::ObjectInner;
+use crate::short::{Ranges, Short};
 use crate::{Access, StoreError, VmFaultReason};
 use softfault_mm::types::FillError;
 use softfault_platform::sys::Errno;
@@ -17,7 +18,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Why a call of the control plane did nothing.
 ///
 /// Ranges are byte offsets: of an arena from its first byte, of an object from its first byte.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// An argument is not what it must be. Nothing was changed.
@@ -139,7 +140,7 @@ pub enum Error {
         source: Option<io::Error>,
     },
     /// A flush failed after pages had left the cache: what was written to them is gone.
-    #[error("{op}: a failed flush lost what was written to bytes {ranges:x?} of {object}; write them again")]
+    #[error("{op}: a failed flush lost what was written to bytes {} of {object}; write them again", Ranges(ranges))]
     Lost {
         /// The call.
         op: &'static str,
@@ -169,6 +170,13 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+}
+
+impl fmt::Debug for Error {
+    /// What [`fmt::Display`] says, cut where a path or a list goes on for ever: `unwrap` prints this.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Error").field(&Short(self)).finish()
+    }
 }
 
 /// What a call says of a page that could not be had.

@@ -2,6 +2,7 @@
 
 use crate::object::ObjectInner;
 use crate::registry;
+use crate::short::Short;
 use softfault_mm::folio::{DIRTY, Folio, HELD, State};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT};
@@ -70,7 +71,7 @@ impl InTheWay {
             }
         }
         if let Some(error) = failure.filter(|_| self.failing.is_none()) {
-            self.failing = Some((m.label.to_owned(), error));
+            self.failing = Some((format!("{:?}", Short(m.label)), error));
         }
     }
 

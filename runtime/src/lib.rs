@@ -28,6 +28,7 @@ mod reclaim;
 mod registry;
 mod rmap;
 pub mod runtime;
+mod short;
 pub mod stats;
 pub mod swap;
 mod truncate;

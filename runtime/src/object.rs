@@ -14,6 +14,7 @@ use crate::memory::limit_pages;
 use crate::registry;
 use crate::rmap::IMmap;
 use crate::runtime::{RuntimeInner, Space};
+use crate::short::Short;
 use crate::writeback::FlushState;
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
@@ -106,7 +107,7 @@ impl std::fmt::Debug for ObjectInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Object")
             .field("id", &self.id)
-            .field("label", &self.mapping.as_ref().map(|m| m.label))
+            .field("label", &self.mapping.as_ref().map(|m| Short(m.label)))
             .field("offset", &self.offset)
             .finish_non_exhaustive()
     }

@@ -17,7 +17,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Keeps a range of an arena resident, mapped and safe for system calls until it is dropped.
-#[derive(Debug)]
 pub struct Pin {
     arena: Arc<ArenaInner>,
     range: Range<usize>,
@@ -30,6 +29,12 @@ pub struct Pin {
 struct PinnedPage {
     object: Arc<ObjectInner>,
     pgoff: u64,
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("range", &self.range).field("pages", &self.pages.len()).finish_non_exhaustive()
+    }
 }
 
 impl PinnedPage {

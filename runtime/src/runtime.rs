@@ -31,7 +31,6 @@ pub struct Runtime {
     pub(crate) inner: Arc<RuntimeInner>,
 }
 
-#[derive(Debug)]
 pub(crate) struct RuntimeInner {
     pub(crate) stat: &'static VmStat,
     // Dropped in this order: the threads, what they borrow, and what that borrows.
@@ -56,6 +55,16 @@ pub(crate) struct RuntimeInner {
     #[cfg(feature = "userfaultfd")]
     pub(crate) frames: Mutex<Option<Lease<softfault_platform::frames::Frames>>>,
     pid: u32,
+}
+
+impl std::fmt::Debug for RuntimeInner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Not the tables: they have a word a page, and what they are of may be a terabyte.
+        f.debug_struct("Runtime")
+            .field("cached_pages", &self.account.nr_pages)
+            .field("limit_pages", &self.account.limit_pages)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A region of the cache and which of its chunks are free.

@@ -31,7 +31,7 @@ pub struct StageLatency {
 /// On top of it come the runtime's tables, `folio_table_bytes` (a word a page, where objects lie), `queue_bytes` (the
 /// queues of reclaim: what is touched of `queue_bytes_reserved`) and `arena_table_bytes` (a record per 2 MiB of arena), and
 /// the kernel's page tables, which are known for the process only: `process_page_table_bytes`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Stats {
     /// Counters by name.
     pub counters: Vec<(&'static str, u64)>,
@@ -144,6 +144,20 @@ impl Index<&str> for Stats {
 
     fn index(&self, name: &str) -> &u64 {
         self.find(name).unwrap_or_else(|| panic!("there is no statistic named {name:?}"))
+    }
+}
+
+impl fmt::Debug for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What a person asks for first; all of it is what `Display` prints.
+        let of = |name| self.get(name).unwrap_or_default();
+        f.debug_struct("Stats")
+            .field("pgfault", &of("pgfault"))
+            .field("pgmajfault", &of("pgmajfault"))
+            .field("nr_cached_pages", &of("nr_cached_pages"))
+            .field("nr_dirty", &of("nr_dirty"))
+            .field("counters", &self.counters.len())
+            .finish_non_exhaustive()
     }
 }
 

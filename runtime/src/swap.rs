@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "promises that an Arc's deref may run in a handler")]
 
 use crate::error::{Error, Result, system};
+use crate::short::Short;
 use crate::zswap::{Zpool, ZswapFront};
 use softfault_platform::store::Store;
 use softfault_platform::store::direct::DirectFile;
@@ -20,11 +21,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 const OP: &str = "RuntimeBuilder::swap";
 
 /// Where to swap, as the builder was told.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct SwapOptions {
     pub(crate) path: PathBuf,
     pub(crate) bytes: u64,
     pub(crate) zswap_bytes: u64,
+}
+
+impl std::fmt::Debug for SwapOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let path = Short(self.path.display());
+        f.debug_struct("Swap").field("path", &path).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
 }
 
 /// A runtime's swap file, and what is in front of it.

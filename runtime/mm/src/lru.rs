@@ -35,13 +35,18 @@ use crate::workingset::{self, Queue, Regret, Shadow, ShadowClock};
 /// ```
 /// A producer that slept since it read `tail` may fill a cell that lies outside of head..tail by then; its item is
 /// found when the tail has come round.
-#[derive(Debug)]
 pub struct Fifo<'g> {
     cells: &'g [AtomicU64],
     /// Cells in use, a power of two less one; it only grows.
     mask: AtomicU64,
     head: AtomicU64,
     tail: AtomicU64,
+}
+
+impl core::fmt::Debug for Fifo<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Fifo").field("len", &self.len()).finish_non_exhaustive()
+    }
 }
 
 impl<'g> Fifo<'g> {

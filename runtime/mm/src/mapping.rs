@@ -37,7 +37,6 @@ pub enum FailurePolicy {
 pub const DYING: u32 = 1 << 31;
 
 /// An object's pages. Linux: `struct address_space`.
-#[derive(Debug)]
 pub struct Mapping<'g> {
     /// The object's number in the runtime's table.
     pub id: u32,
@@ -103,6 +102,13 @@ pub struct Mapping<'g> {
     pub flush_failure: AtomicU32,
     /// Where its events are counted.
     pub stat: &'g VmStat,
+}
+
+impl core::fmt::Debug for Mapping<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        // Not the words: there is one a page.
+        f.debug_struct("Mapping").field("id", &self.id).field("i_size", &self.i_size).finish_non_exhaustive()
+    }
 }
 
 impl Mapping<'_> {

@@ -14,7 +14,6 @@ use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
 
 /// A range of an arena over (part of) an object. Linux: `struct vm_area_struct`.
-#[derive(Debug)]
 pub struct Vma<'g> {
     /// First address.
     pub start: usize,
@@ -38,6 +37,19 @@ pub struct Vma<'g> {
     pub granule_pages: usize,
     /// Who is told of first touches.
     pub delegation: Option<&'g Delegation<'g>>,
+}
+
+impl core::fmt::Debug for Vma<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        // Not the tables, of which the arena has a word for each 2 MiB.
+        f.debug_struct("Vma")
+            .field("start", &format_args!("{:#x}", self.start))
+            .field("end", &format_args!("{:#x}", self.end))
+            .field("pgoff", &self.pgoff)
+            .field("flags", &self.flags)
+            .field("mapping", &self.mapping)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Vma<'_> {

@@ -178,7 +178,6 @@ pub const NR_STAGES: usize = Stage::ALL.len();
 const ZERO: AtomicU64 = AtomicU64::new(0);
 
 /// One stripe of counters.
-#[derive(Debug)]
 #[repr(C, align(128))]
 struct Stripe {
     events: [AtomicU64; NR_EVENTS],
@@ -187,10 +186,15 @@ struct Stripe {
 }
 
 /// The statistics of one runtime. All-zero memory is a valid value.
-#[derive(Debug)]
 #[repr(C)]
 pub struct VmStat {
     stripes: [Stripe; NR_STRIPES],
+}
+
+impl core::fmt::Debug for VmStat {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("VmStat").field("pgfault", &self.event(Event::PGFAULT)).finish_non_exhaustive()
+    }
 }
 
 impl Default for VmStat {

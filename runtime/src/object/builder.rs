@@ -6,6 +6,7 @@ use crate::error::{Error, Result, parent_only};
 use crate::guarded::Guarded;
 use crate::registry;
 use crate::runtime::Runtime;
+use crate::short::Short;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::VmOps;
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Options of an object; see [`Runtime::object`].
-#[derive(Debug)]
 pub struct ObjectBuilder {
     pub(crate) runtime: Runtime,
     pub(crate) len_bytes: u64,
@@ -36,6 +36,17 @@ pub struct ObjectBuilder {
     pub(crate) exclusive: Option<bool>,
     pub(crate) huge_pages: bool,
     label: Option<String>,
+}
+
+impl std::fmt::Debug for ObjectBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ObjectBuilder")
+            .field("len_bytes", &self.len_bytes)
+            .field("max_len_bytes", &self.max_len_bytes)
+            .field("writable", &self.writable)
+            .field("label", &self.label.as_ref().map(Short))
+            .finish_non_exhaustive()
+    }
 }
 
 impl ObjectBuilder {
