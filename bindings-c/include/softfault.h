@@ -364,6 +364,21 @@
 #define SOFTFAULT_ERROR_OTHER 18
 
 /**
+ * What was to be opened is not a file of bytes that stay: a directory, a pipe, a file of procfs. -ENODEV, as mmap(2) has it.
+ */
+#define SOFTFAULT_ERROR_FILE_TYPE 19
+
+/**
+ * The file is open in this process, as the same object, with other options: the words name the one. -EBUSY.
+ */
+#define SOFTFAULT_ERROR_CONFLICT 20
+
+/**
+ * A limit of the process is too low: the words name it, its value, and the one that is needed. -EMFILE.
+ */
+#define SOFTFAULT_ERROR_LIMIT 21
+
+/**
  * No cause is known: the last failure was none of a page, or a vtable of the program's said no.
  */
 #define SOFTFAULT_CAUSE_NONE 0
@@ -1163,11 +1178,15 @@ int softfault_runtime_measure_delivery(struct softfault_runtime *runtime,
                                        uint64_t *measured);
 
 /**
- * Opens a file as an object; its length is what it is now. options may be NULL: read-only, all defaults.
+ * Opens a file or a block device as an object; its length is what it is now. options may be NULL: read-only, all defaults.
+ * A file that is open as an object already, by whatever name and in whatever runtime of the process, is that object, with the
+ * rights that are asked for here; other options must be the same.
  *
- * The handle is the caller's: softfault_object_free(). The object keeps its runtime.
+ * The handle is the caller's: softfault_object_free(). The object keeps the runtime that opened it first. The process's locks
+ * on the file (fcntl(2)) stay.
  *
- * Errors: what open(2) said; -EINVAL, -EBADF, -ENOMEM.
+ * Errors: what open(2) said; -ENODEV for what has no bytes that stay (a directory, a pipe, a file of procfs); -EBUSY where it is
+ * open with other options; -EMFILE; -EINVAL, -EBADF, -ENOMEM.
  *
  * Context: program. Thread-safe.
  *
@@ -1183,7 +1202,8 @@ int softfault_object_open(struct softfault_runtime *runtime,
  * As softfault_object_open(), of a file that is open already: for reading and writing if the object is to be written. The
  * descriptor stays the caller's, and may be closed afterwards.
  *
- * Errors: -EBADF for a descriptor that is none, too; as softfault_object_open().
+ * Errors: -EBADF for a descriptor that is none, too; -EACCES for one that does not permit what is asked; as
+ * softfault_object_open().
  *
  * Context: program. Thread-safe.
  *

@@ -18,7 +18,9 @@ pub(crate) const EACCES: i32 = 13;
 pub(crate) const EFAULT: i32 = 14;
 pub(crate) const EBUSY: i32 = 16;
 pub(crate) const EEXIST: i32 = 17;
+pub(crate) const ENODEV: i32 = 19;
 pub(crate) const EINVAL: i32 = 22;
+pub(crate) const EMFILE: i32 = 24;
 pub(crate) const ENODATA: i32 = 61;
 pub(crate) const EBADMSG: i32 = 74;
 pub(crate) const EOPNOTSUPP: i32 = 95;
@@ -64,6 +66,12 @@ pub const SOFTFAULT_ERROR_NO_ENTRY: u32 = 16;
 pub const SOFTFAULT_ERROR_INTERNAL: u32 = 17;
 /// An error of a kind that a later version has. -EIO.
 pub const SOFTFAULT_ERROR_OTHER: u32 = 18;
+/// What was to be opened is not a file of bytes that stay: a directory, a pipe, a file of procfs. -ENODEV, as mmap(2) has it.
+pub const SOFTFAULT_ERROR_FILE_TYPE: u32 = 19;
+/// The file is open in this process, as the same object, with other options: the words name the one. -EBUSY.
+pub const SOFTFAULT_ERROR_CONFLICT: u32 = 20;
+/// A limit of the process is too low: the words name it, its value, and the one that is needed. -EMFILE.
+pub const SOFTFAULT_ERROR_LIMIT: u32 = 21;
 
 /// No cause is known: the last failure was none of a page, or a vtable of the program's said no.
 pub const SOFTFAULT_CAUSE_NONE: u32 = 0;
@@ -187,6 +195,9 @@ impl From<Error> for Failure {
             Error::Flush { error, .. } => (errno_of_store(*error), SOFTFAULT_ERROR_FLUSH),
             Error::Lost { .. } => (EIO, SOFTFAULT_ERROR_LOST),
             Error::Held { .. } => (EBUSY, SOFTFAULT_ERROR_HELD),
+            Error::FileType { .. } => (ENODEV, SOFTFAULT_ERROR_FILE_TYPE),
+            Error::Conflict { .. } => (EBUSY, SOFTFAULT_ERROR_CONFLICT),
+            Error::Limit { .. } => (EMFILE, SOFTFAULT_ERROR_LIMIT),
             Error::Io { source, .. } => (source.raw_os_error().map_or(EIO, positive), SOFTFAULT_ERROR_IO),
             _ => (EIO, SOFTFAULT_ERROR_OTHER),
         };

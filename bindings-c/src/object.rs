@@ -7,7 +7,8 @@ use crate::options::{SOFTFAULT_OBJECT_DIRECT, SOFTFAULT_OBJECT_WRITABLE, read, s
 use softfault::{FileOptions, Runtime};
 use std::ffi::{c_char, c_int, c_void};
 use std::fs::File;
-use std::os::fd::BorrowedFd;
+use std::mem::ManuallyDrop;
+use std::os::fd::FromRawFd;
 
 fn file_options(runtime: &Runtime, options: &softfault_object_options) -> FileOptions {
     let file = runtime.file_options().direct(options.has(SOFTFAULT_OBJECT_DIRECT));
@@ -22,11 +23,15 @@ pub(crate) fn check_no_direct(options: &softfault_object_options) -> Result<(), 
     Ok(())
 }
 
-/// Opens a file as an object; its length is what it is now. options may be NULL: read-only, all defaults.
+/// Opens a file or a block device as an object; its length is what it is now. options may be NULL: read-only, all defaults.
+/// A file that is open as an object already, by whatever name and in whatever runtime of the process, is that object, with the
+/// rights that are asked for here; other options must be the same.
 ///
-/// The handle is the caller's: softfault_object_free(). The object keeps its runtime.
+/// The handle is the caller's: softfault_object_free(). The object keeps the runtime that opened it first. The process's locks
+/// on the file (fcntl(2)) stay.
 ///
-/// Errors: what open(2) said; -EINVAL, -EBADF, -ENOMEM.
+/// Errors: what open(2) said; -ENODEV for what has no bytes that stay (a directory, a pipe, a file of procfs); -EBUSY where it is
+/// open with other options; -EMFILE; -EINVAL, -EBADF, -ENOMEM.
 ///
 /// Context: program. Thread-safe.
 ///
@@ -56,7 +61,8 @@ pub unsafe extern "C" fn softfault_object_open(
 /// As softfault_object_open(), of a file that is open already: for reading and writing if the object is to be written. The
 /// descriptor stays the caller's, and may be closed afterwards.
 ///
-/// Errors: -EBADF for a descriptor that is none, too; as softfault_object_open().
+/// Errors: -EBADF for a descriptor that is none, too; -EACCES for one that does not permit what is asked; as
+/// softfault_object_open().
 ///
 /// Context: program. Thread-safe.
 ///
@@ -81,9 +87,10 @@ pub unsafe extern "C" fn softfault_object_from_fd(
         if fd < 0 {
             return Err(no_file("is no descriptor".to_owned()));
         }
-        // SAFETY: not -1; duplicated at once, which fails if it is not open. Who closes it meanwhile has another file.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-        let file = File::from(borrowed.try_clone_to_owned().map_err(|e| no_file(e.to_string()))?);
+        // Not a duplicate: closing that would drop the caller's locks on the file.
+        // SAFETY: not -1, and never closed here; the calls that are made say so if it is not open.
+        let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
+        file.metadata().map_err(|e| no_file(e.to_string()))?;
         out.put(handle::insert(file_options(&runtime, &options).file(&file)?)?);
         Ok(())
     })

@@ -470,7 +470,7 @@ impl Arena {
         prot: Prot,
         sharing: Sharing,
     ) -> Result<()> {
-        self.inner.map(&object.inner, offset, object_offset, len_bytes, prot, sharing)
+        self.inner.map(object, offset, object_offset, len_bytes, prot, sharing)
     }
 
     /// Unmaps the range, splitting mappings at its ends. Waits for faults that are being resolved in it.

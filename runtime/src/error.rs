@@ -159,6 +159,42 @@ pub enum Error {
         /// Object bytes.
         range: Range<u64>,
     },
+    /// What was to be opened is not a file of bytes that stay.
+    #[error("{op}: {name} is {what}: {instead}")]
+    FileType {
+        /// The call.
+        op: &'static str,
+        /// Its path, as far as that is known.
+        name: String,
+        /// What it is.
+        what: &'static str,
+        /// What to do with it.
+        instead: &'static str,
+    },
+    /// The file is open in this process, as the same object, with another value of an option.
+    #[error(
+        "{op}: {name} is open in this process with another {option}: open it with the same, or drop that object first"
+    )]
+    Conflict {
+        /// The call.
+        op: &'static str,
+        /// The file's path, as far as that is known.
+        name: String,
+        /// The option, as the method is called that sets it.
+        option: &'static str,
+    },
+    /// A limit of the process is too low.
+    #[error("{op}: {what} is {limit}; at least {needed} is needed")]
+    Limit {
+        /// The call.
+        op: &'static str,
+        /// The limit, and what for.
+        what: &'static str,
+        /// Its value.
+        limit: u64,
+        /// The value that this call needs.
+        needed: u64,
+    },
     /// Reading the environment failed.
     #[error("{op}: {}{source}", path.as_ref().map_or_else(String::new, |p| format!("{}: ", p.display())))]
     Io {

@@ -219,7 +219,7 @@ fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_
         with_object(env, id, |m| {
             // As in `flush_wanted`: the claim keeps the object, if it is this one.
             let flushing = objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
-            let Some(flushing) = flushing.filter(|f| f.persistent) else { return };
+            let Some(flushing) = flushing.filter(|f| f.is_persistent()) else { return };
             let mut from = 0;
             while from < m.nr_pages() {
                 let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());

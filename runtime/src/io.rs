@@ -226,7 +226,7 @@ pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<
 }
 
 pub(crate) fn write_for(call: Call, object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
-    if !object.writable {
+    if !object.is_writable() {
         return Err(Error::Denied { op: call.op, what: "the object was not made writable" });
     }
     if !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {

@@ -79,7 +79,7 @@ fn page_out(object: &Arc<ObjectInner>, op: &'static str, from: u64, to: u64) -> 
     if object.mapping().dirty_goes {
         let _held = object.write_back(op, &(from..to.min(object.mapping().nr_pages())))?;
     }
-    let object = Object { inner: Arc::clone(object) };
+    let object = Object { inner: Arc::clone(object), writable: false };
     object.evict(from << PAGE_SHIFT..to << PAGE_SHIFT).map(|_| ())
 }
 
@@ -133,10 +133,10 @@ impl Object {
             // Whole pages only.
             Advice::PageOut => page_out(&self.inner, op, pages_of(range.start), pages_of(range.end.min(self.len()))),
             Advice::PopulateRead => io::populate(&self.inner, range, Access::Read),
-            Advice::PopulateWrite if !self.inner.writable => {
-                Err(Error::Denied { op, what: "the object was not made writable" })
+            Advice::PopulateWrite => {
+                self.check_writable(op)?;
+                io::populate(&self.inner, range, Access::Write)
             }
-            Advice::PopulateWrite => io::populate(&self.inner, range, Access::Write),
         }
     }
 }

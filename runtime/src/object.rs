@@ -6,8 +6,9 @@ pub use builder::ObjectBuilder;
 
 use crate::Access;
 use crate::arena::ArenaInner;
-use crate::error::{Result, parent_only};
+use crate::error::{Error, Result, parent_only};
 use crate::exclusive::{Exclusive, Parts, Plan};
+use crate::file::FileOf;
 use crate::io;
 use crate::lease::Lease;
 use crate::memory::limit_pages;
@@ -16,16 +17,19 @@ use crate::rmap::IMmap;
 use crate::runtime::{RuntimeInner, Space};
 use crate::short::Short;
 use crate::writeback::FlushState;
+use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
 use softfault_mm::xarray::Nodes;
+use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::{FolioMemory, ObjectOps};
 use softfault_platform::store::{Store, bounce};
 use softfault_platform::{section, vmatree};
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// What an object is made over.
@@ -41,12 +45,19 @@ struct Backing {
     /// A filler may fill pages that nobody asked for.
     reads_ahead: bool,
     ops: Box<dyn VmOps>,
+    /// The store again, if it is a file's.
+    file: Option<*const FileStore>,
 }
 
 /// Bytes that can be mapped into arenas and read and written by calls. Cheap to clone.
+///
+/// A file that is opened several times, by whatever name, is one object: what is stored through one value is seen through the
+/// others, and what each of them permits is its own.
 #[derive(Clone, Debug)]
 pub struct Object {
     pub(crate) inner: Arc<ObjectInner>,
+    /// What this value permits: others of the same object may permit more.
+    pub(crate) writable: bool,
 }
 
 pub(crate) struct ObjectInner {
@@ -54,8 +65,8 @@ pub(crate) struct ObjectInner {
     pub(crate) space: Arc<Space>,
     pub(crate) offset: u64,
     pub(crate) len_max: usize,
-    pub(crate) writable: bool,
-    pub(crate) persistent: bool,
+    /// Somebody may write it: set at the beginning, or once, by who opens a file again for writing.
+    writable: AtomicBool,
     pub(crate) dsync: bool,
     pub(crate) sync_wp: bool,
     /// Complete chunks are to be huge pages.
@@ -67,6 +78,10 @@ pub(crate) struct ObjectInner {
     pub(crate) exclusive: Option<Exclusive>,
     store: Option<Lease<dyn Store>>,
     vm_ops: Option<Lease<dyn VmOps>>,
+    /// The store again, if it is a file's: valid for as long.
+    file_store: Option<&'static FileStore>,
+    /// Which file that is, once others may find the object by it.
+    file: OnceLock<FileOf>,
     id: u32,
     i_mmap: Option<Lease<IMmap>>,
     flushing: Arc<Flushing>,
@@ -80,7 +95,8 @@ pub(crate) struct ObjectInner {
 pub(crate) struct Flushing {
     mapping: &'static Mapping<'static>,
     store: &'static dyn Store,
-    pub(crate) persistent: bool,
+    /// What is written is to be found in the store later; set with `ObjectInner::writable`.
+    persistent: AtomicBool,
     state: FlushState,
 }
 
@@ -93,6 +109,10 @@ impl Flushing {
     }
     pub(crate) fn flush_state(&self) -> &FlushState {
         &self.state
+    }
+    pub(crate) fn is_persistent(&self) -> bool {
+        // Acquire pairs with the Release of allow_writes(): the store can be written.
+        self.persistent.load(Ordering::Acquire)
     }
 }
 
@@ -172,7 +192,7 @@ impl ObjectInner {
             store_faults: backing.store_faults,
             always_dirty: backing.always_dirty,
             dirty_goes: backing.dirty_goes && (exclusive.is_none() || b.writable),
-            is_flushed: b.writable && backing.persistent,
+            is_flushed: AtomicBool::new(b.writable && backing.persistent),
             write_blocks: store_ref.write_blocks(),
             exclusive: exclusive.is_some(),
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
@@ -196,7 +216,7 @@ impl ObjectInner {
         // SAFETY: as for the store.
         let mapping_ref = unsafe { mapping.lend() };
         vmatree::publish_mapping(id, Some(mapping_ref));
-        let persistent = b.writable && backing.persistent;
+        let persistent = AtomicBool::new(b.writable && backing.persistent);
         let flushing = Flushing { mapping: mapping_ref, store: store_ref, persistent, state: FlushState::default() };
         let has_mkwrite = vm_ops.has_page_mkwrite();
         Self {
@@ -204,8 +224,7 @@ impl ObjectInner {
             space,
             offset,
             len_max: len,
-            writable: b.writable,
-            persistent,
+            writable: AtomicBool::new(b.writable),
             dsync: b.dsync,
             sync_wp: b.mkwrite || has_mkwrite,
             huge: b.huge_pages && (!b.writable || backing.always_dirty) && !b.mkwrite && !has_mkwrite,
@@ -215,12 +234,46 @@ impl ObjectInner {
             exclusive,
             store: Some(store),
             vm_ops: Some(vm_ops),
+            // SAFETY: it points to what `store` has on the heap, which goes when nobody can have this value any more.
+            file_store: backing.file.map(|file| unsafe { &*file }),
+            file: OnceLock::new(),
             id,
             i_mmap: Some(i_mmap),
             flushing: Arc::new(flushing),
             label: Some(label),
             pid: std::process::id(),
         }
+    }
+
+    /// Returns whether somebody may write the object.
+    pub(crate) fn is_writable(&self) -> bool {
+        // Acquire pairs with the Release of allow_writes(): the store can be written.
+        self.writable.load(Ordering::Acquire)
+    }
+    /// Returns whether what is written is to be found in the store later: the object is synced, and written back when it goes.
+    pub(crate) fn is_persistent(&self) -> bool {
+        self.flushing.is_persistent()
+    }
+    /// Has the object written from now on: its store can be.
+    pub(crate) fn allow_writes(self: &Arc<Self>) {
+        self.mapping().is_flushed.store(true, Ordering::Relaxed);
+        self.flushing.persistent.store(true, Ordering::Release);
+        if !self.writable.swap(true, Ordering::Release) {
+            self.rt.add_writable(self);
+        }
+    }
+
+    /// Returns of which file the object is, if others may find it by that.
+    pub(crate) fn file(&self) -> Option<&FileOf> {
+        self.file.get()
+    }
+    /// Says of which file it is.
+    pub(crate) fn is_file(&self, file: FileOf) {
+        let _ = self.file.set(file);
+    }
+    /// Calls `f` with the store, if it is a file's.
+    pub(crate) fn file_store<R>(&self, f: impl FnOnce(&FileStore) -> R) -> Option<R> {
+        self.file_store.map(f)
     }
 
     pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
@@ -287,10 +340,22 @@ fn lend<T: ?Sized>(part: Option<&Lease<T>>) -> &'static T {
     }
 }
 
+/// Dropped, it lets others open the file anew.
+struct Forgotten(FileOf);
+
+impl Drop for Forgotten {
+    fn drop(&mut self) {
+        self.0.forget();
+    }
+}
+
 impl Drop for ObjectInner {
     #[expect(unsafe_code, reason = "gives the object's range of the cache back")]
     fn drop(&mut self) {
-        if self.persistent && self.pid == std::process::id() {
+        // Last, whatever becomes of the rest: who opens the file meanwhile waits for it.
+        let _file = self.file.take().filter(|_| self.pid == std::process::id()).map(Forgotten);
+        failpoint!(OBJECT_ENDS);
+        if self.is_persistent() && self.pid == std::process::id() {
             self.write_back_last();
         }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
@@ -375,7 +440,12 @@ impl Object {
     /// [`Error::Denied`](crate::Error::Denied) on an object that is not writable, [`Error::Fault`](crate::Error::Fault).
     pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<usize> {
         parent_only("Object::write_at")?;
+        self.check_writable("Object::write_at")?;
         io::write_at(&self.inner, offset, buf)
+    }
+
+    pub(crate) fn check_writable(&self, op: &'static str) -> Result<()> {
+        if self.writable { Ok(()) } else { Err(Error::Denied { op, what: "the object was not made writable" }) }
     }
 
     /// Returns how many pages are in the cache.

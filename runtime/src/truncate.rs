@@ -11,6 +11,7 @@ use softfault_mm::{truncate, vmscan};
 use softfault_platform::host::Host;
 use softfault_platform::section;
 use softfault_platform::store::StoreError;
+use softfault_platform::store::file::FileStore;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::time::Duration;
@@ -83,6 +84,13 @@ impl Object {
         let op = "Object::set_len";
         parent_only(op)?;
         let m = self.inner.mapping();
+        if self.inner.is_writable() {
+            // Who may only read does not cut what others write.
+            self.check_writable(op)?;
+        }
+        if self.inner.file_store(FileStore::is_device) == Some(true) {
+            return Err(Error::Denied { op, what: "a block device has the length that it has" });
+        }
         if len_bytes > self.inner.len_max as u64 {
             let why = "past the maximal length the object was made with";
             return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
@@ -108,7 +116,7 @@ impl Object {
         let inner = &self.inner;
         // A flush that fails tells the store where the object ends: by then both have moved, or neither.
         let turn = inner.flush_state().turn();
-        if inner.writable {
+        if inner.is_writable() {
             inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
             inner.show_below(op, &turn)?;
         }
@@ -150,7 +158,7 @@ impl Object {
     /// The store shrinks last: nobody writes past the new end any more.
     fn cut_below(&self, op: &'static str, len_bytes: u64, turn: &Turn<'_>) -> Result<()> {
         let (inner, state) = (&self.inner, self.inner.flush_state());
-        if inner.writable {
+        if inner.is_writable() {
             // Until it is told, nothing is durable.
             state.owe_end(true);
             inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
@@ -158,7 +166,7 @@ impl Object {
             inner.forget_lost(&(pages_of(len_bytes)..u64::MAX));
         }
         state.forget_cut();
-        if inner.writable { inner.show_below(op, turn) } else { Ok(()) }
+        if inner.is_writable() { inner.show_below(op, turn) } else { Ok(()) }
     }
 
     /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
@@ -169,9 +177,7 @@ impl Object {
     pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::punch_hole";
         parent_only(op)?;
-        if !self.inner.writable {
-            return Err(Error::Denied { op, what: "the object was not made writable" });
-        }
+        self.check_writable(op)?;
         let end = range.end.min(self.len());
         if range.start >= end {
             return Ok(());

@@ -20,7 +20,7 @@ use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
 use crate::exclusive;
 use crate::io::Call;
-use crate::object::ObjectInner;
+use crate::object::{Object, ObjectInner};
 use crate::registry;
 use delegations::DelegationInner;
 use softfault_mm::failpoint;
@@ -47,6 +47,8 @@ pub(crate) struct VmaEntry {
     pub(crate) object: Arc<ObjectInner>,
     pub(crate) prot: Prot,
     pub(crate) sharing: Sharing,
+    /// The value that was mapped permits writing.
+    pub(crate) may_write: bool,
     /// How it is said to be read: `RAND_READ`, `SEQ_READ` or nothing.
     pub(crate) advice: VmFlags,
     index: u32,
@@ -73,7 +75,7 @@ impl Drop for MapCount {
 
 impl VmaEntry {
     pub(crate) fn may_write_shared(&self) -> bool {
-        self.sharing == Sharing::Shared && self.object.writable
+        self.sharing == Sharing::Shared && self.may_write
     }
     pub(crate) fn is_private(&self) -> bool {
         self.sharing == Sharing::Private
@@ -214,7 +216,7 @@ impl ArenaInner {
         if v.sharing == Sharing::Shared {
             flags |= VmFlags::SHARED;
         }
-        if v.sharing == Sharing::Private || v.object.writable {
+        if v.sharing == Sharing::Private || v.may_write {
             flags |= VmFlags::MAYWRITE;
         }
         if v.object.dsync && v.sharing == Sharing::Shared {
@@ -256,7 +258,7 @@ impl ArenaInner {
 
     pub(crate) fn map(
         self: &Arc<Self>,
-        object: &Arc<ObjectInner>,
+        object: &Object,
         offset: usize,
         object_offset: u64,
         len_bytes: usize,
@@ -266,12 +268,20 @@ impl ArenaInner {
         let op = "Arena::map";
         let range = self.check_map(object, offset, object_offset, len_bytes, prot, sharing)?;
         let index = registry::lock().vmas.get().ok_or_else(registry::exhausted(op, "vmas (1048576)"))?;
-        let pgoff = object_offset >> PAGE_SHIFT;
-        let object = Arc::clone(object);
-        let map = MapCount::new(&object);
-        let (advice, delegation) = (VmFlags::empty(), None);
-        let entry =
-            VmaEntry { range: range.clone(), pgoff, object, prot, sharing, advice, index, delegation, _map: map };
+        let (pgoff, may_write, object) = (object_offset >> PAGE_SHIFT, object.writable, Arc::clone(&object.inner));
+        let (map, advice, delegation) = (MapCount::new(&object), VmFlags::empty(), None);
+        let entry = VmaEntry {
+            range: range.clone(),
+            pgoff,
+            object,
+            prot,
+            sharing,
+            may_write,
+            advice,
+            index,
+            delegation,
+            _map: map,
+        };
         // The gate before the lock: evictions hold it while they look who maps the object.
         let gate = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
@@ -543,7 +553,7 @@ impl ArenaInner {
         let mut vmas = self.vmas();
         vmas.check_pins(op, range)?;
         let hit = vmas.covering(op, range)?;
-        if prot == Prot::ReadWrite && hit.iter().any(|v| v.sharing == Sharing::Shared && !v.object.writable) {
+        if prot == Prot::ReadWrite && hit.iter().any(|v| v.sharing == Sharing::Shared && !v.may_write) {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }
         if hit.iter().any(|v| v.object.is_exclusive()) {

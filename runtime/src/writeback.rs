@@ -301,7 +301,7 @@ impl Flushing {
     /// Tells the store again where the object ends: a flush that failed may have lost that like a write, and bytes past the
     /// store's own end could not be read. The caller has the turn: the end does not move meanwhile.
     fn tell_end(&self) -> std::result::Result<(), StoreError> {
-        if !self.persistent {
+        if !self.is_persistent() {
             return Ok(());
         }
         let len_bytes = self.mapping().i_size.load(Ordering::Acquire);
@@ -433,7 +433,7 @@ impl Object {
     pub fn sync(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::sync";
         parent_only(op)?;
-        if !self.inner.persistent {
+        if !self.inner.is_persistent() {
             return Ok(());
         }
         self.inner.sync(op, &pages(self.inner.mapping(), &range), false)
@@ -447,7 +447,7 @@ impl Object {
     pub fn write_back(&self, range: Range<u64>) -> Result<()> {
         let op = "Object::write_back";
         parent_only(op)?;
-        if !self.inner.persistent {
+        if !self.inner.is_persistent() {
             return Ok(());
         }
         let held = self.inner.write_back(op, &pages(self.inner.mapping(), &range))?;
@@ -470,7 +470,7 @@ impl Object {
     pub fn barrier(&self) -> Result<()> {
         let op = "Object::barrier";
         parent_only(op)?;
-        if !self.inner.persistent {
+        if !self.inner.is_persistent() {
             return Ok(());
         }
         self.inner.sync(op, &(0..self.inner.mapping().nr_pages()), true)

@@ -4,9 +4,12 @@
 mod common;
 
 use common::{PAGE, TempFile, child, each_mode, ended, map, same, store};
-use softfault::{Error, Prot, Runtime, Sharing};
+use softfault::{Error, Object, Prot, Runtime, Sharing};
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 const PERIOD: std::time::Duration = std::time::Duration::from_secs(3600);
 
@@ -38,8 +41,8 @@ fn what_another_has_cut_is_not_made_long_again() {
             // Where stores are seen by protection, a granule counts as written whole.
             let arena = rt.arena(16 * PAGE).delivery(mode).granule(PAGE).build().expect("arena");
             map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
-            store(&arena, 15 * PAGE, 42).expect("store");
-            store(&arena, 9, 43).expect("store");
+            store(&arena, 15 * PAGE, 252).expect("store");
+            store(&arena, 9, 253).expect("store");
             File::options().write(true).open(file.path()).expect("open").set_len(PAGE as u64).expect("truncate");
             let r = object.sync_all();
             let named =
@@ -54,9 +57,9 @@ fn what_another_has_cut_is_not_made_long_again() {
             // The program says that the file is to be as long again: then it is.
             object.set_len(0).expect("cut");
             object.set_len(16 * PAGE as u64).expect("grow");
-            object.write_at(15 * PAGE as u64, &[44]).expect("write");
+            object.write_at(15 * PAGE as u64, &[254]).expect("write");
             object.sync_all().expect("sync");
-            assert_eq!(std::fs::read(file.path()).expect("read")[15 * PAGE], 44, "{mode:?}");
+            assert_eq!(std::fs::read(file.path()).expect("read")[15 * PAGE], 254, "{mode:?}");
         });
     }
 }
@@ -106,11 +109,11 @@ fn write_back_gives_the_store_its_bytes_and_flushes_nothing() {
         let arena = rt.arena(8 * PAGE).delivery(mode).granule(PAGE).build().expect("arena");
         map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
         for page in 0..8 {
-            store(&arena, page * PAGE, 222).expect("store");
+            store(&arena, page * PAGE, 255).expect("store");
         }
         object.write_back(2 * PAGE as u64..4 * PAGE as u64 - 1).expect("write back");
         let bytes = std::fs::read(file.path()).expect("read");
-        let written: Vec<_> = (0..8).filter(|p| bytes[p * PAGE] == 222).collect();
+        let written: Vec<_> = (0..8).filter(|p| bytes[p * PAGE] == 255).collect();
         assert_eq!(written, [2, 3], "{mode:?}: the pages of the range, and no others");
         assert_eq!(rt.stats()["flush_calls"], 0, "{mode:?}");
         let held = object.hold_dirty(5 * PAGE as u64..6 * PAGE as u64).expect("hold");
@@ -120,4 +123,210 @@ fn write_back_gives_the_store_its_bytes_and_flushes_nothing() {
         object.sync_all().expect("sync");
         assert_eq!(rt.stats()["flush_calls"], 1, "{mode:?}: it was given, not flushed");
     });
+}
+
+// ---- locks -----------------------------------------------------------------------------------------------------------
+
+#[expect(clippy::cast_possible_truncation, reason = "a constant of the C library's, which it calls an int")]
+const WRITE_LOCK: i16 = libc::F_WRLCK as i16;
+
+/// Locks the whole file for writing, as databases do; the lock is the process's.
+fn lock(file: &File) {
+    // SAFETY: an all-zero `flock` is a value: the whole file.
+    let mut l: libc::flock = unsafe { std::mem::zeroed() };
+    l.l_type = WRITE_LOCK;
+    // SAFETY: reads one structure of ours.
+    let r = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLK, &raw const l) };
+    assert_eq!(r, 0, "F_SETLK: {}", std::io::Error::last_os_error());
+}
+
+/// Asks another process whether the file is locked: a child has none of our locks.
+fn is_locked(file: &TempFile) -> bool {
+    let path = std::ffi::CString::new(file.path().to_str().expect("utf-8")).expect("a path");
+    let status = common::fork(|| {
+        // SAFETY: opens a file in a child that ends at once.
+        let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR) };
+        // SAFETY: as in lock().
+        let mut l: libc::flock = unsafe { std::mem::zeroed() };
+        l.l_type = WRITE_LOCK;
+        // SAFETY: writes one structure of ours.
+        let r = unsafe { libc::fcntl(fd, libc::F_GETLK, &raw mut l) };
+        if fd < 0 || r != 0 {
+            return 2;
+        }
+        i32::from(i32::from(l.l_type) != libc::F_UNLCK)
+    });
+    assert!(libc::WIFEXITED(status) && libc::WEXITSTATUS(status) < 2, "the child failed: {status:#x}");
+    libc::WEXITSTATUS(status) == 1
+}
+
+/// Descriptors of the process that name the file.
+fn descriptors_of(file: &TempFile) -> usize {
+    let is = std::fs::metadata(file.path()).expect("metadata");
+    let names =
+        |e: &std::fs::DirEntry| std::fs::metadata(e.path()).is_ok_and(|m| (m.dev(), m.ino()) == (is.dev(), is.ino()));
+    std::fs::read_dir("/proc/self/fd").expect("/proc").filter_map(Result::ok).filter(names).count()
+}
+
+#[test]
+fn the_process_keeps_its_locks_on_a_file() {
+    let _serial = common::serial();
+    let rt = quiet();
+    type Open<'a> = &'a dyn Fn(&TempFile, &File, bool, bool) -> softfault::Result<Object>;
+    let ways: [(&str, Open<'_>); 2] = [
+        ("open", &|file, _, write, direct| rt.file_options().writable(write).direct(direct).open(file.path())),
+        ("file", &|_, opened, write, direct| rt.file_options().writable(write).direct(direct).file(opened)),
+    ];
+    for (way, open) in ways {
+        for (write, direct) in [(false, false), (true, false), (false, true), (true, true)] {
+            let what = format!("{way}, writable {write}, direct {direct}");
+            let file = TempFile::new(4 * PAGE);
+            let opened = File::options().read(true).write(true).open(file.path()).expect("open");
+            lock(&opened);
+            assert!(is_locked(&file), "the test's own lock");
+            let object = open(&file, &opened, write, direct).expect("object");
+            assert!(is_locked(&file), "{what}: after it was opened");
+            let r = open(&file, &opened, write, !direct);
+            assert!(matches!(r, Err(Error::Conflict { .. })), "{r:?}");
+            assert!(is_locked(&file), "{what}: after it was refused");
+            let again = open(&file, &opened, true, direct).expect("object");
+            assert!(is_locked(&file), "{what}: after it was opened again, to be written");
+            again.write_at(5, &[1]).expect("write");
+            drop((object, again));
+            assert!(is_locked(&file), "{what}: after the object ended");
+            let object = open(&file, &opened, write, direct).expect("object");
+            drop(object);
+            assert!(is_locked(&file), "{what}: after the next one ended");
+            // The lock goes when the program closes the file, and what was kept for it goes with the next object.
+            drop(opened);
+            assert!(!is_locked(&file), "{what}: closed by the program");
+            let other = TempFile::new(PAGE);
+            drop(rt.open_file(other.path()).expect("open"));
+            assert_eq!(descriptors_of(&file), 0, "{what}: nothing is kept for ever");
+        }
+    }
+}
+
+// ---- what is no file ---------------------------------------------------------------------------------------------------
+
+/// Asserts that a path is refused for what it is.
+fn refused(rt: &Runtime, path: &Path, what: &str) {
+    for write in [false, true] {
+        let r = rt.file_options().writable(write).open(path);
+        let Err(Error::FileType { name, what: is, .. }) = &r else { panic!("{}: {r:?}", path.display()) };
+        assert_eq!((name.as_str(), *is), (path.to_str().expect("utf-8"), what));
+    }
+}
+
+#[test]
+fn what_is_no_file_is_refused_by_what_it_is() {
+    let rt = quiet();
+    let dir = std::env::temp_dir().join(format!("softfault-test-kinds-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).expect("a folder");
+    let (fifo, socket) = (dir.join("fifo"), dir.join("socket"));
+    let path = std::ffi::CString::new(fifo.to_str().expect("utf-8")).expect("a path");
+    // SAFETY: makes a FIFO in a folder of ours.
+    assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+    let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+    refused(&rt, &dir, "a directory");
+    // Nobody writes to it: who opens it to read waits for ever.
+    refused(&rt, &fifo, "a pipe");
+    refused(&rt, &socket, "a socket");
+    refused(&rt, Path::new("/dev/zero"), "a character device");
+    refused(&rt, Path::new("/proc/self/status"), "procfs");
+    if Path::new("/sys/kernel/mm").exists() {
+        refused(&rt, Path::new("/sys/kernel/mm/transparent_hugepage/enabled"), "sysfs");
+    }
+    // By descriptor, too.
+    let r = rt.file(&File::open(&dir).expect("open"));
+    assert!(matches!(&r, Err(Error::FileType { what: "a directory", .. })), "{r:?}");
+    let (pipe, _writer) = std::io::pipe().expect("a pipe");
+    let r = rt.file(&File::from(std::os::fd::OwnedFd::from(pipe)));
+    assert!(matches!(&r, Err(Error::FileType { what: "a pipe", .. })), "{r:?}");
+    let file = TempFile::new(PAGE);
+    for (options, write) in [(File::options().write(true), false), (File::options().read(true), true)] {
+        let opened = options.open(file.path()).expect("open");
+        let r = rt.file_options().writable(write).file(&opened);
+        assert!(matches!(r, Err(Error::Denied { .. })), "{r:?}");
+    }
+    let _ = std::fs::remove_dir_all(&dir);
+}
+
+/// A loop device over a file, detached on drop; `None`, with the reason printed, where there is none to be had.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &TempFile) -> Option<Self> {
+        let out = std::process::Command::new("losetup").args(["-f", "--show"]).arg(file.path()).output();
+        match out {
+            Ok(out) if out.status.success() => Some(Self(String::from_utf8_lossy(&out.stdout).trim().into())),
+            Ok(out) => {
+                println!("skipped: losetup: {}", String::from_utf8_lossy(&out.stderr).trim());
+                None
+            }
+            Err(e) => {
+                println!("skipped: losetup: {e}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+/// Its length is the device's, which nobody moves.
+#[test]
+fn a_block_device_is_an_object() {
+    const LEN: usize = 64 * PAGE;
+    let file = TempFile::new(LEN);
+    let Some(device) = Loop::over(&file) else { return };
+    each_mode("block device", |_, mode| {
+        for direct in [false, true] {
+            let rt = quiet();
+            let open = || rt.file_options().writable(true).direct(direct).open(&device.0);
+            let object = open().expect("open");
+            assert_eq!(object.len(), LEN as u64);
+            let arena = rt.arena(LEN).delivery(mode).build().expect("arena");
+            map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            assert_eq!(common::load(&arena, 63 * PAGE + 5), Ok(file.data[63 * PAGE + 5]), "{mode:?}, direct {direct}");
+            store(&arena, 63 * PAGE, 252).expect("store");
+            object.sync_all().expect("sync");
+            assert!(object.set_len(PAGE as u64).is_err(), "{mode:?}: a device has the length that it has");
+            assert_eq!(object.len(), LEN as u64);
+            let again = open().expect("open");
+            assert_eq!(again.len(), object.len(), "{mode:?}");
+            drop((arena, object, again));
+            let object = rt.open_file(&device.0).expect("open");
+            let mut byte = [0];
+            object.read_at(63 * PAGE as u64, &mut byte).expect("read");
+            assert_eq!(byte, [252], "{mode:?}, direct {direct}");
+            drop(object);
+            rt.open_file_rw(&device.0)
+                .expect("open")
+                .write_at(63 * PAGE as u64, &[file.data[63 * PAGE]])
+                .expect("write");
+        }
+    });
+}
+
+// ---- descriptors -------------------------------------------------------------------------------------------------------
+
+#[test]
+fn too_few_descriptors_are_an_error_that_says_how_many() {
+    let out = child("too_few_descriptors_are_an_error_that_says_how_many", "nofile", || {
+        let rt = quiet();
+        let files: Vec<_> = (0..100).map(|_| TempFile::new(PAGE)).collect();
+        common::limit(libc::RLIMIT_NOFILE, 64);
+        let mut objects = Vec::new();
+        let error = files.iter().find_map(|f| rt.open_file_rw(f.path()).map(|o| objects.push(o)).err());
+        let Some(Error::Limit { what, limit: 64, needed: 65, .. }) = error else { panic!("{error:?}") };
+        assert!(what.contains("RLIMIT_NOFILE"), "{what}");
+        objects.clear();
+        objects.push(rt.open_file(files[99].path()).expect("once others are closed"));
+    });
+    ended(out, Ok(0));
 }

@@ -13,6 +13,7 @@ void test_handles(void);
 void test_options(void);
 void test_runtime(void);
 void test_object(void);
+void test_files(void);
 void test_cache(void);
 void test_sync(void);
 void test_arena(void);
@@ -33,6 +34,7 @@ static const struct {
     {"options", test_options},
     {"runtime", test_runtime},
     {"object", test_object},
+    {"files", test_files},
     {"cache", test_cache},
     {"sync", test_sync},
     {"arena", test_arena},

@@ -2,6 +2,8 @@
 #include "env.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 void test_object(void)
@@ -66,12 +68,10 @@ void test_object(void)
     FAILS(softfault_object_from_fd(rt, fd, NULL, &rw), EBADF, IO, "fd");
     FAILS(softfault_object_from_fd(rt, -1, NULL, &rw), EBADF, IO, "no descriptor");
     fd = open(path, O_WRONLY);
-    int got = softfault_object_from_fd(rt, fd, NULL, &object);
-    if (got == 0) { /* what cannot be read is found out at the first read */
-        CHECK_IS(softfault_object_read_at(object, 0, buf, 1, NULL), -EBADF);
-        CHECK_IS(softfault_last_error_kind(), SOFTFAULT_ERROR_FAULT);
-        OK(softfault_object_free(object));
-    }
+    FAILS(softfault_object_from_fd(rt, fd, NULL, &object), EACCES, DENIED, "not open for reading");
+    OK(close(fd));
+    fd = open(path, O_RDONLY);
+    FAILS(softfault_object_from_fd(rt, fd, &options, &object), EACCES, DENIED, "not open for reading and writing");
     OK(close(fd));
 
     OK(softfault_object_anonymous(rt, PAGE, NULL, &rw));
@@ -81,6 +81,76 @@ void test_object(void)
     FAILS(softfault_object_anonymous(rt, UINT64_MAX, NULL, &rw), EINVAL, ARGUMENT, "larger than the address space");
     FAILS(softfault_object_anonymous(rt, PAGE, NULL, NULL), EINVAL, ARGUMENT, "out is NULL");
     OK(softfault_runtime_free(rt));
+}
+
+/* Whether another process finds the file locked. */
+static int is_locked(const char *path)
+{
+    int status = -1;
+    pid_t child = fork();
+
+    if (child == 0) {
+        struct flock lock = {.l_type = F_WRLCK};
+        int fd = open(path, O_RDWR);
+        _exit(fd < 0 || fcntl(fd, F_GETLK, &lock) != 0 ? 2 : lock.l_type != F_UNLCK);
+    }
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status));
+    CHECK(WEXITSTATUS(status) < 2);
+    return WEXITSTATUS(status);
+}
+
+/* Files are shared: with other handles, with the program's own locks, with whoever moves their end. */
+void test_files(void)
+{
+    softfault_runtime *rt = new_runtime(512), *other = new_runtime(512);
+    softfault_object_options options = {.size = sizeof options, .flags = SOFTFAULT_OBJECT_WRITABLE};
+    softfault_object_options direct = {.size = sizeof direct, .flags = SOFTFAULT_OBJECT_WRITABLE | SOFTFAULT_OBJECT_DIRECT};
+    softfault_object *object, *again;
+    struct flock lock = {.l_type = F_WRLCK};
+    const char *path = make_file("files", 4 * PAGE);
+    struct rlimit limit, low;
+    unsigned char byte;
+    int fd = open(path, O_RDWR);
+
+    CHECK(fd >= 0);
+    OK(fcntl(fd, F_SETLK, &lock));
+    CHECK(is_locked(path));
+    OK(softfault_object_from_fd(rt, fd, NULL, &object));
+    CHECK(is_locked(path));
+    OK(softfault_object_open(other, path, &options, &again));
+    CHECK(is_locked(path));
+
+    /* One object; each handle has its own rights. */
+    byte = 251;
+    OK(softfault_object_write_at(again, 3, &byte, 1, NULL));
+    byte = 0;
+    OK(softfault_object_read_at(object, 3, &byte, 1, NULL));
+    CHECK_IS(byte, 251);
+    FAILS(softfault_object_write_at(object, 3, &byte, 1, NULL), EACCES, DENIED, "not made writable");
+    FAILS(softfault_object_open(rt, path, &direct, &object), EBUSY, CONFLICT, "another direct");
+    CHECK(is_locked(path));
+
+    /* Given to the file, and not flushed. */
+    OK(softfault_object_write_back(object, 0, PAGE));
+    OK(pread(fd, &byte, 1, 3) == 1 && byte == 251 ? 0 : 1);
+    OK(softfault_object_free(object));
+    OK(softfault_object_free(again));
+    CHECK(is_locked(path));
+    OK(close(fd));
+    CHECK(!is_locked(path));
+
+    FAILS(softfault_object_open(rt, "/", NULL, &object), ENODEV, FILE_TYPE, "a directory");
+    FAILS(softfault_object_open(rt, "/dev/zero", NULL, &object), ENODEV, FILE_TYPE, "a character device");
+    FAILS(softfault_object_open(rt, "/proc/self/status", NULL, &object), ENODEV, FILE_TYPE, "procfs");
+
+    OK(getrlimit(RLIMIT_NOFILE, &limit));
+    low = limit;
+    low.rlim_cur = 3;
+    OK(setrlimit(RLIMIT_NOFILE, &low));
+    FAILS(softfault_object_open(rt, path, NULL, &object), EMFILE, LIMIT, "RLIMIT_NOFILE");
+    OK(setrlimit(RLIMIT_NOFILE, &limit));
+    OK(softfault_runtime_free(rt));
+    OK(softfault_runtime_free(other));
 }
 
 void test_cache(void)

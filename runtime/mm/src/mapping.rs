@@ -12,6 +12,7 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::FillError;
 use crate::vmstat::VmStat;
 use crate::xarray::Nodes;
+use core::sync::atomic::AtomicBool;
 
 /// The longest fill window.
 const FILL_WINDOW_MAX: u32 = 1 << (EXTENT_SHIFT - PAGE_SHIFT);
@@ -66,8 +67,8 @@ pub struct Mapping<'g> {
     /// them out whole, finds by itself which were stored to, and writes those. What `punch` leaves `DIRTY` was written.
     pub exclusive: bool,
     /// The flusher writes them when there are many or they are old: they count as dirty. Anonymous memory waits for
-    /// reclaim.
-    pub is_flushed: bool,
+    /// reclaim. Set once, when an object that was opened to be read is opened to be written.
+    pub is_flushed: AtomicBool,
     /// Writing them waits for a device.
     pub write_blocks: bool,
     /// A private first store may be read past the cache.
@@ -180,16 +181,23 @@ impl Mapping<'_> {
         self.nr_own.load(Ordering::Relaxed) >= self.own_limit.load(Ordering::Relaxed)
     }
 
+    /// Returns whether the flusher looks after the object.
+    #[must_use]
+    pub fn is_flushed(&self) -> bool {
+        // Relaxed: who misses that it was set counts one page too few.
+        self.is_flushed.load(Ordering::Relaxed)
+    }
+
     /// Counts pages that became dirty.
     pub fn account_dirtied(&self, nr: u64) {
-        if nr > 0 && self.is_flushed {
+        if nr > 0 && self.is_flushed() {
             self.account.nr_dirty.fetch_add(nr, Ordering::Relaxed);
         }
     }
 
     /// Counts pages that are dirty no more.
     pub fn account_cleaned(&self, nr: u64) {
-        if nr == 0 || !self.is_flushed {
+        if nr == 0 || !self.is_flushed() {
             return;
         }
         let mut seen = self.account.nr_dirty.load(Ordering::Relaxed);

@@ -127,7 +127,7 @@ fn do_shared_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
 /// `fault_dirty_shared_page`, whose `VM_FAULT_COMPLETED` says the same.
 fn fault_dirty_shared_page(vmf: &mut VmFault<'_>, r: VmFaultReason) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
-    let full = mapping.is_flushed && mapping.write_blocks && mapping.account.is_dirty_full();
+    let full = mapping.is_flushed() && mapping.write_blocks && mapping.account.is_dirty_full();
     let nowait = vmf.flags().intersects(FaultFlags::RETRY_NOWAIT) || vmf.ctx().nested;
     if !full || nowait || r.intersects(VmFaultReason::ERROR | VmFaultReason::RETRY) {
         return VmFaultReason::empty();

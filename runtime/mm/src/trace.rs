@@ -66,6 +66,8 @@ pub enum Point {
     COLLAPSE_CHECKED,
     /// The flusher has a claim on an object, and has not looked at it yet.
     FLUSHER_HOLDS,
+    /// The last reference to an object is gone, nothing is written back yet.
+    OBJECT_ENDS,
     /// Pages are `writeback`, their mappings still open to stores.
     WRITEBACK_TAKEN,
     /// The mappings are protected, the bytes not read yet.

@@ -151,7 +151,7 @@ const THROTTLE_NS: u64 = 10_000_000;
 /// Waits a little while more pages are dirty than may be: the flusher writes them meanwhile.
 pub fn balance_dirty_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) {
     let account = mapping.account;
-    if !mapping.is_flushed || !mapping.write_blocks || !account.is_dirty_full() {
+    if !mapping.is_flushed() || !mapping.write_blocks || !account.is_dirty_full() {
         return;
     }
     mapping.stat.add(ctx.stripe, Event::BALANCE_DIRTY, 1);

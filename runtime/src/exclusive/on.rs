@@ -239,7 +239,7 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
     // ```
     // And one that failed would mark pages to be written again, which are being dropped.
     let turn = object.flush_state().turn();
-    let lost = if object.persistent { write_all(object, ops) } else { None };
+    let lost = if object.is_persistent() { write_all(object, ops) } else { None };
     ops.leave();
     // Now dropping only changes words. Who pinned a page before is copying from the mapping, and is waited for.
     let discard = || vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
@@ -249,7 +249,7 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
         discard();
     }
     drop(turn);
-    if !object.persistent && ops.facts().writes_back {
+    if !object.is_persistent() && ops.facts().writes_back {
         // Swap: what reclaim has put there goes the way of what it has not.
         let _ = object.store().punch(0, object.len_max as u64);
     }

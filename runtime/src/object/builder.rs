@@ -11,6 +11,7 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::VmOps;
 use softfault_mm::vmstat::Event;
+use softfault_platform::store::file::FileStore;
 use softfault_platform::store::retry::Retries;
 use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{HandlerStore, Store};
@@ -27,11 +28,11 @@ pub struct ObjectBuilder {
     pub(super) deadline: Option<Duration>,
     pub(crate) retries: Retries,
     pub(crate) mkwrite: bool,
-    pub(super) dsync: bool,
-    pub(super) fill_window_pages: u32,
-    pub(super) readahead_pages: Option<u32>,
-    pub(super) private_past_cache: bool,
-    pub(super) cache_limit_bytes: Option<u64>,
+    pub(crate) dsync: bool,
+    pub(crate) fill_window_pages: u32,
+    pub(crate) readahead_pages: Option<u32>,
+    pub(crate) private_past_cache: bool,
+    pub(crate) cache_limit_bytes: Option<u64>,
     /// Exclusive; by copying only.
     pub(crate) exclusive: Option<bool>,
     pub(crate) huge_pages: bool,
@@ -92,6 +93,10 @@ impl ObjectBuilder {
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.label = Some(label.into());
         self
+    }
+    /// Returns the maximal length that was asked for, in bytes.
+    pub(crate) fn max_len_asked(&self) -> u64 {
+        self.max_len_bytes
     }
     pub(crate) fn is_writable(&self) -> bool {
         self.writable
@@ -192,6 +197,7 @@ impl ObjectBuilder {
             dirty_goes: true,
             reads_ahead: true,
             ops,
+            file: None,
         })
     }
 
@@ -200,6 +206,20 @@ impl ObjectBuilder {
     /// # Errors
     /// [`Error::Argument`] with a deadline (it needs a filler), [`Error::Exhausted`].
     pub fn handler_store<S: HandlerStore + 'static>(self, store: Box<S>) -> Result<Object> {
+        self.handler_store_or_file(store, None)
+    }
+
+    /// The same of a file.
+    pub(crate) fn file_store(self, store: Box<FileStore>) -> Result<Object> {
+        let file = std::ptr::from_ref(&*store);
+        self.handler_store_or_file(store, Some(file))
+    }
+
+    fn handler_store_or_file<S: HandlerStore + 'static>(
+        self,
+        store: Box<S>,
+        file: Option<*const FileStore>,
+    ) -> Result<Object> {
         if let Some(d) = self.deadline {
             return Err(Error::Argument {
                 op: "ObjectBuilder::handler_store",
@@ -219,6 +239,7 @@ impl ObjectBuilder {
             dirty_goes: true,
             reads_ahead: !store_faults,
             ops,
+            file,
         })
     }
 
@@ -251,6 +272,7 @@ impl ObjectBuilder {
             dirty_goes,
             reads_ahead: false,
             ops,
+            file: None,
         })
     }
 
@@ -281,6 +303,7 @@ impl ObjectBuilder {
             dirty_goes: false,
             reads_ahead: false,
             ops,
+            file: None,
         })
     }
 
@@ -295,7 +318,7 @@ impl ObjectBuilder {
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
         let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
-        if inner.persistent {
+        if inner.is_persistent() {
             inner.rt.add_writable(&inner);
         }
         if inner.huge {
@@ -303,6 +326,6 @@ impl ObjectBuilder {
         } else if self.huge_pages {
             inner.rt.stat.add(0, Event::THP_UNSUPPORTED, 1);
         }
-        Ok(Object { inner })
+        Ok(Object { inner, writable: self.writable })
     }
 }

@@ -4,16 +4,15 @@ use super::ArenaInner;
 use crate::arena::{Prot, Sharing};
 use crate::error::{Error, Result};
 use crate::exclusive;
-use crate::object::ObjectInner;
+use crate::object::Object;
 use softfault_mm::page::PAGE_SIZE;
 use std::ops::Range;
-use std::sync::Arc;
 
 impl ArenaInner {
     /// Returns the arena range that is to be mapped.
     pub(super) fn check_map(
         &self,
-        object: &Arc<ObjectInner>,
+        value: &Object,
         offset: usize,
         object_offset: u64,
         len_bytes: usize,
@@ -21,6 +20,7 @@ impl ArenaInner {
         sharing: Sharing,
     ) -> Result<Range<usize>> {
         let op = "Arena::map";
+        let object = &*value.inner;
         let argument = |arg, value, why| Err(Error::Argument { op, arg, value, why });
         if !object_offset.is_multiple_of(PAGE_SIZE as u64) {
             return argument("object_offset", object_offset, "must be a multiple of the page size (4096)");
@@ -35,10 +35,10 @@ impl ArenaInner {
             return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
         }
         exclusive::check_map(self, object, prot, sharing)?;
-        if prot == Prot::ReadWrite && sharing == Sharing::Shared && !object.writable {
+        if prot == Prot::ReadWrite && sharing == Sharing::Shared && !value.writable {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }
-        if sharing == Sharing::Shared && object.writable && object.is_synchronous() && !self.faults_on_first_store() {
+        if sharing == Sharing::Shared && value.writable && object.is_synchronous() && !self.faults_on_first_store() {
             let what = "synchronous writes need InThread or Segv delivery: here the first store to a page is not seen";
             return Err(Error::Denied { op, what });
         }

@@ -518,7 +518,7 @@ impl World {
                 always_dirty: false,
                 dirty_goes: true,
                 exclusive: false,
-                is_flushed: true,
+                is_flushed: AtomicBool::new(true),
                 write_blocks: false,
                 staging: false,
                 fill_window: setup.fill_window,

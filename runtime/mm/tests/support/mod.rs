@@ -779,7 +779,7 @@ impl World {
                 always_dirty: spec.always_dirty,
                 dirty_goes: spec.dirty_goes && !spec.always_dirty,
                 exclusive: spec.exclusive,
-                is_flushed: true,
+                is_flushed: AtomicBool::new(true),
                 write_blocks: false,
                 staging: spec.staging,
                 fill_window: spec.fill_window,

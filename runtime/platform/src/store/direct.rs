@@ -35,13 +35,19 @@ pub struct DirectFile {
     fd: Descriptor,
     direct_fd: Descriptor,
     is_direct: AtomicBool,
+    close: fn(i32),
 }
 
 impl DirectFile {
     /// Takes over `fd`; everything goes through the kernel's page cache.
     #[must_use]
     pub fn buffered(fd: i32) -> Self {
-        Self { fd: Descriptor::new(fd), direct_fd: Descriptor::NONE, is_direct: AtomicBool::new(false) }
+        Self::new(fd, Descriptor::NONE)
+    }
+
+    fn new(fd: i32, direct_fd: Descriptor) -> Self {
+        let is_direct = AtomicBool::new(direct_fd.is_some());
+        Self { fd: Descriptor::new(fd), direct_fd, is_direct, close: file::close }
     }
 
     /// Takes over `fd` and opens it again for direct I/O; buffered, and counted in [`fallbacks`], where that cannot be
@@ -51,8 +57,7 @@ impl DirectFile {
         match file::reopen(fd, write, true) {
             Ok(direct_fd) => {
                 bounce::init();
-                let direct_fd = Descriptor::new(direct_fd);
-                Self { fd: Descriptor::new(fd), direct_fd, is_direct: AtomicBool::new(true) }
+                Self::new(fd, Descriptor::new(direct_fd))
             }
             Err(_) => {
                 FALLBACKS.fetch_add(1, Ordering::Relaxed);
@@ -61,6 +66,17 @@ impl DirectFile {
         }
     }
 
+    /// Has `close` called with each descriptor in the end, instead of close(2).
+    #[must_use]
+    pub fn closed_by(mut self, close: fn(i32)) -> Self {
+        self.close = close;
+        self
+    }
+    /// Returns the numbers of its descriptors; -1: none.
+    #[must_use]
+    pub fn numbers(&self) -> [i32; 2] {
+        [self.fd.number(), self.direct_fd.number()]
+    }
     /// Returns whether whole pages go past the kernel's cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
@@ -213,8 +229,12 @@ fn is_worth_copying(whole_bytes: usize, into_memfd: bool) -> bool {
 
 impl Drop for DirectFile {
     fn drop(&mut self) {
-        self.direct_fd.close();
-        self.fd.close();
+        for fd in [self.direct_fd, self.fd] {
+            // Not what is the program's by now.
+            if fd.is_some() && fd.check().is_ok() {
+                (self.close)(fd.number());
+            }
+        }
     }
 }
 

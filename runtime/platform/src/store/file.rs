@@ -7,6 +7,7 @@ use super::direct::DirectFile;
 use super::{HandlerStore, PageMut, PageRef, Store, StoreError};
 use crate::sys::file::FileType;
 use crate::sys::{Errno, file, mem, thread};
+use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// An object that is a range of an open file. Owns its descriptors.
@@ -23,7 +24,8 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 /// Between the look and the write somebody may still cut it: no call writes on the condition that a file is long enough.
 #[derive(Debug)]
 pub struct FileStore {
-    file: DirectFile,
+    first: DirectFile,
+    second: Later,
     base_bytes: u64,
     /// Where the file is to end, as the program has said it or found it; in bytes of the file.
     end_bytes: AtomicU64,
@@ -40,7 +42,15 @@ impl FileStore {
 
     fn over(file: DirectFile, base_bytes: u64) -> Self {
         let is_device = file.fd().status().is_ok_and(|st| st.file_type() == FileType::BlockDevice);
-        let store = Self { file, base_bytes, end_bytes: AtomicU64::new(0), is_device, errors: Errors::default() };
+        let second = Later::default();
+        let store = Self {
+            first: file,
+            second,
+            base_bytes,
+            end_bytes: AtomicU64::new(0),
+            is_device,
+            errors: Errors::default(),
+        };
         store.end_bytes.store(store.file_end().unwrap_or(0), Ordering::Relaxed);
         store
     }
@@ -55,14 +65,46 @@ impl FileStore {
     /// Returns whether whole pages go past the kernel's cache: not, once the file system has refused it.
     #[must_use]
     pub fn is_direct(&self) -> bool {
-        self.file.is_direct()
+        self.file().is_direct()
+    }
+
+    /// Returns whether it is a block device, whose end nobody moves.
+    #[must_use]
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// Has `close` called with each descriptor in the end, instead of close(2).
+    #[must_use]
+    pub fn closed_by(mut self, close: fn(i32)) -> Self {
+        self.first = self.first.closed_by(close);
+        self
+    }
+
+    /// Takes over another open file of the same inode, which permits writing, where the one that there is permits to read:
+    /// everything goes through it from now on. At most once; what was there before stays open, since somebody may be
+    /// about to use it. Control plane.
+    pub fn make_writable(&self, file: DirectFile) {
+        self.second.set(file);
+    }
+
+    /// Returns the numbers of its descriptors; -1: none.
+    #[must_use]
+    pub fn numbers(&self) -> [i32; 4] {
+        let [a, b] = self.first.numbers();
+        let [c, d] = self.second.get().map_or([-1; 2], DirectFile::numbers);
+        [a, b, c, d]
+    }
+
+    fn file(&self) -> &DirectFile {
+        self.second.get().unwrap_or(&self.first)
     }
 
     /// Returns where the file ends now; `EBADF`: the number names another one by now.
     fn file_end(&self) -> Result<u64, Errno> {
-        let status = self.file.fd().status()?;
+        let status = self.file().fd().status()?;
         if self.is_device {
-            return file::device_len_bytes(self.file.fd().number());
+            return file::device_len_bytes(self.file().fd().number());
         }
         Ok(status.len_bytes)
     }
@@ -86,8 +128,8 @@ impl FileStore {
 
     /// fdatasync(2) of our file. Of another one, whose number it is by now, it says nothing about ours.
     fn fdatasync(&self) -> Result<(), Errno> {
-        let synced = file::fdatasync(self.file.fd().number());
-        self.file.fd().check()?;
+        let synced = file::fdatasync(self.file().fd().number());
+        self.file().fd().check()?;
         synced
     }
 
@@ -96,6 +138,43 @@ impl FileStore {
         self.base_bytes.checked_add(pos_bytes).ok_or(StoreError::Io(Errno::EFBIG))
     }
 }
+
+/// A file that comes later, once; as `std::sync::OnceLock`, which there is none of here.
+///
+/// ```text
+/// EMPTY --set(): CAS--> SETTING --Release--> SET      get(): Acquire, and SET
+/// ```
+#[derive(Debug, Default)]
+struct Later {
+    state: AtomicU32,
+    file: UnsafeCell<Option<DirectFile>>,
+}
+
+impl Later {
+    const SETTING: u32 = 1;
+    const SET: u32 = 2;
+
+    fn get(&self) -> Option<&DirectFile> {
+        // Acquire pairs with the Release of set(): the file is there.
+        if self.state.load(Ordering::Acquire) != Self::SET {
+            return None;
+        }
+        // SAFETY: SET is never left, and nobody changes the cell from then on.
+        unsafe { &*self.file.get() }.as_ref()
+    }
+
+    /// One that is there already stays; the other is closed.
+    fn set(&self, file: DirectFile) {
+        if self.state.compare_exchange(0, Self::SETTING, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            // SAFETY: we alone have left EMPTY, and nobody looks before SET.
+            unsafe { *self.file.get() = Some(file) };
+            self.state.store(Self::SET, Ordering::Release);
+        }
+    }
+}
+
+// SAFETY: the cell is written once, before SET is published, and read after it.
+unsafe impl Sync for Later {}
 
 /// An error of a flush is told to one caller of fdatasync(2), for all bytes. Were that `dsync`, whose caller has nothing to
 /// do with them, the flush that is to tell it would find nothing.
@@ -157,7 +236,7 @@ fn error_of(e: Errno) -> StoreError {
 
 impl Store for FileStore {
     fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
-        self.file.read(self.position(pos_bytes)?, page)
+        self.file().read(self.position(pos_bytes)?, page)
     }
 
     /// [`StoreError::Short`]: the file was cut by somebody else, and would be made longer again.
@@ -165,7 +244,7 @@ impl Store for FileStore {
         let at = self.position(pos_bytes)?;
         self.check_end(at.saturating_add(pages.len_bytes() as u64))?;
         // Which has looked what the number names.
-        self.file.write_known(at, pages)
+        self.file().write_known(at, pages)
     }
 
     /// Allocates the blocks, then makes that durable; [`StoreError::Unsupported`] where the file system cannot allocate
@@ -178,7 +257,7 @@ impl Store for FileStore {
             // Its blocks are there.
             return Ok(());
         }
-        let fd = self.file.fd().check_writing().map_err(StoreError::Io)?;
+        let fd = self.file().fd().check_writing().map_err(StoreError::Io)?;
         file::allocate_blocks(fd, self.position(pos_bytes)?, len_bytes).map_err(error_of)?;
         self.errors.dsync(|| self.fdatasync())
     }
@@ -200,7 +279,7 @@ impl Store for FileStore {
         if len_bytes == 0 {
             return Ok(());
         }
-        let fd = self.file.fd().check_writing().map_err(StoreError::Io)?;
+        let fd = self.file().fd().check_writing().map_err(StoreError::Io)?;
         loop {
             // SAFETY: bytes of a file, of which the program maps none through us; the object gives them up.
             match unsafe { mem::punch_hole(fd, at, len_bytes) } {
@@ -224,7 +303,7 @@ impl Store for FileStore {
         if file::rlimit_fsize() < end {
             return Err(StoreError::Io(Errno::EFBIG));
         }
-        self.file.fd().check_writing().and_then(|fd| file::ftruncate(fd, end)).map_err(StoreError::Io)?;
+        self.file().fd().check_writing().and_then(|fd| file::ftruncate(fd, end)).map_err(StoreError::Io)?;
         self.end_bytes.store(end, Ordering::Relaxed);
         Ok(())
     }

@@ -85,6 +85,53 @@ pub fn open_rdwr(path: &core::ffi::CStr) -> Result<i32, Errno> {
     Ok(i32::try_from(fd).unwrap_or(i32::MAX))
 }
 
+/// Opens a path without opening what it names: no device is started, no FIFO waited for, and no lock of the process goes
+/// when it is closed; see open(2), `O_PATH`. Control plane.
+///
+/// # Errors
+/// The kernel's.
+pub fn open_path(path: &core::ffi::CStr) -> Result<i32, Errno> {
+    let args = [path.as_ptr() as usize, (libc::O_PATH | libc::O_CLOEXEC) as usize, 0, 0, 0, 0];
+    // SAFETY: the path is a valid C string for the length of the call.
+    let fd = unsafe { syscall6(libc::SYS_open, args) }?;
+    Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+}
+
+/// Asks whether the process may read, and if `write` also write, what a descriptor of any kind names; see faccessat2(2).
+/// Control plane.
+///
+/// # Errors
+/// `EACCES`, `EROFS`; `ENOSYS` before Linux 5.8.
+pub fn may_open(fd: i32, write: bool) -> Result<(), Errno> {
+    let mode = libc::R_OK | if write { libc::W_OK } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_EACCESS;
+    let args = [fd as usize, c"".as_ptr() as usize, mode as usize, flags as usize, 0, 0];
+    // SAFETY: the path is an empty C string.
+    unsafe { syscall6(libc::SYS_faccessat2, args) }.map(drop)
+}
+
+/// What an open file description permits; see fcntl(2), `F_GETFL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permits {
+    /// read(2).
+    pub read: bool,
+    /// write(2).
+    pub write: bool,
+}
+
+/// Returns what a descriptor permits. Control plane.
+///
+/// # Errors
+/// `EBADF`.
+pub fn permits(fd: i32) -> Result<Permits, Errno> {
+    // SAFETY: touches no memory.
+    let flags = unsafe { syscall6(libc::SYS_fcntl, [fd as usize, libc::F_GETFL as usize, 0, 0, 0, 0]) }?;
+    let flags = i32::try_from(flags).unwrap_or(0);
+    let is_open = flags & libc::O_PATH == 0;
+    let access = flags & libc::O_ACCMODE;
+    Ok(Permits { read: is_open && access != libc::O_WRONLY, write: is_open && access != libc::O_RDONLY })
+}
+
 /// Opens the file behind a descriptor once more, through `/proc`, close-on-exec: a description of its own, with its own
 /// flags and its own memory of write errors. Control plane.
 ///
