@@ -1,0 +1,282 @@
+//! A process whose memory is locked, limited or counted: the runtime takes what it uses, leaves the rest to the program, and
+//! names the limit where there is not enough.
+#![allow(unsafe_code, reason = "mlockall, setrlimit and mmap")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes; 64-bit only")]
+
+mod common;
+
+use common::{EXTENT, MODES, PAGE, TempFile, arena, bytes, child, ended, limit, map, same, store};
+use softfault::{Arena, Delivery, Object, Prot, Runtime, Sharing};
+use std::time::Duration;
+
+const MIB: u64 = 1 << 20;
+
+/// A number of `/proc/self/status`, in bytes.
+fn status(name: &str) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").expect("/proc");
+    let line = text.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    line.unwrap_or_else(|| panic!("no {name}")) << 10
+}
+
+/// Ends this process where it is about to take the machine's memory: a regression is to fail, not to kill others.
+fn watch_memory() {
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    std::thread::spawn(|| {
+        loop {
+            if status("VmRSS:") > 1024 * MIB {
+                eprintln!("more than 1 GiB is resident");
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(42) };
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+fn mlockall(flags: i32) -> std::io::Result<()> {
+    // SAFETY: changes no byte.
+    if unsafe { libc::mlockall(flags) } == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Returns whether what the tests lock may be locked; says so if not.
+fn may_lock() -> bool {
+    // SAFETY: takes nothing.
+    let root = unsafe { libc::geteuid() } == 0;
+    if !root {
+        println!("skipped: locking more than RLIMIT_MEMLOCK needs CAP_IPC_LOCK");
+    }
+    root
+}
+
+struct Used {
+    _object: Object,
+    arena: Arena,
+}
+
+/// An object of 1 MiB, a file, each in an arena, and a byte of each page.
+fn used(rt: &Runtime, mode: Delivery, file: &TempFile) -> [Used; 2] {
+    let memory = rt.anonymous(MIB).expect("memory");
+    let file = rt.open_file(file.path()).expect("the file");
+    [(memory, Prot::ReadWrite), (file, Prot::Read)].map(|(object, prot)| {
+        let arena = arena(rt, mode, EXTENT);
+        map(&arena, 0, &object, prot, Sharing::Shared);
+        Used { _object: object, arena }
+    })
+}
+
+fn touch(used: &[Used; 2], file: &TempFile) {
+    let [memory, of_file] = used;
+    for p in 0..256 {
+        assert_eq!(store(&memory.arena, p * PAGE, p as u8), Ok(()));
+    }
+    assert!((0..256).all(|p| common::load(&memory.arena, p * PAGE) == Ok(p as u8)));
+    same("the file", &bytes(&of_file.arena, 0..file.data.len()), &file.data);
+}
+
+/// The modes that can be had here: asked in a process of its own, so that the child's runtime is its first.
+fn modes() -> Vec<Delivery> {
+    if std::env::var_os("SOFTFAULT_TEST_CHILD").is_some() {
+        return MODES.to_vec();
+    }
+    let rt = common::runtime();
+    MODES.into_iter().filter(|m| rt.delivery().is_available(*m)).collect()
+}
+
+/// More than this a runtime, two small objects and their arenas do not make resident: most of it are the stacks of its threads,
+/// which the C library maps.
+const RESIDENT: u64 = 96 * MIB;
+
+#[test]
+fn what_is_locked_beforehand_is_what_is_used() {
+    if !may_lock() {
+        return;
+    }
+    for (mode, flags, key) in modes().into_iter().flat_map(|m| {
+        let onfault = libc::MCL_FUTURE | libc::MCL_ONFAULT;
+        [(m, libc::MCL_CURRENT | libc::MCL_FUTURE, "future"), (m, onfault, "onfault")]
+    }) {
+        let run = child("what_is_locked_beforehand_is_what_is_used", &format!("{mode:?}-{key}"), || {
+            common::setup();
+            watch_memory();
+            let file = TempFile::new(MIB as usize);
+            mlockall(flags).expect("mlockall");
+            let before = status("VmRSS:");
+            let rt = Runtime::builder().cache_limit(64 * MIB).build().expect("a runtime");
+            let used = used(&rt, mode, &file);
+            touch(&used, &file);
+            let grown = status("VmRSS:").saturating_sub(before);
+            println!("{mode:?}, {key}: {} MiB", grown / MIB);
+            assert!(grown < RESIDENT, "{mode:?}: {} MiB became resident", grown / MIB);
+        });
+        println!("{}", ended(run, Ok(0)));
+    }
+}
+
+#[test]
+fn what_is_locked_afterwards_is_what_is_used() {
+    if !may_lock() {
+        return;
+    }
+    for mode in modes() {
+        let run = child("what_is_locked_afterwards_is_what_is_used", &format!("{mode:?}"), || {
+            common::setup();
+            watch_memory();
+            let file = TempFile::new(MIB as usize);
+            let rt = Runtime::builder().cache_limit(64 * MIB).build().expect("a runtime");
+            // What was large and is gone is closed again.
+            drop(rt.anonymous(8 << 30).expect("address space"));
+            let before = status("VmRSS:");
+            let first = used(&rt, mode, &file);
+            mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE).expect("mlockall");
+            touch(&first, &file);
+            let second = used(&rt, mode, &file);
+            touch(&second, &file);
+            rt.set_cache_limit(128 * MIB);
+            let grown = status("VmRSS:").saturating_sub(before);
+            println!("{mode:?}: {} MiB", grown / MIB);
+            assert!(grown < RESIDENT, "{mode:?}: {} MiB became resident", grown / MIB);
+        });
+        println!("{}", ended(run, Ok(0)));
+    }
+}
+
+/// How many bytes the program can still map.
+fn space_left() -> u64 {
+    let (mut lo, mut hi) = (0u64, 1 << 46);
+    while hi - lo > MIB {
+        let len = lo.midpoint(hi) as usize;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        // SAFETY: a fresh mapping.
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, libc::PROT_NONE, flags, -1, 0) };
+        if at == libc::MAP_FAILED {
+            hi = len as u64;
+        } else {
+            // SAFETY: mapped above.
+            unsafe { libc::munmap(at, len) };
+            lo = len as u64;
+        }
+    }
+    lo
+}
+
+#[test]
+fn three_quarters_of_the_address_space_are_the_programs() {
+    for mib in [600u64, 1500, 4000, 20_000] {
+        let run = child("three_quarters_of_the_address_space_are_the_programs", &mib.to_string(), || {
+            common::setup();
+            let file = TempFile::new(MIB as usize);
+            // The heaps of malloc, 64 MiB of address space for each of some threads, are not ours to count: one is for all.
+            // SAFETY: sets a number of the C library's.
+            assert_eq!(unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) }, 1);
+            limit(libc::RLIMIT_AS, status("VmSize:") + mib * MIB);
+            let before = space_left();
+            let rt = Runtime::builder().cache_limit(8 * MIB).build().expect("a runtime");
+            let used = used(&rt, Delivery::Segv, &file);
+            touch(&used, &file);
+            let left = space_left();
+            println!("{mib} MiB: {} of {} are left", left / MIB, before / MIB);
+            // And 32 MiB for the stacks of threads and the buffers, however little there is.
+            assert!(left + 48 * MIB >= before / 4 * 3, "{} of {} MiB are left", left / MIB, before / MIB);
+        });
+        println!("{}", ended(run, Ok(0)));
+    }
+}
+
+/// One line of `/proc/self/smaps`, and what it says.
+struct Mapping {
+    range: String,
+    name: String,
+    len: u64,
+    flags: Vec<String>,
+}
+
+fn mappings() -> Vec<Mapping> {
+    let text = std::fs::read_to_string("/proc/self/smaps").expect("/proc");
+    let mut found: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or("");
+        if let Some((start, end)) = first.split_once('-')
+            && let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
+        {
+            let name = words.nth(4).unwrap_or("").to_owned();
+            found.push(Mapping { range: first.to_owned(), name, len: end - start, flags: Vec::new() });
+        } else if first == "VmFlags:"
+            && let Some(last) = found.last_mut()
+        {
+            last.flags = words.map(str::to_owned).collect();
+        }
+    }
+    found
+}
+
+impl Mapping {
+    fn has(&self, flag: &str) -> bool {
+        self.flags.iter().any(|f| f == flag)
+    }
+}
+
+/// A runtime with objects of several kinds, to look at its mappings. Without zswap: its memory is asked for, and malloc's.
+fn with_everything(look: impl FnOnce()) {
+    let file = TempFile::new(MIB as usize);
+    let builder = Runtime::builder().cache_limit(64 * MIB).swap(std::env::temp_dir(), 64 * MIB);
+    let rt = builder.build().expect("a runtime");
+    let used = used(&rt, Delivery::Segv, &file);
+    touch(&used, &file);
+    let (own, _) = common::knob_object(&rt, MIB, false);
+    own.populate(0..MIB).expect("populate");
+    look();
+}
+
+/// The stacks of threads, and malloc's.
+const LIBC_BYTES: u64 = 48 * MIB;
+
+/// What `vm.overcommit_memory=2` charges is what is private and writable, `MAP_NORESERVE` or not.
+#[test]
+fn what_may_be_committed_is_not_taken_by_tables() {
+    let run = child("what_may_be_committed_is_not_taken_by_tables", "it", || {
+        common::setup();
+        let charged = || -> u64 {
+            let is_charged = |m: &&Mapping| m.has("wr") && !m.has("sh");
+            mappings().iter().filter(is_charged).map(|m| m.len).sum()
+        };
+        let before = charged();
+        with_everything(|| {
+            let grown = charged().saturating_sub(before);
+            println!("{} MiB", grown / MIB);
+            assert!(grown < LIBC_BYTES, "{} MiB would be charged", grown / MIB);
+        });
+    });
+    println!("{}", ended(run, Ok(0)));
+}
+
+#[test]
+fn data_is_limited_and_the_runtime_gets_on() {
+    let run = child("data_is_limited_and_the_runtime_gets_on", "it", || {
+        common::setup();
+        limit(libc::RLIMIT_DATA, status("VmData:") + 64 * MIB);
+        with_everything(|| {});
+    });
+    ended(run, Ok(0));
+}
+
+#[test]
+fn core_dumps_have_none_of_the_tables() {
+    let run = child("core_dumps_have_none_of_the_tables", "it", || {
+        common::setup();
+        let before: Vec<String> = mappings().into_iter().map(|m| m.range).collect();
+        with_everything(|| {
+            let new = mappings().into_iter().filter(|m| !before.contains(&m.range));
+            let dumped: Vec<_> = new.filter(|m| (m.has("rd") || m.has("wr")) && !m.has("dd")).collect();
+            for m in &dumped {
+                println!("{} {} KiB {}", m.range, m.len >> 10, m.name);
+                assert!(!m.name.contains("memfd"), "the cache is in core dumps");
+                // A thread's stack has 2 MiB and a bit; a heap of malloc as much as it has used.
+                assert!(m.len <= 3 * MIB, "{} has {} KiB, and is in core dumps", m.range, m.len >> 10);
+            }
+            let bytes: u64 = dumped.iter().map(|m| m.len).sum();
+            assert!(bytes < LIBC_BYTES, "{} MiB would be dumped", bytes / MIB);
+        });
+    });
+    println!("{}", ended(run, Ok(0)));
+}
