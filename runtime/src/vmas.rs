@@ -23,6 +23,7 @@ use crate::io::Call;
 use crate::object::{Object, ObjectInner};
 use crate::registry;
 use delegations::DelegationInner;
+use softfault_mm::extent::Extent;
 use softfault_mm::failpoint;
 use softfault_mm::host::Which;
 use softfault_mm::ops::Mmu;
@@ -379,6 +380,12 @@ impl ArenaInner {
             }
         }
         self.forget_mapped(range);
+        if r.is_ok() {
+            // Extents that lie in the range whole: what else lies in others is none of ours.
+            let (first, end) = (range.start.div_ceil(EXTENT_SIZE), range.end >> EXTENT_SHIFT);
+            let whole = self.extents.lend().get(first..end.max(first)).unwrap_or(&[]);
+            whole.iter().for_each(Extent::forget_unknown);
+        }
         r.is_ok()
     }
 

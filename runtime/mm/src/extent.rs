@@ -5,11 +5,11 @@
 //!
 //! ```text
 //! chunk word                                        extent word
-//!  63 51 50 49 48 47      32 31      16 15       0        63      16 15   8 7     0
-//! +-----+--+--+--+----------+----------+----------+      +----------+------+-------+
-//! |  0  |S |C |H | uptodate | evicting |  native  |      |    0     |window| state |
-//! +-----+--+--+--+----------+----------+----------+      +----------+------+-------+
-//!   S seen complete  C collapsing  H huge (see `khugepaged`)
+//!  63 51 50 49 48 47      32 31      16 15       0        63   17 16 15   8 7     0
+//! +-----+--+--+--+----------+----------+----------+      +-------+--+------+-------+
+//! |  0  |S |C |H | uptodate | evicting |  native  |      |   0   |U |window| state |
+//! +-----+--+--+--+----------+----------+----------+      +-------+--+------+-------+
+//!   S seen complete  C collapsing  H huge (see `khugepaged`)      U unknown: see [`Extent`]
 //! ```
 //! The chunk word is the exclusion between promotion and eviction. Without it (7 million zero reads in 10 s):
 //! ```text
@@ -189,6 +189,8 @@ pub enum ExtentState {
 }
 
 const STATE_MASK: u64 = 0xff;
+/// The kernel mapped pages of it by itself, or an install failed: its maybe-mapped bits do not name all that was mapped.
+const UNKNOWN: u64 = 1 << 16;
 const WINDOW_SHIFT: u32 = 8;
 const WINDOW_MASK: u64 = 0xff << WINDOW_SHIFT;
 /// log2 of the first window: 16 pages, as the kernel's `fault_around_bytes`.
@@ -217,8 +219,31 @@ impl ExtentState {
 
 /// The state of one extent and 512 *maybe-mapped* bits. All-zero: trapped, nothing mapped.
 ///
-/// A bit is set after an install and cleared by zaps. Nothing relies on it: it lets windows skip mapped runs,
-/// because CONTINUE stops at each mapped page (a 64-page window over 16 mapped pages takes 33 calls without).
+/// The bits let windows skip mapped runs, because CONTINUE stops at each mapped page (a 64-page window over 16 mapped pages
+/// takes 33 calls without). And where the host notes first stores in its page tables ([`crate::vma::Vma::is_noted`]),
+/// they say what an empty entry means. The host empties entries by itself (reclaim, a split of a huge page, an advice of the
+/// program's), and of one that was stored to it leaves nothing behind:
+///
+/// | entry                        | trapped, known, bit clear | else          |
+/// |------------------------------|---------------------------|---------------|
+/// | mapped, or a marker, protected | not stored to           | not stored to |
+/// | mapped, not protected        | stored to                 | stored to     |
+/// | empty                        | was never mapped          | counts as stored to |
+///
+/// So a bit is set before the install, or a store through a page that is mapped, and emptied, meanwhile would be nowhere;
+/// and once more after it, in case a zap has cleared it in between. Both under the page's pin:
+/// ```text
+/// who installs                         others
+/// bit
+///                                      unmaps under its own pin: clears the bit, zaps; looks for who came meanwhile, and
+///                                      sets the bit again (`rmap::look_after`)
+/// maps
+///                                      a store; the host empties the entry; a scan: empty, bit set: written
+/// bit, in case a zap has cleared it that looks for nobody (the page is dirty then, while we hold the pin)
+/// ```
+/// An extent is *unknown* once the kernel has mapped pages of it without us: then every empty entry counts as stored to. What
+/// is written is protected on the way, and that leaves a marker in an empty entry: so it is written once. The mark goes with
+/// the mapping.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct Extent {
@@ -281,9 +306,53 @@ impl Extent {
 
     /// changing -> `to`, by who called [`Extent::begin`]. The fault-around window starts anew.
     pub fn finish(&self, to: ExtentState) {
-        // Pairs with the Acquire of state() and begin(). A swap: windows change the same word by read-modify-write, and loom
-        // orders such accesses only among themselves.
-        self.word.swap(to.code(), Ordering::Release);
+        // Pairs with the Acquire of state() and begin(). The state is ours; a fault may double its window meanwhile.
+        let mut seen = self.word.load(Ordering::Relaxed);
+        loop {
+            let next = (seen & UNKNOWN) | to.code();
+            match self.word.compare_exchange_weak(seen, next, Ordering::Release, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Notes that the maybe-mapped bits do not name everything that was mapped: see [`Extent`]. Before the bits are cleared,
+    /// or the state says `trapped`.
+    pub fn mark_unknown(&self) {
+        // Release: who sees bits that were cleared afterwards, or the state, sees the mark (by the Acquire in state()).
+        self.word.fetch_or(UNKNOWN, Ordering::Release);
+    }
+
+    /// Forgets the mark. Nothing is mapped here any more, and nobody installs.
+    pub fn forget_unknown(&self) {
+        self.word.fetch_and(!UNKNOWN, Ordering::Relaxed);
+    }
+
+    /// Returns whether an entry of page `index` that was found empty never held a page, so that no store is lost with it.
+    ///
+    /// To be asked after the look at the entry.
+    #[must_use]
+    pub fn is_untouched(&self, index: usize) -> bool {
+        // Pairs with the fence of note_install(), by the entry itself: who finds what became of an install, as nothing, finds
+        // what was noted before it.
+        fence(Ordering::Acquire);
+        !self.maybe_mapped(index) && self.is_known()
+    }
+
+    /// The same of all pages `index..index + nr`, as far as they lie in the extent.
+    #[must_use]
+    pub fn are_untouched(&self, index: usize, nr: usize) -> bool {
+        fence(Ordering::Acquire);
+        let clear = core::cell::Cell::new(true);
+        self.each_word(index, nr, |w, bits| clear.set(clear.get() && w.load(Ordering::Acquire) & bits == 0));
+        clear.get() && self.is_known()
+    }
+
+    /// After the bits: who clears them because they are void has marked the extent before.
+    fn is_known(&self) -> bool {
+        let word = self.word.load(Ordering::Acquire);
+        ExtentState::of(word) == ExtentState::Trapped && word & UNKNOWN == 0
     }
 
     /// Returns the pages of the next fault-around window, doubling from 16 to the whole extent.
@@ -310,20 +379,31 @@ impl Extent {
     #[inline]
     #[must_use]
     pub fn maybe_mapped(&self, index: usize) -> bool {
-        self.mapped.get(index / 64).is_some_and(|w| w.load(Ordering::Relaxed) & (1 << (index % 64)) != 0)
+        // Pairs with the Release of note_zapped(): who finds it cleared sees the mark of who cleared it.
+        self.mapped.get(index / 64).is_some_and(|w| w.load(Ordering::Acquire) & (1 << (index % 64)) != 0)
     }
 
-    /// Notes that pages `index..index + nr` were mapped, as far as they lie in the extent.
+    /// Notes that pages `index..index + nr` are, or are about to be, mapped, as far as they lie in the extent.
     pub fn note_mapped(&self, index: usize, nr: usize) {
         self.each_word(index, nr, |w, bits| {
-            w.fetch_or(bits, Ordering::Relaxed);
+            // A look first: what is noted before an install is mostly still noted after it.
+            if w.load(Ordering::Relaxed) & bits != bits {
+                w.fetch_or(bits, Ordering::Relaxed);
+            }
         });
+    }
+
+    /// As [`Extent::note_mapped`], before an install whose outcome the host may undo: see [`Extent`].
+    pub fn note_install(&self, index: usize, nr: usize) {
+        self.note_mapped(index, nr);
+        // Pairs with the fence of is_untouched().
+        fence(Ordering::Release);
     }
 
     /// Notes that pages `index..index + nr` were zapped.
     pub fn note_zapped(&self, index: usize, nr: usize) {
         self.each_word(index, nr, |w, bits| {
-            w.fetch_and(!bits, Ordering::Relaxed);
+            w.fetch_and(!bits, Ordering::Release);
         });
     }
 

@@ -16,6 +16,7 @@
 //! # Context: handler
 
 use crate::claim::Claim;
+use crate::extent::Extent;
 use crate::failpoint;
 use crate::folio::{DIRTY, Folio, FolioWord, OVERDUE, READAHEAD, REFERENCED, State, Wake};
 use crate::host::Park;
@@ -507,7 +508,7 @@ fn pin_for_window(vmf: &mut VmFault<'_>, p: u64, set: u64) -> bool {
     // what is exposed already: protecting again would take the stores away, from system calls on pinned pages too.
     let hint = (vma.granule_pages == 0 || set & DIRTY == 0)
         && p != vmf.pgoff()
-        && vma.extent(addr).is_some_and(|e| e.maybe_mapped(crate::extent::Extent::page_index(addr)));
+        && vma.extent(addr).is_some_and(|e| e.maybe_mapped(Extent::page_index(addr)));
     let told = vma.delegation.is_none_or(|d| d.is_told(addr.wrapping_sub(d.base) >> PAGE_SHIFT));
     if hint || !told {
         return false;
@@ -526,6 +527,7 @@ fn pin_for_window(vmf: &mut VmFault<'_>, p: u64, set: u64) -> bool {
 /// Installs the pinned pages `from..to`, unpins them, and says whether the faulting one is among the mapped.
 fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
     let vma = vmf.vma();
+    vma.note_install(vma.address_of(from), crate::page::pgoff_index(to - from));
     failpoint!(PINNED_MAP);
     let mut p = from;
     let mut result = VmFaultReason::empty();
@@ -539,21 +541,26 @@ fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
         let nr = usize::try_from(to - p).unwrap_or(0);
         let addr = vma.address_of(p);
         calls += 1;
-        let done = match vma.mmu.set_ptes(addr, nr, prot) {
+        let installed = vma.mmu.set_ptes(addr, nr, prot);
+        failpoint!(MAP_DONE);
+        let done = match installed {
             Installed::All => nr,
             Installed::Partial(n) => n.clamp(1, nr),
             Installed::Exists => {
                 exists += 1;
                 vma.mmu.wake(addr, 1);
-                note_mapped(vma, addr, 1);
+                vma.note_mapped(addr, 1);
                 covers(p, p.saturating_add(1));
                 p += 1;
                 continue;
             }
             // The range went away, the map is changing or memory is short: what is left is not needed for progress.
-            _ => break,
+            _ => {
+                vma.forget_install(addr, nr);
+                break;
+            }
         };
-        note_mapped(vma, addr, done);
+        vma.note_mapped(addr, done);
         covers(p, p.saturating_add(done as u64));
         mapped += done as u64;
         p += done as u64;
@@ -572,19 +579,4 @@ fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
         stat.add(stripe, Event::MAP_EEXIST, exists);
     }
     result
-}
-
-/// Notes in the arena's extents that `nr` pages from `addr` were mapped.
-pub fn note_mapped(vma: &Vma<'_>, addr: usize, nr: usize) {
-    let mut left = nr;
-    let mut at = addr;
-    while left > 0 {
-        let index = crate::extent::Extent::page_index(at);
-        let here = left.min(crate::page::EXTENT_PAGES - index);
-        if let Some(extent) = vma.extent(at) {
-            extent.note_mapped(index, here);
-        }
-        left -= here;
-        at = at.saturating_add(here << PAGE_SHIFT);
-    }
 }

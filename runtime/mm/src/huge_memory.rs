@@ -22,7 +22,8 @@
 //! a range takes a huge entry in it apart, since a shared mapping notes its protections page by page (Linux 6.18: huge 512
 //! of 512 before UFFDIO_WRITEPROTECT, 0 after, and 0 after each touch that follows).
 //!
-//! A tracked extent is taken back without WRITEPROTECT: protecting anew would wipe out what the kernel has noted.
+//! A tracked extent is taken back without WRITEPROTECT: protecting anew would wipe out what the kernel has noted. What it has
+//! mapped, and perhaps emptied since, nobody knows: the extent is marked unknown (see [`Extent`]).
 //! (tests/loom_extent.rs)
 //!
 //! # Context: handler (promotion); demotion is the control plane's
@@ -210,6 +211,8 @@ fn settle_extent(vma: &Vma<'_>, base: usize, to: ExtentState) {
     let (Some(extent), Some(chunk)) = (vma.extent(base), vma.mapping.chunk(pgoff)) else { return };
     if to == ExtentState::Trapped {
         chunk.put_native();
+        // It was unregistered for a while, perhaps.
+        extent.mark_unknown();
     }
     extent.finish(to);
 }
@@ -296,7 +299,7 @@ fn demote_extents(vma: &Vma<'_>, base: usize, nr: usize) -> Result<usize, Instal
             extent.finish(back);
             continue;
         }
-        forget_hints(extent);
+        forget_hints(vma, extent);
         extent.finish(ExtentState::Trapped);
         if let Some(chunk) = vma.mapping.chunk(vma.pgoff_at(addr)) {
             chunk.put_native();
@@ -305,7 +308,12 @@ fn demote_extents(vma: &Vma<'_>, base: usize, nr: usize) -> Result<usize, Instal
     taken.map(|()| owned)
 }
 
-/// Nobody knows what the kernel mapped meanwhile: windows try everything and skip what they meet.
-fn forget_hints(extent: &Extent) {
-    extent.note_zapped(0, EXTENT_PAGES);
+/// Nobody knows what the kernel mapped meanwhile: windows try everything and skip what they meet. Where an empty entry may
+/// have held a store, all of them have from now on; the bits stay, since somebody may just be installing what he has noted.
+fn forget_hints(vma: &Vma<'_>, extent: &Extent) {
+    if vma.is_noted() {
+        extent.mark_unknown();
+    } else {
+        extent.note_zapped(0, EXTENT_PAGES);
+    }
 }

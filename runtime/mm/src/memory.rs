@@ -216,22 +216,24 @@ fn __do_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
 fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let (stat, stripe) = (vma.mapping.stat, vmf.ctx().stripe);
+    vma.note_install(vmf.address(), 1);
     failpoint!(PINNED_MAP);
     let prot = filemap::prot_of(vma, vmf.is_shared_write());
     stat.add(stripe, Event::MAP_CALLS, 1);
     let mut done = vma.mmu.set_ptes(vmf.address(), 1, prot);
+    failpoint!(MAP_DONE);
     if done == Installed::Exists && vmf.is_shared_write() && vma.is_wp() {
         // Mapped and protected by somebody's window: what stopped the store (or would be noted) is the protection.
         done = unprotect_existing(vmf, prot);
     }
     let r = match done {
         Installed::All | Installed::Partial(_) => {
-            filemap::note_mapped(vma, vmf.address(), 1);
+            vma.note_mapped(vmf.address(), 1);
             stat.add(stripe, Event::PGMAPPED, 1);
             VmFaultReason::empty()
         }
         Installed::Exists => {
-            filemap::note_mapped(vma, vmf.address(), 1);
+            vma.note_mapped(vmf.address(), 1);
             stat.add(stripe, Event::MAP_EEXIST, 1);
             vma.mmu.wake(vmf.address(), 1);
             VmFaultReason::NOPAGE

@@ -80,16 +80,17 @@ pub trait Mmu: Sync + core::fmt::Debug {
         false
     }
 
-    /// Makes the next store to each of the `nr` pages at `addr` be noted, or fault. `false`: the host could not.
+    /// Makes the next store to each of the `nr` pages at `addr` be noted, or fault; where the host notes stores, an empty entry
+    /// has a marker afterwards. `false`: the host could not.
     ///
     /// # Context: handler
     fn write_protect(&self, addr: usize, nr: usize) -> bool;
 
-    /// Calls `found(addr, nr)` for the runs among the `nr` pages at `addr` to which a store was noted since they were
-    /// protected; where the host notes nothing, because stores fault, never.
+    /// Calls `found(addr, nr, pte)` for the runs among the `nr` pages at `addr` that are not protected: `Written`, or `None`,
+    /// of which the host knows nothing; where it notes nothing, because stores fault, never.
     ///
     /// # Context: handler
-    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize));
+    fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte));
 
     /// Returns what the host's page table has of the page at `addr`, where first stores are noted.
     ///
@@ -118,13 +119,14 @@ pub struct Zap {
 /// A page-table entry, as far as dirtiness goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pte {
-    /// Nothing there: never mapped since, or zapped after a store.
+    /// Nothing there: never mapped, or emptied by whomever after a store.
     None,
     /// Mapped, no store since it was protected.
     Clean,
-    /// Mapped, and stored to.
+    /// Mapped, or on its way to another place in memory, and stored to.
     Written,
-    /// Not mapped, and the host remembers that it was protected: no store before it was zapped.
+    /// Not mapped, and the host remembers that it was protected: no store before it was zapped. (Or it is protected, and on
+    /// its way to another place in memory.)
     Marker,
 }
 

@@ -4,7 +4,7 @@
 //!
 //! # Context: handler
 
-use crate::extent::{Extent, ExtentState};
+use crate::extent::Extent;
 use crate::failpoint;
 use crate::folio::{DIRTY, REFERENCED};
 use crate::host::{BATCH, Batch, Rmap, Which};
@@ -108,6 +108,9 @@ pub fn unmap_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) {
 /// look: no marker, REFERENCED -> dirty
 /// ```
 /// (probes: 777 lost writes in 20 s without the second look)
+///
+/// That nothing is mapped says little by itself: the host may have taken the page away, and the note with it. The
+/// maybe-mapped bits know (see [`Extent`]), and are asked before the zap clears them.
 pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| unmap_from(vma, mapping, pages, zaps));
     rmap.for_each_vma(mapping.id, Which::Private, &mut |vma| {
@@ -122,8 +125,7 @@ pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)]
 }
 
 fn unmap_from(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
-    let tracked = vma.flags.contains(VmFlags::WP_ASYNC) && vma.is_wp();
-    let seen = tracked.then(|| look_before(vma, mapping, pages));
+    let seen = vma.is_noted().then(|| look_before(vma, mapping, pages));
     zap_pages(vma, mapping.id, pages, zaps);
     failpoint!(UNMAP_ZAPPED);
     if let Some(seen) = seen {
@@ -200,8 +202,8 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
         match vma.mmu.pte(addr) {
             Pte::Written => mark_dirty(mapping, pgoff),
             Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
-            // What the kernel maps by itself leaves no REFERENCED.
-            Pte::None if !is_trapped(vma, addr) => mark_dirty(mapping, pgoff),
+            // Somebody took a page away here, which may have been stored to.
+            Pte::None if !is_untouched(vma, addr) => mark_dirty(mapping, pgoff),
             Pte::None => seen.nothing |= 1 << i,
         }
     });
@@ -209,18 +211,25 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
     seen
 }
 
-fn is_trapped(vma: &Vma<'_>, addr: usize) -> bool {
-    vma.extent(addr).is_none_or(|e| e.state() == ExtentState::Trapped)
+/// Returns whether an entry that was found empty never held a page.
+fn is_untouched(vma: &Vma<'_>, addr: usize) -> bool {
+    vma.extent(addr).is_some_and(|e| e.is_untouched(Extent::page_index(addr)))
 }
 
+/// Who came for a page between the first look and the zap may have lost its note, and its maybe-mapped bit.
 fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: Seen) {
     each_address(vma, mapping.id, pages, |i, pgoff, addr| {
         let bit = 1u64 << i;
         // Who is missed here maps the page after the zap, and its note is still there.
-        let referenced = || mapping.folio(pgoff).is_some_and(|w| w.load_latest().has(REFERENCED));
-        let touched = || referenced() || !is_trapped(vma, addr);
-        let lost =
-            (seen.protected & bit != 0 && vma.mmu.pte(addr) != Pte::Marker) || (seen.nothing & bit != 0 && touched());
+        let referenced = mapping.folio(pgoff).is_some_and(|w| w.load_latest().has(REFERENCED));
+        if referenced {
+            // Noted before we cleared it, and mapped after the zap: a scan that comes next must not pass over it.
+            vma.note_mapped(addr, 1);
+        }
+        // A marker may also be a page that is mapped anew, protected, and being moved: not if nobody came.
+        let kept = || vma.mmu.pte(addr) == Pte::Marker && !referenced;
+        let lost = (seen.protected & bit != 0 && !kept())
+            || (seen.nothing & bit != 0 && (referenced || !is_untouched(vma, addr)));
         if lost {
             mark_dirty(mapping, pgoff);
         }
@@ -294,18 +303,10 @@ fn widen(vma: &Vma<'_>, addr: usize) -> (usize, usize) {
 
 /// Forgets the hints about `nr` pages from `addr`, and lets the windows over them start anew.
 pub fn note_zapped(vma: &Vma<'_>, addr: usize, nr: usize) {
-    let mut left = nr;
-    let mut at = addr;
-    while left > 0 {
-        let index = Extent::page_index(at);
-        let here = left.min(EXTENT_PAGES - index);
-        if let Some(extent) = vma.extent(at) {
-            extent.note_zapped(index, here);
-            extent.reset_window();
-        }
-        left -= here;
-        at = at.saturating_add(here << PAGE_SHIFT);
-    }
+    vma.each_extent(addr, nr, |extent, index, here| {
+        extent.note_zapped(index, here);
+        extent.reset_window();
+    });
 }
 
 /// Hides pages that are being dropped, dirty or not, where a punch would not: a granule that is exposed by protection
@@ -337,7 +338,11 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
             return;
         }
         if vma.is_wp() && vma.granule_pages == 0 {
-            if !vma.mmu.write_protect(addr, nr) {
+            // Where nothing was mapped nothing is open to stores, and who maps now protects, or dirties, what he maps: no
+            // page tables are made for markers.
+            let mut untouched = vma.is_noted();
+            vma.each_extent(addr, nr, |extent, index, here| untouched &= extent.are_untouched(index, here));
+            if !untouched && !vma.mmu.write_protect(addr, nr) {
                 (from..to).for_each(|p| mark_dirty(mapping, p));
             }
             return;
@@ -361,6 +366,9 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
 
 /// Marks the pages of `from..to` dirty that were written through some mapping; nothing is protected anew. Returns how
 /// many were found.
+///
+/// Clean is only what the host says it protects. What it does not is written: also a page that it has taken away, unless it
+/// was never there (see [`Extent`]).
 ///
 /// A page that reclaim is unmapping meanwhile may be missed: its note is gone and its word not dirty yet. Who must not miss
 /// one waits for the sections that were entered before, and looks at the words afterwards.
@@ -399,22 +407,26 @@ fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
 /// The same for one mapping.
 pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
     let Some((addr, nr)) = vma_range(vma, from, to) else { return 0 };
-    if !vma.flags.contains(VmFlags::WP_ASYNC) || !vma.is_wp() {
+    if !vma.is_noted() {
         return 0;
     }
     let mut found = 0;
-    vma.mmu.written(addr, nr, &mut |addr, nr| {
-        let first = vma.pgoff_at(addr);
-        for p in first..first.saturating_add(nr as u64) {
-            // A page that is leaving was found dirty by who makes it leave.
-            if let Some(word) = vma.mapping.folio(p)
-                && let Ok(old) = word.try_pin(DIRTY)
-            {
-                vma.mapping.account_dirtied(u64::from(!old.has(DIRTY)));
-                word.unpin();
-                found += 1;
+    vma.mmu.unprotected(addr, nr, &mut |addr, nr, pte| {
+        for at in (addr..addr.saturating_add(nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
+            // Somebody took a page away here, if it was ever mapped.
+            if pte != Pte::None || !is_untouched(vma, at) {
+                found += u64::from(note_written(vma.mapping, vma.pgoff_at(at)));
             }
         }
     });
     found
+}
+
+/// Marks a page dirty to which a store was found; `false`: it is leaving, and was found dirty by who makes it leave.
+fn note_written(mapping: &Mapping<'_>, pgoff: u64) -> bool {
+    let Some(word) = mapping.folio(pgoff) else { return false };
+    let Ok(old) = word.try_pin(DIRTY) else { return false };
+    mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+    word.unpin();
+    true
 }

@@ -120,7 +120,7 @@ fn private_copy(vmf: &mut VmFault<'_>) -> Option<VmFaultReason> {
     match vma.mmu.set_private(vmf.address(), cow.staged) {
         crate::ops::Installed::All => {
             mapping.stat.add(vmf.ctx().stripe, Event::PGCOW_STAGED, 1);
-            filemap::note_mapped(vma, vmf.address(), 1);
+            vma.note_mapped(vmf.address(), 1);
             Some(VmFaultReason::DONE_COW)
         }
         crate::ops::Installed::Exists => Some(VmFaultReason::NOPAGE),

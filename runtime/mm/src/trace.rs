@@ -22,7 +22,9 @@ pub enum Point {
     LOOKUP_PIN,
     /// A run is pinned, the ioctl not made yet.
     PINNED_MAP,
-    /// The ioctl has returned, the pins are still held.
+    /// The ioctl has returned, what it has mapped is not noted once more yet.
+    MAP_DONE,
+    /// It is noted, the pins are still held.
     MAP_UNPIN,
     /// A run of pages was claimed, nothing read yet.
     FILL_CLAIMED,

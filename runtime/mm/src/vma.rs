@@ -9,7 +9,7 @@ use crate::extent::Extent;
 use crate::folio::FolioWord;
 use crate::mapping::Mapping;
 use crate::ops::{Mmu, Staged, WaitKey};
-use crate::page::{EXTENT_SHIFT, PAGE_SHIFT, page_align_down, pgoff_index};
+use crate::page::{EXTENT_PAGES, EXTENT_SHIFT, PAGE_SHIFT, page_align_down, pgoff_index};
 use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
 
@@ -80,10 +80,48 @@ impl Vma<'_> {
         self.extents.get(addr.wrapping_sub(self.arena_base) >> EXTENT_SHIFT)
     }
 
+    /// Calls `f(extent, index, nr)` for each part of the `nr` pages from `addr` that lies in one extent.
+    pub fn each_extent(&self, addr: usize, nr: usize, mut f: impl FnMut(&Extent, usize, usize)) {
+        let (mut left, mut at) = (nr, addr);
+        while left > 0 {
+            let index = Extent::page_index(at);
+            let here = left.min(EXTENT_PAGES - index);
+            if let Some(extent) = self.extent(at) {
+                f(extent, index, here);
+            }
+            left -= here;
+            at = at.saturating_add(here << PAGE_SHIFT);
+        }
+    }
+
+    /// Notes in the arena's extents that `nr` pages from `addr` were mapped.
+    pub fn note_mapped(&self, addr: usize, nr: usize) {
+        self.each_extent(addr, nr, |extent, index, here| extent.note_mapped(index, here));
+    }
+
+    /// Notes pages that are about to be mapped, where the host may empty an entry and a store with it: see [`Extent`].
+    pub(crate) fn note_install(&self, addr: usize, nr: usize) {
+        if self.is_noted() {
+            self.each_extent(addr, nr, |extent, index, here| extent.note_install(index, here));
+        }
+    }
+
+    /// Takes that back where the install failed, or windows would pass over the pages for ever. Somebody else may have noted the
+    /// same pages, and have mapped them: so the extent is unknown from here on.
+    #[cold]
+    pub(crate) fn forget_install(&self, addr: usize, nr: usize) {
+        if self.is_noted() {
+            self.each_extent(addr, nr, |extent, index, here| {
+                extent.mark_unknown();
+                extent.note_zapped(index, here);
+            });
+        }
+    }
+
     /// Returns whether extents of the vma coincide with chunks of its object.
     #[must_use]
     pub fn is_congruent(&self) -> bool {
-        let extent_pages = crate::page::EXTENT_PAGES as u64;
+        let extent_pages = EXTENT_PAGES as u64;
         (self.start >> PAGE_SHIFT) as u64 % extent_pages == self.pgoff % extent_pages
     }
 
@@ -103,6 +141,13 @@ impl Vma<'_> {
     #[must_use]
     pub fn is_unseen(&self) -> bool {
         self.flags.may_write_shared() && !self.is_wp()
+    }
+
+    /// Returns whether the host notes first stores in its page tables, and an empty entry may have held such a note.
+    #[inline]
+    #[must_use]
+    pub fn is_noted(&self) -> bool {
+        self.flags.contains(VmFlags::WP_ASYNC) && !self.mapping.always_dirty
     }
 
     /// Returns whether stores are noted or faulted on when pages are installed.

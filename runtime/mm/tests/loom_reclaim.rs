@@ -213,6 +213,89 @@ fn without_referenced_a_store_between_the_looks_is_lost() {
     check(2, || mapped_and_written_against_unmap(Broken::NoReferenced));
 }
 
+// --- Entries that the kernel empties by itself ------------------------------------------------------------------------
+
+/// ```text
+/// a thread                         the kernel                       flusher
+/// maps it, writes: noted
+///                                  reclaims: the note is gone
+///                                                                   scans: empty, once mapped -> dirty
+/// ```
+fn emptied_after_a_store(broken: Broken) {
+    let w = World::new(one_page(RW | VmFlags::WP_ASYNC, broken));
+    let t = spawn(move || {
+        w.load(0, 0);
+        let stored = w.try_store(0, 0, 7);
+        w.empty(0, 0);
+        stored
+    });
+    w.write_back(0);
+    let stored = t.join().expect("the writer");
+    assert_eq!(w.settle(0), if stored { 7 } else { 5 }, "a store is missing from the store");
+}
+
+#[test]
+fn a_store_survives_that_the_kernel_empties_its_entry() {
+    check(2, || emptied_after_a_store(Broken::No));
+}
+
+#[test]
+#[should_panic(expected = "a store is missing from the store")]
+fn an_empty_entry_that_counts_as_clean_loses_a_store() {
+    check(2, || emptied_after_a_store(Broken::EmptyIsClean));
+}
+
+/// ```text
+/// who maps                         another, who stores, and then syncs
+/// [bit]
+/// maps
+///                                  stores: noted; the kernel reclaims: the note is gone
+///                                  scans: empty, no bit: clean
+/// bit
+/// ```
+fn emptied_before_the_install_is_over(broken: Broken) {
+    let w = World::new(one_page(RW | VmFlags::WP_ASYNC, broken));
+    let t = spawn(move || w.load(0, 0));
+    if w.try_store(0, 0, 7) {
+        w.empty(0, 0);
+        assert!(w.finds_dirty(0), "a store before the scan was not found");
+    }
+    t.join().expect("who maps");
+    let _ = w.settle(0);
+}
+
+#[test]
+fn what_is_noted_before_the_install_is_found() {
+    check(2, || emptied_before_the_install_is_over(Broken::No));
+}
+
+#[test]
+#[should_panic(expected = "a store before the scan was not found")]
+fn what_is_noted_after_the_install_alone_is_not() {
+    check(2, || emptied_before_the_install_is_over(Broken::LateBit));
+}
+
+/// The kernel empties an entry while our own reclaim looks at it and zaps it.
+#[test]
+fn a_store_survives_that_both_unmap() {
+    for mapped in [false, true] {
+        check(2, move || {
+            let w = World::new(one_page(RW | VmFlags::WP_ASYNC, Broken::No));
+            if mapped {
+                w.load(0, 0);
+            }
+            let t = spawn(move || w.evict(0, 1));
+            if !mapped {
+                w.load(0, 0);
+            }
+            let stored = w.try_store(0, 0, 7);
+            w.empty(0, 0);
+            t.join().expect("the reclaimer");
+            assert_eq!(w.settle(0), if stored { 7 } else { 5 }, "a store is missing from the store");
+        });
+    }
+}
+
 // --- Queues -----------------------------------------------------------------------------------------------------------
 
 /// A cached page has one entry that names it as it is, whoever dropped it and brought it back: with none it would stay for

@@ -127,6 +127,12 @@ enum Op {
     },
     /// The kernel refuses to unmap and protect.
     Refuse(u32),
+    /// The kernel empties entries by itself.
+    Empty {
+        arena: usize,
+        at: usize,
+        nr: usize,
+    },
 }
 
 /// Pages where things happen: mostly the first few of an arena, sometimes the second extent.
@@ -159,7 +165,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (arena.clone(), place(), length()).prop_map(|(arena, at, nr)| Op::Zap { arena, at, nr }),
         16 => (arena.clone(), place(), offset, proptest::option::of(any::<u8>()), any::<bool>())
             .prop_map(|(arena, at, offset, store, thread)| Op::Access { arena, at, offset, store, thread }),
-        1 => (arena, place(), any::<bool>()).prop_map(|(arena, at, write)| Op::Glance { arena, at, write }),
+        1 => (arena.clone(), place(), any::<bool>()).prop_map(|(arena, at, write)| Op::Glance { arena, at, write }),
+        2 => (arena, place(), length()).prop_map(|(arena, at, nr)| Op::Empty { arena, at, nr }),
         3 => (object.clone(), place(), length(), prop::bool::weighted(0.8))
             .prop_map(|(object, at, nr, store_ok)| Op::Evict { object, at, nr, store_ok }),
         1 => (object.clone(), place(), any::<bool>())
@@ -413,6 +420,10 @@ impl Model {
                 }
             }
             Op::Refuse(n) => self.world.kernel.refuse(n),
+            Op::Empty { arena, at, nr } => {
+                let (start, end) = Self::range(arena, at, nr);
+                self.world.kernel.empty(start, end);
+            }
         }
         self.world.run_fillers();
         self.compare();

@@ -118,6 +118,10 @@ pub(crate) enum Broken {
     LateTurn,
     /// A failed flush passes over pages in write-back.
     WritebackForgotten,
+    /// An empty entry counts as clean, whatever was mapped there.
+    EmptyIsClean,
+    /// Who installs a page notes it afterwards alone.
+    LateBit,
 }
 
 /// The memfd, the page tables and the store.
@@ -130,8 +134,8 @@ pub(crate) struct Machine {
     wp_async: bool,
     /// Nothing is dropped while it is mapped: reclaim unmaps first, and finds out whether it is missed.
     strict: AtomicBool,
-    /// Looks at each page table's entries so far, by page.
-    looks: [AtomicUsize; NR],
+    /// Of each entry, by arena and page: 1: the last look found it protected; 2: and it was zapped since.
+    looks: [[AtomicUsize; NR]; 2],
 }
 
 /// What one instruction met.
@@ -177,6 +181,7 @@ impl Machine {
 pub(crate) struct Arena {
     m: &'static Machine,
     a: usize,
+    extent: &'static Extent,
 }
 
 impl Arena {
@@ -198,6 +203,9 @@ impl Arena {
 impl Mmu for Arena {
     fn set_ptes(&self, addr: usize, nr: usize, prot: Prot) -> Installed {
         let first = self.index(addr);
+        if self.m.broken == Broken::LateBit {
+            self.extent.note_zapped(first, nr);
+        }
         for i in 0..nr {
             let mut page = self.m.page(first + i);
             let missing = page.content == Content::Absent;
@@ -252,6 +260,8 @@ impl Mmu for Arena {
         for z in ranges {
             for p in self.index(z.addr)..self.index(z.addr + z.len_bytes) {
                 self.m.page(p).ptes[self.a].unmap();
+                let look = &self.m.looks[self.a][p];
+                look.store(2 * look.load(Ordering::Relaxed) & 2, Ordering::Relaxed);
             }
         }
         true
@@ -262,18 +272,25 @@ impl Mmu for Arena {
         }
         true
     }
-    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
+    fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte)) {
         for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
-            if self.entry(self.index(at)) == Pte::Written {
-                found(at, 1);
+            let pte = self.entry(self.index(at));
+            let counts = pte == Pte::Written || (pte == Pte::None && self.m.broken != Broken::EmptyIsClean);
+            if counts {
+                found(at, 1, pte);
             }
         }
     }
     fn pte(&self, addr: usize) -> Pte {
         let p = self.index(addr);
-        // Each arena is looked at before and after it is unmapped.
-        let second = self.m.looks[p].fetch_add(1, Ordering::Relaxed) % 2 == 1;
-        if second && self.m.broken == Broken::NoSecondLook { Pte::Marker } else { self.entry(p) }
+        let entry = match self.entry(p) {
+            Pte::None if self.m.broken == Broken::EmptyIsClean => Pte::Marker,
+            entry => entry,
+        };
+        // What was protected is looked at again after it was unmapped.
+        let protected = matches!(entry, Pte::Clean | Pte::Marker);
+        let second = self.m.looks[self.a][p].swap(usize::from(protected), Ordering::Relaxed) == 2;
+        if second && self.m.broken == Broken::NoSecondLook { Pte::Marker } else { entry }
     }
     fn charge_vmas(&self, _delta: i64) -> bool {
         true
@@ -486,7 +503,7 @@ impl World {
             broken: setup.broken,
             wp_async: setup.flags.intersects(VmFlags::WP_ASYNC),
             strict: AtomicBool::new(false),
-            looks: std::array::from_fn(|_| AtomicUsize::new(0)),
+            looks: std::array::from_fn(|_| std::array::from_fn(|_| AtomicUsize::new(0))),
         });
         let folios: &'static [FolioWord] = Box::leak((0..setup.nr_pages).map(|_| FolioWord::new()).collect());
         let chunks = leak([ChunkWord::new()]);
@@ -543,18 +560,21 @@ impl World {
         let two = if setup.broken == Broken::NoChunk { mapping(leak([ChunkWord::new()])) } else { one };
         let (delegation, told) = delegation(BASE[0]);
         let delegated = setup.flags.intersects(VmFlags::UFFD_MINOR);
-        let vma = |a: usize| Vma {
-            start: BASE[a],
-            end: BASE[a] + (setup.nr_pages << PAGE_SHIFT),
-            pgoff: 0,
-            flags: setup.flags,
-            ops: leak(Ops(setup.broken)),
-            mapping: one,
-            mmu: leak(Arena { m, a }),
-            extents: leak([Extent::new()]),
-            arena_base: BASE[a],
-            granule_pages: 0,
-            delegation: (delegated && a == 0).then_some(delegation),
+        let vma = |a: usize| {
+            let extents: &'static [Extent; 1] = leak([Extent::new()]);
+            Vma {
+                start: BASE[a],
+                end: BASE[a] + (setup.nr_pages << PAGE_SHIFT),
+                pgoff: 0,
+                flags: setup.flags,
+                ops: leak(Ops(setup.broken)),
+                mapping: one,
+                mmu: leak(Arena { m, a, extent: &extents[0] }),
+                extents,
+                arena_base: BASE[a],
+                granule_pages: 0,
+                delegation: (delegated && a == 0).then_some(delegation),
+            }
         };
         leak(Self { m, mapping: one, reclaimed: two, vmas: [vma(0), vma(1)], told, futex: Futex::new(), queues })
     }
@@ -612,6 +632,17 @@ impl World {
             Access::Done(value) => Some(value),
             Access::Fault => None,
         }
+    }
+
+    /// The kernel takes page `p` out of arena `a` by itself, and tells nobody.
+    pub(crate) fn empty(&self, a: usize, p: usize) {
+        self.m.page(p).ptes[a].unmap();
+    }
+
+    /// Looks for stores to page `p`; returns whether it is dirty then.
+    pub(crate) fn finds_dirty(&self, p: usize) -> bool {
+        self.harvest(p as u64, p as u64 + 1);
+        self.word(p).load_latest().has(softfault_mm::folio::DIRTY)
     }
 
     /// The flusher's turn: what is dirty (in the word, or noted by the kernel) is protected and written out.

@@ -310,6 +310,18 @@ impl Kernel {
     pub(crate) fn unprotects(&self) -> u64 {
         lock(&self.state).unprotects
     }
+    /// Empties entries as the host's own reclaim does, of which nobody is told: what is protected leaves a marker, what was
+    /// stored to leaves nothing. Bytes stay, in the memfd or the swap. What is exposed by protection is mapped again unasked.
+    pub(crate) fn empty(&self, start: usize, end: usize) {
+        let mut s = lock(&self.state);
+        for at in (start..end).step_by(PAGE_SIZE) {
+            if let Some(vma) = s.vma(at).filter(|v| !v.granule)
+                && matches!(s.ptes.get(&at), Some(Entry::Cache { .. }))
+            {
+                s.unmap(&vma, at);
+            }
+        }
+    }
     /// Unmaps without a word to anybody, as another process's reclaim would.
     pub(crate) fn zap(&self, addr: usize) {
         lock(&self.state).ptes.remove(&addr);
@@ -446,10 +458,12 @@ impl Mmu for PageTables {
         }
         true
     }
-    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
-        let written = |at: &usize| self.pte(*at) == Pte::Written;
-        for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE).filter(written) {
-            found(at, 1);
+    fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte)) {
+        for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
+            let pte = self.pte(at);
+            if matches!(pte, Pte::Written | Pte::None) {
+                found(at, 1, pte);
+            }
         }
     }
     fn pte(&self, addr: usize) -> Pte {

@@ -86,7 +86,7 @@ impl Mmu for ExclusiveMmu {
         false
     }
     /// Nothing is noted: the pages' digests tell.
-    fn written(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize)) {}
+    fn unprotected(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize, Pte)) {}
     fn pte(&self, _addr: usize) -> Pte {
         Pte::None
     }

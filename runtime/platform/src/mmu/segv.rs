@@ -55,7 +55,7 @@ impl Mmu for SegvMmu {
         // By hiding: `zap`. Exposing for loads would expose pages that are not there.
         false
     }
-    fn written(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize)) {}
+    fn unprotected(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize, Pte)) {}
     fn pte(&self, _addr: usize) -> Pte {
         Pte::None
     }

@@ -187,7 +187,7 @@ impl Mmu for UffdMmu {
         if !self.wp {
             return false;
         }
-        if self.kind != Kind::Sync && pagemap::protect_written(addr, len).is_ok() {
+        if self.kind != Kind::Sync && pagemap::protect(addr, len).is_ok() {
             return true;
         }
         // By protecting everything; in between a store is noted nowhere only if the range is changing hands, and then
@@ -199,29 +199,31 @@ impl Mmu for UffdMmu {
             }
         }
     }
-    fn written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
-        let scanned = pagemap::each_written(addr, nr * PAGE_SIZE, &mut |at, len| found(at, len / PAGE_SIZE));
+    fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte)) {
+        let scanned = pagemap::each_unprotected(addr, nr * PAGE_SIZE, &mut |at, len, categories| {
+            found(at, len / PAGE_SIZE, pte_of(categories));
+        });
         if scanned.is_err() {
             // Nobody knows: everything counts as written.
-            found(addr, nr);
+            found(addr, nr, Pte::Written);
         }
     }
     fn pte(&self, addr: usize) -> Pte {
-        match pagemap::look(addr) {
-            Ok(c) if c & pagemap::PAGE_IS_PRESENT != 0 => {
-                if c & pagemap::PAGE_IS_WRITTEN != 0 {
-                    Pte::Written
-                } else {
-                    Pte::Clean
-                }
-            }
-            Ok(c) if c & pagemap::PAGE_IS_SWAPPED != 0 => Pte::Marker,
-            Ok(_) => Pte::None,
-            Err(_) => Pte::Written,
-        }
+        pagemap::look(addr).map_or(Pte::Written, pte_of)
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)
+    }
+}
+
+/// An entry that is neither protected nor empty counts as written: of a page that is being migrated, too.
+fn pte_of(categories: u64) -> Pte {
+    let has = |c| categories & c != 0;
+    match (has(pagemap::PAGE_IS_PRESENT), has(pagemap::PAGE_IS_SWAPPED), has(pagemap::PAGE_IS_WRITTEN)) {
+        (false, false, _) => Pte::None,
+        (_, _, true) => Pte::Written,
+        (true, _, false) => Pte::Clean,
+        (false, true, false) => Pte::Marker,
     }
 }
 

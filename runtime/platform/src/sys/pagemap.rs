@@ -1,11 +1,12 @@
 //! `/proc/self/pagemap` and its PAGEMAP_SCAN ioctl: which pages were stored to. See
 //! Documentation/admin-guide/mm/pagemap.rst.
 //!
-//! A page that was never mapped counts as written there, so `PRESENT` is asked for beside it.
+//! An empty entry counts as written there: the kernel knows neither whether it was ever mapped, nor whether a page that was
+//! stored to and is mapped no more was here. Who asks knows the first.
 
 use super::syscall::{Errno, syscall6};
 use super::{fd, file, mem};
-use core::sync::atomic::{AtomicI32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// Not write-protected, or never mapped.
 pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
@@ -48,6 +49,8 @@ struct ScanArg {
 }
 
 static FD: AtomicI32 = AtomicI32::new(-1);
+/// Empty entries count as written.
+static EMPTY_TOLD: AtomicBool = AtomicBool::new(false);
 
 /// Opens the file, once a process; it stays open. Control plane, under the caller's lock.
 ///
@@ -61,6 +64,10 @@ pub fn init() -> Result<(), Errno> {
     let page = mem::map_zeroed(4096)?;
     let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask(PAGE_IS_PRESENT) };
     let works = scan(fd, &mut arg, &mut []);
+    // It is not touched: what is said of it is what is said of an empty entry.
+    let mut told = [Region::default()];
+    let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask_written() };
+    EMPTY_TOLD.store(scan(fd, &mut arg, &mut told) == Ok(1), Ordering::Relaxed);
     // SAFETY: the page mapped above, which nobody else has seen.
     let _ = unsafe { mem::munmap(page, 4096) };
     if let Err(e) = works {
@@ -114,26 +121,19 @@ pub fn look(addr: usize) -> Result<u64, Errno> {
     Ok(if n > 0 { region.categories } else { 0 })
 }
 
-/// Protects every mapped page of the range that was stored to, in one step each with finding out that it was.
+/// Protects every page of the range that is not: those that were stored to, in one step each with finding out that they
+/// were, and empty entries, which have a marker afterwards.
 ///
 /// # Context: handler
 ///
 /// # Errors
 /// `EPERM` where part of the range is not registered for asynchronous write protection; the kernel's others.
-pub fn protect_written(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+pub fn protect(addr: usize, len_bytes: usize) -> Result<(), Errno> {
     let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
     while at < end {
-        let mut arg = ScanArg {
-            size: size_of::<ScanArg>() as u64,
-            flags: WP_MATCHING | CHECK_WPASYNC,
-            start: at,
-            end,
-            category_mask: PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
-            return_mask: PAGE_IS_WRITTEN,
-            ..ScanArg::default()
-        };
-        let mut regions = [Region::default(); 8];
-        scan(FD.load(Ordering::Acquire), &mut arg, &mut regions)?;
+        let flags = WP_MATCHING | CHECK_WPASYNC;
+        let mut arg = ScanArg { flags, start: at, end, ..ask_written() };
+        scan(FD.load(Ordering::Acquire), &mut arg, &mut [])?;
         if arg.walk_end <= at {
             return Err(Errno::EINVAL);
         }
@@ -142,30 +142,64 @@ pub fn protect_written(addr: usize, len_bytes: usize) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Calls `found(addr, len_bytes)` for each run of mapped pages in the range that was stored to.
+/// Asks for nothing but what is not protected. The kernel has a way of its own for this question, which takes an eighth of
+/// the time of others (0.8 us for 2 MiB, against 6), but does not tell empty entries from mapped ones.
+fn ask_written() -> ScanArg {
+    ScanArg {
+        size: size_of::<ScanArg>() as u64,
+        category_mask: PAGE_IS_WRITTEN,
+        return_mask: PAGE_IS_WRITTEN,
+        ..ScanArg::default()
+    }
+}
+
+/// What one page table maps.
+const TABLE_BYTES: u64 = 2 << 20;
+
+/// Calls `found(addr, len_bytes, categories)` for each run of pages in the range that are not protected, with what there is
+/// of `PRESENT`, `WRITTEN` and `SWAPPED`: of an empty entry `WRITTEN` alone, or nothing.
 ///
 /// # Errors
 /// The kernel's.
-pub fn each_written(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, usize)) -> Result<(), Errno> {
+pub fn each_unprotected(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, usize, u64)) -> Result<(), Errno> {
+    let fd = FD.load(Ordering::Acquire);
     let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
+    // A kernel that passes over empty entries is asked for everything.
+    while at < end && !EMPTY_TOLD.load(Ordering::Relaxed) {
+        at = each_unprotected_in(fd, at, end, 0, found)?;
+    }
     while at < end {
-        let mut arg = ScanArg {
-            size: size_of::<ScanArg>() as u64,
-            start: at,
-            end,
-            category_mask: PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
-            return_mask: PAGE_IS_WRITTEN,
-            ..ScanArg::default()
-        };
-        let mut regions = [Region::default(); 16];
-        let n = scan(FD.load(Ordering::Acquire), &mut arg, &mut regions)?;
-        for r in regions.iter().take(n) {
-            found(r.start as usize, (r.end - r.start) as usize);
+        let mut first = [Region::default()];
+        let mut arg = ScanArg { start: at, end, ..ask_written() };
+        if scan(fd, &mut arg, &mut first)? == 0 {
+            return Ok(());
         }
-        if arg.walk_end <= at {
-            return Err(Errno::EINVAL);
+        let [first] = first;
+        // The rest of the page table with it: others are rarely far.
+        let to = first.end.max((first.start | (TABLE_BYTES - 1)) + 1).min(end);
+        at = first.start;
+        while at < to {
+            at = each_unprotected_in(fd, at, to, PAGE_IS_WRITTEN, found)?;
         }
-        at = arg.walk_end;
     }
     Ok(())
+}
+
+/// The same for the first runs of a range, with the slow question; returns where to go on.
+fn each_unprotected_in(
+    fd: i32,
+    at: u64,
+    to: u64,
+    of: u64,
+    found: &mut dyn FnMut(usize, usize, u64),
+) -> Result<u64, Errno> {
+    let some = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_WRITTEN;
+    let mut arg = ScanArg { start: at, end: to, return_mask: some, category_mask: of, ..ask_written() };
+    let mut regions = [Region::default(); 16];
+    let n = scan(fd, &mut arg, &mut regions)?;
+    let protected = |c| c & PAGE_IS_WRITTEN == 0 && c & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) != 0;
+    for r in regions.iter().take(n).filter(|r| !protected(r.categories)) {
+        found(r.start as usize, (r.end - r.start) as usize, r.categories);
+    }
+    if arg.walk_end <= at { Err(Errno::EINVAL) } else { Ok(arg.walk_end) }
 }

@@ -77,8 +77,8 @@ fn every_mmu_method<M: Mmu>(mmu: &M, addr: usize, nr: usize, prot: Prot, staged:
     black_box(mmu.take_extents(addr, nr, prot.wp, prot.write).is_ok());
     black_box(mmu.zap(&[Zap { addr, len_bytes: nr }]));
     black_box(mmu.write_protect(addr, nr));
-    mmu.written(addr, nr, &mut |addr, nr| {
-        black_box((addr, nr));
+    mmu.unprotected(addr, nr, &mut |addr, nr, pte| {
+        black_box((addr, nr, pte));
     });
     black_box(mmu.pte(addr));
     black_box(mmu.charge_vmas(nr as i64));
