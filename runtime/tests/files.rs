@@ -51,7 +51,7 @@ fn what_another_has_cut_is_not_made_long_again() {
             assert_eq!(len_of(&file), PAGE as u64, "{mode:?}, direct {direct}: the end is not ours");
             assert_eq!(
                 std::fs::read(file.path()).expect("read")[9],
-                43,
+                253,
                 "{mode:?}: what lies before the end was written"
             );
             // The program says that the file is to be as long again: then it is.
