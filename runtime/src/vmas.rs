@@ -23,11 +23,10 @@ use crate::io::Call;
 use crate::object::{Object, ObjectInner};
 use crate::registry;
 use delegations::DelegationInner;
-use softfault_mm::extent::Extent;
 use softfault_mm::failpoint;
 use softfault_mm::host::Which;
 use softfault_mm::ops::Mmu;
-use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT};
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::sync::Ordering;
 use softfault_mm::types::VmFlags;
 use softfault_mm::vma::Vma;
@@ -381,25 +380,9 @@ impl ArenaInner {
         }
         self.forget_mapped(range);
         if r.is_ok() {
-            // Extents that lie in the range whole: what else lies in others is none of ours.
-            let (first, end) = (range.start.div_ceil(EXTENT_SIZE), range.end >> EXTENT_SHIFT);
-            let whole = self.extents.lend().get(first..end.max(first)).unwrap_or(&[]);
-            whole.iter().for_each(Extent::forget_unknown);
+            self.forget_unknown(range);
         }
         r.is_ok()
-    }
-
-    /// Clears the maybe-mapped hints of a range.
-    pub(crate) fn forget_mapped(&self, range: &Range<usize>) {
-        let mut at = range.start;
-        while at < range.end {
-            let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
-            if let Some(extent) = self.extents.lend().get(at >> EXTENT_SHIFT) {
-                extent.note_zapped((at % EXTENT_SIZE) >> PAGE_SHIFT, (next - at) >> PAGE_SHIFT);
-                extent.reset_window();
-            }
-            at = next;
-        }
     }
 
     /// Writes the entry's record, which nobody points at yet.

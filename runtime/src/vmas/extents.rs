@@ -3,8 +3,9 @@
 use super::{ArenaInner, VmaEntry, range_of};
 use crate::error::{Error, Result};
 use crate::object::ObjectInner;
+use softfault_mm::extent::Extent;
 use softfault_mm::huge_memory;
-use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE, chunk_of};
+use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, chunk_of};
 use softfault_mm::types::VmFlags;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
@@ -82,5 +83,25 @@ impl ArenaInner {
             }
         }
         Ok(())
+    }
+
+    /// Clears the maybe-mapped hints of a range.
+    pub(crate) fn forget_mapped(&self, range: &Range<usize>) {
+        let mut at = range.start;
+        while at < range.end {
+            let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
+            if let Some(extent) = self.extents.lend().get(at >> EXTENT_SHIFT) {
+                extent.note_zapped((at % EXTENT_SIZE) >> PAGE_SHIFT, (next - at) >> PAGE_SHIFT);
+                extent.reset_window();
+            }
+            at = next;
+        }
+    }
+
+    /// Forgets, of the extents that lie in a range whole, that the kernel mapped pages of theirs: it does no more.
+    pub(super) fn forget_unknown(&self, range: &Range<usize>) {
+        let (first, end) = (range.start.div_ceil(EXTENT_SIZE), range.end >> EXTENT_SHIFT);
+        let whole = self.extents.lend().get(first..end.max(first)).unwrap_or(&[]);
+        whole.iter().for_each(Extent::forget_unknown);
     }
 }
