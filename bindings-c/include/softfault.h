@@ -374,7 +374,8 @@
 #define SOFTFAULT_ERROR_CONFLICT 20
 
 /**
- * A limit of the process is too low: the words name it, its value, and the one that is needed. -EMFILE.
+ * A limit of the process is too low: the words name it, its value, and the one that is needed. -EMFILE for RLIMIT_NOFILE,
+ * else -ENOMEM.
  */
 #define SOFTFAULT_ERROR_LIMIT 21
 

@@ -70,7 +70,8 @@ pub const SOFTFAULT_ERROR_OTHER: u32 = 18;
 pub const SOFTFAULT_ERROR_FILE_TYPE: u32 = 19;
 /// The file is open in this process, as the same object, with other options: the words name the one. -EBUSY.
 pub const SOFTFAULT_ERROR_CONFLICT: u32 = 20;
-/// A limit of the process is too low: the words name it, its value, and the one that is needed. -EMFILE.
+/// A limit of the process is too low: the words name it, its value, and the one that is needed. -EMFILE for RLIMIT_NOFILE,
+/// else -ENOMEM.
 pub const SOFTFAULT_ERROR_LIMIT: u32 = 21;
 
 /// No cause is known: the last failure was none of a page, or a vtable of the program's said no.
@@ -197,7 +198,9 @@ impl From<Error> for Failure {
             Error::Held { .. } => (EBUSY, SOFTFAULT_ERROR_HELD),
             Error::FileType { .. } => (ENODEV, SOFTFAULT_ERROR_FILE_TYPE),
             Error::Conflict { .. } => (EBUSY, SOFTFAULT_ERROR_CONFLICT),
-            Error::Limit { .. } => (EMFILE, SOFTFAULT_ERROR_LIMIT),
+            Error::Limit { what, .. } => {
+                (if what.starts_with("RLIMIT_NOFILE") { EMFILE } else { ENOMEM }, SOFTFAULT_ERROR_LIMIT)
+            }
             Error::Io { source, .. } => (source.raw_os_error().map_or(EIO, positive), SOFTFAULT_ERROR_IO),
             _ => (EIO, SOFTFAULT_ERROR_OTHER),
         };

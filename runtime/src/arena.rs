@@ -4,6 +4,7 @@ use crate::Access;
 use crate::delivery::Delivery;
 use crate::error::{self, Error, Place, Result, parent_only, system};
 use crate::lease::Table;
+use crate::memory;
 use crate::object::Object;
 use crate::pin::Pin;
 use crate::registry;
@@ -132,7 +133,7 @@ impl ArenaBuilder {
         let slot = registry.arenas.get().ok_or_else(registry::exhausted(op, "arenas (4096)"))?;
         let base = mem::reserve(len_bytes, EXTENT_SIZE).map_err(|e| {
             registry.arenas.put(slot);
-            system(op, "mmap")(e)
+            memory::check_room(op, (len_bytes + EXTENT_SIZE) as u64).err().unwrap_or_else(|| system(op, "mmap")(e))
         })?;
         let facts = ArenaFacts { base, len_bytes, granules: granules.lend(), trap, stat: self.runtime.inner.stat };
         // SAFETY: the slot's number was free; the arena withdraws it before its range and tables go.

@@ -299,9 +299,14 @@ pub(crate) fn parent_only(op: &'static str) -> Result<()> {
 /// Makes a function that wraps the error of a system call.
 pub(crate) fn system(op: &'static str, call: &'static str) -> impl Fn(Errno) -> Error {
     move |errno| match errno {
-        Errno::ENOMEM if call == "mmap" || call == "mprotect" => {
-            Error::Exhausted { op, what: "memory, address space (RLIMIT_AS) or mappings (vm.max_map_count)" }
-        }
+        Errno::ENOMEM if call == "mmap" || call == "mprotect" => Error::Exhausted {
+            op,
+            what: "memory, address space (RLIMIT_AS, RLIMIT_DATA) or mappings (vm.max_map_count)",
+        },
+        Errno::EAGAIN if call == "mmap" => Error::Exhausted {
+            op,
+            what: "memory that may be locked: RLIMIT_MEMLOCK, with everything locked that is mapped",
+        },
         Errno::EFBIG => Error::Exhausted { op, what: "file size: RLIMIT_FSIZE is smaller than the cache region" },
         errno => Error::System { op, call, errno },
     }

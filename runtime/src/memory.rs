@@ -1,9 +1,12 @@
 //! How much memory the process may use: the machine's, or its memory cgroup's.
 
+use crate::error::{Error, Result};
 use crate::lease::Table;
+use softfault_mm::lru::Lruvec;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::sync::AtomicU64;
 use softfault_platform::sys::file;
+use softfault_platform::vmatree;
 use std::fs;
 use std::path::Path;
 
@@ -25,15 +28,49 @@ pub(crate) fn locked_bytes() -> u64 {
     status_bytes("VmLck:")
 }
 
-/// Returns how many more bytes the process may map: by `RLIMIT_AS`, and, where what it maps is locked (mlockall(2),
-/// `MCL_FUTURE`) and it may not lock what it likes, by `RLIMIT_MEMLOCK`. `u64::MAX`: as many as there are.
-pub(crate) fn address_space_left() -> u64 {
-    let left = |limit: u64, used: u64| if limit == u64::MAX { limit } else { limit.saturating_sub(used) };
-    let space = left(file::rlimit_as(), status_bytes("VmSize:"));
-    if is_locked_when_mapped() && !may_lock_everything() {
-        space.min(left(file::rlimit_memlock(), locked_bytes()))
+/// How many more bytes the process may map, and which limit says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    left: u64,
+    what: &'static str,
+    limit: u64,
+}
+
+/// Returns what `RLIMIT_AS` leaves, and, where what is mapped is locked (mlockall(2), `MCL_FUTURE`) and the process may not
+/// lock what it likes, `RLIMIT_MEMLOCK`; the smaller one. `None`: neither limits anything.
+fn room() -> Option<Room> {
+    let room = |what, limit: u64, used: u64| {
+        (limit != u64::MAX).then_some(Room { left: limit.saturating_sub(used), what, limit })
+    };
+    let space = room("RLIMIT_AS", file::rlimit_as(), status_bytes("VmSize:"));
+    let is_locked = file::rlimit_memlock() != u64::MAX && is_locked_when_mapped() && !may_lock_everything();
+    let what = "RLIMIT_MEMLOCK, with everything locked that is mapped (mlockall),";
+    let locked = if is_locked { room(what, file::rlimit_memlock(), locked_bytes()) } else { None };
+    [space, locked].into_iter().flatten().min_by_key(|r| r.left)
+}
+
+/// Refuses, before anything is made, what needs `bytes` of address space where there are fewer.
+pub(crate) fn check_room(op: &'static str, bytes: u64) -> Result<()> {
+    match room() {
+        Some(Room { left, what, limit }) if left < bytes => {
+            Err(Error::Limit { op, what, limit, needed: limit.saturating_add(bytes - left) })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Returns about what a runtime, with queues for `limit_pages`, and a small object need; `others`: there are runtimes already.
+pub(crate) fn runtime_bytes(limit_pages: u64, fillers: usize, others: bool) -> u64 {
+    /// The standard library's, and its guard; of two threads of the runtime's own, and of fillers and others of the process.
+    const THREAD_BYTES: u64 = (2 << 20) + (16 << 10);
+    /// The walk stacks, the buffers, an object of a page and its arena, and what malloc wants for all that.
+    const REST_BYTES: u64 = 32 << 20;
+    let queues = 3 * 8 * Lruvec::len_for(limit_pages);
+    let own = queues + 2 * THREAD_BYTES;
+    if others {
+        own
     } else {
-        space
+        own + vmatree::table_bytes_min() as u64 + (fillers as u64 + 2) * THREAD_BYTES + REST_BYTES
     }
 }
 
@@ -56,8 +93,7 @@ fn may_lock_everything() -> bool {
 /// Returns the part of what is left that one kind of table may take. All of them together leave three quarters to the program:
 /// a sixteenth for the process's, one for the queues of a runtime, an eighth for a region of the cache.
 pub(crate) fn address_space_share(parts: u64) -> usize {
-    let left = address_space_left();
-    if left == u64::MAX { usize::MAX } else { usize::try_from(left / parts).unwrap_or(usize::MAX) }
+    room().map_or(usize::MAX, |room| usize::try_from(room.left / parts).unwrap_or(usize::MAX))
 }
 
 /// Returns a number of bytes that `/proc/self/status` says; 0 where it does not.

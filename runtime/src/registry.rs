@@ -103,6 +103,11 @@ pub(crate) fn lock() -> MutexGuard<'static, Registry> {
 const OP: &str = "Runtime::build";
 
 impl Registry {
+    /// Returns whether there are runtimes.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.runtimes > 0
+    }
+
     /// Counts a runtime in; the first one maps the tables and installs the handlers.
     pub(crate) fn enter(&mut self, fillers: usize) -> Result<()> {
         child::init().map_err(system(OP, "mmap"))?;

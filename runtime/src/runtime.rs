@@ -270,19 +270,24 @@ impl RuntimeBuilder {
     /// Makes the runtime: maps the tables, installs the signal handlers, starts the fillers.
     ///
     /// # Errors
-    /// [`Error::Exhausted`] where address space is too limited, [`Error::System`], [`Error::Io`].
+    /// [`Error::Limit`] where `RLIMIT_AS` is too small, or `RLIMIT_MEMLOCK` while everything is locked that is mapped
+    /// (mlockall(2)): nothing was done. [`Error::Exhausted`], [`Error::System`], [`Error::Io`].
     #[expect(unsafe_code, reason = "the helper threads borrow the account")]
     pub fn build(self) -> Result<Runtime> {
         if softfault_platform::child::in_child() {
             let what = "a forked child of a process with a runtime cannot make its own: exec first";
             return Err(Error::Denied { op: "RuntimeBuilder::build", what });
         }
+        let limit = memory::limit_pages(self.cache_limit_bytes.unwrap_or_else(memory::default_limit_bytes));
+        memory::check_room(
+            "RuntimeBuilder::build",
+            memory::runtime_bytes(limit, self.fillers, registry::lock().is_in_use()),
+        )?;
         let swap = self.swap.as_ref().map(Swap::open).transpose()?;
         let mut registry = registry::lock();
         registry.enter(self.fillers)?;
         let stat = registry.take_stat();
         drop(registry);
-        let limit = memory::limit_pages(self.cache_limit_bytes.unwrap_or_else(memory::default_limit_bytes));
         let queues = new_queues(limit)?;
         let [small, main, probation] = &queues;
         let lru = Lruvec::new(small.lend(), main.lend(), probation.lend(), limit);
@@ -578,6 +583,7 @@ fn new_space(len_bytes: usize) -> Result<Space> {
             Err(e) => last = e,
         }
     }
+    memory::check_room("object", Region::address_space_bytes(len_bytes) as u64)?;
     Err(system("object", "mmap")(last))
 }
 

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{EXTENT, MODES, PAGE, TempFile, arena, bytes, child, ended, limit, map, same, store};
-use softfault::{Arena, Delivery, Object, Prot, Runtime, Sharing};
+use softfault::{Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -277,6 +277,59 @@ fn core_dumps_have_none_of_the_tables() {
             let bytes: u64 = dumped.iter().map(|m| m.len).sum();
             assert!(bytes < LIBC_BYTES, "{} MiB would be dumped", bytes / MIB);
         });
+    });
+    println!("{}", ended(run, Ok(0)));
+}
+
+/// A user who may lock little, in a program that locks whatever it maps: the limit and what it must be are said, and with that it
+/// works.
+#[test]
+fn an_error_names_the_limit_of_locked_memory_and_what_is_needed() {
+    let run = child("an_error_names_the_limit_of_locked_memory_and_what_is_needed", "it", || {
+        common::setup();
+        // SAFETY: takes nothing.
+        if unsafe { libc::geteuid() } == 0 {
+            // SAFETY: takes no pointer.
+            assert_eq!(unsafe { libc::setuid(65534) }, 0);
+        }
+        let file = TempFile::new(MIB as usize);
+        limit(libc::RLIMIT_MEMLOCK, 8 * MIB);
+        mlockall(libc::MCL_FUTURE).expect("mlockall");
+        let builder = Runtime::builder().cache_limit(16 * MIB);
+        let refused = builder.clone().build().expect_err("8 MiB are too little");
+        println!("{refused}");
+        let Error::Limit { what, limit: is, needed, .. } = refused else { panic!("{refused}") };
+        assert!(what.starts_with("RLIMIT_MEMLOCK") && is == 8 * MIB && needed > is, "{refused}");
+        limit(libc::RLIMIT_MEMLOCK, needed);
+        let now = common::rlimit(libc::RLIMIT_MEMLOCK);
+        if now < needed {
+            return println!("the rest skipped: the hard limit is {now}");
+        }
+        let rt = builder.build().expect("as much as was said to be needed");
+        let used = used(&rt, Delivery::Segv, &file);
+        touch(&used, &file);
+        let much = rt.arena(64 << 30).delivery(Delivery::Segv).build().expect_err("64 GiB");
+        assert!(matches!(much, Error::Limit { needed, .. } if needed >= 64 << 30), "{much}");
+    });
+    println!("{}", ended(run, Ok(0)));
+}
+
+#[test]
+fn an_error_names_the_limit_of_address_space_and_what_is_needed() {
+    let run = child("an_error_names_the_limit_of_address_space_and_what_is_needed", "it", || {
+        common::setup();
+        let file = TempFile::new(MIB as usize);
+        let is = status("VmSize:") + 16 * MIB;
+        limit(libc::RLIMIT_AS, is);
+        let builder = Runtime::builder().cache_limit(16 * MIB);
+        let refused = builder.clone().build().expect_err("16 MiB are too little");
+        println!("{refused}");
+        let Error::Limit { what, limit: said, needed, .. } = refused else { panic!("{refused}") };
+        assert!(what == "RLIMIT_AS" && said == is && needed > is, "{refused}");
+        limit(libc::RLIMIT_AS, needed);
+        let rt = builder.build().expect("as much as was said to be needed");
+        let used = used(&rt, Delivery::Segv, &file);
+        touch(&used, &file);
     });
     println!("{}", ended(run, Ok(0)));
 }

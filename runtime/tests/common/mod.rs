@@ -464,6 +464,14 @@ pub(crate) fn limit(what: libc::__rlimit_resource_t, soft: u64) {
     assert_eq!(unsafe { libc::setrlimit(what, &raw const now) }, 0);
 }
 
+/// getrlimit(2): the soft limit.
+pub(crate) fn rlimit(what: libc::__rlimit_resource_t) -> u64 {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: writes one structure of ours.
+    assert_eq!(unsafe { libc::getrlimit(what, &raw mut now) }, 0);
+    now.rlim_cur
+}
+
 /// Forks by the raw call; the child runs `body` and leaves by `_exit`. Returns the wait status.
 pub(crate) fn fork(body: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child does what little its body does, and leaves by _exit.
