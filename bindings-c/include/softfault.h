@@ -780,6 +780,10 @@ typedef struct softfault_arena_options {
      * What SOFTFAULT_DELIVERY_SEGV exposes at once: a power of two, 4 KiB to 2 MiB; default 2 MiB.
      */
     uint64_t granule_bytes;
+    /**
+     * The arena's first address, a multiple of 2 MiB, where nothing may be mapped yet. Default: the kernel chooses.
+     */
+    void *address;
 } softfault_arena_options;
 
 /**
@@ -1524,7 +1528,8 @@ int softfault_object_forget_lost(struct softfault_object *object, uint64_t offse
  * resident fails with EFAULT. Pin such ranges, use softfault_arena_read_at() and _write_at(), or ask for
  * SOFTFAULT_ARENA_KERNEL_ACCESS.
  *
- * Errors: -EOPNOTSUPP: the delivery cannot be had. -EINVAL, -E2BIG, -EBADF, -ENOMEM.
+ * Errors: -EOPNOTSUPP: the delivery cannot be had. -EEXIST: something is mapped at the address asked for. -EINVAL, -E2BIG,
+ * -EBADF, -ENOMEM.
  *
  * Context: program. Thread-safe.
  *
@@ -1602,6 +1607,24 @@ int softfault_arena_map(struct softfault_arena *arena,
                         size_t len,
                         uint32_t prot,
                         uint32_t sharing);
+
+/**
+ * Maps as softfault_arena_map(), instead of whatever is mapped in the range, or of nothing: mmap(2) with MAP_FIXED. A thread
+ * that touches the range meanwhile sees what was there or what is there now; it waits for the moments in between. System
+ * calls on it may fail with EFAULT meanwhile. What was written to private mappings in the range is gone.
+ *
+ * Errors: as softfault_arena_map(), but for -EEXIST; -EBUSY: a pin holds it; -EACCES: an exclusive object is mapped there,
+ * or is to be. Nothing was changed then. -ENOMEM: the kernel had no room; nothing may be mapped in the range then.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_arena_replace(struct softfault_arena *arena,
+                            size_t offset,
+                            struct softfault_object *object,
+                            uint64_t object_offset,
+                            size_t len,
+                            uint32_t prot,
+                            uint32_t sharing);
 
 /**
  * Unmaps the range, splitting mappings at its ends. Touching it afterwards raises SIGSEGV. Waits for faults that are being

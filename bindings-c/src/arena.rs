@@ -19,7 +19,8 @@ use std::ffi::{c_int, c_void};
 /// resident fails with EFAULT. Pin such ranges, use softfault_arena_read_at() and _write_at(), or ask for
 /// SOFTFAULT_ARENA_KERNEL_ACCESS.
 ///
-/// Errors: -EOPNOTSUPP: the delivery cannot be had. -EINVAL, -E2BIG, -EBADF, -ENOMEM.
+/// Errors: -EOPNOTSUPP: the delivery cannot be had. -EEXIST: something is mapped at the address asked for. -EINVAL, -E2BIG,
+/// -EBADF, -ENOMEM.
 ///
 /// Context: program. Thread-safe.
 ///
@@ -48,6 +49,9 @@ pub unsafe extern "C" fn softfault_arena_new(
         b = b.lookup_first(has(SOFTFAULT_ARENA_LOOKUP_FIRST));
         if options.granule_bytes != 0 {
             b = b.granule(options.granule_bytes as usize);
+        }
+        if !options.address.is_null() {
+            b = b.at(options.address as usize);
         }
         out.put(handle::insert(b.build()?)?);
         Ok(())
@@ -175,6 +179,33 @@ pub extern "C" fn softfault_arena_map(
         let prot = known(consts::prot(prot), "prot", prot)?;
         let sharing = known(consts::sharing(sharing), "sharing", sharing)?;
         Ok(arena.map(offset, &object, object_offset, len, prot, sharing)?)
+    })
+}
+
+/// Maps as softfault_arena_map(), instead of whatever is mapped in the range, or of nothing: mmap(2) with MAP_FIXED. A thread
+/// that touches the range meanwhile sees what was there or what is there now; it waits for the moments in between. System
+/// calls on it may fail with EFAULT meanwhile. What was written to private mappings in the range is gone.
+///
+/// Errors: as softfault_arena_map(), but for -EEXIST; -EBUSY: a pin holds it; -EACCES: an exclusive object is mapped there,
+/// or is to be. Nothing was changed then. -ENOMEM: the kernel had no room; nothing may be mapped in the range then.
+///
+/// Context: program. Thread-safe.
+#[unsafe(no_mangle)]
+pub extern "C" fn softfault_arena_replace(
+    arena: *mut softfault_arena,
+    offset: usize,
+    object: *mut softfault_object,
+    object_offset: u64,
+    len: usize,
+    prot: u32,
+    sharing: u32,
+) -> c_int {
+    entry(|| {
+        let arena = handle::get(arena)?;
+        let object = handle::get(object)?;
+        let prot = known(consts::prot(prot), "prot", prot)?;
+        let sharing = known(consts::sharing(sharing), "sharing", sharing)?;
+        Ok(arena.replace(offset, &object, object_offset, len, prot, sharing)?)
     })
 }
 

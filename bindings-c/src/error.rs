@@ -185,7 +185,7 @@ impl From<Error> for Failure {
         let (errno, kind) = match &error {
             Error::Argument { .. } => (EINVAL, SOFTFAULT_ERROR_ARGUMENT),
             Error::NotMapped { .. } => (ENXIO, SOFTFAULT_ERROR_NOT_MAPPED),
-            Error::Occupied { .. } => (EEXIST, SOFTFAULT_ERROR_OCCUPIED),
+            Error::Occupied { .. } | Error::AddressInUse { .. } => (EEXIST, SOFTFAULT_ERROR_OCCUPIED),
             Error::Pinned { .. } => (EBUSY, SOFTFAULT_ERROR_PINNED),
             Error::Denied { .. } => (EACCES, SOFTFAULT_ERROR_DENIED),
             Error::Fault { reason, cause, .. } => (errno_of_fault(*reason, *cause), SOFTFAULT_ERROR_FAULT),

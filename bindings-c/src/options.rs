@@ -10,7 +10,7 @@ use crate::handler::minor::softfault_minor_operations;
 use crate::handler::store::softfault_store_operations;
 use crate::handler::vm_fault::softfault_vm_operations;
 use softfault::{ObjectBuilder, RuntimeBuilder};
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::time::Duration;
 
 /// Options of softfault_runtime_new(). Fields that are 0 have their defaults.
@@ -120,6 +120,8 @@ pub struct softfault_arena_options {
     pub delivery: u32,
     /// What SOFTFAULT_DELIVERY_SEGV exposes at once: a power of two, 4 KiB to 2 MiB; default 2 MiB.
     pub granule_bytes: u64,
+    /// The arena's first address, a multiple of 2 MiB, where nothing may be mapped yet. Default: the kernel chooses.
+    pub address: *mut c_void,
 }
 
 /// A structure that begins with its size, and of which all zeros is a value.
@@ -142,7 +144,7 @@ unsafe impl Versioned for softfault_object_options {
     const NAME: &'static str = "softfault_object_options";
     const FIRST: usize = 64;
 }
-// SAFETY: numbers, the size first.
+// SAFETY: numbers and an address, the size first.
 unsafe impl Versioned for softfault_arena_options {
     const NAME: &'static str = "softfault_arena_options";
     const FIRST: usize = 24;

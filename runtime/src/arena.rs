@@ -1,5 +1,7 @@
 //! `Arena`: a range of address space over which objects are mapped.
 
+mod place;
+
 use crate::Access;
 use crate::delivery::Delivery;
 use crate::error::{self, Error, Place, Result, parent_only, system};
@@ -54,6 +56,7 @@ pub struct ArenaBuilder {
     native_extents: bool,
     granule_bytes: usize,
     lookup_first: bool,
+    at: Option<usize>,
 }
 
 impl ArenaBuilder {
@@ -67,6 +70,7 @@ impl ArenaBuilder {
             native_extents: true,
             granule_bytes: EXTENT_SIZE,
             lookup_first: false,
+            at: None,
         }
     }
     /// Asks for one way of delivery; default [`Delivery::Auto`].
@@ -111,7 +115,8 @@ impl ArenaBuilder {
     /// Reserves the address space and makes the arena known to the handlers.
     ///
     /// # Errors
-    /// [`Error::Delivery`] when the mode cannot be had, [`Error::Argument`] for no bytes, [`Error::Exhausted`].
+    /// [`Error::Delivery`] when the mode cannot be had, [`Error::Argument`] for no bytes or an address that is no multiple of
+    /// 2 MiB, [`Error::AddressInUse`], [`Error::Exhausted`], [`Error::System`].
     #[expect(unsafe_code, reason = "publishes the arena to handlers")]
     pub fn build(self) -> Result<Arena> {
         let op = "ArenaBuilder::build";
@@ -129,12 +134,9 @@ impl ArenaBuilder {
         let extents: Table<Extent> = Table::new(nr).map_err(system(op, "mmap"))?;
         let mut registry = registry::lock();
         #[cfg(feature = "userfaultfd")]
-        open_contexts(&mut registry, trap, self.mode_of(trap))?;
-        let slot = registry.arenas.get().ok_or_else(registry::exhausted(op, "arenas (4096)"))?;
-        let base = mem::reserve(len_bytes, EXTENT_SIZE).map_err(|e| {
-            registry.arenas.put(slot);
-            memory::check_room(op, (len_bytes + EXTENT_SIZE) as u64).err().unwrap_or_else(|| system(op, "mmap")(e))
-        })?;
+        place::open_contexts(&mut registry, trap, self.mode_of(trap))?;
+        let slot = registry.arenas.get().ok_or_else(registry::exhausted(op, "arenas (32768)"))?;
+        let base = self.reserve(len_bytes).inspect_err(|_| registry.arenas.put(slot))?;
         let facts = ArenaFacts { base, len_bytes, granules: granules.lend(), trap, stat: self.runtime.inner.stat };
         // SAFETY: the slot's number was free; the arena withdraws it before its range and tables go.
         unsafe { vmatree::publish_arena(slot, &facts) }.map_err(|e| {
@@ -195,21 +197,6 @@ impl ArenaBuilder {
             Trap::Monitor => Delivery::Monitor,
         }
     }
-}
-
-/// Opens the userfaultfd contexts that arenas of this kind need.
-#[cfg(feature = "userfaultfd")]
-fn open_contexts(registry: &mut registry::Registry, trap: Trap, mode: Delivery) -> Result<()> {
-    use softfault_platform::mmu::uffd::Kind;
-    let kinds: &[Kind] = match trap {
-        Trap::Uffd => &[Kind::Async, Kind::Sync],
-        Trap::Monitor => &[Kind::Monitor],
-        Trap::Segv => &[],
-    };
-    for kind in kinds {
-        registry.context(*kind).map_err(|e| Error::Delivery { mode, why: format!("opening userfaultfd: {e}") })?;
-    }
-    Ok(())
 }
 
 /// A range of address space over which objects are mapped. Cheap to clone; the last clone unmaps everything.

@@ -47,6 +47,16 @@ pub enum Error {
         /// Arena bytes.
         range: Range<usize>,
     },
+    /// Something that is not this arena's is mapped where the arena is to be.
+    #[error(
+        "ArenaBuilder::build: {len_bytes:#x} bytes at address {address:#x} are in use; unmap what is there, or choose others"
+    )]
+    AddressInUse {
+        /// The first address asked for.
+        address: usize,
+        /// How many bytes.
+        len_bytes: usize,
+    },
     /// A pin holds the range.
     #[error("{op}: arena bytes {:#x}..{:#x} are pinned; drop the pin first", range.start, range.end)]
     Pinned {

@@ -27,7 +27,8 @@ pub enum Advice {
     /// [`RuntimeBuilder::readahead_pages`](crate::RuntimeBuilder::readahead_pages)).
     WillNeed,
     /// It is not needed soon: page-table entries of shared mappings go, the pages stay cached; the next touch is a minor
-    /// fault.
+    /// fault. To an arena's private mappings it is the same, and **what was written to them is gone**: the next touch shows
+    /// the object.
     DontNeed,
     /// Its pages are the first to go when room is needed, unless they are touched before; until then they stay cached. A
     /// hint: what is pinned or busy stays as it is.
@@ -148,7 +149,7 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Exhausted`]: nothing was changed. [`Error::Pinned`] and
-    /// [`Error::Denied`] as [`Arena::zap`], for `DontNeed`. For `PageOut` [`Error::Writeback`] and as [`Object::evict`].
+    /// [`Error::Denied`] over an exclusive object, for `DontNeed`. For `PageOut` [`Error::Writeback`] and as [`Object::evict`].
     /// [`Error::Fault`] naming the first page that cannot be populated; those before it are resident.
     pub fn advise(&self, range: Range<usize>, advice: Advice) -> Result<()> {
         let op = "Arena::advise";
@@ -160,7 +161,7 @@ impl Arena {
         match advice {
             Advice::PopulateRead => self.inner.fault_in(op, &range, Access::Read, false),
             Advice::PopulateWrite => self.inner.fault_in(op, &range, Access::Write, false),
-            Advice::DontNeed => self.inner.zap(op, &range),
+            Advice::DontNeed => self.inner.dont_need(op, &range),
             Advice::Cold => {
                 pieces.iter().for_each(|(object, p)| deactivate(object, p.start, p.end));
                 Ok(())

@@ -14,7 +14,11 @@ mod advice;
 mod check;
 mod delegations;
 mod extents;
+mod replace;
+mod set;
 mod zap;
+
+pub(crate) use set::VmaSet;
 
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
@@ -35,7 +39,6 @@ use softfault_platform::mmu::uffd::{self, Kind};
 use softfault_platform::section;
 use softfault_platform::sys::mem;
 use softfault_platform::vmatree::{self, Trap};
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -52,6 +55,8 @@ pub(crate) struct VmaEntry {
     /// How it is said to be read: `RAND_READ`, `SEQ_READ` or nothing.
     pub(crate) advice: VmFlags,
     index: u32,
+    /// It stands in for one that is being put there: nothing is mapped through it, and who touches it waits.
+    is_changing: bool,
     delegation: Option<Arc<DelegationInner>>,
     _map: Arc<MapCount>,
 }
@@ -74,6 +79,13 @@ impl Drop for MapCount {
 }
 
 impl VmaEntry {
+    /// A call of `map`: `pgoff` of an object at a range.
+    fn new(what: (Range<usize>, u64, &Object), (prot, sharing): (Prot, Sharing), index: u32) -> Self {
+        let (range, pgoff, Object { inner, writable: may_write, .. }) = what;
+        let (_map, object, may_write) = (MapCount::new(inner), Arc::clone(inner), *may_write);
+        let (advice, is_changing, delegation) = (VmFlags::empty(), false, None);
+        Self { range, pgoff, object, prot, sharing, may_write, advice, index, is_changing, delegation, _map }
+    }
     pub(crate) fn may_write_shared(&self) -> bool {
         self.sharing == Sharing::Shared && self.may_write
     }
@@ -85,12 +97,18 @@ impl VmaEntry {
     }
     /// Lets reclaim and write-back find the vma, whose record is written.
     fn list(&self) {
+        if self.is_changing {
+            return;
+        }
         let _lists = self.object.i_mmap().lists();
         // SAFETY: `write_record` filled the record; `unlist` and `section::synchronize` come before the number is free.
         unsafe { vmatree::rmap_add(self.object.mapping().id, self.which(), self.index) };
     }
     /// Takes the vma off that list again; readers may still see it until `section::synchronize` has returned.
     fn unlist(&self) {
+        if self.is_changing {
+            return;
+        }
         let _lists = self.object.i_mmap().lists();
         vmatree::rmap_remove(self.object.mapping().id, self.which(), self.index);
     }
@@ -99,51 +117,6 @@ impl VmaEntry {
     }
     fn cut(&self, range: Range<usize>) -> Self {
         Self { pgoff: self.pgoff_at(range.start), range, ..self.clone() }
-    }
-}
-
-/// The mappings of an arena by first offset, and the ranges that pins hold.
-#[derive(Debug, Default)]
-pub(crate) struct VmaSet {
-    map: BTreeMap<usize, VmaEntry>,
-    pub(crate) pins: Vec<Range<usize>>,
-}
-
-impl VmaSet {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &VmaEntry> {
-        self.map.values()
-    }
-
-    /// Returns the mappings that overlap `range`, in order.
-    pub(crate) fn overlapping(&self, range: &Range<usize>) -> Vec<VmaEntry> {
-        let first = self.map.range(..=range.start).next_back().map_or(range.start, |(k, _)| *k);
-        let hit = |v: &&VmaEntry| v.range.start < range.end && range.start < v.range.end;
-        self.map.range(first..range.end).map(|(_, v)| v).filter(hit).cloned().collect()
-    }
-
-    /// Returns the overlapping mappings if they cover `range` without a gap.
-    pub(crate) fn covering(&self, op: &'static str, range: &Range<usize>) -> Result<Vec<VmaEntry>> {
-        let hit = self.overlapping(range);
-        let mut at = range.start;
-        for v in &hit {
-            if v.range.start > at {
-                break;
-            }
-            at = v.range.end;
-        }
-        if at < range.end { Err(Error::NotMapped { op, range: range.clone() }) } else { Ok(hit) }
-    }
-
-    fn check_pins(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
-        match self.pins.iter().find(|p| p.start < range.end && range.start < p.end) {
-            Some(p) => Err(Error::Pinned { op, range: p.clone() }),
-            None => Ok(()),
-        }
-    }
-
-    /// Forgets everything without touching anything: this is a forked child.
-    pub(crate) fn forget(&mut self) {
-        std::mem::forget(std::mem::take(&mut self.map));
     }
 }
 
@@ -208,6 +181,9 @@ impl ArenaInner {
             return exclusive::flags_of(v);
         }
         let mut flags = tracking | v.advice;
+        if v.is_changing {
+            flags |= VmFlags::CHANGING;
+        }
         flags |= match v.prot {
             Prot::None => VmFlags::empty(),
             Prot::Read => VmFlags::READ,
@@ -266,22 +242,9 @@ impl ArenaInner {
         sharing: Sharing,
     ) -> Result<()> {
         let op = "Arena::map";
-        let range = self.check_map(object, offset, object_offset, len_bytes, prot, sharing)?;
+        let range = self.check_map(op, object, (offset, object_offset, len_bytes), prot, sharing)?;
         let index = registry::lock().vmas.get().ok_or_else(registry::exhausted(op, "vmas (1048576)"))?;
-        let (pgoff, may_write, object) = (object_offset >> PAGE_SHIFT, object.writable, Arc::clone(&object.inner));
-        let (map, advice, delegation) = (MapCount::new(&object), VmFlags::empty(), None);
-        let entry = VmaEntry {
-            range: range.clone(),
-            pgoff,
-            object,
-            prot,
-            sharing,
-            may_write,
-            advice,
-            index,
-            delegation,
-            _map: map,
-        };
+        let entry = VmaEntry::new((range.clone(), object_offset >> PAGE_SHIFT, object), (prot, sharing), index);
         // The gate before the lock: evictions hold it while they look who maps the object.
         let gate = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();

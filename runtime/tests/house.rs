@@ -23,6 +23,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "swap.rs",
     "vmas.rs",
     "vmas/delegations.rs",
+    "vmas/replace.rs",
     "vmas/zap.rs",
 ];
 

@@ -30,6 +30,10 @@ static void bad_ranges(softfault_arena *arena, softfault_object *object, size_t 
     FAILS(softfault_arena_map(arena, 0, object, 0, PAGE, 5, SOFTFAULT_MAP_SHARED), EINVAL, ARGUMENT, "prot is 5");
     FAILS(softfault_arena_map(arena, 0, object, 0, PAGE, RW, 3), EINVAL, ARGUMENT, "sharing is 3");
     FAILS(softfault_arena_map(arena, 0, NULL, 0, PAGE, RW, SOFTFAULT_MAP_SHARED), EINVAL, HANDLE, "softfault_object");
+    FAILS(softfault_arena_replace(arena, 1, object, 0, PAGE, RW, SOFTFAULT_MAP_SHARED), EINVAL, ARGUMENT, "Arena::replace");
+    FAILS(softfault_arena_replace(arena, 0, object, 0, PAGE, 5, SOFTFAULT_MAP_SHARED), EINVAL, ARGUMENT, "prot is 5");
+    FAILS(softfault_arena_replace(arena, 0, object, 0, PAGE, RW, 3), EINVAL, ARGUMENT, "sharing is 3");
+    FAILS(softfault_arena_replace(arena, 0, NULL, 0, PAGE, RW, SOFTFAULT_MAP_SHARED), EINVAL, HANDLE, "softfault_object");
     FAILS(softfault_arena_map(arena, 0, object, UINT64_MAX & ~4095ull, PAGE, RW, SOFTFAULT_MAP_SHARED), EINVAL, ARGUMENT, "");
 }
 
@@ -38,7 +42,7 @@ void test_arena(void)
     softfault_runtime *rt = new_runtime(4096);
     softfault_object *file, *object;
     softfault_object_options options = {.size = sizeof options, .flags = SOFTFAULT_OBJECT_WRITABLE};
-    softfault_arena *arena = NULL;
+    softfault_arena *arena = NULL, *second;
     softfault_arena_options ao = {.size = sizeof ao, .flags = SOFTFAULT_ARENA_KERNEL_ACCESS};
     unsigned char *base, buf[2 * 4096];
     void *p;
@@ -62,7 +66,16 @@ void test_arena(void)
     ao.delivery = SOFTFAULT_DELIVERY_SEGV;
     FAILS(softfault_arena_new(rt, PAGE, &ao, &arena), EOPNOTSUPP, DELIVERY, "kernel_access needs Monitor");
 
+    ao = (softfault_arena_options){.size = sizeof ao, .delivery = env.delivery, .address = (void *)4096};
+    FAILS(softfault_arena_new(rt, PAGE, &ao, &arena), EINVAL, ARGUMENT, "multiple of 2 MiB");
+
     arena = new_arena(rt, 8 * EXTENT - 1, 0, &base);
+    ao.address = base;
+    FAILS(softfault_arena_new(rt, PAGE, &ao, &second), EEXIST, OCCUPIED, "in use");
+    OK(softfault_arena_free(arena));
+    OK(softfault_arena_new(rt, 8 * EXTENT - 1, &ao, &arena));
+    OK(softfault_arena_base(arena, &p));
+    CHECK(p == base);
     OK(softfault_arena_len(arena, &len));
     CHECK_IS(len, 8 * EXTENT);
     FAILS(softfault_arena_len(arena, NULL), EINVAL, ARGUMENT, "len_bytes is NULL");

@@ -23,6 +23,7 @@ void test_store(void);
 void test_minor(void);
 void test_causes(void);
 void test_stats(void);
+void test_interpose(void);
 void test_fork(void);
 
 static const struct {
@@ -44,6 +45,7 @@ static const struct {
     {"minor", test_minor},
     {"causes", test_causes},
     {"stats", test_stats},
+    {"interpose", test_interpose},
     {"fork", test_fork},
 };
 

@@ -200,8 +200,15 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             Next::Again
         }
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
+        Work::Change(key) => match env.park.nap(ctx, key, CHANGE_NS) {
+            Woken::NotNow => Next::Later,
+            _ => Next::Again,
+        },
     }
 }
+
+/// How long a thread sleeps at once while a mapping is exchanged: some system calls.
+const CHANGE_NS: u64 = 1_000_000;
 
 /// Returns the claim of pages to be read, if that is the work; claims a missing page, and has the fillers read what lies
 /// ahead of it first, where the walk has left both to be done.
@@ -234,7 +241,7 @@ fn do_read(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Option<Claim> {
 /// a page that is `telling` its range.
 fn drop_work(env: Env<'_>, work: Work) {
     match work {
-        Work::None | Work::Wait(..) => {}
+        Work::None | Work::Wait(..) | Work::Change(_) => {}
         Work::Fill(claim) => give_up(env, claim),
         Work::Cow(claim)
         | Work::Dsync(claim)

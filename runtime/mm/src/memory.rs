@@ -19,17 +19,22 @@ use crate::extent::Extent;
 use crate::failpoint;
 use crate::filemap;
 use crate::folio::FolioWord;
-use crate::ops::{Installed, Prot};
+use crate::ops::{Installed, Prot, WaitKey};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Work};
 use crate::vmstat::{Event, VmStat};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Resolves one fault, or says what is in the way. Linux: `handle_mm_fault`.
 ///
 /// Called identically from every delivery. The vma holds the fault's address.
 pub fn handle_mm_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
+    if vma.flags.intersects(VmFlags::CHANGING) {
+        vmf.work = Work::Change(wait_for_change());
+        return VmFaultReason::RETRY;
+    }
     let need = if vmf.is_write() { VmFlags::WRITE } else { VmFlags::READ };
     if !vma.flags.contains(need) {
         return vmf.ctx().fail(FillError::NotPermitted);
@@ -45,6 +50,21 @@ pub fn handle_mm_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
         huge = huge.without(VmFaultReason::FALLBACK);
     }
     huge | handle_pte_fault(vmf)
+}
+
+/// Moves with each exchange of mappings that is over ([`VmFlags::CHANGING`]); threads that touch one meanwhile sleep on it.
+static CHANGES: AtomicU32 = AtomicU32::new(0);
+
+fn wait_for_change() -> WaitKey {
+    // Read inside the section, in which the exchange was seen under way: it ends later, and moves the word.
+    WaitKey { addr: CHANGES.as_ptr() as usize, seen: CHANGES.load(Ordering::SeqCst) }
+}
+
+/// Says that an exchange of mappings is over; returns the address that is to be woken. Control plane.
+pub fn end_change() -> usize {
+    // SeqCst: after the publication of what is there now. Who loads the new number sees that, too.
+    CHANGES.fetch_add(1, Ordering::SeqCst);
+    CHANGES.as_ptr() as usize
 }
 
 /// Linux: `handle_pte_fault`. Whether a page is mapped is the host's knowledge: the hint stands in for the PTE.

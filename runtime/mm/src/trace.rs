@@ -48,6 +48,8 @@ pub enum Point {
     UNMAP_DRAIN,
     /// The mapping is in place, the range not registered yet.
     MAP_REGISTER,
+    /// What was mapped is closed and drained, what replaces it is not mapped yet.
+    REPLACE_CLOSED,
     /// A page is `telling`, the delegate not called yet.
     DELEGATE_CALL,
     /// A staging page holds the bytes of a private copy, the version not checked again yet.

@@ -176,6 +176,8 @@ bits! {
         SEQ_READ = 1 << 24;
         /// Fault-around is off: what a fault reads is mapped page by page.
         MAP_SINGLE = 1 << 25;
+        /// What is mapped here is being exchanged: whoever touches it waits.
+        CHANGING = 1 << 26;
     }
 }
 

@@ -179,6 +179,8 @@ pub enum Work {
     Tell(Telling),
     /// Sleep on a word.
     Wait(WaitKey, u64),
+    /// Sleep on a word that moves when a mapping has been exchanged; no deadline is in question.
+    Change(WaitKey),
 }
 
 /// A private copy under way: the staging page, and the version the cache page had before it was read.

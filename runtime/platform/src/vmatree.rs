@@ -29,8 +29,10 @@ use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::vma::Vma;
 use softfault_mm::vmstat::VmStat;
 
-/// Arenas a process may have at once.
-pub const NR_ARENAS: usize = 4096;
+/// The first address behind what an arena may cover.
+pub const ADDRESS_END: usize = 1 << page_map::ADDRESS_BITS;
+/// Arenas a process may have at once: each has a few mappings of the kernel's, of which it allows 65,530 by default.
+pub const NR_ARENAS: usize = 1 << 15;
 /// Vmas a process may have at once.
 pub const NR_VMAS: usize = 1 << 20;
 /// Granules that several vmas share, at once.

@@ -12,14 +12,12 @@ impl ArenaInner {
     /// Returns the arena range that is to be mapped.
     pub(super) fn check_map(
         &self,
+        op: &'static str,
         value: &Object,
-        offset: usize,
-        object_offset: u64,
-        len_bytes: usize,
+        (offset, object_offset, len_bytes): (usize, u64, usize),
         prot: Prot,
         sharing: Sharing,
     ) -> Result<Range<usize>> {
-        let op = "Arena::map";
         let object = &*value.inner;
         let argument = |arg, value, why| Err(Error::Argument { op, arg, value, why });
         if !object_offset.is_multiple_of(PAGE_SIZE as u64) {

@@ -18,6 +18,8 @@ pub const MAP_PRIVATE: i32 = libc::MAP_PRIVATE;
 pub const MAP_ANONYMOUS: i32 = libc::MAP_ANONYMOUS;
 /// At exactly this address, replacing what is there.
 pub const MAP_FIXED: i32 = libc::MAP_FIXED;
+/// At exactly this address, unless something is there: `EEXIST` then. Since Linux 4.17.
+pub const MAP_FIXED_NOREPLACE: i32 = libc::MAP_FIXED_NOREPLACE;
 /// No commit charge: sizes here are address space, not memory.
 pub const MAP_NORESERVE: i32 = libc::MAP_NORESERVE;
 /// Drop the range's page-table entries.
@@ -130,6 +132,22 @@ pub fn reserve(len_bytes: usize, align_bytes: usize) -> Result<usize, Errno> {
         unsafe { munmap(base + len_bytes, tail) }?;
     }
     Ok(base)
+}
+
+/// Reserves `len_bytes` bytes of address space without access at exactly `addr`, if nothing is mapped in the range.
+///
+/// # Errors
+/// `EEXIST`: something is; as [`mmap`].
+pub fn reserve_at(addr: usize, len_bytes: usize) -> Result<(), Errno> {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE;
+    // SAFETY: the flag has the kernel refuse what would change a mapping that exists; before Linux 4.17 it is a hint.
+    let at = unsafe { mmap(addr, len_bytes, PROT_NONE, flags, -1, 0) }?;
+    if at == addr {
+        return Ok(());
+    }
+    // SAFETY: mapped in the line above, which nobody has seen.
+    unsafe { munmap(at, len_bytes) }?;
+    Err(Errno::EEXIST)
 }
 
 /// Maps `len_bytes` bytes of zeroed private memory that costs nothing until it is touched, and is in no core dump. For what is

@@ -174,7 +174,9 @@ fn access(
     if !is_translation(signo, si.code, trap) {
         return Err(Verdict::Pass(signo));
     }
-    if signo == SIGSEGV && trap != Trap::Segv {
+    // While a mapping is exchanged it is closed to everybody: the walk waits until it is over.
+    let is_changing = || vmatree::with_vma(slot, si.addr, |vma| vma.flags.contains(VmFlags::CHANGING)) == Some(true);
+    if signo == SIGSEGV && trap != Trap::Segv && !is_changing() {
         return Err(protection_fault(si.addr, frame, slot, ctx, stat));
     }
     let mut flags = FaultFlags::USER | FaultFlags::ALLOW_RETRY;

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use softfault_mm::page::EXTENT_SHIFT;
 
 /// log2 of the user address space.
-const ADDRESS_BITS: u32 = 47;
+pub(super) const ADDRESS_BITS: u32 = 47;
 const NR_GRANULES: usize = 1 << (ADDRESS_BITS - EXTENT_SHIFT);
 /// log2 of the granules of a leaf of the page map: 32 GiB of address space in 64 KiB.
 const LEAF_SHIFT: u32 = 14;

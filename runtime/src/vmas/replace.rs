@@ -1,0 +1,183 @@
+//! Replacing what is mapped in a range, in one step for whoever touches it. Linux: mmap(2) with `MAP_FIXED`.
+//!
+//! ```text
+//! control plane                                    who touches the range
+//! check, take what is needed
+//! publish CHANGING, drain sections                 old bytes by old entries; a fault: sleeps, and looks again
+//! demote; close the range; harvest old stores      SIGSEGV: finds CHANGING, sleeps
+//! mmap(PROT_NONE) over it, REGISTER                the same
+//! publish the new vma, mprotect                    faults the new page in
+//! wake                                             looks again at once
+//! ```
+//! A store that is through before the range is closed is the old object's, any other one the new object's.
+
+#![expect(unsafe_code, reason = "maps an object over the arena's own address range, and drops private copies")]
+
+use super::{ArenaInner, VmaEntry, VmaSet, prot_bits};
+use crate::arena::{Arena, Prot, Sharing};
+use crate::error::{Error, Result, system};
+use crate::object::Object;
+use softfault_mm::failpoint;
+use softfault_mm::memory;
+use softfault_mm::page::PAGE_SHIFT;
+use softfault_platform::section;
+use softfault_platform::sys::{futex, mem};
+use softfault_platform::vmatree::Trap;
+use std::ops::Range;
+use std::sync::Arc;
+
+impl Arena {
+    /// Maps `len_bytes` bytes of `object` from `object_offset` on at `offset`, instead of whatever is mapped there, or of
+    /// nothing. Linux: `mmap` with `MAP_FIXED`.
+    ///
+    /// A thread that loads from the range meanwhile sees what was there or what is there now, and is never told that nothing
+    /// is: it waits for the moments in between. A store that ends before the call belongs to what was there. System calls on
+    /// the range may fail with `EFAULT` meanwhile, in every mode. Mappings are split at the ends of the range; what was
+    /// written to private ones is gone.
+    ///
+    /// # Errors
+    /// As [`Arena::map`] but for [`Error::Occupied`], [`Error::Pinned`], and [`Error::Denied`] where an exclusive object is
+    /// or would be mapped: nothing was changed. [`Error::Exhausted`] and [`Error::System`]: the kernel had no room for the
+    /// new mapping, and nothing is mapped in the range if it had taken the old one away before.
+    pub fn replace(
+        &self,
+        offset: usize,
+        object: &Object,
+        object_offset: u64,
+        len_bytes: usize,
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<()> {
+        self.inner.map_over(object, (offset, object_offset, len_bytes), prot, sharing)
+    }
+}
+
+const OP: &str = "Arena::replace";
+
+impl ArenaInner {
+    fn map_over(
+        self: &Arc<Self>,
+        object: &Object,
+        at: (usize, u64, usize),
+        prot: Prot,
+        sharing: Sharing,
+    ) -> Result<()> {
+        let range = self.check_map(OP, object, at, prot, sharing)?;
+        // The gate before the lock, as in `map`.
+        let _gate = object.inner.i_mmap().gate();
+        let mut vmas = self.vmas();
+        vmas.check_pins(OP, &range)?;
+        let hit = vmas.overlapping(&range);
+        if object.inner.is_exclusive() || hit.iter().any(|v| v.object.is_exclusive()) {
+            return Err(Error::Denied {
+                op: OP,
+                what: "an exclusive object is unmapped whole, and mapped where nothing is",
+            });
+        }
+        let mut new = self.cut_around(OP, &hit, &range)?;
+        let mut standin = VmaEntry::new((range.clone(), at.1 >> PAGE_SHIFT, object), (prot, sharing), 0);
+        standin.is_changing = true;
+        standin.index = self.fresh_index(OP, &new)?;
+        new.push(standin.clone());
+        let index = self.fresh_index(OP, &new)?;
+        let entry = VmaEntry { index, is_changing: false, ..standin.clone() };
+        object.inner.i_mmap().add(self);
+        if let Err(error) = self.replace(&mut vmas, &hit, &new, &range) {
+            crate::registry::lock().vmas.put(index);
+            return Err(error);
+        }
+        let changed = self.exchange(&mut vmas, &hit, &standin, &entry);
+        drop(vmas);
+        futex::wake_all(memory::end_change());
+        changed
+    }
+
+    /// Puts `entry` where `standin` keeps everybody waiting and `old` was.
+    fn exchange(&self, vmas: &mut VmaSet, old: &[VmaEntry], standin: &VmaEntry, entry: &VmaEntry) -> Result<()> {
+        let range = &entry.range;
+        let mut demoted = Ok(0);
+        for v in old {
+            // What cannot be registered again goes with the mapping; of each it is tried.
+            let one = self.demote_entry(v, range);
+            demoted = demoted.and(one);
+            self.harvest_for_good(v, range);
+        }
+        // Who reclaims or writes back leaves the range alone from here on.
+        self.retire(old);
+        failpoint!(REPLACE_CLOSED);
+        entry.object.vm_ops().open(entry.object.mapping());
+        let mapped = demoted.and_then(|_| self.map_kernel(entry)).and_then(|()| self.publish_closed(entry));
+        vmas.map.remove(&range.start);
+        match &mapped {
+            Ok(()) => _ = vmas.map.insert(range.start, entry.clone()),
+            Err(_) => self.leave_bare(old, entry),
+        }
+        section::synchronize();
+        self.retire(std::slice::from_ref(standin));
+        let (mmu, _) = self.mmu_of(entry);
+        // Who waited for the old mapping's pages (Monitor) looks at the new one's.
+        mmu.wake(self.address(range.start), range.len() >> PAGE_SHIFT);
+        self.reclaim_splits(range);
+        mapped
+    }
+
+    /// Publishes a mapping that is closed to everybody, and opens it; or publishes nothing.
+    fn publish_closed(&self, v: &VmaEntry) -> Result<()> {
+        self.forget_mapped(&v.range);
+        self.write_record(v);
+        v.list();
+        let (addr, len) = (self.address(v.range.start), v.range.len());
+        let published = self.point(&v.range, Some(v.index)).and_then(|()| match self.trap {
+            Trap::Segv => Ok(()),
+            // SAFETY: the range is this arena's, mapped and registered.
+            _ => unsafe { mem::mprotect(addr, len, prot_bits(v.prot)) }.map_err(system(OP, "mprotect")),
+        });
+        if published.is_err() {
+            let _ = self.point(&v.range, None);
+            v.unlist();
+            section::synchronize();
+        }
+        published
+    }
+
+    /// The new mapping could not be had: nothing is mapped there.
+    fn leave_bare(&self, old: &[VmaEntry], entry: &VmaEntry) {
+        let range = &entry.range;
+        let _ = self.point(range, None);
+        section::synchronize();
+        entry.object.vm_ops().close(entry.object.mapping());
+        crate::registry::lock().vmas.put(entry.index);
+        if !self.unmap_kernel(range, range) {
+            // The kernel still maps one of them there: its memory must never become another object's.
+            old.iter().chain([entry]).for_each(|v| std::mem::forget(Arc::clone(&v.object)));
+        }
+    }
+
+    /// Linux: `MADV_DONTNEED`. Of private mappings what was written to them goes, and the next touch shows the object.
+    pub(crate) fn dont_need(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
+        let vmas = self.vmas();
+        vmas.check_pins(op, range)?;
+        let hit = vmas.overlapping(range);
+        if hit.iter().any(|v| v.object.is_exclusive()) {
+            return Err(Error::Denied { op, what: "an exclusive object's pages are nowhere else" });
+        }
+        for v in &hit {
+            let piece = v.range.start.max(range.start)..v.range.end.min(range.end);
+            let dropped = if v.is_private() { self.drop_copies(&piece) } else { self.zap_kernel(v, &piece) };
+            dropped.map_err(system(op, "madvise"))?;
+        }
+        Ok(())
+    }
+
+    /// Drops a private mapping's own pages, and its entries of the cache's.
+    ///
+    /// The hints go first: one that is set for a page which is not mapped says "maybe", one that is missing for a page which
+    /// is would be wrong. By protection they say what is exposed, which stays so: below it are the cache's pages.
+    fn drop_copies(&self, range: &Range<usize>) -> std::result::Result<(), softfault_platform::sys::Errno> {
+        if self.trap != Trap::Segv {
+            self.forget_mapped(range);
+        }
+        // SAFETY: the arena's own range; its private copies are what the caller gives up.
+        unsafe { mem::drop_pages(self.address(range.start), range.len()) }
+    }
+}
