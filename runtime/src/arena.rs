@@ -6,7 +6,6 @@ use crate::Access;
 use crate::delivery::Delivery;
 use crate::error::{self, Error, Place, Result, parent_only, system};
 use crate::lease::Table;
-use crate::memory;
 use crate::object::Object;
 use crate::pin::Pin;
 use crate::registry;
