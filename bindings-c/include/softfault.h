@@ -511,8 +511,7 @@
 #define SOFTFAULT_STORE_HANDLER_SAFE 0x1
 
 /**
- * A handler-safe store touches arena memory in read or dsync, and so may fault. It needs threads with alternate signal
- * stacks of 16 KiB.
+ * A handler-safe store touches arena memory in read or dsync, and so may fault.
  */
 #define SOFTFAULT_STORE_TOUCHES_ARENAS 0x2
 

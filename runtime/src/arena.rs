@@ -11,18 +11,17 @@ use crate::pin::Pin;
 use crate::registry;
 use crate::runtime::{Runtime, RuntimeInner};
 use crate::vmas::{VmaEntry, VmaSet};
-use softfault_mm::ctx::Ctx;
 use softfault_mm::extent::{Extent, ExtentState};
 use softfault_mm::fault;
 use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::sync::{AtomicU64, Ordering};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason};
 use softfault_platform::host::Host;
-use softfault_platform::section::{self, Slot};
+use softfault_platform::section;
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::{self, ArenaFacts, Trap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a mapping permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,10 +236,6 @@ impl std::fmt::Debug for ArenaInner {
 }
 
 impl ArenaInner {
-    pub(crate) fn vmas(&self) -> MutexGuard<'_, VmaSet> {
-        self.vmas.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Checks a byte range of the arena: page-aligned, not empty, inside.
     pub(crate) fn check_range(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
         parent_only(op)?;
@@ -268,13 +263,12 @@ impl ArenaInner {
 
     /// Resolves a touch of `offset` without touching.
     fn fault_one(&self, offset: usize, access: Access) -> (Option<VmFaultReason>, Option<FillError>) {
-        let Ok(slot) = Slot::enter_patiently() else { return (None, None) };
-        let ctx = Ctx::thread(slot.stripe());
+        let Ok(host) = Host::enter() else { return (None, None) };
+        let ctx = host.ctx();
         let mut flags = FaultFlags::ALLOW_RETRY | FaultFlags::REMOTE;
         if access == Access::Write {
             flags |= FaultFlags::WRITE;
         }
-        let host = Host::new(slot, false);
         (fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags), ctx.cause())
     }
 

@@ -8,6 +8,7 @@
 //! ([`softfault_platform::exit`]).
 
 use crate::error::{Error, Result};
+use crate::masked::{self, Masked};
 use crate::object::{Flushing, ObjectInner};
 use crate::writeback;
 use softfault_mm::failpoint;
@@ -20,7 +21,7 @@ use softfault_platform::exit::Seat;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -49,8 +50,8 @@ impl Writable {
 pub(crate) struct Writables(Mutex<Vec<Writable>>);
 
 impl Writables {
-    fn list(&self) -> MutexGuard<'_, Vec<Writable>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn list(&self) -> Masked<'_, Vec<Writable>> {
+        masked::lock(&self.0)
     }
 
     /// Adds an object; those that have ended go when the list grows.

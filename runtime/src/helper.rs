@@ -4,6 +4,7 @@
 //! touches one. The runtime's own code on them does not allocate after start; what a store does is the store's affair.
 
 use crate::error::{Error, Result};
+use crate::masked;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
 use softfault_mm::vmscan;
@@ -50,7 +51,7 @@ impl Pool {
     /// The standard library allocates while a thread starts. A program that faults while it holds the allocator's lock
     /// waits for a filler, so no filler may be on its way to that lock by then.
     pub(crate) fn grow(&mut self, nr: usize) -> Result<()> {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = masked::lock(&self.threads);
         while threads.len() < nr {
             threads.push(start_filler(&self.stop)?);
         }
@@ -137,7 +138,8 @@ fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
     host::count_helper(true);
     running.store(1, Ordering::Release);
     let host = Host::detached();
-    let ctx = Ctx::thread(0);
+    let mut ctx = Ctx::thread(0);
+    ctx.is_helper = true;
     while let Some(job) = host::next_job(stop) {
         match job {
             Job::Fill(claim) => fault::fill_here(host.env(), &ctx, claim),

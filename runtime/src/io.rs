@@ -48,17 +48,21 @@ fn get_pinned_of(
     req: u32,
 ) -> std::result::Result<&'static FolioWord, FillError> {
     let mapping = object.mapping();
+    let first = filemap::get_folio(mapping, pgoff, set);
+    // What is cached costs no system call.
+    if let Lookup::Pinned(word) = first {
+        if req > 0 && word.take_marker() {
+            read_pages::do_async_readahead(mapping, Host::detached().env().park, 0, pgoff, req);
+        }
+        return Ok(word);
+    }
+    // From the claim to what becomes of it no handler of the program's runs on this thread; while it waits it has no claim.
     let host = Host::detached();
-    let (env, ctx) = (host.env(), Ctx::thread(0));
+    let (env, ctx) = (host.env(), host.ctx());
     let mut tried = false;
     loop {
         match filemap::get_folio(mapping, pgoff, set) {
-            Lookup::Pinned(word) => {
-                if req > 0 && word.take_marker() {
-                    read_pages::do_async_readahead(mapping, env.park, ctx.stripe, pgoff, req);
-                }
-                return Ok(word);
-            }
+            Lookup::Pinned(word) => return Ok(word),
             Lookup::PastEnd => return Err(FillError::PastEnd),
             Lookup::Overdue => return Err(FillError::Deadline),
             Lookup::NoPins => return Err(out_of_memory(mapping, FillError::NoPins)),
@@ -115,12 +119,7 @@ fn fill_missing(
         }
         Err(error) => return Err(error),
     };
-    if mapping.deadline_ns == u64::MAX {
-        fault::fill_here(env, ctx, claim);
-    } else if let Err(claim) = env.park.submit(claim) {
-        fault::give_up(env, claim);
-        std::thread::yield_now();
-    }
+    fault::fill(env, ctx, claim);
     Ok(true)
 }
 
@@ -176,7 +175,7 @@ fn for_each_page(
         if page.is_none() {
             return Err(exclusive::not_there(call.op));
         }
-        if access == Access::Write {
+        if access == Access::Write && writeback::is_dirty_full(object.mapping()) {
             writeback::balance_dirty_pages(Host::detached().env(), &Ctx::thread(0), object.mapping());
         }
         at += here as u64;

@@ -21,6 +21,7 @@ mod khugepaged;
 mod kswapd;
 mod lease;
 pub mod madvise;
+mod masked;
 mod memory;
 pub mod object;
 pub mod pin;

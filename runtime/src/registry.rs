@@ -117,7 +117,6 @@ impl Registry {
         host::init();
         // Without it first stores cannot be found, and every page that may be stored to counts as dirty.
         let _ = softfault_platform::sys::pagemap::init();
-        entry::init();
         budget::init(max_map_count());
         match &mut self.helpers {
             Some(pool) => pool.grow(fillers)?,

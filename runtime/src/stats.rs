@@ -72,6 +72,7 @@ impl Stats {
         counters.push(("process_page_table_bytes", memory::page_table_bytes()));
         counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
         counters.push(("process_handler_chained", entry::PROCESS_STAT.event(Event::HANDLER_CHAINED)));
+        counters.push(("process_fault_signal_pending", softfault_platform::leave::nr_left()));
         counters.push(("process_handler_refused", entry::PROCESS_STAT.event(Event::HANDLER_REFUSED)));
         counters.push(("process_refusal_reasons", entry::refusals()));
         let single = |(_, bit): &&(&str, VmFaultReason)| bit.0.count_ones() == 1 && bit.0 < 1 << 16;

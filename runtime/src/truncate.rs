@@ -256,6 +256,7 @@ impl Object {
             if !left {
                 return Ok(());
             }
+            host.breathe();
             std::thread::sleep(Duration::from_micros(500));
         }
         Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })

@@ -3,6 +3,7 @@
 mod pinned;
 
 use crate::error::{self, Error, Result, parent_only};
+use crate::masked::{self, Masked};
 use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::failpoint;
@@ -45,12 +46,12 @@ pub(crate) struct FlushState {
 }
 
 /// Who has it flushes, punches, or moves the end; see [`FlushState`].
-pub(crate) type Turn<'a> = MutexGuard<'a, ()>;
+pub(crate) type Turn<'a> = Masked<'a, ()>;
 
 impl FlushState {
     /// Keeps flushes away.
     pub(crate) fn turn(&self) -> Turn<'_> {
-        lock(&self.turn)
+        masked::lock(&self.turn)
     }
     /// Notes that the store is, or is not, to be told where the object ends. The caller has the turn.
     pub(crate) fn owe_end(&self, owed: bool) {
@@ -69,8 +70,8 @@ impl FlushState {
         }
     }
     /// Keeps who writes pinned pages as they are away: they measure the object anew.
-    pub(crate) fn direct(&self) -> MutexGuard<'_, ()> {
-        lock(&self.direct)
+    pub(crate) fn direct(&self) -> Masked<'_, ()> {
+        masked::lock(&self.direct)
     }
     /// Notes that pages up to `to` are to be dropped. The caller has the object's gate, as for the two below.
     pub(crate) fn owe_cut(&self, to: u64) {
@@ -228,6 +229,8 @@ impl Flushing {
         for (from, to) in m.nodes.runs(range.start, range.end, usize::MAX) {
             m.stat.add(0, Event::WRITEBACK_SCAN, to - from);
             writeback::writeout(host.env(), m, 0, from, to).map_err(failed)?;
+            // Nothing of what was written is in our hands any more.
+            host.breathe();
         }
         let mut held = None;
         for (p, word) in m.each_folio(range.start, range.end) {

@@ -6,11 +6,13 @@
 //! A shard is handed out in granules of 64 bytes. A compressed page is a run of granules inside one block of 64 of them,
 //! that is inside 4 KiB, so that the block's word says all there is to know.
 
+use crate::masked::{self, Masked};
 use lz4_flex::block::{self, CompressTable};
+use softfault_platform::host::Uninterrupted;
 use softfault_platform::store::swap::Frontswap;
 use softfault_platform::store::{PageMut, PageRef, StoreError};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 const PAGE_SIZE: usize = 4096;
 const GRANULE: usize = 64;
@@ -72,29 +74,27 @@ impl Zpool {
     /// Returns the pages in the pool and the bytes they take.
     pub(crate) fn usage(&self) -> (u64, u64) {
         let of = |s: &Mutex<Shard>| {
-            let s = lock(s);
+            let s = masked::lock(s);
             (s.nr_pages, s.nr_granules * GRANULE as u64)
         };
         self.shards.iter().map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
     }
 
     fn store(&self, page: &PageRef<'_>) -> Option<u32> {
+        // Also while it tries.
+        let _uninterrupted = Uninterrupted::new();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % NR_SHARDS;
         let index = (turn..turn + NR_SHARDS).map(|i| i % NR_SHARDS).find(|i| self.shards[*i].try_lock().is_ok());
         let index = index.unwrap_or(turn);
-        let granule = lock(&self.shards[index]).store(page)?;
+        let granule = masked::lock(&self.shards[index]).store(page)?;
         Some((index as u32) << GRANULE_BITS | granule as u32)
     }
 
     /// Returns the shard that a handle names, and the granule.
-    fn shard(&self, handle: u32) -> (MutexGuard<'_, Shard>, usize) {
+    fn shard(&self, handle: u32) -> (Masked<'_, Shard>, usize) {
         let shard = &self.shards[(handle >> GRANULE_BITS) as usize % NR_SHARDS];
-        (lock(shard), (handle & ((1 << GRANULE_BITS) - 1)) as usize)
+        (masked::lock(shard), (handle & ((1 << GRANULE_BITS) - 1)) as usize)
     }
-}
-
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shard {
@@ -270,7 +270,7 @@ mod tests {
         });
         assert_eq!((pool.usage(), file.nr_used()), ((0, 0), 0), "all given back");
         let most: u64 =
-            pool.shards.iter().map(|s| lock(s).taken.iter().map(|w| w.count_ones() as u64).sum::<u64>()).sum();
+            pool.shards.iter().map(|s| masked::lock(s).taken.iter().map(|w| w.count_ones() as u64).sum::<u64>()).sum();
         assert_eq!(most, 0, "not a granule is left taken");
     }
 

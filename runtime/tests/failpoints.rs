@@ -784,6 +784,8 @@ fn an_object_withdrawn_while_reclaim_has_taken_its_pages() {
         let (object, beside) = (object_of(), object_of());
         // Never mapped, so that nothing has to be taken back before it is withdrawn; the first in the queues.
         object.populate(0..(60 * PAGE) as u64).expect("populate");
+        // A filler reads: what the call has waited for is there, and the rest of its window comes.
+        until("the window is there", || object.cached_pages() == 64);
         let (gate, before) = (Gate::arm(Point::EVICT_TAKEN), object.cached_pages());
         std::thread::scope(|s| {
             let presser = s.spawn(|| beside.populate(0..(200 * PAGE) as u64).expect("populate"));

@@ -5,7 +5,7 @@ mod common;
 
 use common::{
     EXTENT, FOREIGN, FOREIGN_ADDR, Knobs, PAGE, arena, byte_of, child, each_mode, each_of, ended, install, knob_object,
-    load, load_at, map, on_small_stack, on_stack_of, runtime, said, serial, until,
+    load, load_at, map, mask, on_small_stack, on_stack_of, runtime, said, serial, until,
 };
 use softfault::{Arena, Delivery, HandlerStore, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -429,15 +429,6 @@ fn the_audit_names_threads_that_cannot_take_our_signals() {
     ended(out, Ok(0));
 }
 
-fn mask(how: i32, signo: i32) {
-    // SAFETY: a plain C structure; all-zero is a set.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: a set of ours and a signal that exists.
-    unsafe { libc::sigaddset(&raw mut set, signo) };
-    // SAFETY: a set of ours.
-    unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
-}
-
 #[test]
 fn a_thread_with_the_signal_blocked_dies_of_it_and_says_nothing_wrong() {
     // Not a wish: the kernel kills, and nothing can be done at fault time. That is why there is an audit.
@@ -497,26 +488,6 @@ fn a_store_in_the_handler_may_fault_on_another_arena() {
             });
             assert!(rt.stats()["handler_nested"] > nested, "it did nest");
         }
-    });
-}
-
-#[test]
-fn a_stack_without_room_refuses_a_store_that_may_fault() {
-    let _serial = serial();
-    each_of("no_room", &IN_HANDLER, |rt, mode| {
-        let (source, _) = knob_object(rt, PAGE as u64, true);
-        let b = arena(rt, mode, EXTENT);
-        map(&b, 0, &source, Prot::Read, Sharing::Shared);
-        let store = Box::new(MemoryStore(b.as_ptr() as usize));
-        let object = rt.object(PAGE as u64).handler_store(store).unwrap();
-        let a = arena(rt, mode, EXTENT);
-        map(&a, 0, &object, Prot::Read, Sharing::Shared);
-        // One frame and one walk fit, two do not.
-        on_stack_of(common::min_frame() + if cfg!(debug_assertions) { 6 << 10 } else { 3 << 10 }, || {
-            assert_eq!(load(&a, 0), Err(BUS), "refused, and not a crash");
-        });
-        assert_ne!(rt.stats()["process_refusal_reasons"] & 8, 0, "with its reason");
-        on_small_stack(|| assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "with room it works"));
     });
 }
 

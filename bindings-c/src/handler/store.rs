@@ -22,8 +22,7 @@ pub struct softfault_pages {
 
 /// read, dsync and write are called in the faulting thread, inside a signal handler; see softfault_store_operations.
 pub const SOFTFAULT_STORE_HANDLER_SAFE: u32 = 0x1;
-/// A handler-safe store touches arena memory in read or dsync, and so may fault. It needs threads with alternate signal
-/// stacks of 16 KiB.
+/// A handler-safe store touches arena memory in read or dsync, and so may fault.
 pub const SOFTFAULT_STORE_TOUCHES_ARENAS: u32 = 0x2;
 /// write must see bytes that nobody changes meanwhile (it checksums, compresses, encrypts): it gets a copy.
 pub const SOFTFAULT_STORE_STABLE: u32 = 0x4;

@@ -14,18 +14,18 @@ pub struct Ctx<'a> {
     pub stripe: usize,
     /// A handler interrupted by another fault: no store code runs at this depth, fills go to a filler.
     pub nested: bool,
-    /// The stack has no room for the frames of another fault: code that may fault is not run here.
+    /// The thread may not stay on its stack for as long as it likes: no code of the user's runs here.
     pub cramped: bool,
+    /// One of the runtime's own threads, which read what they are given: they would wait for each other.
+    pub is_helper: bool,
     /// Not in a signal handler: code that sleeps, allocates or locks may be called directly.
     pub can_block: bool,
-    /// The signal mask of the interrupted code: restored for the length of a sleep.
+    /// The signal mask of the interrupted code: a wait is left when a signal is pending that it has not blocked.
     pub mask: u64,
     /// Ticks of the cheapest clock, for the histogram; sampled faults only.
     pub clock: Option<fn() -> u64>,
     /// The last install found the range not ours: if the same access comes back again and again, nothing resolves it.
     gone: Cell<bool>,
-    /// The access was refused for want of stack.
-    refused: Cell<bool>,
     /// Why the last attempt failed, if it did and who failed it knows.
     cause: Cell<Option<FillError>>,
     not_send: PhantomData<*const &'a ()>,
@@ -39,11 +39,11 @@ impl Ctx<'_> {
             stripe,
             nested,
             cramped: false,
+            is_helper: false,
             can_block: false,
             mask,
             clock,
             gone: Cell::new(false),
-            refused: Cell::new(false),
             cause: Cell::new(None),
             not_send: PhantomData,
         }
@@ -56,11 +56,11 @@ impl Ctx<'_> {
             stripe,
             nested: false,
             cramped: false,
+            is_helper: false,
             can_block: true,
             mask: 0,
             clock: None,
             gone: Cell::new(false),
-            refused: Cell::new(false),
             cause: Cell::new(None),
             not_send: PhantomData,
         }
@@ -69,17 +69,6 @@ impl Ctx<'_> {
     /// Notes that an install found the range not ours: unmapped, or the kernel's own by now.
     pub(crate) fn note_gone(&self) {
         self.gone.set(true);
-    }
-
-    /// Notes that the access is refused for want of stack.
-    pub(crate) fn refuse(&self) {
-        self.refused.set(true);
-    }
-
-    /// Returns whether the access was refused for want of stack.
-    #[must_use]
-    pub fn is_refused(&self) -> bool {
-        self.refused.get()
     }
 
     /// Forgets it: another attempt begins.

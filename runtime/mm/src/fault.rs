@@ -58,19 +58,20 @@ struct Attempt {
 /// Returns the bits of all attempts together; `RETRY` in the result means that the instruction should simply run
 /// again (it will trap again).
 pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, flags: FaultFlags) -> Option<VmFaultReason> {
-    resume_user_addr_fault(env, ctx, address, flags, VmFaultReason::empty())
+    resume_user_addr_fault(env, ctx, address, flags, VmFaultReason::empty(), false)
 }
 
 /// Goes on with a fault that an earlier call answered with `RETRY`, `before` being its bits: so a fault whose page came
-/// from the store counts as major, whichever call finds the page.
+/// from the store counts as major, whichever call finds the page. `timed_out`: the deadline of the wait in between passed.
 pub fn resume_user_addr_fault(
     env: Env<'_>,
     ctx: &Ctx<'_>,
     address: usize,
     flags: FaultFlags,
     before: VmFaultReason,
+    timed_out: bool,
 ) -> Option<VmFaultReason> {
-    let mut attempt = Attempt { flags, cow: None, timed_out: false, before };
+    let mut attempt = Attempt { flags, cow: None, timed_out, before };
     let mut work = Work::None;
     for _ in 0..MAX_ATTEMPTS {
         let found = walk_once(env, ctx, address, &attempt, &mut work);
@@ -223,10 +224,8 @@ fn do_read(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Option<Claim> {
         }
     };
     let mut found = Ok(None);
-    env.mm.on_walk_stack(&mut || {
-        env.mm.with_claim(&held, &mut |m| {
-            found = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
-        });
+    env.mm.with_claim(&held, &mut |m| {
+        found = read_pages::do_sync_mmap_readahead(m, env.park, ctx.stripe, held.pgoff(), mode);
     });
     if found == Err(FillError::NoMemory) {
         *work = Work::Reclaim(held);
@@ -308,11 +307,23 @@ fn may_call_store(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
     safe
 }
 
-/// Returns whether the object's store may itself fault, and this stack has no room for that fault's frames.
+/// Returns whether this thread is to read the claimed pages itself.
 ///
-/// A filler is no way out: a fault on an arena is refused there too. The access fails, which its thread can handle,
-/// instead of the process, which could not.
-fn needs_room(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
+/// A call of the program's does so where that ends by itself. A store of the user's may hang: it is read by a filler, and
+/// the call waits without the claim and with its signals open, so that a handler that touches the page waits for the
+/// filler, not for the thread it interrupted. Helpers read whatever they are given: they would wait for each other.
+fn may_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
+    let mut may = false;
+    env.mm.with_claim(claim, &mut |m| {
+        may = !ctx.nested && (m.handler_safe || (ctx.is_helper && m.deadline_ns == u64::MAX));
+    });
+    may
+}
+
+/// Returns whether the object's store may itself fault, and this fault cannot stay where it is for as long as that takes.
+///
+/// A filler is no way out: a fault on an arena is refused there. The fault comes again, perhaps with another stack.
+fn must_come_again(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
     let mut faults = false;
     if ctx.cramped {
         env.mm.with_claim(claim, &mut |m| faults = m.store_faults);
@@ -322,23 +333,23 @@ fn needs_room(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
 
 /// Reads the claimed pages here, or has a filler read them; the next attempt finds them, or waits.
 fn do_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
-    if needs_room(env, ctx, &claim) || !may_call_store(env, ctx, &claim) {
-        return fill_elsewhere(env, ctx, claim);
+    if must_come_again(env, ctx, &claim) {
+        give_up(env, claim);
+        env.park.relax();
+        return Next::Later;
+    }
+    if !may_fill(env, ctx, &claim) {
+        return fill_elsewhere(env, claim);
     }
     match try_fill(env, ctx, claim) {
         Ok(()) => Next::Again,
-        Err(claim) => fill_elsewhere(env, ctx, claim),
+        Err(claim) => fill_elsewhere(env, claim),
     }
 }
 
-/// Has a filler read the claimed pages, unless the access is refused.
+/// Has a filler read the claimed pages.
 #[inline(never)]
-fn fill_elsewhere(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
-    if needs_room(env, ctx, &claim) {
-        give_up(env, claim);
-        ctx.refuse();
-        return Next::Fail(FillError::Refused);
-    }
+fn fill_elsewhere(env: Env<'_>, claim: Claim) -> Next {
     if let Err(claim) = env.park.submit(claim) {
         give_up(env, claim);
         env.park.relax();
@@ -346,11 +357,16 @@ fn fill_elsewhere(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     Next::Again
 }
 
+/// Has a filler read the pages that a call claimed, or reads them here; see `do_fill`.
+pub fn fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
+    let _ = do_fill(env, ctx, claim);
+}
+
 /// Reads the claimed pages on this thread.
 ///
 /// # Context: as the object's store
 pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
-    // In a handler only: there is no room.
+    // In a handler only: it cannot stay so long.
     if let Err(claim) = try_fill(env, ctx, claim) {
         give_up(env, claim);
     }
@@ -364,18 +380,14 @@ fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
     env.mm.with_claim(&id, &mut |m| {
         let began = ctx.now();
         let mut read = None;
-        let mut ask = || read = pending.as_ref().map(|claim| filemap::read_folio(m, ctx.stripe, claim));
-        if m.handler_safe && !m.store_faults {
-            let _ = env.mm.on_read_stack(&mut ask);
-        } else {
-            ask();
+        if !ctx.cramped {
+            env.mm.in_user_code(m.store_faults, &mut || {
+                read = pending.as_ref().map(|claim| filemap::read_folio(m, ctx.stripe, claim))
+            });
         }
-        let Some(read) = read else { return };
-        env.mm.on_walk_stack(&mut || {
-            if let Some(claim) = pending.take() {
-                end_fill(env, ctx, m, claim, read, began);
-            }
-        });
+        if let (Some(read), Some(claim)) = (read, if read.is_some() { pending.take() } else { None }) {
+            end_fill(env, ctx, m, claim, read, began);
+        }
     });
     pending.map_or(Ok(()), Err)
 }
@@ -416,7 +428,8 @@ fn release(env: Env<'_>, claim: Claim) {
 
 /// Reads one page past the cache, for a private copy.
 fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
-    let staged = if may_call_store(env, ctx, &claim) { env.mm.get_staged() } else { None };
+    let here = may_fill(env, ctx, &claim) && !ctx.cramped;
+    let staged = if here { env.mm.get_staged() } else { None };
     let Some(staged) = staged else {
         // The next attempt is TRIED: it fills the cache instead.
         release(env, claim);
@@ -427,17 +440,10 @@ fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
         // The version before the read, of an absent page: whatever moves it afterwards makes the copy void. A page that
         // was cached since the walk looked may be written back and dropped while we read, at the same version.
         let seen = m.folio(claim.pgoff()).map(FolioWord::load).filter(|w| w.state() == State::Absent);
-        let Some(before) = seen else { return };
-        let mut read = || {
-            if m.a_ops.read_staged(claim.pgoff(), &staged).is_ok() {
-                version = Some(before.version());
-            }
-        };
-        if m.handler_safe && !m.store_faults {
-            // As a fill. Where too many are under way the next attempt makes one.
-            let _ = env.mm.on_read_stack(&mut read);
-        } else {
-            read();
+        if let Some(before) = seen {
+            let mut read = Err(FillError::Refused);
+            env.mm.in_user_code(m.store_faults, &mut || read = m.a_ops.read_staged(claim.pgoff(), &staged));
+            version = read.is_ok().then_some(before.version());
         }
     });
     release(env, claim);
@@ -453,9 +459,14 @@ fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
 /// Makes a page's block durable before its first store (`NEEDDSYNC`).
 fn do_dsync(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let mut result = Err(FillError::Deadline);
+    if ctx.cramped {
+        release(env, claim);
+        env.park.relax();
+        return Next::Later;
+    }
     if may_call_store(env, ctx, &claim) {
         env.mm.with_claim(&claim, &mut |m| {
-            result = m.a_ops.dsync(claim.pgoff(), 1);
+            env.mm.in_user_code(m.store_faults, &mut || result = m.a_ops.dsync(claim.pgoff(), 1));
             if result.is_ok()
                 && let Some(word) = m.folio(claim.pgoff())
                 && word.try_pin(DSYNCED).is_ok()
@@ -473,9 +484,12 @@ fn do_dsync(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
 
 /// Calls the delegate here if that is allowed, or has a worker call it.
 fn do_tell(env: Env<'_>, ctx: &Ctx<'_>, telling: crate::claim::Telling) {
-    let mut here = ctx.can_block;
+    let mut here = ctx.is_helper;
     env.mm.with_telling(&telling, &mut |d, _| here |= d.handler_safe && !ctx.nested);
-    if here {
+    if here && ctx.cramped {
+        untell(env, telling);
+        env.park.relax();
+    } else if here {
         tell_here(env, ctx.stripe, telling);
     } else if let Err(telling) = env.park.submit_telling(telling) {
         untell(env, telling);
@@ -493,7 +507,7 @@ pub fn tell_here(env: Env<'_>, stripe: usize, telling: crate::claim::Telling) {
         let mut pending = Some(crate::claim::Telling::from_words(words));
         env.mm.with_telling(&key, &mut |d, m| {
             if let Some(telling) = pending.take() {
-                crate::userfaultfd::tell(d, m, env.park, stripe, telling);
+                crate::userfaultfd::tell(d, m, env, stripe, telling);
             }
         });
     }

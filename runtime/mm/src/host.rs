@@ -42,21 +42,12 @@ pub trait AddressSpace {
     /// # Context: handler
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool;
 
-    /// Runs `f` where deep frames have room: a handler's stack may have 8 KiB, of which the kernel took half.
+    /// Runs `f`, which calls a store or a delegate. In a handler the signals of instructions are open meanwhile if that code
+    /// `may_fault`.
     ///
-    /// `f` sleeps at most inside a store, touches no arena, and calls no code of the user's that might.
-    ///
-    /// # Context: handler
-    fn on_walk_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) {
+    /// # Context: handler if the code says so
+    fn in_user_code<'f>(&self, _may_fault: bool, f: &mut (dyn FnMut() + 'f)) {
         f();
-    }
-
-    /// The same for a store's read, which may take long; `false`: there is no room, and `f` was not run.
-    ///
-    /// # Context: handler
-    fn on_read_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) -> bool {
-        f();
-        true
     }
 
     /// Claims a staging page; `None`: all are in use.
@@ -150,11 +141,12 @@ pub enum Woken {
 pub trait Park {
     /// Sleeps while the 32-bit word at `key.addr` equals `key.seen`, at most `timeout_ns`.
     ///
-    /// The caller holds no pin, no section and no claim. In a handler the interrupted signal mask is in force while
-    /// the thread sleeps.
+    /// The caller holds no pin, no section and no claim. A handler does not sleep here: it says [`Woken::NotNow`], and
+    /// sleeps when it holds nothing at all.
     fn wait(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken;
 
-    /// Sleeps as [`Park::wait`] does, until the cache may have got on: a thread that does not wait says so for longer.
+    /// Sleeps for some milliseconds at most, until the cache may have got on: a thread that does not wait says so for longer, and
+    /// a handler for which a signal is pending says [`Woken::NotNow`].
     fn nap(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
         self.wait(ctx, key, timeout_ns)
     }

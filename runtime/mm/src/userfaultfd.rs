@@ -4,9 +4,9 @@
 //! is called outside the section by whoever gets the [`Telling`]; everybody else sleeps until it has decided.
 
 use crate::claim::Telling;
-use crate::delegation::{Delegation, MinorFault, Telltale};
+use crate::delegation::{Delegation, MinorFault, MinorVerdict, Telltale};
 use crate::filemap;
-use crate::host::Park;
+use crate::host::Env;
 use crate::mapping::Mapping;
 use crate::ops::WaitKey;
 use crate::page::PAGE_SHIFT;
@@ -42,17 +42,18 @@ pub fn handle_userfault(vmf: &mut VmFault<'_>) -> VmFaultReason {
 /// Calls the delegate, records its verdict, wakes who waited, and spends the telling.
 ///
 /// # Context: a worker, or a handler if the delegation is handler-safe; no section
-pub fn tell(delegation: &Delegation<'_>, mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, telling: Telling) {
+pub fn tell(delegation: &Delegation<'_>, mapping: &Mapping<'_>, env: Env<'_>, stripe: usize, telling: Telling) {
     crate::failpoint!(DELEGATE_CALL);
-    let wake = |addr: usize| park.wake(addr);
+    let wake = |addr: usize| env.park.wake(addr);
     let pgoff = telling.claim().pgoff();
     let fault = MinorFault::new(mapping, pgoff, telling.address(), telling.is_write(), &wake);
-    let verdict = delegation.delegate.minor_fault(&fault);
+    let mut verdict = MinorVerdict::Delay;
+    env.mm.in_user_code(true, &mut || verdict = delegation.delegate.minor_fault(&fault));
     mapping.stat.add(stripe, Event::UFFD_MINOR_TOLD, 1);
     let index = telling.index() as usize;
     // When no page is `telling` any more the delegation may go: after `finish` only a number is left of it.
     let sleepers = delegation.word(index).map(|word| core::ptr::from_ref(word).addr());
     delegation.finish(index, verdict);
-    sleepers.into_iter().for_each(|addr| park.wake(addr));
+    sleepers.into_iter().for_each(|addr| env.park.wake(addr));
     filemap::release(mapping, telling.into_claim());
 }

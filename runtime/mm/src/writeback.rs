@@ -148,10 +148,15 @@ fn end(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, set: u64) {
 /// How long one store waits at most for others' pages to be written.
 const THROTTLE_NS: u64 = 10_000_000;
 
+/// Returns whether who stores to the object is to wait: too many pages are dirty, and they are being written.
+pub fn is_dirty_full(mapping: &Mapping<'_>) -> bool {
+    mapping.is_flushed() && mapping.write_blocks && mapping.account.is_dirty_full()
+}
+
 /// Waits a little while more pages are dirty than may be: the flusher writes them meanwhile.
 pub fn balance_dirty_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) {
     let account = mapping.account;
-    if !mapping.is_flushed() || !mapping.write_blocks || !account.is_dirty_full() {
+    if !is_dirty_full(mapping) {
         return;
     }
     mapping.stat.add(ctx.stripe, Event::BALANCE_DIRTY, 1);

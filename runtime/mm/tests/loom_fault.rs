@@ -41,6 +41,38 @@ fn fault_against_fault() {
     });
 }
 
+/// ```text
+/// reader                              filler                 kill()
+/// being filled: about to sleep
+///                                                            a signal is pending
+/// leaves; its handler touches the page: sleeps
+///                                     publishes, wakes
+/// walks on, returns; the instruction again
+/// ```
+/// In every order: nobody sleeps for ever, and both see the page.
+#[test]
+fn a_wait_that_is_left_for_a_signal() {
+    check(2, || {
+        let w = World::new(one_page(0, Broken::No));
+        let filler = spawn(move || w.fill(0));
+        let killer = spawn(move || w.signal());
+        assert_eq!(w.load(0, 0), 5);
+        filler.join().expect("the filler");
+        killer.join().expect("who sent the signal");
+        assert_eq!(w.settle(0), 5);
+    });
+}
+
+/// Why a thread that has a claim is not interrupted.
+#[test]
+#[should_panic(expected = "deadlock")]
+fn a_handler_that_waits_for_the_claim_below_it() {
+    check(2, || {
+        let w = World::new(one_page(0, Broken::No));
+        w.fill_interrupted(0);
+    });
+}
+
 /// Two stores to one page of one arena: both land, whoever installs.
 #[test]
 fn write_fault_against_write_fault() {

@@ -9,8 +9,8 @@
 use crate::sys::{Errno, mem};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-static PAGE: AtomicUsize = AtomicUsize::new(0);
-const ALIVE: u64 = 0x5f0f_7fa0_17c0_ffee;
+pub(crate) static PAGE: AtomicUsize = AtomicUsize::new(0);
+pub(crate) const ALIVE: u64 = 0x5f0f_7fa0_17c0_ffee;
 
 /// Makes the page, once a process. Control plane, under the caller's lock.
 ///

@@ -1,10 +1,11 @@
 //! What the walk asks of its host, for the thread that runs it: sections, sleeping, and the queues to the helpers.
 
-use crate::section::Slot;
+use crate::section::{self, Refused, Slot};
 use crate::sys::{Errno, fd, file, futex, signal, thread};
 use crate::vmatree::{self, Lists};
-use crate::{reclaim, stack, staging};
+use crate::{leave, reclaim, staging};
 use core::cell;
+use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
@@ -214,38 +215,110 @@ pub fn mask_signals() {
     signal::set_mask(signal::HANDLER_MASK & !library);
 }
 
-/// The host of one thread's walk.
+/// Keeps the program's asynchronous signals from the calling thread while it lives.
+///
+/// A thread that has a claim, a vacancy or a lock which a fault can want must not be interrupted: a handler of the program's
+/// that touches that very page waits for the thread it interrupted, for ever.
+/// ```text
+/// read_at: claims page 5, reads the store
+///     SIGALRM: the program's handler loads from page 5: it is being filled, wait for the owner, who is below us
+/// ```
+/// So control-plane code makes one before it claims, and drops it when all is published. The signals of instructions stay
+/// open. It stays on the thread that made it, and guards on one thread end in the opposite order of their beginnings.
+#[derive(Debug)]
+#[must_use = "signals are open again when it is dropped"]
+pub struct Uninterrupted {
+    outside: u64,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Uninterrupted {
+    /// Masks them.
+    pub fn new() -> Self {
+        Self { outside: signal::block(signal::HANDLER_MASK), not_send: PhantomData }
+    }
+
+    /// Runs `f` with the signals open that were when this guard was made: the caller has nothing that a fault could want.
+    fn opened<R>(&self, f: impl FnOnce() -> R) -> R {
+        let ours = signal::set_mask(self.outside);
+        let r = f();
+        signal::set_mask(ours);
+        r
+    }
+
+    /// Lets signals come that have waited: between two pieces of work, with nothing in the caller's hands.
+    pub fn breathe(&self) {
+        self.opened(|| ());
+    }
+}
+
+impl Default for Uninterrupted {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Uninterrupted {
+    fn drop(&mut self) {
+        signal::set_mask(self.outside);
+    }
+}
+
+/// The host of one thread's walk, or of a call that claims pages. Outside handlers the program's asynchronous signals wait
+/// while it lives, but for the sleeps of [`Park::wait`].
 ///
 /// The slot is in a cell of its own because sleeping gives it up and takes another.
 #[derive(Debug)]
 pub struct Host {
+    // Dropped before `uninterrupted`: a handler that comes then finds this thread outside.
     slot: cell::RefCell<Option<Slot>>,
-    handler: bool,
-    footing: cell::Cell<Footing>,
-}
-
-/// What a handler runs on, and which signals are open meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Footing {
-    /// On the alternate stack; every signal is masked, as the kernel entered us.
-    Closed,
-    /// On the alternate stack; the signals of instructions are open: user code may run, and fault.
-    Open,
-    /// On a walk stack; every signal is masked.
-    Walk,
+    /// `None`: in a handler, on a walk stack, with every signal masked.
+    uninterrupted: Option<Uninterrupted>,
+    /// User code runs, and may fault.
+    is_open: cell::Cell<bool>,
+    /// What the walk wants to sleep on, in a handler, when it holds nothing any more.
+    waits_for: cell::Cell<Option<(WaitKey, u64)>>,
 }
 
 impl Host {
-    /// Returns the host of the calling thread's walk.
+    fn make(slot: Option<Slot>, uninterrupted: Option<Uninterrupted>) -> Self {
+        let (is_open, waits_for) = (cell::Cell::new(false), cell::Cell::new(None));
+        Self { slot: cell::RefCell::new(slot), uninterrupted, is_open, waits_for }
+    }
+
+    /// Returns the host of a walk outside handlers.
     #[must_use]
-    pub fn new(slot: Slot, handler: bool) -> Self {
-        Self { slot: cell::RefCell::new(Some(slot)), handler, footing: cell::Cell::new(Footing::Closed) }
+    pub fn new(slot: Slot) -> Self {
+        Self::make(Some(slot), Some(Uninterrupted::new()))
+    }
+
+    /// The same for a thread of the program, which enters.
+    ///
+    /// # Errors
+    /// [`Slot::enter_patiently`]'s.
+    pub fn enter() -> Result<Self, Refused> {
+        let uninterrupted = Uninterrupted::new();
+        Ok(Self::make(Some(Slot::enter_patiently()?), Some(uninterrupted)))
+    }
+
+    /// Returns the context of a call, outside handlers: it may sleep.
+    #[must_use]
+    pub fn ctx(&self) -> Ctx<'static> {
+        let mut ctx = Ctx::thread(self.with_slot(Slot::stripe).unwrap_or(0));
+        ctx.is_helper = section::is_helper();
+        ctx
+    }
+
+    /// Returns the host of a walk in a handler.
+    #[must_use]
+    pub fn in_handler(slot: Slot) -> Self {
+        Self::make(Some(slot), None)
     }
 
     /// Returns the host of code that looks nothing up by address (`read_at`, fillers): it holds no slot.
     #[must_use]
     pub fn detached() -> Self {
-        Self { slot: cell::RefCell::new(None), handler: false, footing: cell::Cell::new(Footing::Closed) }
+        Self::make(None, Some(Uninterrupted::new()))
     }
 
     /// Returns what the walk needs.
@@ -254,39 +327,20 @@ impl Host {
         Env { mm: self, park: self }
     }
 
+    /// Returns what the walk in a handler wants to sleep on before it goes on, and for how long.
+    #[must_use]
+    pub fn waits_for(&self) -> Option<(WaitKey, u64)> {
+        self.waits_for.get()
+    }
+
+    /// Lets signals come that have waited, outside handlers; see [`Uninterrupted::breathe`].
+    pub fn breathe(&self) {
+        self.uninterrupted.iter().for_each(Uninterrupted::breathe);
+    }
+
     fn with_slot<R>(&self, f: impl FnOnce(&Slot) -> R) -> Option<R> {
         let slot = self.slot.try_borrow().ok()?;
         slot.as_ref().map(f)
-    }
-
-    /// Lets code that follows fault: in a handler, outside the parts that run on a walk stack.
-    fn open_signals(&self) {
-        if self.handler && self.footing.get() == Footing::Closed {
-            signal::set_mask(signal::HANDLER_MASK);
-            self.footing.set(Footing::Open);
-        }
-    }
-
-    /// Looks the vma up and runs `f` on it, in the section.
-    fn walk<'f>(&self, address: usize, f: &mut (dyn FnMut(&Vma<'_>) -> VmFaultReason + 'f)) -> Option<VmFaultReason> {
-        let slot = self.slot.try_borrow().ok()?;
-        vmatree::with_vma(slot.as_ref()?, address, f)
-    }
-
-    /// Returns whether what is deep runs where we are; if not, we are about to go to a walk stack, and every signal is
-    /// masked.
-    #[inline]
-    fn stays_here(&self) -> bool {
-        if !self.handler {
-            return true;
-        }
-        match self.footing.replace(Footing::Walk) {
-            // A part of such a part.
-            Footing::Walk => return true,
-            Footing::Open => _ = signal::set_mask(signal::EVERY_SIGNAL),
-            Footing::Closed => {}
-        }
-        false
     }
 
     /// Gives the slot up for the length of `f`.
@@ -307,77 +361,44 @@ impl AddressSpace for Host {
         f: &mut (dyn FnMut(&Vma<'_>) -> VmFaultReason + 'f),
     ) -> Option<VmFaultReason> {
         // A section must not be interrupted: a handler of the program's that faults inside it would be refused, and one
-        // that jumps away would leave it entered for ever. In our own handlers the mask is in force already.
-        let mut r = None;
-        if self.handler {
-            self.on_walk_stack(&mut || r = self.walk(address, f));
-            return r;
-        }
-        let outside = signal::block(signal::HANDLER_MASK);
-        r = self.walk(address, f);
-        signal::set_mask(outside);
-        r
+        // that jumps away would leave it entered for ever. Both kinds of host see to that.
+        let slot = self.slot.try_borrow().ok()?;
+        vmatree::with_vma(slot.as_ref()?, address, f)
     }
     fn with_claim<'f>(&self, claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f)) {
         if let Some(m) = vmatree::mapping(claim.mapping_id()) {
-            // Only a store that touches arenas faults: the others spare themselves two system calls.
-            if m.store_faults {
-                self.open_signals();
-            }
             f(m);
         }
     }
     fn with_telling<'f>(&self, telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f)) {
-        // The delegate may fault.
-        self.open_signals();
         let found = (vmatree::delegation(telling.delegation_id()), vmatree::mapping(telling.claim().mapping_id()));
         if let (Some(d), Some(m)) = found {
             f(d, m);
         }
     }
     fn with_rmap<'f>(&self, f: &mut (dyn FnMut(&dyn Rmap) + 'f)) -> bool {
-        let outside = if self.handler { 0 } else { signal::block(signal::HANDLER_MASK) };
         let mut entered = self.with_slot(|slot| slot.section(|| f(&Lists::new(slot)))).is_some();
         if !entered && let Ok(slot) = Slot::enter_patiently() {
             slot.section(|| f(&Lists::new(&slot)));
             entered = true;
         }
-        if !self.handler {
-            signal::set_mask(outside);
-        }
         entered
     }
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
-        let mut have = false;
-        if self.handler {
-            self.on_walk_stack(&mut || have = reclaim::with_batch(f));
-            return have;
-        }
-        // A handler of the program's that jumps away would keep the batch for ever.
-        let outside = signal::block(signal::HANDLER_MASK);
-        have = reclaim::with_batch(f);
-        signal::set_mask(outside);
-        have
+        // A handler of the program's that jumps away would keep the batch for ever: none comes, see `Host`.
+        reclaim::with_batch(f)
     }
-    #[inline]
-    fn on_walk_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) {
-        if self.stays_here() {
+    fn in_user_code<'f>(&self, may_fault: bool, f: &mut (dyn FnMut() + 'f)) {
+        if self.uninterrupted.is_some() || !may_fault || self.is_open.replace(true) {
             return f();
         }
-        let hint = self.with_slot(Slot::stripe).unwrap_or(0);
-        stack::on_walk_stack(hint, f);
-        self.footing.set(Footing::Closed);
-    }
-    #[inline]
-    fn on_read_stack<'f>(&self, f: &mut (dyn FnMut() + 'f)) -> bool {
-        if self.stays_here() {
-            f();
-            return true;
-        }
-        let hint = self.with_slot(Slot::stripe).unwrap_or(0);
-        let ran = stack::on_read_stack(hint, f);
-        self.footing.set(Footing::Closed);
-        ran
+        // The frame of a nested fault would begin at the top of the alternate stack, over that of the fault which we serve.
+        let altstack = signal::disable_altstack();
+        signal::set_mask(signal::HANDLER_MASK);
+        f();
+        signal::set_mask(signal::EVERY_SIGNAL);
+        signal::restore_altstack(&altstack);
+        self.is_open.set(false);
     }
     fn get_staged(&self) -> Option<Staged> {
         staging::get()
@@ -406,17 +427,29 @@ fn wait_out(key: WaitKey, timeout_ns: u64) -> Result<(), Errno> {
 }
 
 impl Park for Host {
-    fn wait(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
+    fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
+        let Some(uninterrupted) = &self.uninterrupted else {
+            // The trap does it, see `leave`.
+            self.waits_for.set(Some((key, timeout_ns)));
+            return Woken::NotNow;
+        };
         let mut result = Ok(());
-        self.without_slot(|| {
-            // Asynchronous signals may come while we sleep: nothing of ours is held that their handlers could leak.
-            let ours = if self.handler { signal::set_mask(ctx.mask) } else { 0 };
-            result = wait_out(key, timeout_ns);
-            if self.handler {
-                signal::set_mask(ours);
-            }
-        });
+        // Asynchronous signals may come while we sleep: nothing of ours is held that their handlers could leak or want.
+        self.without_slot(|| result = uninterrupted.opened(|| wait_out(key, timeout_ns)));
         if result == Err(Errno::ETIMEDOUT) { Woken::TimedOut } else { Woken::LookAgain }
+    }
+    fn nap(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
+        if self.uninterrupted.is_some() {
+            return self.wait(ctx, key, timeout_ns);
+        }
+        if signal::pending() & !ctx.mask != 0 && leave::may_leave(key.addr) {
+            leave::count();
+            return Woken::NotNow;
+        }
+        if futex::wait(key.addr, key.seen, timeout_ns) == Err(Errno::ETIMEDOUT) {
+            return Woken::TimedOut;
+        }
+        Woken::LookAgain
     }
     fn wake(&self, addr: usize) {
         futex::wake_all(addr);

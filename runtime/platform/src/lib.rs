@@ -7,7 +7,7 @@
 //! child section sparse      forked? who is inside a walk, tables that are opened as they are used
 //! staging                   pages for private copies
 //! exit                      asks the flushers when the process ends
-//! stack                     stacks for what is too deep for a signal stack
+//! stack leave               the stacks that handlers run on; waits that end when a signal comes
 //! reclaim                   memory for batches of reclaim
 //! cache digest              the memfds and the words of their pages; was a page changed?
 //! frames                    recycled pages of exclusive objects
@@ -46,6 +46,7 @@ pub mod digest;
 pub mod exit;
 #[cfg(feature = "userfaultfd")]
 pub mod frames;
+pub mod leave;
 pub mod reclaim;
 pub mod section;
 pub mod sparse;

@@ -1,14 +1,21 @@
 //! What a call of `map` must fulfil, checked before anything changes.
 
 use super::ArenaInner;
+use super::VmaSet;
 use crate::arena::{Prot, Sharing};
 use crate::error::{Error, Result};
 use crate::exclusive;
+use crate::masked::{self, Masked};
 use crate::object::Object;
 use softfault_mm::page::PAGE_SIZE;
 use std::ops::Range;
 
 impl ArenaInner {
+    /// Locks the arena's mappings. A fault waits for an extent that is on its way from one side to the other.
+    pub(crate) fn vmas(&self) -> Masked<'_, VmaSet> {
+        masked::lock(&self.vmas)
+    }
+
     /// Returns the arena range that is to be mapped.
     pub(super) fn check_map(
         &self,

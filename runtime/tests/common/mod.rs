@@ -72,6 +72,16 @@ extern "C" fn foreign(signo: i32, info: *mut libc::siginfo_t, uc: *mut c_void) {
     // SAFETY: a fault's siginfo carries an address; of another signal's the number is garbage, and unused.
     let address = unsafe { info.si_addr() };
     FOREIGN_ADDR.store(address as usize, Ordering::SeqCst);
+    if skip_probe(uc, signo) {
+        return;
+    }
+    // Not a probe: die of it, as without us.
+    // SAFETY: the default disposition is no function.
+    unsafe { libc::signal(signo, libc::SIG_DFL) };
+}
+
+/// Has an interrupted probe return `signo` without its access; `false`: it was no probe.
+pub(crate) fn skip_probe(uc: *mut c_void, signo: i32) -> bool {
     let context = uc.cast::<libc::ucontext_t>();
     // SAFETY: the kernel's third argument, of the handler that is running.
     let gregs = unsafe { &mut (*context).uc_mcontext.gregs };
@@ -81,16 +91,10 @@ extern "C" fn foreign(signo: i32, info: *mut libc::siginfo_t, uc: *mut c_void) {
         (at(&raw const sf_probe_load_at), at(&raw const sf_probe_load_next)),
         (at(&raw const sf_probe_store_at), at(&raw const sf_probe_store_next)),
     ];
-    for (from, to) in skips {
-        if rip == from {
-            gregs[RIP] = (to as u64).cast_signed();
-            gregs[RAX] = i64::from(signo);
-            return;
-        }
-    }
-    // Not a probe: die of it, as without us.
-    // SAFETY: the default disposition is no function.
-    unsafe { libc::signal(signo, libc::SIG_DFL) };
+    let Some((_, to)) = skips.into_iter().find(|(from, _)| rip == *from) else { return false };
+    gregs[RIP] = (to as u64).cast_signed();
+    gregs[RAX] = i64::from(signo);
+    true
 }
 
 /// Installs the foreign handler, before the first runtime of the process.
@@ -223,6 +227,8 @@ pub(crate) struct Knobs {
     pub(crate) how: AtomicUsize,
     /// Reads wait while this is set.
     pub(crate) block: AtomicBool,
+    /// Reads take this much longer.
+    pub(crate) slow_us: AtomicU64,
     /// Reads that wait now.
     pub(crate) blocked: AtomicUsize,
     /// The content's seed.
@@ -258,6 +264,10 @@ impl Store for KnobStore {
                 std::thread::sleep(Duration::from_millis(1));
             }
             k.blocked.fetch_sub(1, Ordering::SeqCst);
+        }
+        let slow_us = k.slow_us.load(Ordering::SeqCst);
+        if slow_us > 0 {
+            std::thread::sleep(Duration::from_micros(slow_us));
         }
         for (i, b) in (pos_bytes..).zip(page.as_mut_slice()) {
             *b = byte_of(seed, i);
@@ -490,12 +500,29 @@ pub(crate) fn fork(body: impl FnOnce() -> i32) -> i32 {
 
 // ---- stacks ---------------------------------------------------------------------------------------------------------
 
-/// Runs `f` on an alternate stack with room for two signal frames and two of our walks, between inaccessible pages.
-///
-/// Where a frame is at most 3 KiB that is 8 KiB, optimised; with larger frames (or without optimisation) it is more.
+/// The alternate stack of the calling thread.
+pub(crate) fn alternate_stack() -> (*mut u8, usize) {
+    let mut now = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
+    // SAFETY: writes one structure of ours.
+    assert_eq!(unsafe { libc::sigaltstack(std::ptr::null(), &raw mut now) }, 0, "sigaltstack");
+    assert_eq!(now.ss_flags, 0, "an alternate stack is set, and nobody is on it");
+    (now.ss_sp.cast(), now.ss_size)
+}
+
+/// Blocks or unblocks one signal for the calling thread.
+pub(crate) fn mask(how: i32, signo: i32) {
+    // SAFETY: a plain C structure; all-zero is a set.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: a set of ours and a signal that exists.
+    unsafe { libc::sigaddset(&raw mut set, signo) };
+    // SAFETY: a set of ours.
+    unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
+}
+
+/// Runs `f` on an alternate stack with room for a signal frame and for a small handler of the program's, between
+/// inaccessible pages.
 pub(crate) fn on_small_stack<R>(f: impl FnOnce() -> R) -> R {
-    let walks = if cfg!(debug_assertions) { 9 << 10 } else { 2 << 10 };
-    on_stack_of((2 * min_frame() + walks).max(2 * PAGE), f)
+    on_stack_of(min_frame() + (4 << 10), f)
 }
 
 /// The bytes that the kernel needs for a signal frame here.
@@ -505,16 +532,16 @@ pub(crate) fn min_frame() -> usize {
     usize::try_from(unsafe { libc::getauxval(AT_MINSIGSTKSZ) }).expect("a size")
 }
 
-/// Runs `f` with an alternate stack of `size` bytes (rounded up to pages), with guards around it.
-pub(crate) fn on_stack_of<R>(size: usize, f: impl FnOnce() -> R) -> R {
-    let size = size.next_multiple_of(PAGE);
+/// Runs `f` with an alternate stack of `bytes`, right above an inaccessible page.
+pub(crate) fn on_stack_of<R>(bytes: usize, f: impl FnOnce() -> R) -> R {
+    let size = bytes.next_multiple_of(PAGE);
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
     // SAFETY: a fresh mapping.
     let at = unsafe { libc::mmap(std::ptr::null_mut(), size + 2 * PAGE, libc::PROT_NONE, flags, -1, 0) };
     let stack = at.wrapping_byte_add(PAGE);
     // SAFETY: the middle of the mapping above.
     unsafe { libc::mprotect(stack, size, libc::PROT_READ | libc::PROT_WRITE) };
-    let ours = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: size };
+    let ours = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: bytes };
     let mut before = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: 0, ss_size: 0 };
     // SAFETY: the stack lives until the former one is back.
     assert_eq!(unsafe { libc::sigaltstack(&raw const ours, &raw mut before) }, 0, "sigaltstack");

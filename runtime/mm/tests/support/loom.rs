@@ -475,7 +475,13 @@ pub(crate) struct World {
     pub(crate) told: &'static Counting,
     futex: Futex,
     queues: [&'static [AtomicU64]; 3],
+    /// A signal for a thread that waits.
+    signal: AtomicU32,
 }
+
+/// There is one; it made a thread leave its wait.
+const PENDING: u32 = 1;
+const TAKEN: u32 = 2;
 
 fn leak<T>(value: T) -> &'static T {
     Box::leak(Box::new(value))
@@ -576,7 +582,17 @@ impl World {
                 delegation: (delegated && a == 0).then_some(delegation),
             }
         };
-        leak(Self { m, mapping: one, reclaimed: two, vmas: [vma(0), vma(1)], told, futex: Futex::new(), queues })
+        let signal = AtomicU32::new(0);
+        leak(Self {
+            m,
+            mapping: one,
+            reclaimed: two,
+            vmas: [vma(0), vma(1)],
+            told,
+            futex: Futex::new(),
+            queues,
+            signal,
+        })
     }
 
     pub(crate) fn word(&self, p: usize) -> &'static FolioWord {
@@ -598,6 +614,25 @@ impl World {
             let r = fault::do_user_addr_fault(self.env(), &Ctx::handler(0, false, 0, None), addr, flags);
             let r = r.expect("the vma is there");
             assert!(!r.intersects(VmFaultReason::ERROR), "a healthy access failed: {r:?}");
+            if self.signal.load(Ordering::Relaxed) == TAKEN {
+                // The program's handler, and then the instruction again.
+                self.signal.store(0, Ordering::Relaxed);
+                self.run(a, p, None);
+            }
+        }
+    }
+
+    /// A signal comes, whose handler loads from the page that its thread is about to wait for.
+    pub(crate) fn signal(&self) {
+        self.signal.store(PENDING, Ordering::Relaxed);
+    }
+
+    /// The handler of a signal that comes while its thread has the claim, as it could outside `host::Uninterrupted`.
+    pub(crate) fn fill_interrupted(&self, p: usize) {
+        let p64 = p as u64;
+        if let Ok(Some(claim)) = filemap::claim_run(self.mapping, p64, p64, p64 + 1) {
+            self.load(0, p);
+            filemap::read_claimed(self.mapping, self, 0, claim).expect("the store is well");
         }
     }
 
@@ -810,6 +845,10 @@ impl AddressSpace for World {
 
 impl Park for World {
     fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, _timeout_ns: u64) -> Woken {
+        // rt_sigpending: a wait is left when a signal is there. One that comes later waits for a slice, which loom has not.
+        if self.signal.compare_exchange(PENDING, TAKEN, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return Woken::NotNow;
+        }
         self.futex.wait(|| self.low(key.addr) == key.seen);
         Woken::LookAgain
     }

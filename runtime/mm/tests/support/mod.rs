@@ -1101,7 +1101,7 @@ impl World {
             if let Instruction::Done(byte) = self.kernel.run(addr, store) {
                 return (Some(byte), seen);
             }
-            let Some(r) = fault::resume_user_addr_fault(self.env(), ctx, addr, flags, before) else {
+            let Some(r) = fault::resume_user_addr_fault(self.env(), ctx, addr, flags, before, false) else {
                 return (None, Some(VmFaultReason::SIGSEGV));
             };
             before = if r.intersects(VmFaultReason::RETRY) { r } else { VmFaultReason::empty() };

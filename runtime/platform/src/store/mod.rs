@@ -329,15 +329,13 @@ pub trait Store: Send + Sync {
 ///
 /// # Safety
 /// `read` and `dsync`, and `write` unless [`Store::write_blocks`] says that it waits, are async-signal-safe: no allocation, no lock, no lazily initialised thread-local, no libc
-/// function outside signal-safety(7), no panic, no use of `errno`; they need at most 1 KiB of stack, and touch arena
+/// function outside signal-safety(7), no panic, no use of `errno`; they need at most 16 KiB of stack, and touch arena
 /// memory only if [`HandlerStore::touches_arenas`] says so.
 pub unsafe trait HandlerStore: Store {
     /// Returns whether `read` or `dsync` touch arena memory, and so may fault while they run.
     ///
-    /// Such a store is called only where the faulting thread's stack has room for another signal frame. An alternate
-    /// stack of 8 KiB, what the standard library gives a thread, has none where frames are large (AVX-512: 3.3 KiB):
-    /// there the access is refused with SIGBUS (`process_refusal_reasons` 8) instead of overrunning the stack. Give such
-    /// threads 16 KiB, or fill from memory that is not an arena.
+    /// The signals of instructions are open while such a store runs, and the thread has no alternate stack: the frame of a
+    /// fault goes to the stack that the store is on, which has room for it. 64 such reads run at once; others wait.
     fn touches_arenas(&self) -> bool {
         false
     }

@@ -4,6 +4,9 @@ use super::syscall::{Errno, syscall6};
 use core::sync::atomic::AtomicU32;
 
 const FUTEX_WAIT_PRIVATE: usize = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as usize;
+/// The call's number, and the operation that sleeps: for instructions that call it without a stack.
+pub(crate) const NR_FUTEX: i32 = libc::SYS_futex as i32;
+pub(crate) const WAIT_PRIVATE: i32 = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
 const FUTEX_WAKE_PRIVATE: usize = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as usize;
 
 /// Sleeps while the 32-bit word at `addr` equals `seen`, at most `timeout_ns` (`u64::MAX`: without limit).

@@ -31,15 +31,6 @@ pub const SIG_DFL: usize = 0;
 /// The ignoring disposition.
 pub const SIG_IGN: usize = 1;
 
-/// Returns the bytes that the kernel needs for one signal frame on this processor (`AT_MINSIGSTKSZ`; 2048 where the
-/// kernel does not say). Control plane.
-#[must_use]
-pub fn min_frame_bytes() -> usize {
-    // SAFETY: getauxval(3) only reads what the kernel gave the process at its start.
-    let said = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) } as usize;
-    said.max(2048)
-}
-
 /// Every signal: the mask that our handlers are entered with. SIGKILL and SIGSTOP cannot be masked, the kernel leaves
 /// them out.
 pub const EVERY_SIGNAL: u64 = !0;
@@ -129,6 +120,48 @@ pub fn block(mask: u64) -> u64 {
     procmask(libc::SIG_BLOCK, mask)
 }
 
+/// Returns the signals that have come for the calling thread, or for its process, and are masked here; see
+/// rt_sigpending(2).
+///
+/// # Context: handler
+#[must_use]
+pub fn pending() -> u64 {
+    let mut set = 0u64;
+    // SAFETY: writes one 64-bit mask of ours.
+    let _ = unsafe { syscall6(libc::SYS_rt_sigpending, [core::ptr::from_mut(&mut set) as usize, 8, 0, 0, 0, 0]) };
+    set
+}
+
+/// An alternate signal stack, as the kernel's `stack_t`.
+#[expect(missing_debug_implementations, reason = "libc's has none")]
+pub struct AltStack(libc::stack_t);
+
+/// Disables the calling thread's alternate stack, returning what it was; see sigaltstack(2).
+///
+/// Refused by the kernel while the thread is on that stack, and then nothing changes.
+///
+/// # Context: handler
+#[must_use = "to be put back"]
+pub fn disable_altstack() -> AltStack {
+    let none = libc::stack_t { ss_sp: core::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+    let mut old = AltStack(none);
+    let args = [core::ptr::from_ref(&none) as usize, core::ptr::from_mut(&mut old.0) as usize, 0, 0, 0, 0];
+    // SAFETY: reads and writes one `stack_t` each, ours. A frame of a later signal goes to the stack the thread is on.
+    let _ = unsafe { syscall6(libc::SYS_sigaltstack, args) };
+    old
+}
+
+/// Makes `was` the calling thread's alternate stack again.
+///
+/// # Context: handler
+pub fn restore_altstack(was: &AltStack) {
+    let mut to = was.0;
+    // As sigreturn(2) does: whether the thread was on it is nothing that can be set.
+    to.ss_flags &= !libc::SS_ONSTACK;
+    // SAFETY: reads one `stack_t` of ours: what the thread had before.
+    let _ = unsafe { syscall6(libc::SYS_sigaltstack, [core::ptr::from_ref(&to) as usize, 0, 0, 0, 0, 0]) };
+}
+
 fn procmask(how: i32, mask: u64) -> u64 {
     let mut old = 0u64;
     let args = [how as usize, core::ptr::from_ref(&mask) as usize, core::ptr::from_mut(&mut old) as usize, 8, 0, 0];
@@ -170,6 +203,7 @@ pub struct Frame {
 }
 
 const ERR_WRITE: i64 = 1 << 1;
+const ERR_USER: i64 = 1 << 2;
 const ERR_INSTR: i64 = 1 << 4;
 
 impl Frame {
@@ -197,6 +231,12 @@ impl Frame {
         // SAFETY: `new`'s contract: the kernel's context of a handler that is running; the callers pass constants of
         // libc's for this architecture, which lie inside `gregs`.
         unsafe { self.greg_at(index).read() }
+    }
+
+    /// Returns whether the page-fault error code is there: a program's own fault has bit 2 set. Some hosts (gVisor) give 0.
+    #[must_use]
+    pub fn knows_access(&self) -> bool {
+        self.greg(libc::REG_ERR) & ERR_USER != 0
     }
 
     /// Returns whether the access was a store (page-fault error code, bit 1).
@@ -246,14 +286,6 @@ impl Frame {
     pub fn mask(&self) -> u64 {
         // SAFETY: as in `greg`; the kernel's mask is the first 8 bytes of `uc_sigmask`.
         unsafe { self.field::<u64>(offset_of!(libc::ucontext_t, uc_sigmask)).read() }
-    }
-
-    /// Returns the alternate stack that was set when the signal came: base and length, or `None`.
-    #[must_use]
-    pub fn altstack(&self) -> Option<(usize, usize)> {
-        // SAFETY: as in `greg`; `uc_stack` is a plain C structure.
-        let st = unsafe { self.field::<libc::stack_t>(offset_of!(libc::ucontext_t, uc_stack)).read() };
-        (st.ss_flags & libc::SS_DISABLE == 0 && st.ss_size != 0).then_some((st.ss_sp as usize, st.ss_size))
     }
 }
 

@@ -81,6 +81,19 @@ pub fn monotonic_ns() -> u64 {
     ts.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(ts.tv_nsec.cast_unsigned())
 }
 
+/// The number of nanosleep(2), for instructions that call it without a stack.
+pub(crate) const NR_NANOSLEEP: i32 = libc::SYS_nanosleep as i32;
+
+/// The kernel's `struct __kernel_timespec`.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Timespec {
+    /// Seconds.
+    pub sec: i64,
+    /// Nanoseconds below a second.
+    pub nsec: i64,
+}
+
 /// Sleeps for `ns` nanoseconds or until a signal; see nanosleep(2).
 pub fn sleep_ns(ns: u64) {
     let ts = libc::timespec {

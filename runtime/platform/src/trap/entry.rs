@@ -1,41 +1,44 @@
 //! From a signal to the walk and back: whose fault is it, what kind of access, and what is the answer.
 //!
 //! ```text
-//! on_signal
+//! trampoline::on_signal -> step, on a walk stack
 //!   sent by a process? forked child? no arena there?        -> the previous handler
 //!   helper thread? third fault inside two others?           -> refused: the previous handler, counted
 //!   SIGSEGV on a userfaultfd arena                          -> protection: spurious, or the previous handler
-//!   else mm::fault::do_user_addr_fault                      -> return, or the previous handler with the right signal
+//!   else mm::fault::resume_user_addr_fault                  -> return, or the previous handler with the right signal
+//!                                                           -> wait: sleep a slice, step again (`leave`)
 //! ```
-//! The stack: an 8 KiB alternate stack (Rust's own size) holds the frame and this code; what is deep runs on a walk stack
-//! (`stack`). A store that may fault is read only where a second frame and this code fit too; the third fault is refused.
+//! A signal that waits holds nothing: it walks anew each time it is woken, and returns to the instruction as soon as a
+//! signal is pending that the interrupted code has not blocked.
 //!
 //! # Context: handler
 
-use super::{chain, spurious};
+use super::trampoline::{self, FRESH, PASS, RESUME, SLEEP, Trip};
+use super::{chain, direction, spurious};
 use crate::host::Host;
 use crate::section::{Refused, Slot};
-use crate::sys::signal::{BUS_ADRERR, Frame, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV, SigInfo};
-use crate::sys::thread;
+use crate::sys::signal::{self, BUS_ADRERR, Frame, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV, SigInfo};
+use crate::sys::{Errno, thread};
 use crate::vmatree::{self, Trap};
-use crate::{child, section};
+use crate::{child, leave, section, stack};
 use core::ffi::c_void;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
+use softfault_mm::ops::WaitKey;
 use softfault_mm::types::{FaultFlags, VmFaultReason, VmFlags};
 use softfault_mm::vmstat::{Event, Stage, VmStat};
 
 /// Counts what belongs to no runtime: signals passed on.
 pub static PROCESS_STAT: VmStat = VmStat::new();
 
-/// Why the last refused fault was refused: bit 0 too deep, bit 1 in a section, bit 2 on a helper thread, bit 3
-/// no room on the stack.
+pub use trampoline::on_signal;
+
+/// Why the last refused fault was refused: bit 0 too deep, bit 1 in a section, bit 2 on a helper thread.
 static REFUSALS: AtomicU64 = AtomicU64::new(0);
 
 /// Returns why faults were refused since the process began: a mask of 1 (nested too deep), 2 (the runtime's own code
-/// touched an arena inside a section), 4 (raised on a helper thread) and 8 (no room on the alternate stack for a store
-/// that may fault itself).
+/// touched an arena inside a section) and 4 (raised on a helper thread).
 #[must_use]
 pub fn refusals() -> u64 {
     REFUSALS.load(Ordering::Relaxed)
@@ -72,30 +75,78 @@ enum Verdict {
     Resume,
     /// The previous handler gets this signal.
     Pass(i32),
+    /// The trip says what to sleep on; then the walk goes on.
+    Sleep,
 }
 
-/// The handler of SIGBUS and SIGSEGV.
+/// One step of a signal's way, on walk stack `number`: up to the answer, or to the next slice of sleep.
 ///
 /// # Safety
-/// Called by the kernel, as a handler installed with `SA_SIGINFO`.
-pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
-    // SAFETY: the kernel's second argument, for an SA_SIGINFO handler; nobody writes to it before `chain`. By
-    // reference: 128 bytes are much on a stack of 8 KiB that holds two of us.
-    let si = unsafe { &*info };
+/// `trip` is the trampoline's, at the top of that stack, with the arguments of a handler that is running.
+pub(super) unsafe extern "C" fn step(trip: *mut Trip, number: u32) -> u32 {
+    // SAFETY: the caller's contract; nobody else knows where it is.
+    let trip = unsafe { &mut *trip };
+    // SAFETY: the kernel's second argument, for an SA_SIGINFO handler; nobody writes to it before `chain`.
+    let si = unsafe { &*trip.info };
     // SAFETY: the kernel's third argument.
-    let frame = unsafe { Frame::new(uc) };
-    match judge(signo, si, &frame) {
-        Verdict::Resume => {}
-        Verdict::Pass(as_signo) => {
-            PROCESS_STAT.add(0, Event::HANDLER_CHAINED, 1);
-            // SAFETY: our own arguments; `judge` has returned, so nothing is held.
-            unsafe { chain::chain(as_signo, info, uc) };
+    let frame = unsafe { Frame::new(trip.uc) };
+    let timed_out = match woken(trip, frame.mask()) {
+        Some(timed_out) => timed_out,
+        None if trip.slice == LEAVE => return RESUME,
+        None => return SLEEP,
+    };
+    match judge(trip, si, &frame, number, timed_out) {
+        Verdict::Resume => RESUME,
+        Verdict::Sleep => SLEEP,
+        Verdict::Pass(signo) => {
+            trip.passed = signo;
+            PASS
         }
     }
 }
 
+/// Gives the signal to the previous handler, on the stack that the kernel put us on: as if we were not there.
+///
+/// # Safety
+/// The trampoline's last instruction: the arguments of a handler that is running; nothing is held.
+pub(super) unsafe extern "C" fn pass(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
+    PROCESS_STAT.add(0, Event::HANDLER_CHAINED, 1);
+    // SAFETY: the caller's contract.
+    unsafe { chain::chain(signo, info, uc) };
+}
+
+/// In [`Trip::slice`]: no slice, but the way out.
+const LEAVE: u32 = FRESH - 1;
+
+/// Looks at a trip that has slept, or is new: walk (`Some`: whether the wait's deadline passed), or sleep on, or leave.
+fn woken(trip: &mut Trip, mask: u64) -> Option<bool> {
+    if trip.slice == FRESH {
+        return Some(false);
+    }
+    if trip.slept != -(Errno::ETIMEDOUT.0 as isize) {
+        // The word moved, or has moved before we slept; or there was no cause at all. The walk says.
+        return Some(false);
+    }
+    if trip.end_ns != u64::MAX && thread::monotonic_ns() >= trip.end_ns {
+        return Some(true);
+    }
+    trip.slice = (trip.slice + 1).min(leave::SLICES.len() as u32 - 1);
+    sleep_or_leave(trip, mask);
+    None
+}
+
+/// Readies the next slice of sleep; where a signal is pending that the interrupted code takes, the way out instead.
+fn sleep_or_leave(trip: &mut Trip, mask: u64) {
+    if signal::pending() & !mask != 0 {
+        leave::end(trip.addr, trip.end_ns);
+        leave::count();
+        trip.slice = LEAVE;
+    }
+}
+
 /// Finds out whose fault it is.
-fn judge(signo: i32, si: &SigInfo, frame: &Frame) -> Verdict {
+fn judge(trip: &mut Trip, si: &SigInfo, frame: &Frame, number: u32, timed_out: bool) -> Verdict {
+    let signo = trip.signo;
     // Only the kernel's own signals carry an address; kill(2) and sigqueue(3) come with code <= 0.
     if si.code <= 0 || child::in_child() || vmatree::arena_of(si.addr).is_none() {
         return Verdict::Pass(signo);
@@ -107,7 +158,7 @@ fn judge(signo: i32, si: &SigInfo, frame: &Frame) -> Verdict {
         stamp();
     }
     match Slot::enter() {
-        Ok(slot) => resolve(signo, si, frame, slot),
+        Ok(slot) => resolve(trip, si, frame, slot, (number, timed_out)),
         // The instruction runs again, and there will be room.
         Err(Refused::Crowded) => {
             thread::sched_yield();
@@ -126,31 +177,55 @@ fn refuse(signo: i32, why: u64) -> Verdict {
 }
 
 /// Runs the walk and turns its bits into a verdict.
-// What comes before the walk and after it has frames of its own: without optimisation their sum would lie below it.
-fn resolve(signo: i32, si: &SigInfo, frame: &Frame, slot: Slot) -> Verdict {
-    let mut ctx = Ctx::handler(slot.stripe(), slot.is_nested(), frame.mask(), clock_of(&slot));
-    let began = ctx.now();
-    let (trap, stat, flags) = match access(signo, si, frame, &slot, &mut ctx) {
+fn resolve(trip: &mut Trip, si: &SigInfo, frame: &Frame, slot: Slot, (number, timed_out): (u32, bool)) -> Verdict {
+    let signo = trip.signo;
+    let fresh = trip.slice == FRESH;
+    let sampled = if fresh { slot.is_sampled() } else { trip.began != 0 };
+    let clock = sampled.then_some(thread::rdtsc as fn() -> u64);
+    let mut ctx = Ctx::handler(slot.stripe(), slot.is_nested(), frame.mask(), clock);
+    ctx.cramped = !stack::is_for_long(number as usize);
+    if fresh {
+        trip.began = ctx.now();
+        trip.before = VmFaultReason::empty();
+    }
+    let (trap, stat, flags) = match access(signo, si, frame, &slot, &ctx, fresh) {
         Ok(access) => access,
         Err(verdict) => return verdict,
     };
-    let host = Host::new(slot, true);
-    let r = fault::do_user_addr_fault(host.env(), &ctx, si.addr, flags);
+    trip.flags = if fresh { flags } else { trip.flags | FaultFlags::TRIED };
+    let host = Host::in_handler(slot);
+    let r = fault::resume_user_addr_fault(host.env(), &ctx, si.addr, trip.flags, trip.before, timed_out);
     #[cfg(not(feature = "userfaultfd"))]
     let _ = trap;
     #[cfg(feature = "userfaultfd")]
     if trap == Trap::Monitor && r.is_some_and(|r| r.intersects(VmFaultReason::NOPAGE)) {
         forget_poison(&host, si.addr);
     }
+    let waits = host.waits_for();
     drop(host);
+    if let Some((key, timeout_ns)) = waits
+        && let Some(before) = r.filter(|r| r.intersects(VmFaultReason::RETRY) && !r.intersects(VmFaultReason::ERROR))
+    {
+        return wait(trip, key, timeout_ns, before, frame.mask());
+    }
     if ctx.clock.is_some() {
-        stat.stage(ctx.stripe, Stage::Total, ctx.now().wrapping_sub(began));
+        stat.stage(ctx.stripe, Stage::Total, ctx.now().wrapping_sub(trip.began));
+    }
+    if r.is_some_and(|r| !r.intersects(VmFaultReason::RETRY)) {
+        direction::served(si.addr, frame);
     }
     settle(signo, si.addr, &ctx, r)
 }
 
-fn clock_of(slot: &Slot) -> Option<fn() -> u64> {
-    slot.is_sampled().then_some(thread::rdtsc as fn() -> u64)
+/// Begins a wait: nothing is held any more.
+fn wait(trip: &mut Trip, key: WaitKey, timeout_ns: u64, before: VmFaultReason, mask: u64) -> Verdict {
+    trip.addr = key.addr;
+    trip.seen = key.seen;
+    trip.before = before;
+    trip.slice = 0;
+    trip.end_ns = leave::begin(key.addr, timeout_ns);
+    sleep_or_leave(trip, mask);
+    if trip.slice == LEAVE { Verdict::Resume } else { Verdict::Sleep }
 }
 
 /// Returns what kind of access it was, and to what kind of arena; or the verdict, where no walk is needed for one.
@@ -160,15 +235,18 @@ fn access(
     si: &SigInfo,
     frame: &Frame,
     slot: &Slot,
-    ctx: &mut Ctx<'_>,
+    ctx: &Ctx<'_>,
+    fresh: bool,
 ) -> Result<(Trap, &'static VmStat, FaultFlags), Verdict> {
     let Some((trap, stat)) = arena_of_fault(slot, si.addr) else { return Err(Verdict::Pass(signo)) };
-    ctx.cramped = is_cramped(frame);
+    if !fresh {
+        return Ok((trap, stat, FaultFlags::empty()));
+    }
     stat.add(ctx.stripe, Event::HANDLER_ENTRY, 1);
     if ctx.nested {
         stat.add(ctx.stripe, Event::HANDLER_NESTED, 1);
     }
-    if frame.is_instruction() {
+    if direction::is_instruction(si.addr, frame) {
         return Err(Verdict::Pass(SIGSEGV));
     }
     if !is_translation(signo, si.code, trap) {
@@ -180,7 +258,7 @@ fn access(
         return Err(protection_fault(si.addr, frame, slot, ctx, stat));
     }
     let mut flags = FaultFlags::USER | FaultFlags::ALLOW_RETRY;
-    if frame.is_write() {
+    if direction::is_write(si.addr, frame, || permits(slot, si.addr, VmFlags::WRITE)) {
         flags |= FaultFlags::WRITE;
     }
     Ok((trap, stat, flags))
@@ -188,32 +266,11 @@ fn access(
 
 /// Turns the walk's bits into a verdict.
 fn settle(signo: i32, address: usize, ctx: &Ctx<'_>, r: Option<VmFaultReason>) -> Verdict {
-    if ctx.is_refused() {
-        return refuse(SIGBUS, 8);
-    }
     if ctx.is_gone() && !spurious::may_retry(address) {
         // Nothing of ours is in the way of this access, and yet it comes back.
         return Verdict::Pass(signo);
     }
     r.map_or(Verdict::Pass(SIGSEGV), verdict_of)
-}
-
-/// The bytes of stack that one fault needs: the kernel's frame, and ours.
-static FAULT_BYTES: AtomicUsize = AtomicUsize::new(usize::MAX);
-
-/// Looks up how large signal frames are here, once a process. Control plane.
-pub fn init() {
-    let ours = if cfg!(debug_assertions) { 7 << 10 } else { 2560 };
-    FAULT_BYTES.store(crate::sys::signal::min_frame_bytes() + ours, Ordering::Relaxed);
-}
-
-/// Returns whether the alternate stack that this handler runs on has no room for another fault.
-fn is_cramped(frame: &Frame) -> bool {
-    let here = 0u8;
-    let sp = core::ptr::from_ref(&here) as usize;
-    let Some((base, len)) = frame.altstack() else { return false };
-    let on_it = (base..base.saturating_add(len)).contains(&sp);
-    on_it && sp - base < FAULT_BYTES.load(Ordering::Relaxed)
 }
 
 /// Returns whether the signal is about a missing page or its protection, and not about broken memory
@@ -269,11 +326,15 @@ fn arena_of_fault(slot: &Slot, address: usize) -> Option<(Trap, &'static VmStat)
     })
 }
 
+fn permits(slot: &Slot, address: usize, need: VmFlags) -> bool {
+    vmatree::with_vma(slot, address, |vma| vma.flags.contains(need)).unwrap_or(false)
+}
+
 /// A SIGSEGV where userfaultfd would have raised SIGBUS: the protection, or a change of it under way.
 #[cold]
 fn protection_fault(address: usize, frame: &Frame, slot: &Slot, ctx: &Ctx<'_>, stat: &VmStat) -> Verdict {
-    let need = if frame.is_write() { VmFlags::WRITE } else { VmFlags::READ };
-    let permitted = vmatree::with_vma(slot, address, |vma| vma.flags.contains(need)).unwrap_or(false);
+    let write = direction::is_write(address, frame, || permits(slot, address, VmFlags::WRITE));
+    let permitted = permits(slot, address, if write { VmFlags::WRITE } else { VmFlags::READ });
     if permitted && spurious::may_retry(address) {
         stat.add(ctx.stripe, Event::FAULT_SPURIOUS, 1);
         return Verdict::Resume;

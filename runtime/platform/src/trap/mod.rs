@@ -1,10 +1,12 @@
 //! Traps: what the processor and the kernel tell us of a touch, and what becomes of it.
 //!
-//! `chain` installs, chains and restores the dispositions; `entry` judges a signal and runs the walk; `monitor` does the
-//! same for messages of a userfaultfd.
+//! `chain` installs, chains and restores the dispositions; `trampoline` goes to another stack and back; `entry` judges a
+//! signal and runs the walk; `monitor` does the same for messages of a userfaultfd.
 
 pub mod chain;
+mod direction;
 pub mod entry;
 #[cfg(feature = "userfaultfd")]
 pub mod monitor;
 mod spurious;
+mod trampoline;

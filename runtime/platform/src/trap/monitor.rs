@@ -183,11 +183,11 @@ fn serve_one(mmu: &UffdMmu, access: &mut Pending) -> bool {
         let arena = vmatree::arena_of(access.page)?;
         vmatree::arena_info(&slot, arena).map(|(_, stat)| vmatree::outlives_fault(stat))
     });
-    let host = Host::new(slot, false);
+    let host = Host::new(slot);
     let age_ns = thread::monotonic_ns().saturating_sub(access.since_ns);
     let park = Impatient { host: &host, age_ns };
     let env = Env { mm: &host, park: &park };
-    let r = fault::resume_user_addr_fault(env, &ctx, access.page, access.flags, access.before);
+    let r = fault::resume_user_addr_fault(env, &ctx, access.page, access.flags, access.before, false);
     if let Some(bits) = r.filter(|r| r.intersects(VmFaultReason::RETRY)) {
         access.before = bits;
         access.flags |= FaultFlags::TRIED;

@@ -200,12 +200,6 @@ pub fn nopanic_delegation(delegation: &Delegation<'_>, index: usize) -> bool {
     begun && delegation.is_told(index)
 }
 
-/// The switch to a walk stack: what runs there is linked above, as a part of the walk.
-#[unsafe(no_mangle)]
-pub fn nopanic_walk_stack(hint: usize, f: &mut dyn FnMut()) {
-    softfault_platform::stack::on_walk_stack(hint, f);
-}
-
 /// What a helper thread does with what the handler queued.
 #[unsafe(no_mangle)]
 pub fn nopanic_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
@@ -217,8 +211,8 @@ pub fn nopanic_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
 pub fn nopanic_host(ctx: &Ctx<'_>, key: WaitKey, stat: &VmStat) -> bool {
     let Ok(slot) = Slot::enter() else { return false };
     stat.stage(slot.stripe(), softfault_mm::vmstat::Stage::Total, key.addr as u64);
-    let host = Host::new(slot, true);
-    black_box(host.wait(ctx, key, 1));
+    let host = Host::in_handler(slot);
+    black_box((host.wait(ctx, key, 1), host.nap(ctx, key, 1)));
     host.wake(key.addr);
     section::in_fault()
 }
