@@ -30,6 +30,7 @@ mod registry;
 mod rmap;
 pub mod runtime;
 mod short;
+mod space;
 pub mod stats;
 pub mod swap;
 mod truncate;

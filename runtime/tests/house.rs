@@ -20,6 +20,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "pin.rs",
     "registry.rs",
     "runtime.rs",
+    "space.rs",
     "swap.rs",
     "vmas.rs",
     "vmas/delegations.rs",
