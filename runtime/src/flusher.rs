@@ -17,6 +17,7 @@ use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::page::EXTENT_PAGES;
+use softfault_mm::vmscan;
 use softfault_platform::exit::Seat;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
@@ -240,9 +241,22 @@ fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_
     }
 }
 
+/// How long a store that fails is left alone.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Tries a store that fails once more, and lets go of what the object has cached beyond its share: those pages are clean, and
+/// may be stored to before anybody knows.
+fn retry_failing(env: Env<'_>, m: &Mapping<'_>) {
+    let _ = writeback::write_known_dirty(env, m);
+    if m.failing.is_set() && m.is_over_own_limit() && !m.exclusive {
+        vmscan::reclaim_range(env, m, 0, 0, m.nr_pages());
+    }
+}
+
 fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy, seat: &Seat) {
     let mut written = Instant::now();
     let mut since = Instant::now();
+    let mut tried = Instant::now();
     let mut got_on = false;
     while let Some(rung) = next_round(stop, account, policy.interval, got_on, seat) {
         got_on = false;
@@ -267,14 +281,25 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
             since = Instant::now();
         }
         let background = account.limit().saturating_mul(policy.background_percent) / 100;
-        let many = rung || account.nr_dirty.load(Ordering::Relaxed) > background;
-        for id in objects.ids() {
-            if many || old {
-                // Errors leave the pages dirty and are counted; who syncs is told.
-                with_object(host.env(), id, |m| {
-                    got_on |= writeback::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
-                });
-            }
+        let many = rung || account.nr_writable() > background;
+        // Those whose stores fail come last, and not each time that somebody rings: a store that takes its time over an error
+        // must not keep the others waiting.
+        let fails = |m: &Mapping<'_>| m.failing.is_set();
+        let retry = tried.elapsed() >= RETRY;
+        for id in objects.ids().filter(|_| many || old) {
+            // Errors leave the pages dirty and are counted; who syncs is told.
+            with_object(host.env(), id, |m| {
+                let wrote = || writeback::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
+                got_on |= !fails(m) && wrote();
+            });
+        }
+        for id in objects.ids().filter(|_| retry && (many || old)) {
+            with_object(host.env(), id, |m| {
+                if fails(m) {
+                    tried = Instant::now();
+                    retry_failing(host.env(), m);
+                }
+            });
         }
         flush_wanted(host.env(), objects);
         if many || old {

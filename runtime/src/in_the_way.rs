@@ -63,7 +63,7 @@ impl InTheWay {
     }
 
     fn count(&mut self, m: &Mapping<'_>) {
-        let failure = m.failure();
+        let failure = m.failing.cause();
         let cached = m.chunks.iter().zip(m.folios.chunks(EXTENT_PAGES)).filter(|(c, _)| c.nr_uptodate() > 0);
         for word in cached.flat_map(|(_, words)| words) {
             if let Some(nr) = self.place_of(m, word.load(), failure.is_some()) {

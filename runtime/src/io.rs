@@ -61,6 +61,13 @@ fn get_pinned_of(
     let (env, ctx) = (host.env(), host.ctx());
     let mut tried = false;
     loop {
+        if let Some(error) = mapping.refuses_stores().filter(|_| set & DIRTY != 0) {
+            let dirty = mapping.folio(pgoff).is_some_and(|w| w.load().is_mappable() && w.load().has(DIRTY));
+            if !dirty {
+                env.park.wake(mapping.account.ring_flusher());
+                return Err(error);
+            }
+        }
         match filemap::get_folio(mapping, pgoff, set) {
             Lookup::Pinned(word) => return Ok(word),
             Lookup::PastEnd => return Err(FillError::PastEnd),
@@ -113,7 +120,7 @@ fn fill_missing(
         Ok(None) => return Ok(true),
         Err(FillError::NoMemory) => {
             return match memcg::try_to_free_pages(env, ctx, mapping) {
-                Freed::Nothing => Err(out_of_memory(mapping, FillError::CacheFull)),
+                Freed::Nothing => Err(out_of_memory(mapping, mapping.why_full())),
                 Freed::Some | Freed::Later => Ok(false),
             };
         }

@@ -18,6 +18,7 @@ use crate::runtime::RuntimeInner;
 use crate::short::Short;
 use crate::space::Space;
 use crate::writeback::FlushState;
+use softfault_mm::failing::{Asked, Failing};
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
@@ -209,8 +210,7 @@ impl ObjectInner {
             flush_turn: AtomicU32::new(0),
             flushing: AtomicU32::new(0),
             flush_wanted: AtomicU32::new(0),
-            write_failure: AtomicU32::new(0),
-            flush_failure: AtomicU32::new(0),
+            failing: Failing::new(),
             stat: rt.stat,
         };
         let mapping = Lease::new(Box::new(mapping));
@@ -400,6 +400,7 @@ impl Drop for ObjectInner {
         let cached = used().filter(|w| !free(w)).count();
         let dirty = used().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
         mapping.account_cleaned(dirty as u64);
+        [Asked::Write, Asked::Flush].into_iter().for_each(|asked| mapping.note_success(asked));
         mapping.uncharge(cached as u64);
         if let Some(addr) = mapping.account.progressed() {
             softfault_platform::sys::futex::wake_all(addr);

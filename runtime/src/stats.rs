@@ -48,6 +48,7 @@ impl Stats {
         counters.push(("nr_cached_pages", rt.account.nr_pages.load(relaxed)));
         counters.push(("nr_cache_limit_pages", rt.account.limit()));
         counters.push(("nr_dirty", rt.account.nr_dirty.load(relaxed)));
+        counters.push(("nr_dirty_stuck", rt.account.nr_stuck.load(relaxed)));
         counters.push(("nr_writeback", rt.account.nr_writeback.load(relaxed)));
         counters.push(("nr_shmem_hugepages", rt.account.nr_huge.load(relaxed)));
         counters.push(("nr_inactive", rt.account.lru.small.len()));

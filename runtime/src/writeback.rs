@@ -6,6 +6,7 @@ use crate::error::{self, Error, Result, parent_only};
 use crate::masked::{self, Masked};
 use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::failing::Asked;
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
 use softfault_mm::host::Env;
@@ -169,7 +170,9 @@ pub(crate) fn harvest(env: Env<'_>, m: &Mapping<'_>, range: &Range<u64>) {
 /// whose node is being looked at meanwhile may be passed over.
 pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::Result<u64, (u64, FillError)> {
     let mut written = 0;
-    for (from, to) in m.nodes.runs(0, m.nr_pages(), usize::MAX) {
+    // A store that fails says so of the first chunk.
+    let chunks = if m.failing.is_set() { 1 } else { usize::MAX };
+    for (from, to) in m.nodes.runs(0, m.nr_pages(), chunks) {
         written += writeback::writeout(env, m, 0, from, to)?;
     }
     Ok(written)
@@ -278,6 +281,7 @@ impl Flushing {
                     }
                 }
                 writeback::end_flush(m, turn);
+                m.note_success(Asked::Flush);
                 Ok(())
             }
             Err(error) => {
@@ -292,6 +296,10 @@ impl Flushing {
                     m.stat.add(0, Event::FLUSH_LOST, 1);
                 });
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
+                // Such pages stay until a flush succeeds.
+                if !m.a_ops.rereads_unflushed() {
+                    m.note_failure(Asked::Flush, error.fill_error());
+                }
                 // Owed, if it fails.
                 let _ = self.tell_end();
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.

@@ -263,7 +263,7 @@ fn do_wait(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Next {
 /// Makes room in the cache: the fault's page is claimed by the next attempt.
 #[inline(never)]
 fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
-    let mut freed = Freed::Nothing;
+    let (mut freed, mut error) = (Freed::Nothing, FillError::CacheFull);
     env.mm.with_claim(&claim, &mut |m| {
         freed = memcg::try_to_free_pages(env, ctx, m);
         // Somebody else has brought the page in, with the last room there was.
@@ -271,14 +271,15 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
             freed = Freed::Some;
         }
         if freed == Freed::Nothing {
-            m.stat.reason(ctx.stripe, VmFaultReason::OOM);
+            error = m.why_full();
+            m.stat.reason(ctx.stripe, error.reason());
         }
     });
     release(env, claim);
     match freed {
         Freed::Some => Next::Untried,
         Freed::Later => Next::Later,
-        Freed::Nothing => Next::Fail(FillError::CacheFull),
+        Freed::Nothing => Next::Fail(error),
     }
 }
 

@@ -12,7 +12,7 @@
 //! types
 //! sync
 //! trace vmstat ctx
-//! folio extent claim ops readahead workingset
+//! folio extent failing claim ops readahead workingset
 //! lru streams xarray
 //! memcontrol
 //! mapping
@@ -57,6 +57,7 @@ pub mod vmstat;
 
 pub mod claim;
 pub mod extent;
+pub mod failing;
 pub mod folio;
 pub mod ops;
 pub mod readahead;

@@ -1,6 +1,7 @@
 //! `Mapping`: an object's pages and how they are filled. Linux: `struct address_space`.
 
 use crate::extent::ChunkWord;
+use crate::failing::{Asked, Failing};
 use crate::folio::FolioWord;
 use crate::lru::Entry;
 use crate::memcontrol::CacheAccount;
@@ -97,10 +98,8 @@ pub struct Mapping<'g> {
     pub flushing: AtomicU32,
     /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
     pub flush_wanted: AtomicU32,
-    /// Why the store did not take the last pages it was given, as [`FillError::code`]; 0: it took them.
-    pub write_failure: AtomicU32,
-    /// The same of its last flush, of a store that gives what it took only after one.
-    pub flush_failure: AtomicU32,
+    /// Whether the store takes what it is given, and how many pages are dirty.
+    pub failing: Failing,
     /// Where its events are counted.
     pub stat: &'g VmStat,
 }
@@ -141,10 +140,10 @@ impl Mapping<'_> {
     /// nothing changed.
     #[must_use]
     pub fn charge(&self, nr: u64) -> bool {
-        let limit = self.own_limit.load(Ordering::Relaxed);
-        if limit == u64::MAX {
+        if !self.counts_own() {
             return self.account.charge(nr);
         }
+        let limit = self.own_limit();
         // Counted first and taken back: another fault may be refused for a moment, and tries again.
         if self.nr_own.fetch_add(nr, Ordering::Relaxed).saturating_add(nr) <= limit && self.account.charge(nr) {
             return true;
@@ -155,30 +154,73 @@ impl Mapping<'_> {
 
     /// Gives `nr` pages back.
     pub fn uncharge(&self, nr: u64) {
-        if self.own_limit.load(Ordering::Relaxed) != u64::MAX {
+        if self.counts_own() {
             self.nr_own.fetch_sub(nr, Ordering::Relaxed);
         }
         self.account.uncharge(nr);
     }
 
-    /// Returns what the store says of what it is given, if it does not take it now.
-    #[must_use]
-    pub fn failure(&self) -> Option<FillError> {
-        let code = |word: &AtomicU32| Some(word.load(Ordering::Relaxed)).filter(|code| *code != 0);
-        let code = code(&self.write_failure).or_else(|| code(&self.flush_failure))?;
-        Some(FillError::from_code(u16::try_from(code).unwrap_or(0)))
+    /// Notes that the store failed.
+    pub fn note_failure(&self, asked: Asked, error: FillError) {
+        if let Some(stuck) = self.failing.set(asked, error) {
+            self.account.nr_failing.fetch_add(1, Ordering::Relaxed);
+            self.account.nr_stuck.fetch_add(stuck, Ordering::Relaxed);
+        }
     }
 
-    /// Returns the object's own limit in pages; `u64::MAX`: it has none.
+    /// Notes that the store did what it was asked.
+    pub fn note_success(&self, asked: Asked) {
+        if let Some(stuck) = self.failing.clear(asked) {
+            CacheAccount::take(&self.account.nr_failing, 1);
+            CacheAccount::take(&self.account.nr_stuck, stuck);
+        }
+    }
+
+    /// Returns why a page may not be made dirty now: the store fails, and the object has its share of dirty pages.
+    #[inline]
+    #[must_use]
+    pub fn refuses_stores(&self) -> Option<FillError> {
+        if !self.failing.is_set() || self.failing.nr_dirty() < self.account.stuck_limit() {
+            return None;
+        }
+        self.failing.cause()
+    }
+
+    /// Returns why there is no room for a page of the object, when nothing can leave: what its store says, if it is that.
+    #[must_use]
+    pub fn why_full(&self) -> FillError {
+        let fails = self.is_over_own_limit() && self.failing.is_set();
+        self.failing.cause().filter(|_| fails).unwrap_or(FillError::CacheFull)
+    }
+
+    /// Returns the object's own limit in pages; `u64::MAX`: it has none. While its store fails it has one in any case: its
+    /// share of dirty pages, and room to read by.
     #[must_use]
     pub fn own_limit(&self) -> u64 {
-        self.own_limit.load(Ordering::Relaxed)
+        let own = self.own_limit.load(Ordering::Relaxed);
+        if self.failing.is_set() { own.min(self.failing_limit()) } else { own }
+    }
+
+    /// What was dirty when the store began to fail may be more than its share: then there is still room to read by, but only
+    /// once, since pages that are mapped for stores are made dirty without a word.
+    #[cold]
+    fn failing_limit(&self) -> u64 {
+        let share = self.account.stuck_limit();
+        let few = self.account.nr_stuck.load(Ordering::Relaxed) <= self.account.dirty_limit_and(share / 2);
+        let room = if few { self.failing.nr_dirty().saturating_add(share / 2) } else { 0 };
+        room.max(share.saturating_mul(2))
+    }
+
+    /// Returns whether the object's pages are counted by themselves: they may be bounded.
+    fn counts_own(&self) -> bool {
+        // Not whether it is flushed, which begins when the first writer comes: pages are given back as they were counted.
+        !self.always_dirty || self.own_limit.load(Ordering::Relaxed) != u64::MAX
     }
 
     /// Returns whether the object has no room below a limit of its own.
     #[must_use]
     pub fn is_over_own_limit(&self) -> bool {
-        self.nr_own.load(Ordering::Relaxed) >= self.own_limit.load(Ordering::Relaxed)
+        self.nr_own.load(Ordering::Relaxed) >= self.own_limit()
     }
 
     /// Returns whether the flusher looks after the object.
@@ -192,6 +234,10 @@ impl Mapping<'_> {
     pub fn account_dirtied(&self, nr: u64) {
         if nr > 0 && self.is_flushed() {
             self.account.nr_dirty.fetch_add(nr, Ordering::Relaxed);
+            let stuck = self.failing.dirtied(nr);
+            if stuck > 0 {
+                self.account.nr_stuck.fetch_add(stuck, Ordering::Relaxed);
+            }
         }
     }
 
@@ -200,14 +246,11 @@ impl Mapping<'_> {
         if nr == 0 || !self.is_flushed() {
             return;
         }
-        let mut seen = self.account.nr_dirty.load(Ordering::Relaxed);
-        loop {
-            // Never below 0: writers wait by this number.
-            let less = seen.saturating_sub(nr);
-            match self.account.nr_dirty.compare_exchange_weak(seen, less, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => break,
-                Err(now) => seen = now,
-            }
+        // Never below 0: writers wait by these numbers.
+        CacheAccount::take(&self.account.nr_dirty, nr);
+        let stuck = self.failing.cleaned(nr);
+        if stuck > 0 {
+            CacheAccount::take(&self.account.nr_stuck, stuck);
         }
     }
 

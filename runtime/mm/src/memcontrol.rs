@@ -13,6 +13,9 @@ use crate::ops::WaitKey;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::workingset::{high_watermark, low_watermark};
 
+/// The dirty pages that any object may have, whether its store fails or not: two of a thread's.
+const STUCK_MIN: u64 = 8;
+
 /// The cache's size over all objects of a runtime, or of one object that has a limit of its own.
 #[derive(Debug)]
 pub struct CacheAccount<'g> {
@@ -22,6 +25,10 @@ pub struct CacheAccount<'g> {
     pub limit_pages: AtomicU64,
     /// Pages known to be dirty: written by a fault, by a call, or found by a scan.
     pub nr_dirty: AtomicU64,
+    /// Those among them whose objects' stores fail.
+    pub nr_stuck: AtomicU64,
+    /// Objects whose stores fail.
+    pub nr_failing: AtomicU64,
     /// Pages being written out.
     pub nr_writeback: AtomicU64,
     /// Writers of more dirty pages than this wait for write-back.
@@ -53,6 +60,8 @@ impl<'g> CacheAccount<'g> {
             nr_pages: AtomicU64::new(0),
             limit_pages: AtomicU64::new(limit_pages),
             nr_dirty: AtomicU64::new(0),
+            nr_stuck: AtomicU64::new(0),
+            nr_failing: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
             dirty_limit: AtomicU64::new(u64::MAX),
             nr_huge: AtomicU64::new(0),
@@ -176,7 +185,35 @@ impl<'g> CacheAccount<'g> {
     /// `balance_dirty_pages`.
     #[must_use]
     pub fn is_dirty_full(&self) -> bool {
-        self.nr_dirty.load(Ordering::Relaxed) > self.dirty_limit.load(Ordering::Relaxed)
+        self.nr_writable() > self.dirty_limit.load(Ordering::Relaxed)
+    }
+
+    /// Returns how many pages are dirty and can be written: not those whose objects' stores fail.
+    #[must_use]
+    pub fn nr_writable(&self) -> u64 {
+        self.nr_dirty.load(Ordering::Relaxed).saturating_sub(self.nr_stuck.load(Ordering::Relaxed))
+    }
+
+    /// Returns how many dirty pages an object may have while its store fails: its share of half of what may be dirty.
+    #[must_use]
+    pub fn stuck_limit(&self) -> u64 {
+        let half = self.dirty_limit.load(Ordering::Relaxed) / 2;
+        (half / self.nr_failing.load(Ordering::Relaxed).max(1)).max(STUCK_MIN)
+    }
+
+    /// Returns how many pages may be dirty, and `more`.
+    pub(crate) fn dirty_limit_and(&self, more: u64) -> u64 {
+        self.dirty_limit.load(Ordering::Relaxed).saturating_add(more)
+    }
+
+    /// Takes from a count that others change, never below 0.
+    pub(crate) fn take(count: &AtomicU64, nr: u64) {
+        let mut seen = count.load(Ordering::Relaxed);
+        while let Err(now) =
+            count.compare_exchange_weak(seen, seen.saturating_sub(nr), Ordering::Relaxed, Ordering::Relaxed)
+        {
+            seen = now;
+        }
     }
 
     /// Returns what the flusher sleeps on.

@@ -18,12 +18,13 @@ use crate::ctx::Ctx;
 use crate::extent::Extent;
 use crate::failpoint;
 use crate::filemap;
-use crate::folio::FolioWord;
+use crate::folio::{DIRTY, FolioWord};
 use crate::ops::{Installed, Prot, WaitKey};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, Work};
 use crate::vmstat::{Event, VmStat};
+use crate::writeback;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Resolves one fault, or says what is in the way. Linux: `handle_mm_fault`.
@@ -124,6 +125,9 @@ fn do_cow_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
 
 /// A store to a shared mapping. Linux: `do_shared_fault`.
 fn do_shared_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    if let Some(refused) = refuse_store(vmf) {
+        return refused;
+    }
     let r = __do_fault(vmf);
     if r.intersects(VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY) {
         return r;
@@ -143,11 +147,27 @@ fn do_shared_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     r
 }
 
+/// Returns the store's error for a store to one more page, where it fails and the object has its share of dirty pages. The
+/// flusher is asked to try it again.
+#[inline]
+fn refuse_store(vmf: &VmFault<'_>) -> Option<VmFaultReason> {
+    let mapping = vmf.vma().mapping;
+    let error = mapping.refuses_stores()?;
+    let dirty = mapping.folio(vmf.pgoff()).is_some_and(|w| w.load().is_mappable() && w.load().has(DIRTY));
+    if dirty {
+        return None;
+    }
+    if let Some(waker) = vmf.waker {
+        (waker.0)(mapping.account.ring_flusher());
+    }
+    Some(vmf.ctx().fail(error))
+}
+
 /// A page was made dirty: where there are too many, the thread waits for write-back once its store is through. Linux:
 /// `fault_dirty_shared_page`, whose `VM_FAULT_COMPLETED` says the same.
 fn fault_dirty_shared_page(vmf: &mut VmFault<'_>, r: VmFaultReason) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
-    let full = mapping.is_flushed() && mapping.write_blocks && mapping.account.is_dirty_full();
+    let full = writeback::is_dirty_full(mapping);
     let nowait = vmf.flags().intersects(FaultFlags::RETRY_NOWAIT) || vmf.ctx().nested;
     if !full || nowait || r.intersects(VmFaultReason::ERROR | VmFaultReason::RETRY) {
         return VmFaultReason::empty();
@@ -161,6 +181,9 @@ fn fault_dirty_shared_page(vmf: &mut VmFault<'_>, r: VmFaultReason) -> VmFaultRe
 /// If the hint was wrong, or the page has left the cache, the protection is not what stopped the store: the hint is
 /// cleared and the ordinary way goes on.
 fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    if let Some(refused) = refuse_store(vmf) {
+        return refused;
+    }
     let vma = vmf.vma();
     let r = __do_fault(vmf);
     if r.intersects(VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY) {

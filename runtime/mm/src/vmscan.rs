@@ -160,7 +160,8 @@ fn verdict(mapping: &Mapping<'_>, entry: Entry, seen: Folio) -> Verdict {
     } else if mapping.exclusive {
         verdict_exclusive(mapping, seen)
     } else if seen.has(DIRTY) {
-        Verdict::Dirty
+        // Whose store fails is tried again by the flusher, and by its own object's threads.
+        if mapping.failing.is_set() { Verdict::Keep } else { Verdict::Dirty }
     } else {
         Verdict::Evict
     }
@@ -484,7 +485,7 @@ impl<'a> Scan<'a> {
 
 /// Returns whether a page cannot go, whoever misses it or not: it is not taken out of its mappings for nothing.
 fn must_stay(mapping: &Mapping<'_>, seen: Folio) -> bool {
-    seen.has(DIRTY) && (seen.has(HELD) || !mapping.dirty_goes)
+    seen.has(DIRTY) && (seen.has(HELD) || !mapping.dirty_goes || mapping.failing.is_set())
 }
 
 /// Names page `pgoff`, which is marked, in `room`, which is not empty; where many mappings exist marks and names the pages

@@ -24,6 +24,7 @@
 //! ```
 
 use crate::ctx::Ctx;
+use crate::failing::Asked;
 use crate::failpoint;
 use crate::folio::{DIRTY, LOST, State, UNSYNCED, Wake};
 use crate::host::{Env, Rmap};
@@ -121,8 +122,12 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
         env.park.wake(addr);
     }
     match written {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            mapping.note_success(Asked::Write);
+            Ok(())
+        }
         Err((_, error)) => {
+            mapping.note_failure(Asked::Write, error);
             mapping.stat.add(stripe, Event::WRITEBACK_ERRORS, 1);
             Err((good, error))
         }
@@ -148,9 +153,11 @@ fn end(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, set: u64) {
 /// How long one store waits at most for others' pages to be written.
 const THROTTLE_NS: u64 = 10_000_000;
 
-/// Returns whether who stores to the object is to wait: too many pages are dirty, and they are being written.
+/// Returns whether who stores to the object is to wait: too many pages are dirty, and they are being written. While its
+/// store fails there is nothing to wait for.
 pub fn is_dirty_full(mapping: &Mapping<'_>) -> bool {
-    mapping.is_flushed() && mapping.write_blocks && mapping.account.is_dirty_full()
+    let writes = mapping.is_flushed() && mapping.write_blocks && !mapping.failing.is_set();
+    writes && mapping.account.is_dirty_full()
 }
 
 /// Waits a little while more pages are dirty than may be: the flusher writes them meanwhile.

@@ -254,7 +254,7 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
         let _ = object.store().punch(0, object.len_max as u64);
     }
     let call = Call { op: "Arena::unmap", arena: None };
-    let cause = m.failure().unwrap_or(FillError::Io(Errno::EIO));
+    let cause = m.failing.cause().unwrap_or(FillError::Io(Errno::EIO));
     lost.map_or(Ok(()), |p| Err(call.error(object, Access::Write, p << PAGE_SHIFT, cause)))
 }
 

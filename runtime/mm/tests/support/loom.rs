@@ -556,8 +556,7 @@ impl World {
                 flush_turn: AtomicU32::new(0),
                 flushing: AtomicU32::new(0),
                 flush_wanted: AtomicU32::new(0),
-                write_failure: AtomicU32::new(0),
-                flush_failure: AtomicU32::new(0),
+                failing: softfault_mm::failing::Failing::new(),
                 label: "test",
                 stat: &STAT,
             })

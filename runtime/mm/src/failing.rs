@@ -1,0 +1,144 @@
+//! An object whose store fails: that it does, why, and how much of the cache waits for it.
+//!
+//! Its dirty pages can go nowhere, so they are *stuck*: they count against their own object, and not among the dirty pages for
+//! which writers of other objects wait. What bounds them is in `mapping`, the sum over all objects in `memcontrol`.
+//!
+//! One word has the dirty pages and whether they are stuck, so that each is counted as stuck once, whoever comes first:
+//! ```text
+//! a thread                                the flusher
+//! page dirty: +1, not failing
+//!                                         failing: 1 page is stuck
+//! page dirty: +1, failing: 1 more stuck
+//! ```
+//!
+//! # Context: handler
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::types::FillError;
+
+/// Set in the word while the store fails; the rest is the number of dirty pages.
+const FAILING: u64 = 1 << 63;
+
+/// What the store was asked when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// To take pages.
+    Write,
+    /// To make durable what it took, where it cannot give that back before.
+    Flush,
+}
+
+/// Whether an object's store fails, and its dirty pages.
+#[derive(Debug)]
+pub struct Failing {
+    write: AtomicU32,
+    flush: AtomicU32,
+    dirty: AtomicU64,
+}
+
+impl Default for Failing {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Failing {
+    /// Returns a store that is well.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { write: AtomicU32::new(0), flush: AtomicU32::new(0), dirty: AtomicU64::new(0) }
+    }
+
+    fn word(&self, asked: Asked) -> &AtomicU32 {
+        match asked {
+            Asked::Write => &self.write,
+            Asked::Flush => &self.flush,
+        }
+    }
+
+    /// Returns whether the store fails.
+    #[inline]
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.dirty.load(Ordering::Relaxed) & FAILING != 0
+    }
+
+    /// Returns what the store says, if it fails.
+    #[must_use]
+    pub fn cause(&self) -> Option<FillError> {
+        let code = |word: &AtomicU32| Some(word.load(Ordering::Relaxed)).filter(|code| *code != 0);
+        let code = code(&self.write).or_else(|| code(&self.flush))?;
+        Some(FillError::from_code(u16::try_from(code).unwrap_or(0)))
+    }
+
+    /// Returns the number of dirty pages.
+    #[must_use]
+    pub fn nr_dirty(&self) -> u64 {
+        self.dirty.load(Ordering::Relaxed) & !FAILING
+    }
+
+    /// Counts dirty pages; returns how many of them are stuck.
+    pub(crate) fn dirtied(&self, nr: u64) -> u64 {
+        if self.dirty.fetch_add(nr, Ordering::Relaxed) & FAILING == 0 { 0 } else { nr }
+    }
+
+    /// Counts pages that are dirty no more; returns how many of them were stuck.
+    pub(crate) fn cleaned(&self, nr: u64) -> u64 {
+        let mut seen = self.dirty.load(Ordering::Relaxed);
+        loop {
+            // Never below 0: the number decides who may store.
+            let gone = nr.min(seen & !FAILING);
+            match self.dirty.compare_exchange_weak(seen, seen - gone, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return if seen & FAILING == 0 { 0 } else { gone },
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Notes that the store failed; returns how many pages are stuck from now on, if it was well before.
+    pub(crate) fn set(&self, asked: Asked, error: FillError) -> Option<u64> {
+        self.word(asked).store(u32::from(error.code()), Ordering::Relaxed);
+        let before = self.dirty.fetch_or(FAILING, Ordering::Relaxed);
+        (before & FAILING == 0).then_some(before)
+    }
+
+    /// Notes that the store did what it was asked; returns how many pages are stuck no more, if it is well now.
+    ///
+    /// A failure of the other kind at the same time may be overlooked until the store is asked again.
+    pub(crate) fn clear(&self, asked: Asked) -> Option<u64> {
+        if !self.is_set() || self.word(asked).swap(0, Ordering::Relaxed) == 0 || self.cause().is_some() {
+            return None;
+        }
+        let before = self.dirty.fetch_and(!FAILING, Ordering::Relaxed);
+        (before & FAILING != 0).then_some(before & !FAILING)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::errno::Errno;
+
+    const ENOSPC: FillError = FillError::Io(Errno::ENOSPC);
+
+    #[test]
+    fn pages_are_stuck_once() {
+        let f = Failing::new();
+        assert_eq!((f.dirtied(3), f.cleaned(1), f.nr_dirty(), f.cause()), (0, 0, 2, None));
+        assert_eq!(f.clear(Asked::Write), None, "it was well");
+        assert_eq!((f.set(Asked::Write, ENOSPC), f.set(Asked::Write, ENOSPC)), (Some(2), None));
+        assert!(f.is_set() && f.cause() == Some(ENOSPC));
+        assert_eq!((f.dirtied(2), f.cleaned(1), f.cleaned(9), f.nr_dirty()), (2, 1, 3, 0));
+        assert_eq!(f.dirtied(4), 4);
+        assert_eq!((f.clear(Asked::Write), f.clear(Asked::Write), f.nr_dirty()), (Some(4), None, 4));
+        assert_eq!(f.cleaned(4), 0);
+    }
+
+    #[test]
+    fn it_is_well_when_it_does_both() {
+        let f = Failing::new();
+        assert_eq!((f.set(Asked::Flush, ENOSPC), f.set(Asked::Write, FillError::Short)), (Some(0), None));
+        assert_eq!((f.clear(Asked::Write), f.cause()), (None, Some(ENOSPC)));
+        assert_eq!((f.clear(Asked::Flush), f.is_set()), (Some(0), false));
+    }
+}
