@@ -1554,6 +1554,10 @@ int softfault_arena_free(struct softfault_arena *arena);
  * Writes the arena's first address. It is the arena's as long as the arena lives; what may be read or written there is
  * what is mapped.
  *
+ * Calls that change mappings (mprotect, mmap, munmap, mremap, madvise) are softfault's alone there. With
+ * SOFTFAULT_DELIVERY_SEGV an mprotect(2) of the program's shows zeros where nothing is cached: softfault_stats_read() and
+ * softfault_runtime_audit_threads() find it afterwards, and close what was opened. Use softfault_arena_protect().
+ *
  * Errors: -EINVAL, -EBADF.
  *
  * Context: program, filler. Thread-safe.
@@ -1561,7 +1565,8 @@ int softfault_arena_free(struct softfault_arena *arena);
  * The caller promises:
  * base may be written.
  */
-int softfault_arena_base(struct softfault_arena *arena, void **base);
+int softfault_arena_base(struct softfault_arena *arena,
+                         void **base);
 
 /**
  * Writes the arena's length in bytes: what was asked for, rounded up to 2 MiB.

@@ -101,6 +101,10 @@ unsafe fn count_in_range(
 /// Writes the arena's first address. It is the arena's as long as the arena lives; what may be read or written there is
 /// what is mapped.
 ///
+/// Calls that change mappings (mprotect, mmap, munmap, mremap, madvise) are softfault's alone there. With
+/// SOFTFAULT_DELIVERY_SEGV an mprotect(2) of the program's shows zeros where nothing is cached: softfault_stats_read() and
+/// softfault_runtime_audit_threads() find it afterwards, and close what was opened. Use softfault_arena_protect().
+///
 /// Errors: -EINVAL, -EBADF.
 ///
 /// Context: program, filler. Thread-safe.

@@ -395,6 +395,11 @@ fn table_bytes(nr: usize) -> u64 {
 
 impl Arena {
     /// Returns the arena's first address. Safe: what may be done with it is up to who dereferences it.
+    ///
+    /// System calls that change mappings (mprotect, mmap, munmap, mremap, madvise) are the arena's alone. **Under `Segv` an
+    /// mprotect(2) of the program's shows zeros where nothing is cached**: pages are told from holes by their protection there.
+    /// It cannot be prevented; [`Stats`](crate::Stats) and [`Runtime::audit_threads`] find it, close what was opened, and count
+    /// (`process_opened_pages`). Use [`Arena::protect`].
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.inner.base as *mut u8

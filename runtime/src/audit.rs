@@ -59,6 +59,13 @@ pub(crate) fn audit_threads() -> Result<Audit> {
         let why = "SIGBUS or SIGSEGV belongs to another handler; call Runtime::reinstall_handlers";
         offenders.push(Offender { tid: 0, name: "process".into(), why: why.into() });
     }
+    let opened = crate::opened::close();
+    if opened > 0 {
+        let why = format!(
+            "mprotect(2) has opened {opened} pages of Segv arenas that were closed: they read as zeros; Arena::protect"
+        );
+        offenders.push(Offender { tid: 0, name: "process".into(), why });
+    }
     for task in fs::read_dir("/proc/self/task").map_err(io)? {
         let path = task.map_err(io)?.path();
         offenders.extend(status_of(&path).and_then(|status| audit_status(&status)));

@@ -24,6 +24,7 @@ pub mod madvise;
 mod masked;
 mod memory;
 pub mod object;
+mod opened;
 pub mod pin;
 mod reclaim;
 mod registry;

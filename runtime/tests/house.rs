@@ -17,6 +17,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "lease.rs",
     "object.rs",
     "object/builder.rs",
+    "opened.rs",
     "pin.rs",
     "registry.rs",
     "runtime.rs",

@@ -208,3 +208,30 @@ fn many_arenas_and_many_mappings_in_one() {
     assert!((0..nr).step_by(61).all(|i| load(&a, 2 * i * PAGE) == Ok(5)));
     assert!(load(&a, PAGE).is_err());
 }
+
+/// What a foreign mprotect opens is found, and closed: it reads right afterwards.
+#[test]
+fn an_mprotect_of_the_programs_is_found_and_undone() {
+    each_mode("mprotect", |rt, mode| {
+        let file = TempFile::new(2 * EXTENT);
+        let object = rt.file_options().open(file.path()).expect("object");
+        let a = arena(rt, mode, 2 * EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        same("before", &bytes(&a, 0..PAGE), &file.data[..PAGE]);
+        let found = || rt.stats().get("process_opened_pages").expect("a counter");
+        let before = found();
+        // SAFETY: loads stay permitted where they were.
+        assert_eq!(unsafe { libc::mprotect(a.as_ptr().cast(), 2 * EXTENT, libc::PROT_READ) }, 0);
+        let after = found();
+        if mode == Delivery::Segv {
+            // What was exposed beside the page that was touched is no more than its granule.
+            assert!((1..=512).contains(&(1024 - (after - before))), "{} pages were found", after - before);
+            let audit = rt.audit_threads().expect("audit");
+            assert!(audit.offenders.iter().any(|o| o.why.contains("mprotect")), "{audit}");
+        } else {
+            assert_eq!(after, before, "{mode:?}: there it does no harm");
+        }
+        same(&format!("{mode:?}"), &bytes(&a, 0..2 * EXTENT), &file.data);
+        assert_eq!(found(), after, "{mode:?}: what faults have opened is not foreign");
+    });
+}
