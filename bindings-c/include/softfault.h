@@ -653,7 +653,8 @@ typedef struct softfault_runtime_options {
      */
     size_t size;
     /**
-     * Bounds the cached bytes over all objects. Default: half of what the memory cgroup, or the machine, has.
+     * Bounds the cached bytes over all objects. Default: half of what the memory cgroup, or the machine, has, divided evenly
+     * between all runtimes of the process that have no limit of their own.
      */
     uint64_t cache_limit_bytes;
     /**

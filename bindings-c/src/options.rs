@@ -19,7 +19,8 @@ use std::time::Duration;
 pub struct softfault_runtime_options {
     /// sizeof(struct softfault_runtime_options).
     pub size: usize,
-    /// Bounds the cached bytes over all objects. Default: half of what the memory cgroup, or the machine, has.
+    /// Bounds the cached bytes over all objects. Default: half of what the memory cgroup, or the machine, has, divided evenly
+    /// between all runtimes of the process that have no limit of their own.
     pub cache_limit_bytes: u64,
     /// Where anonymous memory goes when the cache is full: a file, which is overwritten, or a folder, in which a file
     /// without a name is made. Default: it stays. Read during the call only.

@@ -30,6 +30,7 @@ mod reclaim;
 mod registry;
 mod rmap;
 pub mod runtime;
+mod share;
 mod short;
 mod space;
 pub mod stats;

@@ -119,16 +119,22 @@ fn machine_bytes() -> u64 {
     total.map_or(1 << 30, |kib: u64| kib << 10)
 }
 
-/// Reads `memory.max` (version 2) or `memory.limit_in_bytes` (version 1) of every group from the process's own upwards.
+/// Returns the smallest limit of the process's memory groups.
 fn cgroup_limit_bytes() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    group_limit_bytes(Path::new("/sys/fs/cgroup"), &fs::read_to_string("/proc/self/cgroup").ok()?)
+}
+
+/// Reads the limits of every group from those that `groups` names (`/proc/self/cgroup`) upwards, below `root`: `memory.max` and
+/// `memory.high` (version 2), `memory.limit_in_bytes` (version 1). Above `memory.high` the kernel lets nobody die and throttles
+/// everybody, for as long as that takes: a cache that goes beyond is slower than a smaller one.
+fn group_limit_bytes(root: &Path, groups: &str) -> Option<u64> {
     let limit = |line: &str| {
         let mut parts = line.splitn(3, ':');
         let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
         if controllers.is_empty() {
-            smallest(Path::new("/sys/fs/cgroup"), path, "memory.max")
+            smallest(root, path, &["memory.max", "memory.high"])
         } else if controllers.split(',').any(|c| c == "memory") {
-            smallest(Path::new("/sys/fs/cgroup/memory"), path, "memory.limit_in_bytes")
+            smallest(&root.join("memory"), path, &["memory.limit_in_bytes"])
         } else {
             None
         }
@@ -136,8 +142,67 @@ fn cgroup_limit_bytes() -> Option<u64> {
     groups.lines().filter_map(limit).min()
 }
 
-fn smallest(mount: &Path, path: &str, file: &str) -> Option<u64> {
+fn smallest(mount: &Path, path: &str, files: &[&str]) -> Option<u64> {
     let own = mount.join(path.trim_start_matches('/'));
     let up = own.ancestors().take_while(|dir| dir.starts_with(mount));
-    up.filter_map(|dir| fs::read_to_string(dir.join(file)).ok()?.trim().parse::<u64>().ok()).min()
+    let limit = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    up.flat_map(|dir| files.iter().filter_map(move |file| limit(&dir.join(file)))).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::group_limit_bytes;
+    use std::fs;
+    use std::path::PathBuf;
+
+    /// Files of groups, as the kernel shows them.
+    struct Groups(PathBuf);
+
+    impl Groups {
+        fn new(name: &str, files: &[(&str, &str)]) -> Self {
+            let root = std::env::temp_dir().join(format!("softfault-groups-{name}-{}", std::process::id()));
+            for (path, text) in files {
+                let path = root.join(path);
+                fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
+                fs::write(path, format!("{text}\n")).expect("a file");
+            }
+            Self(root)
+        }
+    }
+
+    impl Drop for Groups {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn the_smallest_limit_of_any_group_above_holds() {
+        let g = Groups::new(
+            "max",
+            &[
+                ("a/memory.max", "max"),
+                ("a/b/memory.max", "8000000"),
+                ("a/b/c/memory.max", "max"),
+                ("other/memory.max", "1"),
+            ],
+        );
+        assert_eq!(group_limit_bytes(&g.0, "0::/a/b/c\n"), Some(8_000_000));
+        assert_eq!(group_limit_bytes(&g.0, "0::/a\n"), None);
+    }
+
+    #[test]
+    fn where_the_kernel_begins_to_throttle_is_a_limit() {
+        let g = Groups::new(
+            "high",
+            &[("a/memory.high", "5000000"), ("a/b/memory.max", "9000000"), ("a/b/memory.high", "max")],
+        );
+        assert_eq!(group_limit_bytes(&g.0, "0::/a/b\n"), Some(5_000_000));
+    }
+
+    #[test]
+    fn version_1_is_read_where_its_controller_is() {
+        let g = Groups::new("v1", &[("memory/a/memory.limit_in_bytes", "7000000"), ("a/memory.max", "1")]);
+        assert_eq!(group_limit_bytes(&g.0, "5:cpu,cpuacct:/x\n4:memory:/a\n"), Some(7_000_000));
+    }
 }

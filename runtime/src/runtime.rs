@@ -11,6 +11,7 @@ use crate::lease::{Lease, Table};
 use crate::memory;
 use crate::object::{Object, ObjectBuilder, ObjectInner};
 use crate::registry;
+use crate::share;
 use crate::space::Space;
 use crate::stats::Stats;
 use crate::swap::{Swap, SwapOptions};
@@ -99,8 +100,11 @@ impl RuntimeBuilder {
         self.swap.get_or_insert(none).zswap_bytes = bytes;
         self
     }
-    /// Bounds the bytes of cached pages over all objects; default: half of what the process's memory cgroup (or the
-    /// machine) has. Pages that are not used leave the cache for others.
+    /// Bounds the bytes of cached pages over all objects. Pages that are not used leave the cache for others.
+    ///
+    /// Default: an equal part of one share for the process, which is half of what its memory cgroup (or the machine) has, with
+    /// all other runtimes that have no limit of their own; it changes as they come and go. Of a cgroup the smaller one of
+    /// `memory.max` and `memory.high` counts. Limits that the program sets are its own to add up.
     ///
     /// A limit below 64 pages (256 KiB) is one of 64 pages: what one thread may need at once. Give as many for each thread
     /// that faults at the same time; with fewer all get on, but one behind the other.
@@ -182,7 +186,7 @@ impl RuntimeBuilder {
             let what = "a forked child of a process with a runtime cannot make its own: exec first";
             return Err(Error::Denied { op: "RuntimeBuilder::build", what });
         }
-        let limit = memory::limit_pages(self.cache_limit_bytes.unwrap_or_else(memory::default_limit_bytes));
+        let limit = self.cache_limit_bytes.map_or_else(share::next_limit_pages, memory::limit_pages);
         memory::check_room(
             "RuntimeBuilder::build",
             memory::runtime_bytes(limit, self.fillers, registry::lock().is_in_use()),
@@ -224,7 +228,11 @@ impl RuntimeBuilder {
             frames: Mutex::new(None),
             pid: std::process::id(),
         };
-        Ok(Runtime { inner: Arc::new(inner) })
+        let inner = Arc::new(inner);
+        if self.cache_limit_bytes.is_none() {
+            share::join(&inner);
+        }
+        Ok(Runtime { inner })
     }
 }
 
@@ -337,6 +345,7 @@ impl Runtime {
     /// A limit for which no queues can be had (48 bytes of memory for each page, past `RLIMIT_DATA` or what may be committed)
     /// changes nothing: `nr_cache_limit_pages` says what holds.
     pub fn set_cache_limit(&self, bytes: u64) {
+        share::leave(&self.inner);
         self.inner.set_limit(memory::limit_pages(bytes));
     }
 
@@ -373,7 +382,7 @@ impl Runtime {
 }
 
 impl RuntimeInner {
-    fn set_limit(&self, pages: u64) {
+    pub(crate) fn set_limit(&self, pages: u64) {
         let account = &self.account;
         {
             // Two at a time would open one queue's memory twice.
@@ -480,5 +489,6 @@ impl Drop for RuntimeInner {
         drop(self.kswapd.take());
         let leftover = registry::lock().leave(self.stat);
         drop(leftover);
+        share::divide();
     }
 }

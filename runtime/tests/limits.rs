@@ -333,3 +333,30 @@ fn an_error_names_the_limit_of_address_space_and_what_is_needed() {
     });
     println!("{}", ended(run, Ok(0)));
 }
+
+/// Runtimes that set no limit divide one share; those that set one have it.
+#[test]
+fn runtimes_without_a_limit_share_one() {
+    let run = child("runtimes_without_a_limit_share_one", "it", || {
+        common::setup();
+        let limit_of = |rt: &Runtime| rt.stats().get("nr_cache_limit_pages").expect("a counter");
+        let first = Runtime::new().expect("a runtime");
+        let share = limit_of(&first);
+        let own = Runtime::builder().cache_limit(4 * MIB).build().expect("a runtime");
+        assert_eq!(
+            (limit_of(&first), limit_of(&own)),
+            (share, 1024),
+            "a limit of its own takes nothing from the share"
+        );
+        let (second, third) = (Runtime::new().expect("a runtime"), Runtime::new().expect("a runtime"));
+        let all = [&first, &second, &third].map(limit_of);
+        assert!(all.iter().all(|l| l.abs_diff(share / 3) <= 1), "{all:?} of {share}");
+        drop(third);
+        assert!(limit_of(&first).abs_diff(share / 2) <= 1, "what ends gives its part to the others");
+        second.set_cache_limit(4 * MIB);
+        assert_eq!((limit_of(&first), limit_of(&second)), (share, 1024), "and so does who sets a limit");
+        own.set_cache_limit(8 * MIB);
+        assert_eq!((limit_of(&first), limit_of(&own)), (share, 2048));
+    });
+    ended(run, Ok(0));
+}
