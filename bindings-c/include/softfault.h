@@ -486,6 +486,11 @@
 #define SOFTFAULT_OBJECT_HUGE_PAGES 0x80
 
 /**
+ * The object has room to grow without a maximum that is known beforehand: 64 GiB where nothing limits the address space.
+ */
+#define SOFTFAULT_OBJECT_GROWABLE 0x100
+
+/**
  * System calls, O_DIRECT and KVM may touch the arena without a pin: needs the monitor.
  */
 #define SOFTFAULT_ARENA_KERNEL_ACCESS 0x1
@@ -1267,6 +1272,21 @@ int softfault_object_len(struct softfault_object *object, uint64_t *len_bytes);
  */
 int softfault_object_set_len(struct softfault_object *object,
                              uint64_t len_bytes);
+
+/**
+ * Takes the file's end for the object's, where others have appended to the file or cut it; len_bytes (may be NULL) gets it.
+ * The file is not changed. What lies behind a lower end is dropped: touching it is SIGBUS from then on.
+ *
+ * Errors: -EACCES: it is no file, or exclusive, or a page at the end stays pinned. -EINVAL: the file is longer than the maximum.
+ * The file's error, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * len_bytes may be written, or is NULL.
+ */
+int softfault_object_follow_len(struct softfault_object *object,
+                                uint64_t *len_bytes);
 
 /**
  * Reads bytes through the cache, without a fault. Reads past the end are short; read_bytes (may be NULL) gets how many

@@ -164,6 +164,26 @@ pub extern "C" fn softfault_object_set_len(object: *mut softfault_object, len_by
     entry(|| Ok(handle::get(object)?.set_len(len_bytes)?))
 }
 
+/// Takes the file's end for the object's, where others have appended to the file or cut it; len_bytes (may be NULL) gets it.
+/// The file is not changed. What lies behind a lower end is dropped: touching it is SIGBUS from then on.
+///
+/// Errors: -EACCES: it is no file, or exclusive, or a page at the end stays pinned. -EINVAL: the file is longer than the maximum.
+/// The file's error, -EBADF.
+///
+/// Context: program. Thread-safe.
+///
+/// # Safety
+/// len_bytes may be written, or is NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_object_follow_len(object: *mut softfault_object, len_bytes: *mut u64) -> c_int {
+    entry(|| {
+        let end = handle::get(object)?.follow_len()?;
+        // SAFETY: the caller's contract.
+        unsafe { Out::optional(len_bytes) }.put(end);
+        Ok(())
+    })
+}
+
 /// Reads bytes through the cache, without a fault. Reads past the end are short; read_bytes (may be NULL) gets how many
 /// were read. buf may lie in an arena.
 ///

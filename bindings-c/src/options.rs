@@ -65,7 +65,10 @@ pub const SOFTFAULT_OBJECT_EXCLUSIVE_BY_COPY: u32 = 0x40;
 /// Keeps 2 MiB that are cached whole as one huge page: read-only objects, and anonymous memory without swap.
 pub const SOFTFAULT_OBJECT_HUGE_PAGES: u32 = 0x80;
 
-const OBJECT_FLAGS: u32 = 0xff;
+/// The object has room to grow without a maximum that is known beforehand: 64 GiB where nothing limits the address space.
+pub const SOFTFAULT_OBJECT_GROWABLE: u32 = 0x100;
+
+const OBJECT_FLAGS: u32 = 0x1ff;
 
 /// Options of an object. Fields that are 0 have their defaults.
 #[repr(C)]
@@ -309,6 +312,7 @@ impl softfault_object_options {
         b = b.dsync(self.has(SOFTFAULT_OBJECT_DSYNC));
         b = b.private_past_cache(!self.has(SOFTFAULT_OBJECT_PRIVATE_BY_CACHE));
         b = b.huge_pages(self.has(SOFTFAULT_OBJECT_HUGE_PAGES));
+        b = b.growable(self.has(SOFTFAULT_OBJECT_GROWABLE));
         b = b.exclusive(self.has(SOFTFAULT_OBJECT_EXCLUSIVE));
         if self.has(SOFTFAULT_OBJECT_EXCLUSIVE_BY_COPY) {
             b = b.exclusive_by_copy();

@@ -160,7 +160,7 @@ impl FileOptions {
             // Opened by name, which is another file's by now.
             return Err(io_error(op, source.path, Errno::ESTALE));
         }
-        let len = store.follow_len().map_err(|e| io_error(op, source.path, e))?;
+        let len = store.len_bytes().map_err(|e| io_error(op, source.path, e))?;
         let asked = Asked::new(&self.object, self.direct);
         let object = self.object.len(len).label_or(|| (source.name)()).file_store(store)?;
         place.fill(&object.inner, asked);
@@ -190,7 +190,12 @@ impl FileOptions {
                 make_writable(source, &inner, file)?;
             }
         }
-        Ok(Object { inner, writable })
+        let object = Object { inner, writable };
+        object.follow_appended(source.op).map_err(|error| match error {
+            Error::Argument { arg: "max_len", .. } => conflict("max_len"),
+            error => error,
+        })?;
+        Ok(object)
     }
 }
 

@@ -290,6 +290,15 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
     }
 }
 
+/// Copies `bytes`, the beginning of page `pgoff`, from `from` on into the page. The caller has it: nobody reads, writes or fills
+/// it.
+pub(crate) fn set_tail(object: &ObjectInner, pgoff: u64, from: usize, bytes: &[u8]) {
+    if let (Some(page), Some(tail)) = (object.page_at(pgoff, Access::Write), bytes.get(from..)) {
+        // SAFETY: the rest of a page of the object's own, which nobody gives back meanwhile; it is no longer than that.
+        unsafe { copy_in((page + from) as *mut u8, tail) };
+    }
+}
+
 pub(crate) fn populate(object: &Arc<ObjectInner>, range: std::ops::Range<u64>, access: Access) -> Result<()> {
     let pages = (range.start >> PAGE_SHIFT)..softfault_mm::page::pages_of(range.end).min(object.mapping().nr_pages());
     for p in pages {

@@ -418,6 +418,14 @@ impl RuntimeInner {
         Ok((space, (at * EXTENT_SIZE) as u64))
     }
 
+    /// Returns how many bytes an object gets that does not know how long it will be.
+    pub(crate) fn room_to_grow(&self) -> u64 {
+        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        let longest = regions.iter().map(|space| space.region.len_bytes()).max();
+        let longest = longest.unwrap_or_else(|| memory::address_space_share(8));
+        (longest as u64 / 16).min(1 << (crate::space::REGION_SHIFTS.end() - 4))
+    }
+
     /// Has the flusher look after an object.
     pub(crate) fn add_writable(&self, object: &Arc<ObjectInner>) {
         self.writables.add(object);

@@ -8,7 +8,7 @@ use softfault_platform::sys::Errno;
 use std::sync::{Mutex, PoisonError};
 
 /// log2 of the bytes of a region where nothing limits address space, and at least.
-const REGION_SHIFTS: std::ops::RangeInclusive<u32> = 26..=40;
+pub(crate) const REGION_SHIFTS: std::ops::RangeInclusive<u32> = 26..=40;
 
 /// A region of the cache and which of its chunks are free.
 #[derive(Debug)]

@@ -1,5 +1,7 @@
 //! The end of an object moves, and holes are made in it. Linux: `mm/truncate.c`, `fallocate`.
 
+mod follow;
+
 use crate::error::{self, Error, Result, parent_only};
 use crate::io;
 use crate::object::{Object, ObjectInner};
@@ -84,8 +86,8 @@ impl Object {
         let op = "Object::set_len";
         parent_only(op)?;
         let m = self.inner.mapping();
-        if self.inner.is_writable() {
-            // Who may only read does not cut what others write.
+        if self.inner.is_writable() || self.inner.file().is_some() {
+            // Who may only read a file does not move its end, nor where others see it.
             self.check_writable(op)?;
         }
         if self.inner.file_store(FileStore::is_device) == Some(true) {
@@ -98,6 +100,12 @@ impl Object {
         let inner = &self.inner;
         let _arenas = inner.arenas();
         let _gate = inner.i_mmap().gate();
+        if self.writable && !inner.is_exclusive() && len_bytes > self.len() {
+            // What others have appended is not made zeros.
+            self.finish_cut(op)?;
+            let end = self.file_end(op)?.unwrap_or(0);
+            self.follow_growth(op, end)?;
+        }
         // What an earlier call left behind its end must not be seen when the object grows again.
         if len_bytes > self.len() {
             self.finish_cut(op)?;

@@ -1,5 +1,6 @@
 //! Files that others use at the same time: what they append, cut, lock and open is theirs.
 #![allow(unsafe_code, reason = "system calls that the standard library has no words for")]
+#![allow(clippy::cast_possible_truncation, reason = "patterns and lengths; 64-bit only")]
 
 mod common;
 
@@ -98,6 +99,152 @@ fn a_flush_that_fails_leaves_what_others_appended() {
     ended(out, Ok(0));
 }
 
+/// Appends what the object's content goes on with.
+fn append_content(file: &TempFile, data: &mut Vec<u8>, len: usize) {
+    let from = data.len();
+    data.extend((from..from + len).map(|i| (i % 249) as u8 + 1));
+    append(file, &data[from..]);
+}
+
+#[test]
+fn what_others_append_is_there_once_it_is_followed() {
+    const ROOM: usize = 64 * PAGE;
+    for direct in [false, true] {
+        each_mode("followed", |_, mode| {
+            let file = TempFile::new(2 * PAGE + 1000);
+            let mut data = file.data.clone();
+            let rt = quiet();
+            let object = rt.file_options().writable(true).direct(direct).with(|b| b.max_len(ROOM as u64));
+            let object = object.open(file.path()).expect("open");
+            let arena = rt.arena(ROOM).delivery(mode).granule(PAGE).build().expect("arena");
+            arena.map(0, &object, 0, ROOM, Prot::ReadWrite, Sharing::Shared).expect("map");
+            // Cached to its end, with zeros behind it, and dirty.
+            assert_eq!(common::load(&arena, 2 * PAGE + 1000), Ok(0), "{mode:?}");
+            store(&arena, 2 * PAGE, 252).expect("store");
+            data[2 * PAGE] = 252;
+            append_content(&file, &mut data, 5 * PAGE);
+            assert_eq!(common::load(&arena, 3 * PAGE), Err(libc::SIGBUS), "{mode:?}: not followed yet");
+            if !direct {
+                let _pinned = arena.pin(2 * PAGE..3 * PAGE, softfault::Access::Read).expect("pin");
+                let r = object.follow_len();
+                assert!(matches!(r, Err(Error::Denied { .. })), "{mode:?}: {r:?}");
+            }
+            assert_eq!(object.follow_len().expect("follow"), data.len() as u64);
+            assert_eq!(object.len(), data.len() as u64);
+            same("what was appended", &common::bytes(&arena, 0..data.len()), &data);
+            object.sync_all().expect("sync");
+            same("the file", &std::fs::read(file.path()).expect("read"), &data);
+            // Whoever opens it, or moves its end, follows too.
+            append_content(&file, &mut data, 777);
+            let again = rt.file_options().direct(direct).open(file.path()).expect("open");
+            assert_eq!((again.len(), object.len()), (data.len() as u64, data.len() as u64), "{mode:?}");
+            append_content(&file, &mut data, 300);
+            object.set_len(data.len() as u64 + 100).expect("grow");
+            data.resize(data.len() + 100, 0);
+            same("with what was appended", &common::bytes(&arena, 0..data.len()), &data);
+            object.sync_all().expect("sync");
+            same("the file", &std::fs::read(file.path()).expect("read"), &data);
+            let r = again.set_len(0);
+            assert!(matches!(r, Err(Error::Denied { .. })), "{mode:?}: {r:?}");
+            // Too long.
+            File::options().write(true).open(file.path()).expect("open").set_len(4 << 20).expect("grow");
+            let r = object.follow_len();
+            assert!(matches!(r, Err(Error::Argument { arg: "max_len", .. })), "{mode:?}: {r:?}");
+            let r = rt.file_options().direct(direct).open(file.path());
+            assert!(matches!(&r, Err(Error::Conflict { option: "max_len", .. })), "{mode:?}: {r:?}");
+        });
+    }
+    let r = quiet().anonymous(PAGE as u64).expect("anonymous").follow_len();
+    assert!(matches!(r, Err(Error::Denied { .. })), "{r:?}");
+}
+
+#[test]
+fn what_others_cut_is_gone_once_it_is_followed() {
+    each_mode("cut and followed", |_, mode| {
+        let file = TempFile::new(8 * PAGE);
+        let rt = quiet();
+        let object = rt.open_file_rw(file.path()).expect("open");
+        let arena = rt.arena(8 * PAGE).delivery(mode).granule(PAGE).build().expect("arena");
+        map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        store(&arena, 9, 252).expect("store");
+        store(&arena, PAGE + 600, 253).expect("store");
+        store(&arena, 7 * PAGE, 254).expect("store");
+        File::options().write(true).open(file.path()).expect("open").set_len(PAGE as u64 + 500).expect("truncate");
+        assert_eq!(object.follow_len().expect("follow"), PAGE as u64 + 500, "{mode:?}");
+        assert_eq!(common::load(&arena, 7 * PAGE), Err(libc::SIGBUS), "{mode:?}");
+        assert_eq!((common::load(&arena, 9), common::load(&arena, PAGE + 600)), (Ok(252), Ok(0)), "{mode:?}");
+        object.sync_all().expect("nothing is left that has nowhere to go");
+        assert_eq!(len_of(&file), PAGE as u64 + 500, "{mode:?}");
+        assert_eq!(std::fs::read(file.path()).expect("read")[9], 252, "{mode:?}");
+    });
+}
+
+/// Appended, followed, stored to, synced and evicted by different threads: no byte of it is another's, or zero.
+#[test]
+fn a_file_is_followed_while_it_grows() {
+    const ROOM: usize = 256 * PAGE;
+    each_mode("growing", |_, mode| {
+        let file = TempFile::new(0);
+        let rt = quiet();
+        let object = rt.file_options().writable(true).with(|b| b.max_len(ROOM as u64)).open(file.path()).expect("open");
+        let arena = rt.arena(ROOM).delivery(mode).granule(PAGE).build().expect("arena");
+        arena.map(0, &object, 0, ROOM, Prot::ReadWrite, Sharing::Shared).expect("map");
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let mut data = Vec::new();
+        std::thread::scope(|s| {
+            let stop = common::StopOnDrop(&done);
+            s.spawn(|| {
+                let mut rng = common::Rng(7);
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    // The byte that is there, so that its page is dirty.
+                    let len = object.len() as usize;
+                    if len > 0 {
+                        let at = rng.below(len);
+                        let _ = store(&arena, at, (at % 249) as u8 + 1);
+                    }
+                    match rng.below(40) {
+                        0 => object.sync_all().expect("sync"),
+                        1 => drop(object.evict(0..u64::MAX)),
+                        _ => {}
+                    }
+                }
+            });
+            let mut rng = common::Rng(11);
+            for round in 0..150 {
+                append_content(&file, &mut data, 1 + rng.below(2 * PAGE));
+                let from = data.len().saturating_sub(3 * PAGE);
+                let end = object.follow_len().expect("follow") as usize;
+                assert_eq!(end, data.len());
+                same(&format!("{mode:?}, round {round}"), &common::bytes(&arena, from..end), &data[from..]);
+            }
+            drop(stop);
+        });
+        object.sync_all().expect("sync");
+        same("the file", &std::fs::read(file.path()).expect("read"), &data);
+    });
+}
+
+#[test]
+fn an_object_grows_without_a_maximum() {
+    let file = TempFile::new(100);
+    let rt = quiet();
+    let object = rt.file_options().writable(true).with(|b| b.growable(true)).open(file.path()).expect("open");
+    let mut len = 100;
+    while len < 1 << 30 {
+        len *= 9;
+        object.set_len(len).expect("grow");
+        object.write_at(len - 1, &[252]).expect("write");
+    }
+    object.sync(len - 1..len).expect("sync");
+    assert_eq!(len_of(&file), len);
+    let r = rt.file_options().with(|b| b.growable(true)).open(file.path());
+    assert_eq!(r.expect("the same").len(), len);
+    let plain = TempFile::new(100);
+    let _first = rt.open_file(plain.path()).expect("open");
+    let r = rt.file_options().with(|b| b.growable(true)).open(plain.path());
+    assert!(matches!(&r, Err(Error::Conflict { option: "growable", .. })), "{r:?}");
+}
+
 // ---- write-back ------------------------------------------------------------------------------------------------------
 
 #[test]
@@ -127,7 +274,6 @@ fn write_back_gives_the_store_its_bytes_and_flushes_nothing() {
 
 // ---- locks -----------------------------------------------------------------------------------------------------------
 
-#[expect(clippy::cast_possible_truncation, reason = "a constant of the C library's, which it calls an int")]
 const WRITE_LOCK: i16 = libc::F_WRLCK as i16;
 
 /// Locks the whole file for writing, as databases do; the lock is the process's.

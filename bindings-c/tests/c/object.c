@@ -109,6 +109,7 @@ void test_files(void)
     struct flock lock = {.l_type = F_WRLCK};
     const char *path = make_file("files", 4 * PAGE);
     struct rlimit limit, low;
+    uint64_t len;
     unsigned char byte;
     int fd = open(path, O_RDWR);
 
@@ -133,9 +134,27 @@ void test_files(void)
     /* Given to the file, and not flushed. */
     OK(softfault_object_write_back(object, 0, PAGE));
     OK(pread(fd, &byte, 1, 3) == 1 && byte == 251 ? 0 : 1);
+
+    /* Others append and cut. */
+    OK(ftruncate(fd, 6 * PAGE));
+    OK(softfault_object_follow_len(object, &len));
+    CHECK_IS(len, 6 * PAGE);
+    OK(ftruncate(fd, PAGE));
+    OK(softfault_object_follow_len(again, NULL));
+    OK(softfault_object_len(object, &len));
+    CHECK_IS(len, PAGE);
+    OK(ftruncate(fd, 4 * EXTENT));
+    FAILS(softfault_object_follow_len(again, &len), EINVAL, ARGUMENT, "longer than the maximal length");
     OK(softfault_object_free(object));
     OK(softfault_object_free(again));
     CHECK(is_locked(path));
+    options.flags |= SOFTFAULT_OBJECT_GROWABLE;
+    OK(softfault_object_from_fd(rt, fd, &options, &object));
+    OK(softfault_object_set_len(object, 64 * EXTENT));
+    OK(softfault_object_free(object));
+    OK(softfault_object_anonymous(rt, PAGE, NULL, &object));
+    FAILS(softfault_object_follow_len(object, &len), EACCES, DENIED, "only a file");
+    OK(softfault_object_free(object));
     OK(close(fd));
     CHECK(!is_locked(path));
 

@@ -145,7 +145,10 @@ impl ChunkWord {
 
     /// Makes it the word of an empty chunk. Nobody uses the chunk.
     pub fn reset(&self) {
-        self.0.store(0, Ordering::Relaxed);
+        // One that was never used takes no memory.
+        if self.0.load(Ordering::Relaxed) != 0 {
+            self.0.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Returns the uptodate pages, as a hint.

@@ -166,7 +166,8 @@ fn an_end_that_another_moved_is_left_where_it_is() {
         assert_eq!(write(store, PAGE, &[7; PAGE]), Err(StoreError::Short), "direct {direct}");
         assert_eq!(write(store, PAGE, &[7; 5]), Ok(()), "up to the end");
         assert_eq!(content(file).len(), PAGE + 5, "direct {direct}");
-        assert_eq!(store.follow_len(), Ok(PAGE as u64 + 5));
+        assert_eq!(store.len_bytes(), Ok(PAGE as u64 + 5));
+        store.adopt_len(PAGE as u64 + 5);
         store.set_len(4 * PAGE as u64).expect("grow");
         assert_eq!(write(store, PAGE, &[7; PAGE]), Ok(()), "the program has said so");
         assert_eq!(content(file).len(), 4 * PAGE, "direct {direct}");

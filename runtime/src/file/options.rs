@@ -16,6 +16,7 @@ pub(crate) struct Asked {
     cache_limit_bytes: Option<u64>,
     exclusive: Option<bool>,
     huge_pages: bool,
+    growable: bool,
     /// `None`: the runtime's, whatever that is.
     fill_window_pages: Option<u32>,
     readahead_pages: Option<u32>,
@@ -34,6 +35,7 @@ impl Asked {
             cache_limit_bytes: b.cache_limit_bytes,
             exclusive: b.exclusive,
             huge_pages: b.huge_pages,
+            growable: b.growable,
             fill_window_pages: (b.fill_window_pages != runtime.fill_window_pages).then_some(b.fill_window_pages),
             readahead_pages: b.readahead_pages.filter(|_| b.readahead_pages != runtime.readahead_pages),
         }
@@ -53,6 +55,7 @@ impl Asked {
             ("cache_limit", a.cache_limit_bytes == b.cache_limit_bytes),
             ("private_past_cache", a.private_past_cache == b.private_past_cache),
             ("huge_pages", a.huge_pages == b.huge_pages),
+            ("growable", b.growable || !a.growable),
             ("fill_window_pages", a.fill_window_pages == b.fill_window_pages),
             ("readahead_pages", a.readahead_pages == b.readahead_pages),
         ];

@@ -36,6 +36,7 @@ pub struct ObjectBuilder {
     /// Exclusive; by copying only.
     pub(crate) exclusive: Option<bool>,
     pub(crate) huge_pages: bool,
+    pub(crate) growable: bool,
     label: Option<String>,
 }
 
@@ -70,6 +71,7 @@ impl ObjectBuilder {
             cache_limit_bytes: None,
             exclusive: None,
             huge_pages: false,
+            growable: false,
             label: None,
         }
     }
@@ -105,6 +107,14 @@ impl ObjectBuilder {
     #[must_use]
     pub fn max_len(mut self, bytes: u64) -> Self {
         self.max_len_bytes = bytes;
+        self
+    }
+    /// Reserves room to grow without a maximum that is known beforehand: a sixteenth of a region of the cache, which is 64 GiB
+    /// where nothing limits the address space. It takes address space, and memory only for what is cached, unless the program
+    /// locks all its memory (`mlockall(2)`): give [`ObjectBuilder::max_len`] then.
+    #[must_use]
+    pub fn growable(mut self, yes: bool) -> Self {
+        self.growable = yes;
         self
     }
     /// Permits shared mappings with stores, and [`Object::write_at`]. What is written goes to the store in time,
@@ -308,7 +318,8 @@ impl ObjectBuilder {
     }
 
     fn build(self, backing: Backing) -> Result<Object> {
-        let max = self.max_len_bytes.max(self.len_bytes);
+        let room = if self.growable { self.runtime.inner.room_to_grow() } else { 0 };
+        let max = self.max_len_bytes.max(self.len_bytes).max(room);
         let len = usize::try_from(max.max(1)).ok().and_then(|l| l.checked_next_multiple_of(EXTENT_SIZE)).ok_or(
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;

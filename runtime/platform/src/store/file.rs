@@ -109,21 +109,23 @@ impl FileStore {
         Ok(status.len_bytes)
     }
 
-    /// Returns how many bytes of the object the file has now, whoever moved its end, and takes that for the end from now on.
+    /// Returns how many bytes of the object the file has now, whoever moved its end.
     ///
     /// # Errors
     /// The kernel's.
-    pub fn follow_len(&self) -> Result<u64, Errno> {
-        let end = self.file_end()?;
-        self.end_bytes.store(end, Ordering::Relaxed);
-        Ok(end.saturating_sub(self.base_bytes))
+    pub fn len_bytes(&self) -> Result<u64, Errno> {
+        self.file_end().map(|end| end.saturating_sub(self.base_bytes))
     }
 
-    /// Refuses a write that would move an end which somebody else has moved.
+    /// Takes it that the program knows that the file ends there, as it was found.
+    pub fn adopt_len(&self, len_bytes: u64) {
+        self.end_bytes.store(self.base_bytes.saturating_add(len_bytes), Ordering::Relaxed);
+    }
+
+    /// Refuses a write that would make the file longer: `set_len` does that, and somebody else has cut it since.
     fn check_end(&self, end_bytes: u64) -> Result<(), StoreError> {
         let is_cut = self.file_end().map_err(StoreError::Io)? < end_bytes;
-        // Relaxed: who moves the end keeps write-back of what lies behind it away.
-        if is_cut && end_bytes <= self.end_bytes.load(Ordering::Relaxed) { Err(StoreError::Short) } else { Ok(()) }
+        if is_cut { Err(StoreError::Short) } else { Ok(()) }
     }
 
     /// fdatasync(2) of our file. Of another one, whose number it is by now, it says nothing about ours.
