@@ -28,7 +28,7 @@ fn numbers() -> BTreeMap<&'static str, libc::c_long> {
         SYS_prctl SYS_pread64 SYS_prlimit64 SYS_process_madvise SYS_pwrite64 SYS_read SYS_restart_syscall SYS_rseq
         SYS_rt_sigaction SYS_rt_sigpending SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_setaffinity
         SYS_sched_yield SYS_sendfile SYS_set_robust_list SYS_sigaltstack SYS_statx SYS_tgkill SYS_unlink SYS_userfaultfd
-        SYS_write SYS_munlock SYS_mlock SYS_fstatfs SYS_copy_file_range
+        SYS_close_range SYS_faccessat2 SYS_pidfd_open SYS_pidfd_getfd SYS_write SYS_munlock SYS_mlock SYS_fstatfs SYS_copy_file_range
     }
 }
 
