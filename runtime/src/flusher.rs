@@ -21,6 +21,7 @@ use softfault_mm::vmscan;
 use softfault_platform::exit::Seat;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
+use softfault_platform::thp;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::thread::JoinHandle;
@@ -279,6 +280,7 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
         }
         if scan {
             since = Instant::now();
+            thp::look();
         }
         let background = account.limit().saturating_mul(policy.background_percent) / 100;
         let many = rung || account.nr_writable() > background;

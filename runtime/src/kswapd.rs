@@ -11,6 +11,7 @@ use softfault_mm::vmstat::{Event, VmStat};
 use softfault_platform::host::{self, Host};
 use softfault_platform::section;
 use softfault_platform::sys::futex;
+use softfault_platform::thp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
@@ -74,6 +75,7 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
                 let _ = futex::wait(key.addr, key.seen, u64::MAX);
             }
             let _ = account.rouse();
+            thp::look();
             continue;
         }
         let done = vmscan::shrink(host.env(), account, stat, 0);

@@ -38,6 +38,7 @@ use softfault_mm::vma::Vma;
 use softfault_platform::mmu::uffd::{self, Kind};
 use softfault_platform::section;
 use softfault_platform::sys::mem;
+use softfault_platform::thp;
 use softfault_platform::vmatree::{self, Trap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -321,6 +322,10 @@ impl ArenaInner {
         for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP] {
             // SAFETY: the range mapped above; the advice concerns children and core dumps.
             unsafe { mem::madvise(addr, len, advice) }.map_err(system(op, "madvise"))?;
+        }
+        if !v.object.huge {
+            // SAFETY: as above; the kernel's own collapser would take what is noted in the page table away.
+            unsafe { thp::permit(addr, len, false) }.map_err(system(op, "madvise"))?;
         }
         Ok(())
     }

@@ -134,7 +134,9 @@ fn what_was_stored_is_written_once_whoever_empties_the_entries() {
             // Emptied again, now that everything is protected or was never mapped again.
             empty(&a, *how);
             writes_no_more(&format!("{mode:?} {how:?}, again"), &rt, &file);
-            // And from the cache's own side: what is emptied and not written yet stays when the object is evicted.
+            // And from the cache's own side: what is emptied and not written yet stays when the object is evicted. Loads
+            // first, so that again the kernel alone knows of the stores.
+            loads("mapped anew", &a, NR, |_| 42);
             stores(&a, NR, 43);
             empty(&a, *how);
             file.evict(0..file.len()).expect("evict");

@@ -7,6 +7,7 @@
 use crate::sparse::{self, Sparse};
 use crate::sys::fd::{self, Descriptor};
 use crate::sys::{Errno, file, mem, text};
+use crate::thp;
 use core::sync::atomic::{AtomicU32, Ordering};
 use softfault_mm::extent::ChunkWord;
 use softfault_mm::folio::FolioWord;
@@ -126,6 +127,9 @@ impl Region {
             // SAFETY: the alias mapped above; a child must not write the shared cache through it.
             unsafe { mem::madvise(region.alias, len_bytes, advice) }?;
         }
+        // SAFETY: the alias mapped above.
+        unsafe { thp::permit(region.alias, len_bytes, false) }?;
+        thp::look();
         region.folios = sparse::reserve_closed(region.folios_len())?;
         region.chunks.reserve(region.chunks_len())?;
         region.ports = Ports::open(fd);

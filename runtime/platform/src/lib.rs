@@ -5,6 +5,7 @@
 //! ```text
 //! sys                       raw system calls; alone names libc
 //! child section sparse      forked? who is inside a walk, tables that are opened as they are used
+//! thp                       small pages, where the system is set to make huge ones
 //! staging                   pages for private copies
 //! exit                      asks the flushers when the process ends
 //! stack leave               the stacks that handlers run on; waits that end when a signal comes
@@ -52,6 +53,7 @@ pub mod section;
 pub mod sparse;
 pub mod stack;
 pub mod staging;
+pub mod thp;
 
 pub mod mmu;
 pub mod store;

@@ -7,6 +7,7 @@ use crate::cache::{self, Ports};
 use crate::staging;
 use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, mem, thread};
+use crate::thp;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
@@ -85,6 +86,8 @@ impl<'s> ObjectOps<'s> {
     fn read_once(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
         let len = self.wanted(pgoff, nr);
         let pos = pgoff << PAGE_SHIFT;
+        // SAFETY: the caller owns the pages' claims, and `new` promised the memory.
+        unsafe { thp::allocate_small(self.address(pgoff) as usize, nr as usize * PAGE_SIZE) };
         if let Some(buffer) = self.buffer(nr) {
             return self.read_bounced(&buffer, pgoff, nr as usize * PAGE_SIZE, len);
         }
@@ -285,17 +288,13 @@ impl AddressSpaceOps for ObjectOps<'_> {
     fn collapse(&self, pgoff: u64) -> Result<(), FillError> {
         // The alias is congruent to the memfd modulo 2 MiB if the region's is; where it is not, this is EINVAL.
         let at = self.address(pgoff) as usize;
-        // A page that the kernel holds for a moment, of a queue of its own say, is EAGAIN.
-        let mut tries = 3;
-        loop {
-            tries -= 1;
-            // SAFETY: the object's own range of the alias; the advice changes no byte, and every page is there (contract).
-            match unsafe { mem::madvise(at, EXTENT_SIZE, mem::MADV_COLLAPSE) } {
-                Err(Errno::EAGAIN | Errno::EBUSY) if tries > 0 => {}
-                Err(Errno::ENOMEM) => return Err(FillError::NoMemory),
-                r => return r.map_err(FillError::Io),
-            }
-        }
+        // SAFETY: the object's own range of the alias; nothing is allocated there meanwhile, since every page is cached.
+        unsafe { thp::permit(at, EXTENT_SIZE, true) }.map_err(|_| FillError::NoMemory)?;
+        let collapsed = collapse_at(at);
+        // If it cannot be taken back, faults in this chunk may bring huge pages.
+        // SAFETY: as above.
+        let _ = unsafe { thp::permit(at, EXTENT_SIZE, false) };
+        collapsed
     }
 
     fn with_page_mut(&self, pgoff: u64, f: &mut dyn FnMut(&mut [u8])) {
@@ -315,6 +314,21 @@ impl AddressSpaceOps for ObjectOps<'_> {
         let len = dst.len().min(PAGE_SIZE.saturating_sub(offset));
         let src = self.address(pgoff).wrapping_add(offset).cast_const();
         copy_out(src, dst.as_mut_ptr(), len);
+    }
+}
+
+/// Makes the chunk at `at` of the alias one huge page.
+fn collapse_at(at: usize) -> Result<(), FillError> {
+    // A page that the kernel holds for a moment, of a queue of its own say, is EAGAIN.
+    let mut tries = 3;
+    loop {
+        tries -= 1;
+        // SAFETY: the object's own range of the alias; the advice changes no byte, and every page is there (contract).
+        match unsafe { mem::madvise(at, EXTENT_SIZE, mem::MADV_COLLAPSE) } {
+            Err(Errno::EAGAIN | Errno::EBUSY) if tries > 0 => {}
+            Err(Errno::ENOMEM) => return Err(FillError::NoMemory),
+            r => return r.map_err(FillError::Io),
+        }
     }
 }
 
