@@ -6,7 +6,8 @@
 mod common;
 
 use common::{EXTENT, MODES, PAGE, TempFile, arena, bytes, child, ended, limit, map, same, store};
-use softfault::{Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
+use softfault::{Arena, Delivery, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -357,6 +358,68 @@ fn runtimes_without_a_limit_share_one() {
         assert_eq!((limit_of(&first), limit_of(&second)), (share, 1024), "and so does who sets a limit");
         own.set_cache_limit(8 * MIB);
         assert_eq!((limit_of(&first), limit_of(&own)), (share, 2048));
+    });
+    ended(run, Ok(0));
+}
+
+/// A store of the program's, over a file.
+#[derive(Debug)]
+struct Own(std::fs::File);
+
+impl Store for Own {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.fill_from(self.0.as_raw_fd(), pos_bytes)
+    }
+    fn write(&self, pos_bytes: u64, page: &PageRef<'_>) -> Result<(), StoreError> {
+        page.write_to(self.0.as_raw_fd(), pos_bytes)
+    }
+}
+
+/// A limit on the size of files that is lowered while everything runs: what the cache does in its own files does not count, and
+/// what is written to the program's is an error. The signal, which ends the process, never comes.
+#[test]
+fn a_lower_limit_on_files_is_an_error_and_no_signal() {
+    let run = child("a_lower_limit_on_files_is_an_error_and_no_signal", "it", || {
+        common::setup();
+        let hour = Duration::from_secs(3600);
+        let builder = Runtime::builder().cache_limit(64 * MIB).swap(std::env::temp_dir(), 64 * MIB);
+        let rt = builder.writeback(hour, hour).build().expect("a runtime");
+        let files = [0; 3].map(|_| TempFile::new(2 << 20));
+        let buffered = rt.open_file_rw(files[0].path()).expect("the file");
+        let direct = rt.file_options().writable(true).direct(true).open(files[1].path()).expect("the file");
+        let memory = rt.anonymous(2 * MIB).expect("memory");
+        let own = std::fs::File::options().read(true).write(true).open(files[2].path()).expect("the file");
+        let own = rt.object(2 * MIB).writable(true).store(Box::new(Own(own))).expect("an object");
+        let arena = arena(&rt, Delivery::Segv, 4 * EXTENT);
+        for (i, object) in [&buffered, &direct, &memory, &own].into_iter().enumerate() {
+            map(&arena, i * EXTENT, object, Prot::ReadWrite, Sharing::Shared);
+        }
+        limit(libc::RLIMIT_FSIZE, PAGE as u64);
+        for p in 0..128 {
+            assert_eq!(common::load(&arena, p * PAGE), Ok(files[0].data[p * PAGE]), "buffered, page {p}");
+            assert_eq!(common::load(&arena, EXTENT + p * PAGE), Ok(files[1].data[p * PAGE]), "direct, page {p}");
+            assert_eq!(common::load(&arena, 3 * EXTENT + p * PAGE), Ok(files[2].data[p * PAGE]), "own, page {p}");
+        }
+        for p in 0..16 {
+            assert_eq!(store(&arena, p * PAGE, 1), Ok(()));
+            assert_eq!(store(&arena, EXTENT + p * PAGE, 1), Ok(()));
+            assert_eq!(store(&arena, 2 * EXTENT + p * PAGE, 1), Ok(()));
+            assert_eq!(store(&arena, 3 * EXTENT + p * PAGE, 1), Ok(()));
+        }
+        for object in [&buffered, &direct, &own] {
+            let refused = object.sync_all().expect_err("past the limit");
+            let words = refused.to_string();
+            assert!(words.contains("EFBIG") || words.contains("File too large"), "{words}");
+            assert!(object.set_len(object.len() + 1).is_err(), "growth past the limit");
+        }
+        let _ = memory.evict(0..memory.len());
+        limit(libc::RLIMIT_FSIZE, u64::MAX);
+        for (file, object) in files.iter().zip([&buffered, &direct, &own]) {
+            object.sync_all().expect("nothing is in the way any more");
+            let now = std::fs::read(file.path()).expect("the file");
+            assert!((0..16).all(|p| now[p * PAGE] == 1), "what was stored is in the file");
+        }
+        assert!((0..16).all(|p| common::load(&arena, 2 * EXTENT + p * PAGE) == Ok(1)));
     });
     ended(run, Ok(0));
 }

@@ -133,8 +133,12 @@ impl<'a> PageMut<'a> {
         Ok(())
     }
 
-    /// Moves what it can between descriptors; returns how much.
+    /// Moves what it can between descriptors; returns how much. Nothing where a limit on the size of files lies below: it is the
+    /// cache's position that counts, and the kernel would send SIGXFSZ. A store to a mapping is no write.
     fn send_from(&self, fd: i32, pos_bytes: u64) -> Result<usize, Errno> {
+        if sys_file::rlimit_fsize() < self.fd_offset.saturating_add(self.len_bytes as u64) {
+            return Ok(0);
+        }
         let Some(port) = self.ports.and_then(Ports::get) else { return Ok(0) };
         let to = port.fd().check()?;
         sys_file::seek(to, self.fd_offset)?;
@@ -225,8 +229,12 @@ impl<'a> PageRef<'a> {
     /// # Context: handler
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Io`]; `EFBIG` past `RLIMIT_FSIZE`, where the kernel would send SIGXFSZ, whether or not the file is that long
+    /// already. Nothing was written then.
     pub fn write_to(&self, fd: i32, pos_bytes: u64) -> Result<(), StoreError> {
+        if sys_file::rlimit_fsize() < pos_bytes.saturating_add(self.len_bytes as u64) {
+            return Err(StoreError::Io(Errno::EFBIG));
+        }
         let mut done = 0;
         while done < self.len_bytes {
             let src = self.ptr as usize + done;
