@@ -240,7 +240,9 @@ impl Flushing {
             let seen = word.load();
             // Of an exclusive object it is written on its way; of another one it may come back, if a hole cannot be made.
             let leaving = seen.state() == State::Evicting && !seen.is_vacant();
-            if leaving || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
+            // A delegate is rewriting it: what was stored before is in its hands.
+            let rewritten = seen.state() == State::Filling && seen.has(DIRTY);
+            if leaving || rewritten || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
                 let skipped = pinned::settle(host.env(), m, &self.flush_state().direct, word, p).map_err(failed)?;
                 held = held.or_else(|| skipped.then_some(p));
             }

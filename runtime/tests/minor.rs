@@ -325,3 +325,65 @@ fn synchronous_writes_without_a_delegate() {
         (0..NR).for_each(|p| assert_eq!(load(&a, p * PAGE), Ok(0x5a)));
     });
 }
+
+/// Rewrites slowly: says that it has begun, and ends when it may.
+#[derive(Debug)]
+struct Slow(Arc<[Barrier; 2]>);
+
+impl MinorDelegate for Slow {
+    fn minor_fault(&self, fault: &MinorFault<'_>) -> MinorVerdict {
+        let rewrite = fault.rewrite(&mut |bytes| {
+            self.0[0].wait();
+            self.0[1].wait();
+            bytes[1] = 2;
+        });
+        if rewrite.is_ok() { MinorVerdict::Continue } else { MinorVerdict::Refuse }
+    }
+}
+
+/// What was stored before a sync is in the store after it, though a delegate has the page in its hands.
+#[test]
+fn a_sync_waits_for_a_page_that_is_being_rewritten() {
+    each_mode("rewrite_sync", |rt, mode| {
+        let file = common::TempFile::new(4 * PAGE);
+        let object = rt.open_file_rw(file.path()).unwrap();
+        let a = common::arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        let gates = Arc::new([Barrier::new(2), Barrier::new(2)]);
+        a.delegate_minor(0..4 * PAGE, Box::new(Slow(Arc::clone(&gates)))).unwrap();
+        object.write_at(0, &[1]).unwrap();
+        std::thread::scope(|s| {
+            let touched = s.spawn(|| load(&a, 0));
+            gates[0].wait();
+            let synced = s.spawn(|| object.sync_all());
+            // It has nothing else to do: without a wait it is done long since.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            let early = synced.is_finished();
+            gates[1].wait();
+            assert!(!early, "{mode:?}: it passed over the page");
+            synced.join().unwrap().unwrap();
+            assert_eq!(std::fs::read(file.path()).unwrap()[..2], [1, 2], "{mode:?}: in the file");
+            assert_eq!(touched.join().unwrap(), Ok(1));
+        });
+    });
+}
+
+/// What its words cannot name is refused, by name.
+#[test]
+fn what_cannot_be_named_is_refused() {
+    each_mode("too_large", |rt, mode| {
+        let tib = 1u64 << 40;
+        for object in [rt.object(64 * tib + 1), rt.object(1).max_len(65 * tib)] {
+            let refused = object.anonymous();
+            assert!(matches!(&refused, Err(Error::Argument { value, .. }) if *value > 64 * tib), "{refused:?}");
+        }
+        let len = 17usize << 40;
+        let a = rt.arena(len).delivery(mode).build();
+        let Ok(a) = a else { return eprintln!("skipped: {mode:?}: no arena of 17 TiB: {a:?}") };
+        let gates = Arc::new([Barrier::new(1), Barrier::new(1)]);
+        let refused = a.delegate_minor(0..len, Box::new(Slow(Arc::clone(&gates))));
+        assert!(matches!(refused, Err(Error::Argument { arg: "range.end", .. })), "{mode:?}: {refused:?}");
+        let nothing_there = a.delegate_minor(1 << 40..len, Box::new(Slow(gates)));
+        assert!(matches!(nothing_there, Err(Error::NotMapped { .. })), "{mode:?}: {nothing_there:?}");
+    });
+}

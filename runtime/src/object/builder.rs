@@ -7,7 +7,7 @@ use crate::guarded::Guarded;
 use crate::registry;
 use crate::runtime::Runtime;
 use crate::short::Short;
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
+use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::VmOps;
 use softfault_mm::vmstat::Event;
@@ -17,6 +17,9 @@ use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{HandlerStore, Store};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// The longest object: a queue's entry has 34 bits for a page.
+const LEN_MAX: u64 = 1 << (34 + PAGE_SHIFT);
 
 /// Options of an object; see [`Runtime::object`].
 pub struct ObjectBuilder {
@@ -323,6 +326,10 @@ impl ObjectBuilder {
         let len = usize::try_from(max.max(1)).ok().and_then(|l| l.checked_next_multiple_of(EXTENT_SIZE)).ok_or(
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;
+        if len as u64 > LEN_MAX {
+            let why = "at most 64 TiB: the queues of reclaim cannot name more pages";
+            return Err(Error::Argument { op: "object", arg: "len_bytes or max_len", value: max, why });
+        }
         parent_only("object")?;
         let plan = self.plan_exclusive(len / PAGE_SIZE, &*backing.store, backing.always_dirty)?;
         let rt = Arc::clone(&self.runtime.inner);

@@ -13,6 +13,9 @@ use softfault_platform::{section, vmatree};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// The pages that one delegation may have.
+const PAGES_MAX: u64 = 1 << u32::BITS;
+
 /// A registered delegate with its bits.
 #[derive(Debug)]
 pub(crate) struct DelegationInner {
@@ -78,6 +81,10 @@ impl ArenaInner {
         let op = "Arena::delegate_minor";
         if !cfg!(feature = "userfaultfd") {
             return Err(Error::Denied { op, what: "built without the feature `userfaultfd`" });
+        }
+        if (range.len() >> PAGE_SHIFT) as u64 > PAGES_MAX {
+            let why = "at most 16 TiB can be delegated at once: a telling has 32 bits for a page";
+            return Err(Error::Argument { op, arg: "range.end", value: range.end as u64, why });
         }
         let mut vmas = self.vmas();
         vmas.check_pins(op, range)?;

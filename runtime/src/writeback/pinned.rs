@@ -30,11 +30,9 @@ pub(super) fn settle(
             // What is being written may have been read before the last store that we answer for.
             State::Evicting if seen.is_vacant() => return Ok(false),
             // And a page that is leaving is written on its way, or stays after all. However often signals wake us.
-            State::Writeback | State::Evicting => {
-                if let Some(low) = word.mark_waiter(seen.state()) {
-                    env.park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
-                }
-            }
+            // The same of one that a delegate is rewriting: it has bytes of before, and those that it makes of them.
+            State::Writeback | State::Evicting => wait_for(env, &ctx, word, seen.state()),
+            State::Filling if seen.has(DIRTY) => wait_for(env, &ctx, word, State::Filling),
             State::Uptodate if seen.has(DIRTY | HELD) => return Ok(true),
             State::Uptodate if seen.has(DIRTY) => {
                 if writeback::writeout(env, m, 0, p, p + 1)? > 0 {
@@ -50,6 +48,13 @@ pub(super) fn settle(
         {
             return Ok(held);
         }
+    }
+}
+
+/// Sleeps until the page leaves `state`, or for no cause at all.
+fn wait_for(env: Env<'_>, ctx: &Ctx<'_>, word: &FolioWord, state: State) {
+    if let Some(low) = word.mark_waiter(state) {
+        env.park.wait(ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
     }
 }
 
