@@ -43,7 +43,7 @@ struct Source<'a> {
     name: &'a dyn Fn() -> String,
     /// Opens it for reading, and if `true` for writing: a descriptor of the object's own.
     open: &'a dyn Fn(bool) -> std::result::Result<i32, Errno>,
-    /// Whether the caller may read it, and if `true` write it.
+    /// Whether the caller may read it, and if `true` write it, where it is not opened to find out.
     permits: &'a dyn Fn(bool) -> Result<()>,
 }
 
@@ -119,19 +119,18 @@ impl FileOptions {
             Err(Errno::ENOENT | Errno::EACCES | Errno::EPERM | Errno::ENXIO) => descriptor::dup_high(fd),
             r => r,
         };
-        let permits = |write| {
-            let is = file::permits(fd).map_err(system(op, "fcntl"))?;
-            match (is.read, write && !is.write) {
-                (false, _) => Err(Error::Denied { op, what: "the file is not open for reading" }),
-                (_, true) => Err(Error::Denied { op, what: "the file is not open for reading and writing" }),
-                _ => Ok(()),
-            }
-        };
+        let is = file::permits(fd).map_err(system(op, "fcntl"))?;
+        if !is.read {
+            return Err(Error::Denied { op, what: "the file is not open for reading" });
+        }
+        if self.object.is_writable() && !is.write {
+            return Err(Error::Denied { op, what: "the file is not open for reading and writing" });
+        }
         let name = || {
             let link = std::fs::read_link(format!("/proc/self/fd/{fd}"));
             link.map_or_else(|_| format!("descriptor {fd}"), |path| path.display().to_string())
         };
-        self.make(&Source { op, path: None, name: &name, open: &open, permits: &permits }, fd)
+        self.make(&Source { op, path: None, name: &name, open: &open, permits: &|_| Ok(()) }, fd)
     }
 
     /// Makes or finds the object of the file that `at` names, which may be an `O_PATH` descriptor.
@@ -140,8 +139,6 @@ impl FileOptions {
         parent_only(op)?;
         let status = file::status(at).map_err(|e| io_error(op, source.path, e))?;
         kind::check(op, source.name, at, &status)?;
-        let writable = self.object.is_writable();
-        (source.permits)(writable)?;
         match inodes::find(Inode::from(&status)) {
             Found::Open(inner) => self.join(source, inner),
             Found::Nothing(place) => self.open_first(source, place, &status),
@@ -170,6 +167,7 @@ impl FileOptions {
     /// The file is open: the object that there is, with the rights that are asked for.
     fn join(self, source: &Source<'_>, inner: Arc<ObjectInner>) -> Result<Object> {
         let writable = self.object.is_writable();
+        (source.permits)(writable)?;
         let conflict = |option| Error::Conflict { op: source.op, name: (source.name)(), option };
         let Some(file) = inner.file() else { return Err(conflict("store")) };
         if let Some(option) = Asked::new(&self.object, self.direct).differs_from(&file.asked) {

@@ -28,7 +28,8 @@ fn numbers() -> BTreeMap<&'static str, libc::c_long> {
         SYS_prctl SYS_pread64 SYS_prlimit64 SYS_process_madvise SYS_pwrite64 SYS_read SYS_restart_syscall SYS_rseq
         SYS_rt_sigaction SYS_rt_sigpending SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_setaffinity
         SYS_sched_yield SYS_sendfile SYS_set_robust_list SYS_sigaltstack SYS_statx SYS_tgkill SYS_unlink SYS_userfaultfd
-        SYS_close_range SYS_faccessat2 SYS_pidfd_open SYS_pidfd_getfd SYS_write SYS_munlock SYS_mlock SYS_fstatfs SYS_copy_file_range
+        SYS_close_range SYS_faccessat2 SYS_readlink SYS_pidfd_open SYS_pidfd_getfd SYS_write SYS_munlock SYS_mlock SYS_fstatfs
+        SYS_copy_file_range
     }
 }
 
@@ -85,7 +86,7 @@ fn scenario(mode: Delivery, path: &Path, folder: &Path) {
     let builder = Runtime::builder().cache_limit(limit).swap(folder, 16 << 20).zswap(1 << 20);
     let rt = builder.writeback(Duration::from_millis(5), Duration::from_millis(20)).build().expect("a runtime");
     let file = rt.open_file_rw(path).expect("the file");
-    let direct = rt.file_options().writable(true).direct(true).open(path).ok();
+    let direct = rt.file_options().writable(true).direct(true).open(path.with_extension("direct")).ok();
     let memory = rt.anonymous(4 << 20).expect("memory");
     let (own, _) = common::knob_object(&rt, 64 * PAGE as u64, false);
     let len = file.len() as usize;
@@ -144,6 +145,7 @@ fn the_calls_of_the_readme_are_all_that_is_needed() {
         let path = std::env::temp_dir().join(format!("softfault-sandbox-{mode:?}"));
         if !in_child {
             std::fs::copy(file.path(), &path).expect("a copy");
+            std::fs::copy(file.path(), path.with_extension("direct")).expect("a copy");
         }
         let run = child("the_calls_of_the_readme_are_all_that_is_needed", &format!("{mode:?}"), || {
             common::setup();
@@ -158,6 +160,7 @@ fn the_calls_of_the_readme_are_all_that_is_needed() {
         ended(run, Ok(0));
         if !in_child {
             std::fs::remove_file(&path).expect("removed");
+            std::fs::remove_file(path.with_extension("direct")).expect("removed");
         }
     }
 }
