@@ -8,6 +8,7 @@
 //! ([`softfault_platform::exit`]).
 
 use crate::error::{Error, Result};
+use crate::helper;
 use crate::masked::{self, Masked};
 use crate::object::{Flushing, ObjectInner};
 use crate::writeback;
@@ -139,14 +140,12 @@ impl Flusher {
         })?;
         let seat = Arc::new(seat);
         let its = Arc::clone(&seat);
-        let thread = std::thread::Builder::new()
-            .name("softfault-flush".into())
-            .spawn(move || {
-                host::mask_signals();
-                its.sit();
-                run(&stopped, &objects, account, policy, &its);
-            })
-            .map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
+        let thread = helper::spawn("softfault-flush", move || {
+            host::mask_signals();
+            its.sit();
+            run(&stopped, &objects, account, policy, &its);
+        });
+        let thread = thread.map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
         Ok(Self { stop, account, seat, thread: Some(thread) })
     }
 

@@ -38,10 +38,8 @@ impl Pool {
         pool.grow(nr)?;
         let (stop, threads) = (Arc::clone(&pool.stop), Arc::clone(&pool.threads));
         let (running, is_running) = started();
-        let starter = std::thread::Builder::new().name("softfault-start".into());
-        let starter = starter.spawn(move || run_starter(&stop, &threads, &running));
-        pool.starter =
-            Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", path: None, source })?);
+        let starter = spawn("softfault-start", move || run_starter(&stop, &threads, &running));
+        pool.starter = Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", path: None, source })?);
         wait_until_running(&is_running);
         Ok(pool)
     }
@@ -62,9 +60,7 @@ impl Pool {
 fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
     let stop = Arc::clone(stop);
     let (running, is_running) = started();
-    let thread = std::thread::Builder::new()
-        .name("softfault-fill".into())
-        .spawn(move || run_filler(&stop, &running))
+    let thread = spawn("softfault-fill", move || run_filler(&stop, &running))
         .map_err(|source| Error::Io { op: "Runtime::build: start a filler", path: None, source })?;
     wait_until_running(&is_running);
     Ok(thread)
@@ -120,6 +116,13 @@ impl Drop for Pool {
     }
 }
 
+/// Starts a thread of the runtime's.
+pub(crate) fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+    #[cfg(debug_assertions)]
+    softfault_platform::sys::inject::start_thread().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
+    std::thread::Builder::new().name(name.into()).spawn(f)
+}
+
 /// Makes the two ends of "this thread runs".
 pub(crate) fn started() -> (Arc<AtomicU32>, Arc<AtomicU32>) {
     let running = Arc::new(AtomicU32::new(0));
@@ -167,19 +170,17 @@ impl Monitor {
         let stop = Arc::new(AtomicU32::new(0));
         let stopped = Arc::clone(&stop);
         let (running, is_running) = started();
-        let thread = std::thread::Builder::new()
-            .name("softfault-monitor".into())
-            .spawn(move || {
-                host::mask_signals();
-                section::register_helper();
-                running.store(1, Ordering::Release);
-                // An error here means that the program has closed the descriptor, and it could not be taken back.
-                if monitor::serve(mmu, &stopped).is_err() {
-                    monitor::give_up();
-                }
-                section::unregister_helper();
-            })
-            .map_err(|_| Errno::EAGAIN)?;
+        let thread = spawn("softfault-monitor", move || {
+            host::mask_signals();
+            section::register_helper();
+            running.store(1, Ordering::Release);
+            // An error here means that the program has closed the descriptor, and it could not be taken back.
+            if monitor::serve(mmu, &stopped).is_err() {
+                monitor::give_up();
+            }
+            section::unregister_helper();
+        })
+        .map_err(|_| Errno::EAGAIN)?;
         wait_until_running(&is_running);
         Ok(Self { stop, thread: Some(thread) })
     }

@@ -8,6 +8,7 @@
 
 use crate::arena::ArenaInner;
 use crate::error::{Error, Result, parent_only};
+use crate::helper;
 use crate::object::{Object, ObjectBuilder, ObjectInner};
 use softfault_mm::huge_memory;
 use softfault_mm::khugepaged::{self, Collapse};
@@ -49,8 +50,7 @@ impl Khugepaged {
         let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         if thread.is_none() {
             let shared = Arc::clone(&self.shared);
-            let builder = std::thread::Builder::new().name("softfault-huge".into());
-            let started = builder.spawn(move || {
+            let started = helper::spawn("softfault-huge", move || {
                 host::mask_signals();
                 run(&shared);
             });

@@ -37,16 +37,14 @@ impl Kswapd {
         let stop = Arc::new(AtomicU32::new(0));
         let stopped = Arc::clone(&stop);
         let (running, is_running) = helper::started();
-        let thread = std::thread::Builder::new()
-            .name("softfault-swap".into())
-            .spawn(move || {
-                host::mask_signals();
-                section::register_helper();
-                running.store(1, Ordering::Release);
-                run(account, stat, &stopped);
-                section::unregister_helper();
-            })
-            .map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source })?;
+        let thread = helper::spawn("softfault-swap", move || {
+            host::mask_signals();
+            section::register_helper();
+            running.store(1, Ordering::Release);
+            run(account, stat, &stopped);
+            section::unregister_helper();
+        });
+        let thread = thread.map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source })?;
         helper::wait_until_running(&is_running);
         Ok(Self { account, stop, thread: Some(thread) })
     }

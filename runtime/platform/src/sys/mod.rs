@@ -11,6 +11,8 @@
 pub mod fd;
 pub mod file;
 pub mod futex;
+#[cfg(debug_assertions)]
+pub mod inject;
 pub mod mem;
 pub mod pagemap;
 pub mod process;

@@ -19,6 +19,10 @@ pub use softfault_mm::errno::Errno;
 /// the caller and is not borrowed, and that mappings it changes are not in use by safe code.
 #[inline(always)]
 pub unsafe fn syscall6(nr: libc::c_long, args: [usize; 6]) -> Result<usize, Errno> {
+    #[cfg(debug_assertions)]
+    if let Some(errno) = super::inject::error_of(nr, &args) {
+        return Err(errno);
+    }
     let ret: isize;
     let [a, b, c, d, e, f] = args;
     // SAFETY: the x86-64 system-call convention: number in rax, arguments in rdi, rsi, rdx, r10, r8, r9; rcx and r11
