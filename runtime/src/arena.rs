@@ -1,5 +1,6 @@
 //! `Arena`: a range of address space over which objects are mapped.
 
+mod end;
 mod place;
 
 use crate::Access;
@@ -10,7 +11,7 @@ use crate::object::Object;
 use crate::pin::Pin;
 use crate::registry;
 use crate::runtime::{Runtime, RuntimeInner};
-use crate::vmas::{VmaEntry, VmaSet};
+use crate::vmas::{Owed, VmaEntry, VmaSet};
 use softfault_mm::extent::{Extent, ExtentState};
 use softfault_mm::fault;
 use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
@@ -21,7 +22,7 @@ use softfault_platform::section;
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::{self, ArenaFacts, Trap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// What a mapping permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +159,7 @@ impl ArenaBuilder {
             extents,
             granules,
             vmas: Mutex::new(VmaSet::default()),
+            owed: Mutex::new(Vec::new()),
             pid: std::process::id(),
         };
         Ok(Arena { inner: Arc::new(inner) })
@@ -222,6 +224,7 @@ pub(crate) struct ArenaInner {
     pub(crate) extents: Table<Extent>,
     granules: Table<AtomicU64>,
     pub(crate) vmas: Mutex<VmaSet>,
+    pub(crate) owed: Mutex<Vec<Owed>>,
     pid: u32,
 }
 
@@ -330,7 +333,10 @@ impl ArenaInner {
                 Err(Errno::EFAULT | Errno::EAGAIN | Errno::EINTR) if patience > 0 => patience -= 1,
                 Err(errno) => return Err(system(op, "madvise")(errno)),
             }
-            self.fault_in(op, range, access, true)?;
+            // Also where an extent is said to be the kernel's: one that it did not let go of may be trapped all the same.
+            for at in range.clone().step_by(PAGE_SIZE) {
+                self.fault_patiently(op, at, access)?;
+            }
         }
     }
 
@@ -362,29 +368,6 @@ impl ArenaInner {
         let object_offset = found.as_ref().map(byte);
         let place = Place { object: found.as_ref().map(|v| &*v.object), object_offset, arena_offset: Some(at) };
         error::fault(op, access, place, cause, reason)
-    }
-}
-
-impl Drop for ArenaInner {
-    #[expect(unsafe_code, reason = "gives the arena's address space back")]
-    fn drop(&mut self) {
-        if self.pid != std::process::id() {
-            // A forked child has no arena: its address space may hold something else by now.
-            // The lock may have been held by a thread that does not exist here: it is not taken.
-            self.vmas.get_mut().unwrap_or_else(PoisonError::into_inner).forget();
-            return;
-        }
-        let everything = 0..self.len_bytes;
-        // What cannot be taken back stays mapped below a dead arena; the range itself goes in any case. Of pages that a store
-        // did not take their object says that they are lost.
-        let _ = self.unmap_locked(&mut self.vmas(), &everything);
-        let mut registry = registry::lock();
-        vmatree::withdraw_arena(self.slot);
-        registry.arenas.put(self.slot);
-        drop(registry);
-        // SAFETY: reserved by `build`; withdrawn and drained, so neither handlers nor mappings use it.
-        let _ = unsafe { mem::munmap(self.base, self.len_bytes) };
-        self.rt.arena_table_bytes.fetch_sub(table_bytes(self.granules.lend().len()), Ordering::Relaxed);
     }
 }
 
@@ -464,7 +447,8 @@ impl Arena {
     /// Touching it afterwards raises SIGSEGV. A range with nothing in it is fine.
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::Pinned`], [`Error::Exhausted`]. Nothing is unmapped then.
+    /// [`Error::Argument`], [`Error::Pinned`], [`Error::Exhausted`]. Nothing is unmapped then. [`Error::Fault`] naming the
+    /// first page of an exclusive object that its store did not take: unmapped it is all the same.
     pub fn unmap(&self, range: Range<usize>) -> Result<()> {
         self.inner.check_range("Arena::unmap", &range)?;
         self.inner.unmap_locked(&mut self.inner.vmas(), &range)
@@ -473,7 +457,8 @@ impl Arena {
     /// Changes what the range permits, splitting mappings at its ends.
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Pinned`], [`Error::Denied`], [`Error::Exhausted`].
+    /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Pinned`], [`Error::Denied`], [`Error::Exhausted`]. Nothing is
+    /// changed then.
     pub fn protect(&self, range: Range<usize>, prot: Prot) -> Result<()> {
         self.inner.check_range("Arena::protect", &range)?;
         self.inner.protect(&range, prot)
@@ -551,8 +536,8 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Denied`] over private mappings or without the feature
-    /// `userfaultfd`; nothing changed. [`Error::Exhausted`] and [`Error::System`] when a page that is mapped already cannot
-    /// be unmapped: the delegate is in place, and such pages may be touched untold.
+    /// `userfaultfd`, [`Error::Exhausted`]; nothing changed. [`Error::System`] when a page that is mapped already cannot be
+    /// unmapped: the delegate is in place, and such pages may be touched untold.
     pub fn delegate_minor(
         &self,
         range: Range<usize>,

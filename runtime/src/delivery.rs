@@ -82,8 +82,8 @@ impl Findings {
     /// Finds out about one mode, by opening what it needs.
     pub(crate) fn of(&self, mode: Delivery) -> Finding {
         match mode {
-            Delivery::InThread => self.in_thread.get_or_init(|| probe(mode)).clone(),
-            Delivery::Monitor => self.monitor.get_or_init(|| probe(mode)).clone(),
+            Delivery::InThread => known_or_probed(&self.in_thread, mode),
+            Delivery::Monitor => known_or_probed(&self.monitor, mode),
             mode => Finding { mode, available: true, why: "needs nothing; a granule is exposed at once".into() },
         }
     }
@@ -107,20 +107,32 @@ impl Findings {
     }
 }
 
-/// Probes a mode that needs userfaultfd. `InThread` is absent only if a user-mode-only userfaultfd fails.
+/// Returns what is known of a mode, or finds it out. What a lack of descriptors or memory says is not remembered.
+fn known_or_probed(known: &OnceLock<Finding>, mode: Delivery) -> Finding {
+    if let Some(finding) = known.get() {
+        return finding.clone();
+    }
+    match probe(mode) {
+        Ok(finding) => known.get_or_init(|| finding).clone(),
+        Err(finding) => finding,
+    }
+}
+
+/// Probes a mode that needs userfaultfd; `Err`: for now. `InThread` is absent only if a user-mode-only userfaultfd fails.
 #[cfg(feature = "userfaultfd")]
-fn probe(mode: Delivery) -> Finding {
+fn probe(mode: Delivery) -> Result<Finding, Finding> {
     use softfault_platform::mmu::uffd::Kind;
     probe_uffd(mode, if mode == Delivery::Monitor { Kind::Monitor } else { Kind::Async })
 }
 
 #[cfg(not(feature = "userfaultfd"))]
-fn probe(mode: Delivery) -> Finding {
-    Finding { mode, available: false, why: "built without the feature `userfaultfd`".into() }
+#[expect(clippy::unnecessary_wraps, reason = "the other build may find out nothing for now")]
+fn probe(mode: Delivery) -> Result<Finding, Finding> {
+    Ok(Finding { mode, available: false, why: "built without the feature `userfaultfd`".into() })
 }
 
 #[cfg(feature = "userfaultfd")]
-fn probe_uffd(mode: Delivery, kind: softfault_platform::mmu::uffd::Kind) -> Finding {
+fn probe_uffd(mode: Delivery, kind: softfault_platform::mmu::uffd::Kind) -> Result<Finding, Finding> {
     use softfault_platform::sys::Errno;
     use softfault_platform::sys::uffd::Uffd;
     let who = if kind.open_flags() == 0 { "a kernel-capable" } else { "a user-mode-only" };
@@ -136,7 +148,10 @@ fn probe_uffd(mode: Delivery, kind: softfault_platform::mmu::uffd::Kind) -> Find
             (false, format!("{who} userfaultfd: EPERM (CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd=1)"))
         }
         Err(Errno::ENOSYS) => (false, format!("{who} userfaultfd: ENOSYS (no such system call here)")),
+        Err(e @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => {
+            return Err(Finding { mode, available: false, why: format!("{who} userfaultfd, for now: {e}") });
+        }
         Err(e) => (false, format!("{who} userfaultfd: {e}")),
     };
-    Finding { mode, available, why }
+    Ok(Finding { mode, available, why })
 }

@@ -145,7 +145,8 @@ impl Flusher {
             its.sit();
             run(&stopped, &objects, account, policy, &its);
         });
-        let thread = thread.map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
+        let thread =
+            thread.map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
         Ok(Self { stop, account, seat, thread: Some(thread) })
     }
 

@@ -39,7 +39,8 @@ impl Pool {
         let (stop, threads) = (Arc::clone(&pool.stop), Arc::clone(&pool.threads));
         let (running, is_running) = started();
         let starter = spawn("softfault-start", move || run_starter(&stop, &threads, &running));
-        pool.starter = Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", path: None, source })?);
+        pool.starter =
+            Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", path: None, source })?);
         wait_until_running(&is_running);
         Ok(pool)
     }
@@ -60,8 +61,11 @@ impl Pool {
 fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
     let stop = Arc::clone(stop);
     let (running, is_running) = started();
-    let thread = spawn("softfault-fill", move || run_filler(&stop, &running))
-        .map_err(|source| Error::Io { op: "Runtime::build: start a filler", path: None, source })?;
+    let thread = spawn("softfault-fill", move || run_filler(&stop, &running)).map_err(|source| Error::Io {
+        op: "Runtime::build: start a filler",
+        path: None,
+        source,
+    })?;
     wait_until_running(&is_running);
     Ok(thread)
 }

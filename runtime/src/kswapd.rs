@@ -44,7 +44,8 @@ impl Kswapd {
             run(account, stat, &stopped);
             section::unregister_helper();
         });
-        let thread = thread.map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source })?;
+        let thread =
+            thread.map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source })?;
         helper::wait_until_running(&is_running);
         Ok(Self { account, stop, thread: Some(thread) })
     }

@@ -123,6 +123,6 @@ impl<T> Table<T> {
 impl<T> Drop for Table<T> {
     fn drop(&mut self) {
         // SAFETY: reserved by `closed`; the owner has withdrawn every borrow it published.
-        let _ = unsafe { mem::munmap(self.memory.base(), self.memory.len_bytes()) };
+        unsafe { mem::release(self.memory.base(), self.memory.len_bytes()) };
     }
 }

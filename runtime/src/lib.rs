@@ -36,6 +36,7 @@ mod space;
 pub mod stats;
 pub mod swap;
 mod truncate;
+mod undo;
 mod vmas;
 pub mod writeback;
 mod zswap;

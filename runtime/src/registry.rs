@@ -102,14 +102,48 @@ pub(crate) fn lock() -> MutexGuard<'static, Registry> {
 
 const OP: &str = "Runtime::build";
 
+/// A runtime that was counted in: dropped, it is counted out, and the last one takes everything with it.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    /// Its block of counters.
+    pub(crate) stat: &'static softfault_mm::vmstat::VmStat,
+    pid: u32,
+}
+
+impl Entered {
+    /// Counts a runtime in; the first one maps the tables and installs the handlers.
+    ///
+    /// # Errors
+    /// What failed; the runtime was counted out.
+    pub(crate) fn enter(fillers: usize) -> Result<Self> {
+        let mut registry = lock();
+        registry.runtimes += 1;
+        let entered = Self { stat: registry.take_stat(), pid: std::process::id() };
+        let ready = registry.make_ready(fillers);
+        // Counting out takes the lock.
+        drop(registry);
+        ready.map(|()| entered)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        // A forked child: nothing of this is its own, and the lock may have been held by a thread that does not exist here.
+        if self.pid == std::process::id() {
+            let leftover = lock().leave(self.stat);
+            drop(leftover);
+        }
+    }
+}
+
 impl Registry {
     /// Returns whether there are runtimes.
     pub(crate) fn is_in_use(&self) -> bool {
         self.runtimes > 0
     }
 
-    /// Counts a runtime in; the first one maps the tables and installs the handlers.
-    pub(crate) fn enter(&mut self, fillers: usize) -> Result<()> {
+    /// Makes what every runtime needs. The tables stay until the process ends, whatever comes of this.
+    fn make_ready(&mut self, fillers: usize) -> Result<()> {
         child::init().map_err(system(OP, "mmap"))?;
         vmatree::init(memory::address_space_share(16)).map_err(system(OP, "mmap"))?;
         staging::init().map_err(system(OP, "mmap"))?;
@@ -122,15 +156,13 @@ impl Registry {
             Some(pool) => pool.grow(fillers)?,
             None => self.helpers = Some(helper::Pool::start(fillers)?),
         }
-        chain::install(entry::on_signal).map_err(system(OP, "rt_sigaction"))?;
-        self.runtimes += 1;
-        Ok(())
+        chain::install(entry::on_signal).map_err(system(OP, "rt_sigaction"))
     }
 
     /// Counts a runtime out; the last one restores the dispositions and closes what was open.
     ///
     /// Returns the threads to be joined after the lock is dropped.
-    pub(crate) fn leave(&mut self, stat: &'static softfault_mm::vmstat::VmStat) -> Leftover {
+    fn leave(&mut self, stat: &'static softfault_mm::vmstat::VmStat) -> Leftover {
         self.stats.push(stat);
         self.runtimes -= 1;
         let mut leftover = Leftover::default();
@@ -153,7 +185,7 @@ impl Registry {
     }
 
     /// Takes a block of counters: blocks are recycled and never freed, because a handler may still count in one.
-    pub(crate) fn take_stat(&mut self) -> &'static softfault_mm::vmstat::VmStat {
+    fn take_stat(&mut self) -> &'static softfault_mm::vmstat::VmStat {
         let stat = self.stats.pop().unwrap_or_else(|| Box::leak(Box::new(softfault_mm::vmstat::VmStat::new())));
         stat.reset();
         stat
@@ -164,16 +196,18 @@ impl Registry {
     #[expect(unsafe_code, reason = "contexts are lent to every vma until the last runtime goes")]
     pub(crate) fn context(&mut self, kind: Kind) -> std::result::Result<&'static UffdMmu, Errno> {
         if self.contexts[kind as usize].is_none() {
-            self.contexts[kind as usize] = Some(Lease::new(Box::new(UffdMmu::open(kind)?)));
+            let lease = Lease::new(Box::new(UffdMmu::open(kind)?));
+            if kind == Kind::Monitor {
+                // SAFETY: as below; and a monitor that could not be started borrows nothing.
+                self.monitor = Some(helper::Monitor::start(unsafe { lease.lend() })?);
+            }
+            self.contexts[kind as usize] = Some(lease);
             self.keep();
         }
         let lease = self.contexts[kind as usize].as_ref().ok_or(Errno::EINVAL)?;
         // SAFETY: the lease is dropped after the last runtime left: no vma, arena or monitor is left then.
         let mmu = unsafe { lease.lend() };
         uffd::set_context(kind, Some(mmu));
-        if kind == Kind::Monitor && self.monitor.is_none() {
-            self.monitor = Some(helper::Monitor::start(mmu)?);
-        }
         Ok(mmu)
     }
 

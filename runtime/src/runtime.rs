@@ -10,7 +10,7 @@ use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
 use crate::memory;
 use crate::object::{Object, ObjectBuilder, ObjectInner};
-use crate::registry;
+use crate::registry::{self, Entered};
 use crate::share;
 use crate::space::Space;
 use crate::stats::Stats;
@@ -38,6 +38,7 @@ pub(crate) struct RuntimeInner {
     pub(crate) khugepaged: Khugepaged,
     flusher: Option<Flusher>,
     kswapd: Option<Kswapd>,
+    entered: Option<Entered>,
     pub(crate) account: Lease<CacheAccount<'static>>,
     queues: [Table<AtomicU64>; 3],
     /// Who has it opens more of the queues.
@@ -192,10 +193,8 @@ impl RuntimeBuilder {
             memory::runtime_bytes(limit, self.fillers, registry::lock().is_in_use()),
         )?;
         let swap = self.swap.as_ref().map(Swap::open).transpose()?;
-        let mut registry = registry::lock();
-        registry.enter(self.fillers)?;
-        let stat = registry.take_stat();
-        drop(registry);
+        let entered = Entered::enter(self.fillers)?;
+        let stat = entered.stat;
         let queues = new_queues(limit)?;
         let [small, main, probation] = &queues;
         let lru = Lruvec::new(small.lend(), main.lend(), probation.lend(), limit);
@@ -213,6 +212,7 @@ impl RuntimeBuilder {
             khugepaged: Khugepaged::default(),
             flusher: Some(flusher),
             kswapd: Some(kswapd),
+            entered: Some(entered),
             account,
             queues,
             growing: Mutex::new(()),
@@ -495,8 +495,7 @@ impl Drop for RuntimeInner {
         }
         drop(self.flusher.take());
         drop(self.kswapd.take());
-        let leftover = registry::lock().leave(self.stat);
-        drop(leftover);
+        drop(self.entered.take());
         share::divide();
     }
 }

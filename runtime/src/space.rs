@@ -79,6 +79,8 @@ impl Space {
                     let free = Mutex::new(Free { runs: Vec::new(), tail: 0, end, open: 0 });
                     return Ok(Space { region, free });
                 }
+                // A smaller one would need as many descriptors.
+                Err(e @ (Errno::EMFILE | Errno::ENFILE)) => return Err(system("object", "memfd_create")(e)),
                 Err(e) => last = e,
             }
         }

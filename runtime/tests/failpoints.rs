@@ -845,7 +845,7 @@ fn native_extents_and_a_full_table_of_mappings() {
                 assert_eq!(store(&a, p * PAGE + 9, 0xdd), Ok(()));
                 model[p * PAGE + 9] = 0xdd;
             }
-            fill_the_table();
+            let _full = fill_the_table();
             // It may fail, and it may not; what was stored is there in any case.
             let synced = object.sync_all();
             let evicted = object.evict(0..len as u64);

@@ -175,7 +175,7 @@ fn a_pin_is_not_hidden_with_its_vma_when_the_table_of_mappings_is_full() {
         let pin = arena.pin(0..16 * PAGE, Access::Write).expect("pin");
         let file = common::TempFile::new(16 * PAGE);
         let fd = std::fs::File::open(file.path()).expect("open");
-        fill_the_table();
+        let _full = fill_the_table();
         let middle = (3 * EXTENT) as u64;
         object.evict(middle..middle + PAGE as u64).expect("evict");
         let at = pin.as_ptr().cast();

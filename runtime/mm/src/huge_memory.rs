@@ -308,6 +308,20 @@ fn demote_extents(vma: &Vma<'_>, base: usize, nr: usize) -> Result<usize, Instal
     taken.map(|()| owned)
 }
 
+/// Forgets the native extents among the `nr` from `base` on: their mapping is gone, and with it what the host maps there.
+/// Extents that could not be taken back before would keep their chunks in the cache for ever.
+pub fn forget_run(vma: &Vma<'_>, base: usize, nr: usize) {
+    for i in 0..nr {
+        let addr = base + i * EXTENT_SIZE;
+        let Some(extent) = vma.extent(addr) else { break };
+        if extent.begin(ExtentState::Native) || extent.begin(ExtentState::Tracked) {
+            let _ = vma.mmu.charge_vmas(-run_cost(vma, addr, 1));
+            forget_hints(vma, extent);
+            settle_extent(vma, addr, ExtentState::Trapped);
+        }
+    }
+}
+
 /// Nobody knows what the kernel mapped meanwhile: windows try everything and skip what they meet. Where an empty entry may
 /// have held a store, all of them have from now on; the bits stay, since somebody may just be installing what he has noted.
 fn forget_hints(vma: &Vma<'_>, extent: &Extent) {

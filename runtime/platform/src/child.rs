@@ -22,7 +22,11 @@ pub fn init() -> Result<(), Errno> {
     }
     let page = mem::map_zeroed(4096)?;
     // SAFETY: the page mapped above, private and unshared.
-    unsafe { mem::madvise(page, 4096, mem::MADV_WIPEONFORK) }?;
+    if let Err(e) = unsafe { mem::madvise(page, 4096, mem::MADV_WIPEONFORK) } {
+        // SAFETY: as above; nobody has seen it.
+        let _ = unsafe { mem::munmap(page, 4096) };
+        return Err(e);
+    }
     word(page).store(ALIVE, Ordering::Relaxed);
     // Release: who sees the page sees the word in it (pairs with in_child()).
     PAGE.store(page, Ordering::Release);

@@ -114,6 +114,7 @@ fn head(id: u32, which: Which) -> Option<&'static AtomicU32> {
 /// returned.
 pub unsafe fn rmap_add(id: u32, which: Which, index: u32) {
     let (Some(head), Some(link)) = (head(id, which), link(index)) else { return };
+    debug_assert!(!is_listed(head, link, index), "vma {index} is listed already");
     let first = head.load(Ordering::Relaxed);
     link.next.store(first, Ordering::Relaxed);
     link.prev.store(0, Ordering::Relaxed);
@@ -128,6 +129,11 @@ pub unsafe fn rmap_add(id: u32, which: Which, index: u32) {
 /// returned: its own link stays. Control plane, under the object's gate.
 pub fn rmap_remove(id: u32, which: Which, index: u32) {
     let (Some(head), Some(link)) = (head(id, which), link(index)) else { return };
+    if !is_listed(head, link, index) {
+        // Its links are of an earlier list, of whichever object: following them would empty that one.
+        debug_assert!(false, "vma {index} is not on the list of object {id}");
+        return;
+    }
     let (next, prev) = (link.next.load(Ordering::Relaxed), link.prev.load(Ordering::Relaxed));
     if let Some(next) = next.checked_sub(1).and_then(self::link) {
         next.prev.store(prev, Ordering::Relaxed);
@@ -136,6 +142,15 @@ pub fn rmap_remove(id: u32, which: Which, index: u32) {
         Some(prev) => prev.next.store(next, Ordering::SeqCst),
         None => head.store(next, Ordering::SeqCst),
     }
+}
+
+/// Returns whether what stands before the vma on its list, a vma or the head, points at it.
+fn is_listed(head: &AtomicU32, link: &Link, index: u32) -> bool {
+    let before = match link.prev.load(Ordering::Relaxed).checked_sub(1).and_then(self::link) {
+        Some(prev) => &prev.next,
+        None => head,
+    };
+    before.load(Ordering::Relaxed) == index + 1
 }
 
 /// The lists, for the length of a section.
@@ -300,98 +315,79 @@ pub unsafe fn write_vma(index: u32, vma: Vma<'static>) {
     }
 }
 
-/// The split tables that one publication may need: at most one for each end of the range.
+/// Free split tables.
 pub trait SplitPool {
     /// Returns a free, zeroed table.
     fn get(&mut self) -> Option<u32>;
 }
 
-/// Points every page of `start..end` of an arena at vma `index`, or at none. Control plane, under the caller's lock.
+/// Gives the granule at `address` a split table, in which each page has the vma that it had. `true`: it had none before,
+/// and [`join_granule`] takes the table back. Control plane, under the caller's lock.
+///
+/// What may fail of a publication is here, before anything of it is visible: so a publication has nothing to undo.
 ///
 /// # Errors
-/// `ENOMEM`: no split table is left; nothing was changed for the granule at fault.
+/// `ENOMEM`: no table is left. Nothing was changed.
+pub fn split_granule(slot: u32, address: usize, pool: &mut dyn SplitPool) -> Result<bool, Errno> {
+    let word = granule(slot, address).ok_or(Errno::EINVAL)?;
+    let seen = word.load(Ordering::Relaxed);
+    if seen & SPLIT_BIT != 0 {
+        return Ok(false);
+    }
+    let index = pool.get().ok_or(Errno::ENOMEM)?;
+    let table = split(index).ok_or(Errno::ENOMEM)?;
+    let code = u32::try_from(seen >> 1).unwrap_or(0);
+    table.iter().for_each(|e| e.store(code, Ordering::SeqCst));
+    word.store((u64::from(index) << 1) | SPLIT_BIT, Ordering::SeqCst);
+    Ok(true)
+}
+
+/// Takes the split table from the granule at `address` if its pages have one vma, or none, between them; returns it.
+/// Control plane, under the caller's lock.
+///
+/// # Safety
+/// The table is not reused before [`section::synchronize`] has returned.
+pub unsafe fn join_granule(slot: u32, address: usize) -> Option<u32> {
+    let word = granule(slot, address)?;
+    let seen = word.load(Ordering::Relaxed);
+    if seen & SPLIT_BIT == 0 {
+        return None;
+    }
+    let index = u32::try_from(seen >> 1).ok()?;
+    let table = split(index)?;
+    let code = table.first()?.load(Ordering::Relaxed);
+    if table.iter().any(|e| e.load(Ordering::Relaxed) != code) {
+        return None;
+    }
+    // Who has read the old word reads the same code in the table.
+    word.store(u64::from(code) << 1, Ordering::SeqCst);
+    Some(index)
+}
+
+/// Points every page of `start..end` of an arena at vma `index`, or at none. Control plane, under the caller's lock.
+///
+/// Granules that the range covers in part have split tables ([`split_granule`]). Nothing here fails.
 ///
 /// # Safety
 /// Record `index` was filled by [`write_vma`], and is not reused before the range points elsewhere and
-/// [`section::synchronize`] has returned. Tables from `pool` are in use nowhere.
-pub unsafe fn publish_range(
-    slot: u32,
-    start: usize,
-    end: usize,
-    index: Option<u32>,
-    pool: &mut dyn SplitPool,
-) -> Result<(), Errno> {
+/// [`section::synchronize`] has returned.
+pub unsafe fn publish_range(slot: u32, start: usize, end: usize, index: Option<u32>) {
     let code = index.map_or(0, |i| i + 1);
     let mut at = start;
     while at < end {
         let granule_start = at & !(EXTENT_SIZE - 1);
         let next = (granule_start + EXTENT_SIZE).min(end);
-        let word = granule(slot, at).ok_or(Errno::EINVAL)?;
-        if at == granule_start && next - at == EXTENT_SIZE {
-            // SeqCst: an unpublication, before the loads of synchronize(). A split table that stood here (a split that
-            // was rolled back) is lost to the pool.
-            word.store(u64::from(code) << 1, Ordering::SeqCst);
-        } else {
-            publish_pages(word, granule_start, at, next, code, pool)?;
+        let Some(word) = granule(slot, at) else { return };
+        let seen = word.load(Ordering::Relaxed);
+        let table = if seen & SPLIT_BIT == 0 { None } else { split(u32::try_from(seen >> 1).unwrap_or(0)) };
+        let pages = (at - granule_start) >> PAGE_SHIFT..(next - granule_start) >> PAGE_SHIFT;
+        debug_assert!(table.is_some() || pages.len() == EXTENT_PAGES, "a granule that is cut has no split table");
+        // SeqCst: an unpublication, before the loads of synchronize().
+        match table {
+            Some(table) => table.iter().take(pages.end).skip(pages.start).for_each(|e| e.store(code, Ordering::SeqCst)),
+            None => word.store(u64::from(code) << 1, Ordering::SeqCst),
         }
         at = next;
-    }
-    Ok(())
-}
-
-/// The same within one granule, through its split table.
-fn publish_pages(
-    word: &AtomicU64,
-    granule_start: usize,
-    start: usize,
-    end: usize,
-    code: u32,
-    pool: &mut dyn SplitPool,
-) -> Result<(), Errno> {
-    let seen = word.load(Ordering::Relaxed);
-    let (table_index, fresh) = if seen & SPLIT_BIT != 0 {
-        (u32::try_from(seen >> 1).unwrap_or(0), false)
-    } else {
-        (pool.get().ok_or(Errno::ENOMEM)?, true)
-    };
-    let table = split(table_index).ok_or(Errno::ENOMEM)?;
-    let first = (start - granule_start) >> PAGE_SHIFT;
-    let last = (end - granule_start) >> PAGE_SHIFT;
-    let rest = u32::try_from(seen >> 1).unwrap_or(0);
-    for (i, e) in table.iter().enumerate() {
-        if (first..last).contains(&i) {
-            e.store(code, Ordering::SeqCst);
-        } else if fresh {
-            // The pages beside the range keep the vma that had the whole granule.
-            e.store(rest, Ordering::SeqCst);
-        }
-    }
-    if fresh {
-        word.store((u64::from(table_index) << 1) | SPLIT_BIT, Ordering::SeqCst);
-    }
-    Ok(())
-}
-
-/// Returns the split table of the granule at `address`, if it has one. Control plane.
-#[must_use]
-pub fn split_of(slot: u32, address: usize) -> Option<u32> {
-    let seen = granule(slot, address)?.load(Ordering::Relaxed);
-    (seen & SPLIT_BIT != 0).then(|| u32::try_from(seen >> 1).unwrap_or(0))
-}
-
-/// Returns whether every page of split table `index` is without a vma. Control plane.
-#[must_use]
-pub fn split_is_empty(index: u32) -> bool {
-    split(index).is_none_or(|t| t.iter().all(|e| e.load(Ordering::Relaxed) == 0))
-}
-
-/// Detaches the (empty) split table from the granule at `address`.
-///
-/// # Safety
-/// The table is not reused before [`section::synchronize`] has returned.
-pub unsafe fn detach_split(slot: u32, address: usize) {
-    if let Some(word) = granule(slot, address) {
-        word.store(0, Ordering::SeqCst);
     }
 }
 

@@ -4,6 +4,7 @@ use super::Parts;
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result};
 use crate::object::{ObjectBuilder, ObjectInner};
+use crate::undo::Done;
 use crate::vmas::VmaEntry;
 use crate::{Access, Delivery};
 use softfault_mm::ops::AddressSpaceOps;
@@ -63,6 +64,9 @@ pub(crate) fn refusal(_object: &ObjectInner) -> Option<Error> {
 }
 pub(crate) fn flags_of(_v: &VmaEntry) -> VmFlags {
     VmFlags::empty()
+}
+pub(crate) fn enter(_arena: &ArenaInner, _v: &VmaEntry) -> Done<impl FnOnce() + use<>> {
+    Done::new(|| ())
 }
 #[expect(clippy::unnecessary_wraps, reason = "the other build has something to lose")]
 pub(crate) fn leave(_object: &Arc<ObjectInner>) -> Result<()> {

@@ -11,6 +11,7 @@ use crate::lease::{Lease, Table};
 use crate::object::{ObjectBuilder, ObjectInner};
 use crate::registry;
 use crate::runtime::RuntimeInner;
+use crate::undo::Done;
 use crate::vmas::VmaEntry;
 use softfault_mm::folio::{DIRTY, FolioWord, LOST, State};
 use softfault_mm::mapping::Mapping;
@@ -23,7 +24,7 @@ use softfault_platform::frames::Frames;
 use softfault_platform::host::Host;
 use softfault_platform::mmu::exclusive::ExclusiveMmu;
 use softfault_platform::store::exclusive::{ExclusiveOps, Facts, Filled};
-use softfault_platform::sys::{Errno, mem};
+use softfault_platform::sys::Errno;
 use softfault_platform::vmatree::Trap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -169,29 +170,16 @@ pub(crate) fn flags_of(v: &VmaEntry) -> VmFlags {
     VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE | v.advice | write
 }
 
-/// mmap(PROT_NONE), REGISTER, and telling the object where it is: `ArenaInner::map_kernel` of an exclusive object.
-pub(crate) fn map_kernel(arena: &ArenaInner, v: &VmaEntry) -> Result<()> {
-    let op = "Arena::map";
-    let (addr, len) = (arena.address(v.range.start), v.range.len());
-    let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_FIXED | mem::MAP_NORESERVE;
-    // SAFETY: the range is the arena's own reservation and holds no mapping (checked under the lock).
-    unsafe { mem::mmap(addr, len, mem::PROT_NONE, flags, -1, 0) }.map_err(system(op, "mmap"))?;
-    mmu()?.register(addr, len).map_err(system(op, "UFFDIO_REGISTER"))?;
-    for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP, mem::MADV_NOHUGEPAGE] {
-        // SAFETY: the range mapped above; the advice concerns children, core dumps and huge pages.
-        match unsafe { mem::madvise(addr, len, advice) } {
-            // A kernel without huge pages does not know the last one.
-            Err(Errno::EINVAL) if advice == mem::MADV_NOHUGEPAGE => {}
-            r => r.map_err(system(op, "madvise"))?,
-        }
-    }
+/// Tells an exclusive object where it is mapped from now on; undone, it has left.
+pub(crate) fn enter<'a>(arena: &ArenaInner, v: &'a VmaEntry) -> Done<impl FnOnce() + 'a> {
     if let Some(ops) = v.object.exclusive() {
-        let nr = (len >> PAGE_SHIFT) as u64;
-        // SAFETY: mapped and registered above, for this object; `leave` is called before it goes. It is opened to stores
-        // as the last step of `map`, before anybody can know of it.
-        unsafe { ops.enter(addr, v.pgoff, nr, v.prot == Prot::ReadWrite) };
+        let nr = (v.range.len() >> PAGE_SHIFT) as u64;
+        let writable = v.prot == Prot::ReadWrite;
+        // SAFETY: mapped and registered for this object by the steps before; `leave` is called before it goes. It is opened
+        // to stores as the last step of `map`, before anybody can know of it.
+        unsafe { ops.enter(arena.address(v.range.start), v.pgoff, nr, writable) };
     }
-    Ok(())
+    Done::new(|| _ = leave(&v.object))
 }
 
 /// Returns the page tables of exclusive objects.

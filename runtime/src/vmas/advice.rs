@@ -17,18 +17,9 @@ impl ArenaInner {
         if hit.iter().all(|v| v.advice == advice) {
             return Ok(());
         }
-        let mut new = self.cut_around(op, &hit, range)?;
-        for v in &hit {
-            let mut cut = v.cut(v.range.start.max(range.start)..v.range.end.min(range.end));
-            cut.index = self.fresh_index(op, &new)?;
-            cut.advice = advice;
-            new.push(cut);
-        }
-        self.replace(&mut vmas, &hit, &new, range)?;
-        // An extent that two vmas share now cannot stay native; the old records must be retired either way.
-        let demoted: Result<()> = hit.iter().try_for_each(|v| self.demote_borders(v, range));
-        self.retire(&hit);
-        demoted
+        let swap = self.replace_inside(op, &mut vmas, hit, range, |v| v.advice = advice)?;
+        self.retire(swap);
+        Ok(())
     }
 
     /// Drops the page-table entries of the object's pages `from..to` from this arena's shared mappings.

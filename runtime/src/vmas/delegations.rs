@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "a delegate is lent to whoever tells it")]
 
-use super::{ArenaInner, Sharing};
+use super::{ArenaInner, Sharing, VmaEntry};
 use crate::error::{Error, Result, system};
 use crate::lease::{Lease, Table};
 use crate::registry;
@@ -93,22 +93,20 @@ impl ArenaInner {
             return Err(Error::Denied { op, what: "private mappings cannot be unmapped to catch first touches" });
         }
         let delegation = Arc::new(self.new_delegation(range, delegate, handler_safe)?);
-        let mut new = self.cut_around(op, &hit, range)?;
-        for v in &hit {
-            let mut cut = v.cut(v.range.start.max(range.start)..v.range.end.min(range.end));
-            cut.index = self.fresh_index(op, &new)?;
-            cut.delegation = Some(Arc::clone(&delegation));
-            new.push(cut);
+        // The range stays trapped from here on, but for what is promoted until the new entries are published.
+        let demote = |hit: &[VmaEntry]| hit.iter().try_for_each(|v| self.demote_entry(v, range).map(drop));
+        demote(&hit)?;
+        let swap = self.replace_inside(op, &mut vmas, hit, range, |v| v.delegation = Some(Arc::clone(&delegation)))?;
+        if let Err(error) = demote(&swap.old) {
+            self.restore(&mut vmas, swap);
+            return Err(error);
         }
-        self.replace(&mut vmas, &hit, &new, range)?;
-        // What can still fail is remembered, not returned at once: the old records must be retired either way.
-        let demoted: Result<Vec<_>> = hit.iter().map(|v| self.demote_entry(v, range)).collect();
-        self.retire(&hit);
-        let zapped: Result<()> = new.iter().try_for_each(|v| {
+        let new = swap.new.clone();
+        self.retire(swap);
+        new.iter().try_for_each(|v| {
             let inside = v.range.start.max(range.start)..v.range.end.min(range.end);
             if inside.is_empty() { Ok(()) } else { self.zap_kernel(v, &inside).map_err(system(op, "madvise")) }
-        });
-        demoted.and(zapped)
+        })
     }
 
     fn new_delegation(

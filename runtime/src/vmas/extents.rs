@@ -75,6 +75,18 @@ impl ArenaInner {
             .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })
     }
 
+    /// Forgets the native extents of an entry whose address range is gone.
+    pub(super) fn forget_native(&self, v: &VmaEntry) {
+        let start = v.range.start & !(EXTENT_SIZE - 1);
+        huge_memory::forget_run(&self.vma_of(v), self.address(start), (v.range.end - start).div_ceil(EXTENT_SIZE));
+    }
+
+    /// Returns whether a pin of the program's touches an extent of the range.
+    pub(super) fn has_user_pins(&self, range: &Range<usize>) -> bool {
+        let last = (range.end - 1) >> EXTENT_SHIFT;
+        self.extents.lend()[range.start >> EXTENT_SHIFT..=last].iter().any(|e| e.user_pins() != 0)
+    }
+
     /// Takes back the extents at both ends of `range`, where a vma begins or ends inside one now.
     pub(super) fn demote_borders(&self, v: &VmaEntry, range: &Range<usize>) -> Result<()> {
         for edge in [range.start, range.end] {

@@ -13,7 +13,9 @@
 
 #![expect(unsafe_code, reason = "maps an object over the arena's own address range, and drops private copies")]
 
-use super::{ArenaInner, VmaEntry, VmaSet, prot_bits};
+use super::map::{fresh_number, open};
+use super::publish::Swap;
+use super::{ArenaInner, VmaEntry, VmaSet};
 use crate::arena::{Arena, Prot, Sharing};
 use crate::error::{Error, Result, system};
 use crate::object::Object;
@@ -74,83 +76,69 @@ impl ArenaInner {
                 what: "an exclusive object is unmapped whole, and mapped where nothing is",
             });
         }
-        let mut new = self.cut_around(OP, &hit, &range)?;
+        self.settle(OP, &range)?;
+        let demote = |hit: &[VmaEntry]| hit.iter().try_for_each(|v| self.demote_entry(v, &range).map(drop));
         let mut standin = VmaEntry::new((range.clone(), at.1 >> PAGE_SHIFT, object), (prot, sharing), 0);
+        let (index, number) = fresh_number(OP)?;
+        let entry = VmaEntry { index, ..standin.clone() };
         standin.is_changing = true;
-        standin.index = self.fresh_index(OP, &new)?;
-        new.push(standin.clone());
-        let index = self.fresh_index(OP, &new)?;
-        let entry = VmaEntry { index, is_changing: false, ..standin.clone() };
+        let mut new = self.cut_around(OP, &hit, &range)?;
+        new.add(OP, standin)?;
+        demote(&hit)?;
         object.inner.i_mmap().add(self);
-        if let Err(error) = self.replace(&mut vmas, &hit, &new, &range) {
-            crate::registry::lock().vmas.put(index);
-            return Err(error);
-        }
-        let changed = self.exchange(&mut vmas, &hit, &standin, &entry);
+        let swap = self.replace(OP, &mut vmas, hit, new, &range)?;
+        // What was promoted since the first look.
+        let changed = match demote(&swap.old) {
+            Ok(()) => self.put_in_place(&mut vmas, swap, entry).map(|()| number.keep()),
+            Err(error) => {
+                self.restore(&mut vmas, swap);
+                Err(error)
+            }
+        };
         drop(vmas);
         futex::wake_all(memory::end_change());
         changed
     }
 
-    /// Puts `entry` where `standin` keeps everybody waiting and `old` was.
-    fn exchange(&self, vmas: &mut VmaSet, old: &[VmaEntry], standin: &VmaEntry, entry: &VmaEntry) -> Result<()> {
-        let range = &entry.range;
-        let mut demoted = Ok(0);
-        for v in old {
-            // What cannot be registered again goes with the mapping; of each it is tried.
-            let one = self.demote_entry(v, range);
-            demoted = demoted.and(one);
-            self.harvest_for_good(v, range);
-        }
+    /// Puts `entry` where its stand-in keeps everybody waiting, and takes out what was there.
+    fn put_in_place(&self, vmas: &mut VmaSet, swap: Swap, entry: VmaEntry) -> Result<()> {
+        let range = entry.range.clone();
+        swap.old.iter().for_each(|v| self.harvest_for_good(v, &range));
+        let standin: Vec<_> = swap.new.iter().filter(|v| v.is_changing).cloned().collect();
         // Who reclaims or writes back leaves the range alone from here on.
-        self.retire(old);
+        let old = self.retire(swap);
         failpoint!(REPLACE_CLOSED);
-        entry.object.vm_ops().open(entry.object.mapping());
-        let mapped = demoted.and_then(|_| self.map_kernel(entry)).and_then(|()| self.publish_closed(entry));
-        vmas.map.remove(&range.start);
-        match &mapped {
-            Ok(()) => _ = vmas.map.insert(range.start, entry.clone()),
-            Err(_) => self.leave_bare(old, entry),
+        let mapped = self.map_closed(&entry);
+        if mapped.is_err() {
+            // The new mapping could not be had: nothing is mapped there.
+            self.point(&range, None);
+            old.iter()
+                .for_each(|v| self.unmap_or_owe(v, &(v.range.start.max(range.start)..v.range.end.min(range.end))));
         }
+        vmas.map.remove(&range.start);
         section::synchronize();
-        self.retire(std::slice::from_ref(standin));
-        let (mmu, _) = self.mmu_of(entry);
+        self.end(&standin);
+        let (mmu, _) = self.mmu_of(&entry);
         // Who waited for the old mapping's pages (Monitor) looks at the new one's.
         mmu.wake(self.address(range.start), range.len() >> PAGE_SHIFT);
-        self.reclaim_splits(range);
+        if mapped.is_ok() {
+            vmas.map.insert(range.start, entry);
+        }
+        self.join(&range);
         mapped
     }
 
-    /// Publishes a mapping that is closed to everybody, and opens it; or publishes nothing.
-    fn publish_closed(&self, v: &VmaEntry) -> Result<()> {
-        self.forget_mapped(&v.range);
-        self.write_record(v);
-        v.list();
-        let (addr, len) = (self.address(v.range.start), v.range.len());
-        let published = self.point(&v.range, Some(v.index)).and_then(|()| match self.trap {
-            Trap::Segv => Ok(()),
-            // SAFETY: the range is this arena's, mapped and registered.
-            _ => unsafe { mem::mprotect(addr, len, prot_bits(v.prot)) }.map_err(system(OP, "mprotect")),
-        });
-        if published.is_err() {
-            let _ = self.point(&v.range, None);
-            v.unlist();
-            section::synchronize();
-        }
-        published
-    }
-
-    /// The new mapping could not be had: nothing is mapped there.
-    fn leave_bare(&self, old: &[VmaEntry], entry: &VmaEntry) {
-        let range = &entry.range;
-        let _ = self.point(range, None);
-        section::synchronize();
-        entry.object.vm_ops().close(entry.object.mapping());
-        crate::registry::lock().vmas.put(entry.index);
-        if !self.unmap_kernel(range, range) {
-            // The kernel still maps one of them there: its memory must never become another object's.
-            old.iter().chain([entry]).for_each(|v| std::mem::forget(Arc::clone(&v.object)));
-        }
+    /// Maps over what the range was, and publishes.
+    fn map_closed(&self, entry: &VmaEntry) -> Result<()> {
+        let opened = open(entry);
+        let mapped = self.map_kernel(OP, entry)?;
+        self.forget_mapped(&entry.range);
+        let (listed, published) = self.publish(OP, entry)?;
+        published.keep();
+        listed.keep();
+        mapped.keep();
+        opened.keep();
+        Ok(())
     }
 
     /// Linux: `MADV_DONTNEED`. Of private mappings what was written to them goes, and the next touch shows the object.

@@ -554,19 +554,35 @@ pub(crate) fn on_stack_of<R>(bytes: usize, f: impl FnOnce() -> R) -> R {
 }
 
 /// Maps pages of alternating protection until the kernel's table of mappings is full.
-pub(crate) fn fill_the_table() {
+#[must_use = "the table is full until this is dropped"]
+pub(crate) fn fill_the_table() -> FullTable {
     let max = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("max_map_count");
     let max: usize = max.trim().parse().expect("a number");
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     // SAFETY: a fresh mapping, which nobody uses.
     let base = unsafe { libc::mmap(std::ptr::null_mut(), 2 * max * PAGE, libc::PROT_NONE, flags, -1, 0) };
     assert_ne!(base, libc::MAP_FAILED);
+    let full = FullTable { base: base as usize, len_bytes: 2 * max * PAGE };
     for i in 0..max {
         let at = base.wrapping_byte_add(2 * i * PAGE);
         // SAFETY: inside the mapping above.
         if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
-            return;
+            return full;
         }
     }
     panic!("the table never fills");
+}
+
+/// What fills the kernel's table of mappings.
+#[derive(Debug)]
+pub(crate) struct FullTable {
+    base: usize,
+    len_bytes: usize,
+}
+
+impl Drop for FullTable {
+    fn drop(&mut self) {
+        // SAFETY: the mapping of `fill_the_table`, which nobody uses.
+        unsafe { libc::munmap(self.base as *mut c_void, self.len_bytes) };
+    }
 }

@@ -98,6 +98,17 @@ impl UffdMmu {
         self.uffd.register(addr, len_bytes, bits::REGISTER_MISSING | bits::REGISTER_MINOR | wp)
     }
 
+    /// Takes a range back that was about to be handed to the kernel, and says why it was not. If that cannot be done either,
+    /// nobody knows whose it is: it counts as handed over. That is safe both ways: its pages stay, what is written there
+    /// counts as written (the kernel notes nothing that says otherwise), and a fault that comes to us after all is served.
+    #[cold]
+    fn keep_extents(&self, addr: usize, len_bytes: usize, why: Errno) -> Result<(), Installed> {
+        match self.register(addr, len_bytes, true) {
+            Ok(()) => Err(errno_to_installed(why)),
+            Err(_) => Ok(()),
+        }
+    }
+
     fn dontwake(&self) -> u64 {
         // With the SIGBUS feature nobody ever waits.
         if self.kind == Kind::Monitor { 0 } else { DONTWAKE }
@@ -148,7 +159,10 @@ impl Mmu for UffdMmu {
         }
     }
     fn release_extents(&self, addr: usize, len_bytes: usize, tracked: bool) -> Result<(), Installed> {
-        self.uffd.unregister(addr, len_bytes).map_err(errno_to_installed)?;
+        if let Err(e) = self.uffd.unregister(addr, len_bytes) {
+            // Of several kernel mappings the first ones may be unregistered by now: they are ours again.
+            return self.keep_extents(addr, len_bytes, e);
+        }
         // UNREGISTER leaves MINOR and WP waiters asleep.
         self.wake(addr, len_bytes / PAGE_SIZE);
         if tracked {
@@ -157,8 +171,7 @@ impl Mmu for UffdMmu {
             let r = self.uffd.register(addr, len_bytes, bits::REGISTER_WP);
             let r = r.and_then(|()| self.uffd.writeprotect(addr, len_bytes, true));
             if let Err(e) = r {
-                let _ = self.register(addr, len_bytes, true);
-                return Err(errno_to_installed(e));
+                return self.keep_extents(addr, len_bytes, e);
             }
         }
         Ok(())

@@ -127,7 +127,6 @@ fn ioctl_error(request: usize) -> Option<Errno> {
         0xAA00 | 0xAA01 | 0xAA03 | 0xAA07 | 0x6610 => Some(Errno::ENOMEM),
         // The memory map is changing.
         0xAA06 => Some(Errno::EAGAIN),
-        0xAA3F => Some(Errno::EINVAL),
         _ => None,
     }
 }

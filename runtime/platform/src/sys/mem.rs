@@ -122,15 +122,17 @@ pub fn reserve(len_bytes: usize, align_bytes: usize) -> Result<usize, Errno> {
     // SAFETY: without MAP_FIXED the kernel chooses a free range; nothing that exists changes.
     let raw = unsafe { mmap(0, padded, PROT_NONE, flags, -1, 0) }?;
     let base = raw.next_multiple_of(align_bytes);
-    if base > raw {
-        // SAFETY: the head of the range mapped two lines above, which nobody has seen.
-        unsafe { munmap(raw, base - raw) }?;
-    }
-    let tail = (raw + padded) - (base + len_bytes);
-    if tail > 0 {
-        // SAFETY: the tail of the same range, which nobody has seen.
-        unsafe { munmap(base + len_bytes, tail) }?;
-    }
+    // The tail first: while it fails, the whole range is as it was mapped.
+    let (end, raw_end) = (base + len_bytes, raw + padded);
+    let trim = |from: usize, to: usize| {
+        if from == to {
+            return Ok(());
+        }
+        // SAFETY: a part of the range mapped above, which nobody has seen.
+        unsafe { munmap(from, to - from) }
+    };
+    let trimmed = trim(end, raw_end).inspect_err(|_| _ = trim(raw, raw_end));
+    trimmed.and_then(|()| trim(raw, base).inspect_err(|_| _ = trim(raw, end)))?;
     Ok(base)
 }
 
@@ -180,7 +182,7 @@ pub fn is_populated_at_once() -> Result<bool, Errno> {
     let page = unsafe { mmap(0, 4096, PROT_READ | PROT_WRITE, flags, -1, 0) }?;
     let is_there = is_resident(page);
     // SAFETY: the page mapped above, which nobody has seen.
-    let _ = unsafe { munmap(page, 4096) };
+    unsafe { release(page, 4096) };
     Ok(is_there)
 }
 
@@ -203,6 +205,16 @@ pub fn lock_on_fault(addr: usize, len_bytes: usize) -> Result<(), Errno> {
 pub unsafe fn munmap(addr: usize, len_bytes: usize) -> Result<(), Errno> {
     // SAFETY: the caller's contract is exactly munmap's.
     unsafe { syscall6(libc::SYS_munmap, [addr, len_bytes, 0, 0, 0, 0]) }.map(drop)
+}
+
+/// Gives a whole mapping back, when there is nobody to tell that it could not be: for that the kernel may need memory that it
+/// has not at the moment, so it is asked again. `false`: in vain; it stays.
+///
+/// # Safety
+/// As [`munmap`].
+pub unsafe fn release(addr: usize, len_bytes: usize) -> bool {
+    // SAFETY: the caller's contract.
+    (0..4).any(|_| unsafe { munmap(addr, len_bytes) }.is_ok())
 }
 
 /// Changes a range's protection; see mprotect(2).

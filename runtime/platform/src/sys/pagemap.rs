@@ -61,7 +61,7 @@ pub fn init() -> Result<(), Errno> {
         return Ok(());
     }
     let fd = fd::raise(file::open_rdonly(c"/proc/self/pagemap")?);
-    let page = mem::map_zeroed(4096)?;
+    let page = mem::map_zeroed(4096).inspect_err(|_| file::close(fd))?;
     let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask(PAGE_IS_PRESENT) };
     let works = scan(fd, &mut arg, &mut []);
     // It is not touched: what is said of it is what is said of an empty entry.
@@ -69,7 +69,7 @@ pub fn init() -> Result<(), Errno> {
     let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask_written() };
     EMPTY_TOLD.store(scan(fd, &mut arg, &mut told) == Ok(1), Ordering::Relaxed);
     // SAFETY: the page mapped above, which nobody else has seen.
-    let _ = unsafe { mem::munmap(page, 4096) };
+    unsafe { mem::release(page, 4096) };
     if let Err(e) = works {
         file::close(fd);
         return Err(e);

@@ -132,23 +132,36 @@ fn ours(handler: Handler) -> KernelSigaction {
 /// where the newcomer calls ours in turn, to what was there before our first installation.
 ///
 /// # Errors
-/// The kernel's.
+/// The kernel's; the first of the two may be installed then: [`uninstall`] takes it back.
 pub fn install(handler: Handler) -> Result<(), Errno> {
     for signo in [SIGBUS, SIGSEGV] {
-        let before = signal::current(signo)?;
-        if before.handler == handler as usize {
-            continue;
-        }
-        // Remembered before ours is in place: a signal in between still finds it.
-        if has_original(signo).swap(1, Ordering::Relaxed) == 0 {
-            original(signo).store(&before);
-        }
-        previous(signo).store(&before);
-        // SAFETY: `handler` handles these signals with these flags for ever: it is never unloaded while installed
-        // (`uninstall` runs before the last runtime is gone).
-        unsafe { signal::set(signo, &ours(handler)) }?;
+        install_for(signo, handler)?;
     }
     Ok(())
+}
+
+fn install_for(signo: i32, handler: Handler) -> Result<(), Errno> {
+    let before = signal::current(signo)?;
+    if before.handler == handler as usize {
+        return Ok(());
+    }
+    // Remembered before ours is in place: a signal in between still finds it.
+    let is_first = has_original(signo).swap(1, Ordering::Relaxed) == 0;
+    if is_first {
+        original(signo).store(&before);
+    }
+    let behind = previous(signo).load();
+    previous(signo).store(&before);
+    // SAFETY: `handler` handles these signals with these flags for ever: it is never unloaded while installed
+    // (`uninstall` runs before the last runtime is gone).
+    let set = unsafe { signal::set(signo, &ours(handler)) }.map(drop);
+    if set.is_err() {
+        previous(signo).store(&behind);
+        if is_first {
+            has_original(signo).store(0, Ordering::Relaxed);
+        }
+    }
+    set
 }
 
 /// Puts the previous dispositions back, where ours are still in place. Control plane, under the caller's lock.

@@ -1,0 +1,30 @@
+//! The end of an arena: the handlers forget it, and its address space goes back.
+
+#![expect(unsafe_code, reason = "gives the arena's address space back")]
+
+use super::{ArenaInner, table_bytes};
+use crate::registry;
+use softfault_mm::sync::Ordering;
+use softfault_platform::sys::mem;
+use softfault_platform::vmatree;
+use std::sync::PoisonError;
+
+impl Drop for ArenaInner {
+    fn drop(&mut self) {
+        if self.pid != std::process::id() {
+            // A forked child has no arena: its address space may hold something else by now.
+            // The lock may have been held by a thread that does not exist here: it is not taken.
+            self.vmas.get_mut().unwrap_or_else(PoisonError::into_inner).forget();
+            return;
+        }
+        let old = self.take_out_all(&mut self.vmas());
+        let mut registry = registry::lock();
+        vmatree::withdraw_arena(self.slot);
+        registry.arenas.put(self.slot);
+        drop(registry);
+        // SAFETY: reserved by `build`; withdrawn and drained, so neither handlers nor mappings use it.
+        let gone = unsafe { mem::release(self.base, self.len_bytes) };
+        self.end_vmas(old, gone);
+        self.rt.arena_table_bytes.fetch_sub(table_bytes(self.granules.lend().len()), Ordering::Relaxed);
+    }
+}
