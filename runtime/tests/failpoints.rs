@@ -10,7 +10,7 @@ use common::{EXTENT, PAGE, bytes, content, fill_the_table, load, map, same, seri
 use disk::{Behaviour, Disk, InHandler, VolatileStore};
 use softfault::{Access, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
 use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -784,8 +784,13 @@ fn an_object_withdrawn_while_reclaim_has_taken_its_pages() {
         let (object, beside) = (object_of(), object_of());
         // Never mapped, so that nothing has to be taken back before it is withdrawn; the first in the queues.
         object.populate(0..(60 * PAGE) as u64).expect("populate");
-        // A filler reads: what the call has waited for is there, and the rest of its window comes.
-        until("the window is there", || object.cached_pages() == 64);
+        // A filler reads: what the call has waited for is there, and the rest of its window is when it has come.
+        let seen = AtomicU64::new(0);
+        until("its window is there", || {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = object.cached_pages();
+            seen.swap(now, Ordering::SeqCst) == now
+        });
         let (gate, before) = (Gate::arm(Point::EVICT_TAKEN), object.cached_pages());
         std::thread::scope(|s| {
             let presser = s.spawn(|| beside.populate(0..(200 * PAGE) as u64).expect("populate"));
