@@ -137,6 +137,11 @@ public:
         return set(c_.exit_wait_ms, limit.count() > 0 ? static_cast<std::uint32_t>(limit.count()) : SOFTFAULT_OFF);
     }
 
+    /* What is cached is locked in memory. */
+    runtime_options &lock_cache(bool yes) {
+        return set(c_.flags, yes ? SOFTFAULT_RUNTIME_LOCK_CACHE : 0u);
+    }
+
     /* Good as long as these options are neither changed nor gone. */
     softfault_runtime_options &c() {
         c_.swap_path = swap_path_.empty() ? nullptr : swap_path_.c_str();
@@ -291,6 +296,11 @@ public:
         std::size_t size;
         check(softfault_pin_data(get(), nullptr, &size));
         return size;
+    }
+    bool is_locked() const {
+        bool locked;
+        check(softfault_pin_is_locked(get(), &locked));
+        return locked;
     }
 };
 

@@ -13,6 +13,13 @@ use softfault::{ObjectBuilder, RuntimeBuilder};
 use std::ffi::{c_char, c_void};
 use std::time::Duration;
 
+/// What is cached is locked in memory, as by mlock2(2) with MLOCK_ONFAULT: never swapped, and never unmapped by the kernel's
+/// reclaim. Without CAP_IPC_LOCK all objects together must stay below RLIMIT_MEMLOCK; one that does not fit is
+/// SOFTFAULT_ERROR_LIMIT.
+pub const SOFTFAULT_RUNTIME_LOCK_CACHE: u32 = 0x1;
+
+const RUNTIME_FLAGS: u32 = 0x1;
+
 /// Options of softfault_runtime_new(). Fields that are 0 have their defaults.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +53,10 @@ pub struct softfault_runtime_options {
     pub writeback_interval_ns: u64,
     /// After how long dirty pages are written though nobody asks; default 5 s.
     pub writeback_expire_ns: u64,
+    /// SOFTFAULT_RUNTIME_* together.
+    pub flags: u32,
+    /// Must be 0.
+    pub reserved: u32,
 }
 
 /// The object may be written: shared mappings with stores, and softfault_object_write_at(). A file is written, too.
@@ -221,7 +232,9 @@ fn or_off(n: u32) -> u32 {
 
 impl softfault_runtime_options {
     pub(crate) fn builder(&self) -> Result<RuntimeBuilder, Failure> {
-        let mut b = softfault::Runtime::builder();
+        check_flags(Self::NAME, self.flags, RUNTIME_FLAGS)?;
+        check_reserved(Self::NAME, self.reserved)?;
+        let mut b = softfault::Runtime::builder().lock_cache(self.flags & SOFTFAULT_RUNTIME_LOCK_CACHE != 0);
         if self.cache_limit_bytes != 0 {
             b = b.cache_limit(self.cache_limit_bytes);
         }

@@ -8,11 +8,12 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 /// Makes the range resident and keeps it so until the pin is freed: system calls, O_DIRECT, futexes and asynchronous I/O
-/// may use it. access is SOFTFAULT_ACCESS_*; pinned for writing, the range counts as dirty.
+/// may use it. Its pages are locked in memory, as mlock(2) does it, and count against RLIMIT_MEMLOCK. access is SOFTFAULT_ACCESS_*; pinned for writing, the range counts as dirty.
 ///
 /// The handle is the caller's: softfault_pin_free(). The pin keeps the arena.
 ///
-/// Errors: SOFTFAULT_ERROR_FAULT, -ENXIO: not wholly mapped, -EACCES, -EINVAL, -EBADF.
+/// Errors: SOFTFAULT_ERROR_FAULT, -ENXIO: not wholly mapped, -EACCES, -EINVAL, -EBADF. SOFTFAULT_ERROR_LIMIT, -ENOMEM:
+/// the limit forbids the lock, and there is swap.
 ///
 /// Context: program. Thread-safe.
 ///
@@ -56,6 +57,25 @@ pub unsafe extern "C" fn softfault_pin_data(
         unsafe { Out::optional(addr) }.put(pin.as_ptr().cast());
         // SAFETY: the caller's contract.
         unsafe { Out::optional(len_bytes) }.put(pin.len());
+        Ok(())
+    })
+}
+
+/// Tells whether the range is locked in memory. Where it is not, because RLIMIT_MEMLOCK did not permit it on a machine without
+/// swap, MADV_PAGEOUT can still unmap pages of a shared mapping, and system calls on them fail with EFAULT.
+///
+/// Errors: -EINVAL for NULL, -EBADF.
+///
+/// Context: program, filler. Thread-safe.
+///
+/// # Safety
+/// locked may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_pin_is_locked(pin: *mut softfault_pin, locked: *mut bool) -> c_int {
+    entry(|| {
+        // SAFETY: the caller's contract.
+        let out = unsafe { Out::new(locked, "locked") }?;
+        out.put(handle::get(pin)?.is_locked());
         Ok(())
     })
 }

@@ -23,6 +23,7 @@ mod lease;
 pub mod madvise;
 mod masked;
 mod memory;
+mod mlock;
 pub mod object;
 mod opened;
 pub mod pin;

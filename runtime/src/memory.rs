@@ -113,6 +113,18 @@ pub(crate) fn page_table_bytes() -> u64 {
     status_bytes("VmPTE:")
 }
 
+/// Returns whether the kernel can swap memory of this process out: the machine has swap, and no group of the process's is
+/// forbidden to use it (`memory.swap.max`, version 2; version 1 cannot forbid it).
+pub(crate) fn can_swap() -> bool {
+    softfault_platform::sys::mlock::swap_bytes() > 0 && swap_limit_bytes() != Some(0)
+}
+
+fn swap_limit_bytes() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    smallest(Path::new("/sys/fs/cgroup"), own, &["memory.swap.max"])
+}
+
 fn machine_bytes() -> u64 {
     let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());

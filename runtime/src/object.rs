@@ -12,17 +12,19 @@ use crate::file::FileOf;
 use crate::io;
 use crate::lease::Lease;
 use crate::memory::limit_pages;
+use crate::mlock;
 use crate::registry;
 use crate::rmap::IMmap;
 use crate::runtime::RuntimeInner;
 use crate::short::Short;
 use crate::space::Space;
 use crate::writeback::FlushState;
+use softfault_mm::extent::ChunkWord;
 use softfault_mm::failing::{Asked, Failing};
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
-use softfault_mm::page::PAGE_SHIFT;
+use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT};
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
 use softfault_mm::xarray::Nodes;
@@ -30,6 +32,7 @@ use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::{FolioMemory, ObjectOps};
 use softfault_platform::store::{Store, bounce};
 use softfault_platform::{section, vmatree};
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -156,8 +159,14 @@ impl ObjectInner {
         // SAFETY: the object holds the space, and with it the ports.
         let ports = unsafe { &*std::ptr::from_ref(space.region.ports()) };
         let region = &space.region;
-        let memory =
-            FolioMemory { ports, fd: region.fd(), fd_offset: offset, alias: region.alias_at(offset), len_bytes: len };
+        let memory = FolioMemory {
+            ports,
+            fd: region.fd(),
+            fd_offset: offset,
+            alias: region.alias_at(offset),
+            len_bytes: len,
+            is_locked: rt.lock_cache,
+        };
         if plan.is_none() && !store_ref.uses_descriptors() {
             bounce::init();
         }
@@ -313,6 +322,19 @@ impl ObjectInner {
         self.space.region.alias_at(self.offset + (pgoff << PAGE_SHIFT))
     }
 
+    /// Returns the address range to lock for some of its pages: a huge page is locked whole, or not at all.
+    pub(crate) fn lockable(&self, pages: Range<u64>) -> Range<usize> {
+        let nr = EXTENT_PAGES as u64;
+        let is_huge = |p: u64| self.mapping().chunks.get((p / nr) as usize).is_some_and(ChunkWord::is_huge);
+        let start = if is_huge(pages.start) { pages.start / nr * nr } else { pages.start };
+        let end = if is_huge(pages.end - 1) { pages.end.next_multiple_of(nr) } else { pages.end };
+        self.alias_at(start)..self.alias_at(end)
+    }
+    /// Returns whether everything that is cached of it is locked in memory.
+    pub(crate) fn is_locked(&self) -> bool {
+        self.rt.lock_cache
+    }
+
     /// Returns the arenas that map the object now.
     pub(crate) fn arenas(&self) -> Vec<Arc<ArenaInner>> {
         self.i_mmap().arenas()
@@ -407,6 +429,9 @@ impl Drop for ObjectInner {
         }
         Self::forget_huge(&mapping);
         drop((mapping, nodes, a_ops, exclusive, vm_ops, store, i_mmap));
+        if self.rt.lock_cache {
+            mlock::unlock(self.space.region.alias_at(self.offset), self.len_max);
+        }
         // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
         unsafe { self.space.give(self.offset, self.len_max) };
         registry::lock().mappings.put(self.id);
@@ -468,7 +493,7 @@ impl Object {
     ///
     /// # Errors
     /// [`Error::Fault`](crate::Error::Fault).
-    pub fn populate(&self, range: std::ops::Range<u64>) -> Result<()> {
+    pub fn populate(&self, range: Range<u64>) -> Result<()> {
         parent_only("Object::populate")?;
         self.inner.check_mapped("Object::populate")?;
         io::populate(&self.inner, range, Access::Read)

@@ -6,7 +6,10 @@ use crate::Access;
 use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result};
 use crate::io;
+use crate::memory;
+use crate::mlock::{How, Locked};
 use crate::object::ObjectInner;
+use crate::vmas::VmaEntry;
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
@@ -17,10 +20,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Keeps a range of an arena resident, mapped and safe for system calls until it is dropped.
+///
+/// Its pages are locked in memory, as mlock(2) does it, so that the kernel does not take them either: neither for swap, nor on
+/// another process's request (`MADV_PAGEOUT`). They count against `RLIMIT_MEMLOCK` unless the process has `CAP_IPC_LOCK`;
+/// [`Pin::is_locked`] tells where they could not be.
 pub struct Pin {
     arena: Arc<ArenaInner>,
     range: Range<usize>,
     pages: Vec<PinnedPage>,
+    locks: Vec<Locked>,
+    is_locked: bool,
     /// Counted in the extents.
     counted: bool,
 }
@@ -44,7 +53,13 @@ impl PinnedPage {
 }
 
 impl Pin {
+    /// Pins a range and locks it in memory.
     pub(crate) fn new(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access) -> Result<Self> {
+        Self::with(arena, range, access, true)
+    }
+
+    /// Pins a range; without a lock a touch of it may fault yet, if the kernel reclaims its memory.
+    fn with(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access, locks: bool) -> Result<Self> {
         let op = "Arena::pin";
         let mut vmas = arena.vmas();
         let covering = vmas.covering(op, &range)?;
@@ -62,7 +77,14 @@ impl Pin {
                 v.object.wait_for_collapse(page(piece.start), page(piece.end));
             }
         }
-        let mut pin = Self { arena: Arc::clone(arena), range: range.clone(), pages: Vec::new(), counted };
+        let mut pin = Self {
+            arena: Arc::clone(arena),
+            range: range.clone(),
+            pages: Vec::new(),
+            locks: Vec::new(),
+            is_locked: locks,
+            counted,
+        };
         let pages = range
             .clone()
             .step_by(PAGE_SIZE)
@@ -78,11 +100,42 @@ impl Pin {
             io::get_pinned(&v.object, pgoff, set).map_err(failed)?;
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
+        if locks {
+            // Before they are mapped: what is mapped afterwards stays mapped.
+            covering.iter().try_for_each(|v| pin.lock(op, v))?;
+        }
         arena.fault_in(op, &range, access, true)?;
         arena.make_present(op, &range, access)?;
         Ok(pin)
     }
 
+    /// Locks the pinned pages of a mapping in memory; what cannot be locked is refused where it may be swapped out.
+    fn lock(&mut self, op: &'static str, v: &VmaEntry) -> Result<()> {
+        if v.object.is_locked() && (v.sharing == Sharing::Shared || v.object.is_exclusive()) {
+            return Ok(());
+        }
+        let piece = v.range.start.max(self.range.start)..v.range.end.min(self.range.end);
+        let locked = if v.sharing == Sharing::Private {
+            Locked::new(self.arena.address(piece.start)..self.arena.address(piece.end), How::OnFault)
+        } else {
+            let page = |at: usize| v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
+            Locked::new(v.object.lockable(page(piece.start)..page(piece.end)), How::Populate)
+        };
+        match locked {
+            Ok(locked) => self.locks.push(locked),
+            Err(refusal) if memory::can_swap() => return Err(refusal.into_error(op)),
+            Err(_) => self.is_locked = false,
+        }
+        Ok(())
+    }
+
+    /// Returns whether the range is locked in memory. Where it is not, because `RLIMIT_MEMLOCK` or the number of mappings
+    /// did not permit it on a machine without swap, `MADV_PAGEOUT` of this or another process can still unmap pages of a
+    /// shared mapping, and a system call on them fails with `EFAULT` until somebody touches them.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.is_locked
+    }
     /// Returns the address of the pinned range's first byte.
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -106,6 +159,8 @@ impl Drop for Pin {
             // The lock may have been held by a thread that does not exist here, and there is nothing to unpin.
             return;
         }
+        // While the pages are pinned yet: nothing that moves pages meets the ends of a locked range.
+        self.locks.clear();
         let mut vmas = self.arena.vmas();
         if let Some(i) = vmas.pins.iter().position(|p| *p == self.range) {
             vmas.pins.swap_remove(i);
@@ -127,7 +182,7 @@ fn for_each_piece(
     arena: &Arc<ArenaInner>,
     op: &'static str,
     (offset, len): (usize, usize),
-    f: &mut dyn FnMut(&crate::vmas::VmaEntry, Range<usize>) -> Result<()>,
+    f: &mut dyn FnMut(&VmaEntry, Range<usize>) -> Result<()>,
 ) -> Result<()> {
     let end = offset.checked_add(len).filter(|e| *e <= arena.len_bytes);
     let end =
@@ -177,7 +232,7 @@ fn read_past_end(call: io::Call, object: &ObjectInner, at: u64, n: usize, dst: &
 /// Pins the pages around a piece of a private mapping, so that its own copies are read.
 fn pin_around(arena: &Arc<ArenaInner>, piece: &Range<usize>, access: Access) -> Result<Pin> {
     let pages = piece.start & !PAGE_MASK..piece.end.next_multiple_of(PAGE_SIZE);
-    Pin::new(arena, pages, access)
+    Pin::with(arena, pages, access, false)
 }
 
 /// Reads a piece of a private mapping; through a chunk of the stack where the caller's buffer lies in an arena itself,

@@ -9,6 +9,7 @@ use crate::khugepaged::Khugepaged;
 use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
 use crate::memory;
+use crate::mlock;
 use crate::object::{Object, ObjectBuilder, ObjectInner};
 use crate::registry::{self, Entered};
 use crate::share;
@@ -50,6 +51,8 @@ pub(crate) struct RuntimeInner {
     /// Where anonymous memory goes; `None`: it stays.
     pub(crate) swap: Option<Swap>,
     pub(crate) readahead_pages: Option<u32>,
+    /// What is cached is locked in memory.
+    pub(crate) lock_cache: bool,
     /// Bytes of the arenas' tables.
     pub(crate) arena_table_bytes: AtomicU64,
     regions: Mutex<Vec<Arc<Space>>>,
@@ -78,6 +81,7 @@ pub struct RuntimeBuilder {
     fill_window_pages: u32,
     swap: Option<SwapOptions>,
     readahead_pages: Option<u32>,
+    lock_cache: bool,
 }
 
 impl RuntimeBuilder {
@@ -140,6 +144,19 @@ impl RuntimeBuilder {
     #[must_use]
     pub fn readahead_pages(mut self, max: u32) -> Self {
         self.readahead_pages = Some(max);
+        self
+    }
+
+    /// Locks what is cached in memory, as mlock2(2) with `MLOCK_ONFAULT` does: the kernel neither swaps it nor unmaps it to
+    /// reclaim it, so the cache costs what [`RuntimeBuilder::cache_limit`] says, and gives memory back only by that limit.
+    /// Default: not, and under pressure the kernel swaps the cache as other memory.
+    ///
+    /// Without `CAP_IPC_LOCK` the maximal lengths of all objects together (and the frames and mappings of exclusive ones) must
+    /// stay below `RLIMIT_MEMLOCK`: an object that does not fit is [`Error::Limit`]. The private copies of private
+    /// mappings are the program's, and not locked.
+    #[must_use]
+    pub fn lock_cache(mut self, yes: bool) -> Self {
+        self.lock_cache = yes;
         self
     }
 
@@ -222,6 +239,7 @@ impl RuntimeBuilder {
             fill_window_pages: self.fill_window_pages,
             swap,
             readahead_pages: self.readahead_pages,
+            lock_cache: self.lock_cache,
             arena_table_bytes: AtomicU64::new(0),
             regions: Mutex::new(Vec::new()),
             #[cfg(feature = "userfaultfd")]
@@ -247,6 +265,7 @@ impl Runtime {
             fill_window_pages: 16,
             swap: None,
             readahead_pages: None,
+            lock_cache: false,
         }
     }
 
@@ -403,6 +422,17 @@ impl RuntimeInner {
 
     /// Finds `len_bytes` (a multiple of 2 MiB) of cache, in a region that exists or a new one.
     pub(crate) fn allocate(&self, len_bytes: usize) -> Result<(Arc<Space>, u64)> {
+        let (space, offset) = self.take(len_bytes)?;
+        if self.lock_cache
+            && let Err(refusal) = mlock::lock_for_good(space.region.alias_at(offset), len_bytes)
+        {
+            space.put(offset, len_bytes);
+            return Err(refusal.into_error("object"));
+        }
+        Ok((space, offset))
+    }
+
+    fn take(&self, len_bytes: usize) -> Result<(Arc<Space>, u64)> {
         let chunks = len_bytes / EXTENT_SIZE;
         let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         for space in regions.iter() {

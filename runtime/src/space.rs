@@ -115,6 +115,12 @@ impl Space {
             // The old bytes are still there: the range is lost to the region rather than shown to another object.
             return;
         }
+        self.put(offset, len_bytes);
+    }
+
+    /// Gives a range back in which nothing is.
+    #[expect(unsafe_code, reason = "closes what no object uses")]
+    pub(crate) fn put(&self, offset: u64, len_bytes: usize) {
         let (at, nr) = (offset as usize / EXTENT_SIZE, len_bytes / EXTENT_SIZE);
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         free.give(at, nr);

@@ -72,6 +72,7 @@ impl Stats {
             counters.push(("exclusive_pool_bytes", free << softfault_mm::page::PAGE_SHIFT));
         }
         counters.push(("process_small_fills_forced", u64::from(softfault_platform::thp::is_forced())));
+        counters.push(("process_mlock_pages", crate::mlock::nr_pages()));
         counters.push(("process_page_table_bytes", memory::page_table_bytes()));
         counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
         counters.push(("process_handler_chained", entry::PROCESS_STAT.event(Event::HANDLER_CHAINED)));

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 static const uint32_t RW = SOFTFAULT_PROT_READ | SOFTFAULT_PROT_WRITE;
@@ -208,6 +209,16 @@ void test_pin(void)
     CHECK(addr == base);
     CHECK_IS(len, 4 * PAGE);
     OK(softfault_pin_data(pin, NULL, NULL));
+    {
+        bool locked = false;
+        struct rlimit limit;
+        OK(softfault_pin_is_locked(pin, &locked));
+        CHECK(getrlimit(RLIMIT_MEMLOCK, &limit) == 0);
+        /* Four pages are below every limit that is one. */
+        CHECK(locked || limit.rlim_cur < 4 * PAGE);
+        FAILS(softfault_pin_is_locked(pin, NULL), EINVAL, ARGUMENT, "locked is NULL");
+        FAILS(softfault_pin_is_locked(NULL, &locked), EINVAL, HANDLE, "NULL");
+    }
     /* The kernel may touch it. */
     fd = open(make_file("pin", 4 * PAGE), O_RDONLY);
     CHECK(fd >= 0);

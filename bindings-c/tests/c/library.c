@@ -156,9 +156,15 @@ void test_options(void)
 
     memset(&options, 0, sizeof options);
     FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "size is 0");
-    options.size = sizeof options - 8;
+    options.size = sizeof options - 16;
     FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "size is 72");
     options.size = sizeof options;
+    options.reserved = 1;
+    FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "reserved");
+    options.reserved = 0;
+    options.flags = 0x80;
+    FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "0x80 is unknown");
+    options.flags = 0;
     options.swap_bytes = 1 << 20;
     FAILS(softfault_runtime_new(&options, &rt), EINVAL, ARGUMENT, "swap_path");
     options.swap_path = "/does/not/exist/swap";

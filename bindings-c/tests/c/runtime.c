@@ -100,6 +100,19 @@ void test_runtime(void)
     OK(softfault_runtime_write_back(rt, 60000000000u, NULL));
     FAILS(softfault_runtime_write_back(NULL, 0, &done), EINVAL, HANDLE, "NULL");
     OK(softfault_runtime_free(rt));
+
+    /* Locked in memory, where that is permitted. */
+    softfault_object *object = NULL;
+    softfault_runtime_options locked = {.size = sizeof locked, .flags = SOFTFAULT_RUNTIME_LOCK_CACHE};
+    OK(softfault_runtime_new(&locked, &rt));
+    softfault_object *huge = NULL;
+    if (softfault_object_anonymous(rt, PAGE, NULL, &object) == 0) {
+        OK(softfault_object_free(object));
+    }
+    if (geteuid() != 0) {
+        FAILS(softfault_object_anonymous(rt, UINT64_C(1) << 36, NULL, &huge), ENOMEM, LIMIT, "RLIMIT_MEMLOCK");
+    }
+    OK(softfault_runtime_free(rt));
     reinstall();
 }
 

@@ -114,6 +114,11 @@ impl Frames {
     pub fn uffd(&self) -> &'static Uffd {
         self.uffd
     }
+    /// Returns the address and the length of the slots, in bytes.
+    #[must_use]
+    pub fn range(&self) -> (usize, usize) {
+        (self.base, NR_SLOTS * PAGE_SIZE)
+    }
     /// Returns the key of the pages' digests.
     #[must_use]
     pub fn key(&self) -> &Key {

@@ -8,6 +8,7 @@ use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
 use crate::io::Call;
 use crate::lease::{Lease, Table};
+use crate::mlock;
 use crate::object::{ObjectBuilder, ObjectInner};
 use crate::registry;
 use crate::runtime::RuntimeInner;
@@ -196,7 +197,12 @@ impl RuntimeInner {
         let mmu = mmu()?;
         let mut pool = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
         if pool.is_none() {
-            *pool = Some(Lease::new(Box::new(Frames::new(mmu.uffd()).map_err(system(op, "UFFDIO_REGISTER"))?)));
+            let frames = Frames::new(mmu.uffd()).map_err(system(op, "UFFDIO_REGISTER"))?;
+            if self.lock_cache {
+                let (addr, len) = frames.range();
+                mlock::lock_for_good(addr, len).map_err(|refusal| refusal.into_error(op))?;
+            }
+            *pool = Some(Lease::new(Box::new(frames)));
         }
         let lease = pool.as_ref().ok_or(Error::Exhausted { op, what: "frames" })?;
         // SAFETY: the pool goes with the runtime, which every object holds.

@@ -6,6 +6,7 @@ use super::{ArenaInner, VmaEntry, prot_bits};
 use crate::arena::{Prot, Sharing};
 use crate::error::{Error, Result, system};
 use crate::exclusive;
+use crate::mlock;
 use crate::object::Object;
 use crate::registry;
 use crate::undo::Done;
@@ -67,6 +68,11 @@ impl ArenaInner {
         failpoint!(MAP_REGISTER);
         self.register(op, v)?;
         self.advise(v).map_err(system(op, "madvise"))?;
+        if v.object.is_exclusive() && v.object.is_locked() {
+            // As the pool is: a MOVE wants both sides locked, or none.
+            let (addr, len) = (self.address(v.range.start), v.range.len());
+            mlock::lock_for_good(addr, len).map_err(|refusal| refusal.into_error(op))?;
+        }
         Ok(mapped)
     }
 

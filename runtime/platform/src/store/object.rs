@@ -28,6 +28,8 @@ pub struct FolioMemory<'s> {
     pub alias: usize,
     /// Length of the object's range.
     pub len_bytes: usize,
+    /// The alias is locked in memory: what is mapped there stays.
+    pub is_locked: bool,
 }
 
 /// An object's range of a region, and its store.
@@ -142,6 +144,17 @@ impl<'s> ObjectOps<'s> {
         Ok(())
     }
 
+    /// Maps pages that were filled past the alias there, where that is what keeps them in memory.
+    fn lock(&self, pgoff: u64, nr: u32) {
+        if !self.memory.is_locked {
+            return;
+        }
+        for i in 0..u64::from(nr) {
+            // SAFETY: the object's own range of the alias; the page is the caller's and filled, so it is there.
+            unsafe { self.address(pgoff + i).read_volatile() };
+        }
+    }
+
     fn read_retrying(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
         self.retries.read(self.handler_safe, || self.read_once(pgoff, nr))
     }
@@ -221,6 +234,7 @@ impl<'s> ObjectOps<'s> {
 impl AddressSpaceOps for ObjectOps<'_> {
     fn read_folio(&self, pgoff: u64, nr: u32) -> Result<(), (u32, FillError)> {
         if nr > 1 && self.read_once(pgoff, nr).is_ok() {
+            self.lock(pgoff, nr);
             return Ok(());
         }
         // A window with one bad page is read page by page, so that only that page fails.
@@ -231,6 +245,7 @@ impl AddressSpaceOps for ObjectOps<'_> {
                 }
                 return Err((i, error.fill_error()));
             }
+            self.lock(pgoff + u64::from(i), 1);
         }
         Ok(())
     }

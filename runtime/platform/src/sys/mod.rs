@@ -14,6 +14,7 @@ pub mod futex;
 #[cfg(debug_assertions)]
 pub mod inject;
 pub mod mem;
+pub mod mlock;
 pub mod pagemap;
 pub mod process;
 pub mod random;
