@@ -540,3 +540,19 @@ fn a_fault_on_a_helper_thread_is_refused() {
         assert_eq!(load(&a, 0), Ok(byte_of(0, 0)), "and then there too");
     });
 }
+
+/// setuid(2) waits for every thread of the process, those of the runtime too.
+#[test]
+fn a_process_with_a_runtime_may_become_another_user() {
+    let out = child("a_process_with_a_runtime_may_become_another_user", "setuid", || {
+        let rt = runtime();
+        let (object, _) = knob_object(&rt, 8 * PAGE as u64, false);
+        let mut got = [0; 8];
+        object.read_at(0, &mut got).expect("a filler has worked, and waits for work");
+        // SAFETY: no memory is touched.
+        let me = unsafe { libc::geteuid() };
+        // SAFETY: it stays the user that it is; the C library asks every thread all the same.
+        assert_eq!(unsafe { libc::setuid(me) }, 0);
+    });
+    ended(out, Ok(0));
+}

@@ -235,7 +235,10 @@ pub struct Uninterrupted {
 impl Uninterrupted {
     /// Masks them.
     pub fn new() -> Self {
-        Self { outside: signal::block(signal::HANDLER_MASK), not_send: PhantomData }
+        // A thread that calls setuid(2) waits until every other has taken this signal of the C library's, whose handler makes one
+        // system call; a helper has a guard while it waits for work.
+        let setuid = signal::mask_bit(33);
+        Self { outside: signal::block(signal::HANDLER_MASK & !setuid), not_send: PhantomData }
     }
 
     /// Runs `f` with the signals open that were when this guard was made: the caller has nothing that a fault could want.
