@@ -318,12 +318,12 @@ static void compare_files(void)
     }
 }
 
-/* The file grows: the program says it, and whoever stands between tells the object. */
+/* The file grows, by whomever: whoever stands between has the object follow it. */
 static void both_grow(int file, uint64_t len)
 {
     for (int side = 0; side < 2; side++)
         OK(ftruncate(fds[file][side], (off_t)len));
-    OK(softfault_object_set_len(object_of(fds[file][0]), len));
+    OK(softfault_object_follow_len(object_of(fds[file][0]), NULL));
     lens[file] = len;
 }
 
