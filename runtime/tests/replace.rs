@@ -235,3 +235,25 @@ fn an_mprotect_of_the_programs_is_found_and_undone() {
         assert_eq!(found(), after, "{mode:?}: what faults have opened is not foreign");
     });
 }
+
+#[test]
+fn stores_before_a_replacement_reach_the_store() {
+    each_mode("written", |rt, mode| {
+        let file = TempFile::new(PAGES * PAGE);
+        let (old, new) = (rt.open_file_rw(file.path()).expect("object"), painted(rt, 2));
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &old, Prot::ReadWrite, Sharing::Shared);
+        // Mapped, protected and clean: a store leaves its note in the page table alone.
+        a.fault_in(0..PAGES * PAGE, Access::Write).expect("fault_in");
+        old.sync_all().expect("sync");
+        for p in 0..PAGES {
+            assert_eq!(store(&a, p * PAGE, 100 + p as u8), Ok(()));
+        }
+        a.replace(0, &new, 0, PAGES * PAGE, Prot::Read, Sharing::Shared).expect("replace");
+        old.sync_all().expect("sync");
+        let now = std::fs::read(file.path()).expect("read");
+        for p in 0..PAGES {
+            assert_eq!(now[p * PAGE], 100 + p as u8, "{mode:?}: the store to page {p} is lost");
+        }
+    });
+}
