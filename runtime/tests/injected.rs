@@ -310,6 +310,60 @@ fn unmap_and_protect() {
     });
 }
 
+/// What was there is there, or what is to be, or nothing, if the kernel had taken the old away; and never anything else.
+#[test]
+fn replace() {
+    each_mode("replace", true, |w| {
+        let new = w.rt.object((PAGES * PAGE) as u64).anonymous().expect("anonymous");
+        assert_eq!(new.write_at(0, &vec![0xee; PAGES * PAGE]).expect("write_at"), PAGES * PAGE);
+        let range = EXTENT + 100 * PAGE..2 * EXTENT + 40 * PAGE;
+        let replace = || {
+            let at = (range.start - EXTENT) as u64;
+            w.arena.replace(range.start, &new, at, range.len(), Prot::ReadWrite, Sharing::Shared)
+        };
+        for (sharing, fails) in
+            [(Sharing::Shared, Fails::Once), (Sharing::Private, Fails::Once), (Sharing::Shared, Fails::Onward)]
+        {
+            for k in 0..4096 {
+                let idle = (mappings(&w.arena), descriptors());
+                w.map_whole(Prot::ReadWrite, sharing);
+                w.same("before", (0..PAGES).step_by(61));
+                inject::arm(k, fails);
+                let done = replace();
+                let injected = inject::disarm();
+                let what = format!("replace over {:?}, call {k} ({:?}) {fails:?}: {done:?}", w.mode, injected.failed);
+                w.other.check(&what);
+                w.same(&what, (0..100).chain(512 + 40..PAGES).step_by(7));
+                let old = |p: usize| w.file.data[p * PAGE];
+                for p in (100..512 + 40).step_by(37) {
+                    let got = load(&w.arena, EXTENT + p * PAGE);
+                    let right =
+                        if done.is_ok() { got == Ok(0xee) } else { got == Ok(old(p)) || got == Err(libc::SIGSEGV) };
+                    assert!(right, "{what}: page {p} is {got:?}");
+                }
+                if injected.failed.is_some_and(|nr| nr == libc::SYS_mmap) && fails == Fails::Once && done.is_err() {
+                    w.same(&what, (100..512 + 40).step_by(37));
+                }
+                if done.is_err() {
+                    replace().unwrap_or_else(|e| panic!("{what}: when repeated: {e}"));
+                    assert_eq!(load(&w.arena, EXTENT + 200 * PAGE), Ok(0xee), "{what}: when repeated");
+                }
+                w.unmap_whole();
+                w.other.check(&what);
+                assert_eq!(
+                    (mappings(&w.arena), descriptors()),
+                    idle,
+                    "{what}: mappings and descriptors when all is done"
+                );
+                if injected.failed.is_none() {
+                    println!("replace over {:?}: {} system calls, {fails:?}", w.mode, injected.nr_calls);
+                    break;
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn promote_and_demote() {
     for writable in [false, true] {

@@ -62,8 +62,18 @@ impl ArenaInner {
 
     /// mmap(PROT_NONE), REGISTER, and what children and core dumps see of it.
     pub(super) fn map_kernel<'a>(&'a self, op: &'static str, v: &'a VmaEntry) -> Result<Done<impl FnOnce() + 'a>> {
+        self.mmap_closed(op, v)?;
+        self.make_ours(op, v)
+    }
+
+    /// The first of these steps. If it fails, what was there still is.
+    pub(super) fn mmap_closed(&self, op: &'static str, v: &VmaEntry) -> Result<()> {
         let fd = if v.object.is_exclusive() { Ok(-1) } else { v.object.space.region.fd().check() };
-        self.mmap(v, fd.map_err(system(op, "fstat"))?).map_err(system(op, "mmap"))?;
+        self.mmap(v, fd.map_err(system(op, "fstat"))?).map(drop).map_err(system(op, "mmap"))
+    }
+
+    /// The others; undone, nothing is mapped there.
+    pub(super) fn make_ours<'a>(&'a self, op: &'static str, v: &'a VmaEntry) -> Result<Done<impl FnOnce() + 'a>> {
         let mapped = Done::new(|| self.unmap_or_owe(v, &v.range));
         failpoint!(MAP_REGISTER);
         self.register(op, v)?;

@@ -40,7 +40,7 @@ impl Arena {
     /// # Errors
     /// As [`Arena::map`] but for [`Error::Occupied`], [`Error::Pinned`], and [`Error::Denied`] where an exclusive object is
     /// or would be mapped: nothing was changed. [`Error::Exhausted`] and [`Error::System`]: the kernel had no room for the
-    /// new mapping, and nothing is mapped in the range if it had taken the old one away before.
+    /// new mapping. What was there is there, unless it refused a step after it had taken that away: nothing is mapped then.
     pub fn replace(
         &self,
         offset: usize,
@@ -104,11 +104,17 @@ impl ArenaInner {
     fn put_in_place(&self, vmas: &mut VmaSet, swap: Swap, entry: VmaEntry) -> Result<()> {
         let range = entry.range.clone();
         swap.old.iter().for_each(|v| self.harvest_for_good(v, &range));
+        failpoint!(REPLACE_CLOSED);
+        // The step that is likely to be refused: the table of mappings is full, or there is no memory.
+        if let Err(error) = self.mmap_closed(OP, &entry) {
+            self.unprotect_kernel(&swap.old, &range);
+            self.restore(vmas, swap);
+            return Err(error);
+        }
         let standin: Vec<_> = swap.new.iter().filter(|v| v.is_changing).cloned().collect();
         // Who reclaims or writes back leaves the range alone from here on.
         let old = self.retire(swap);
-        failpoint!(REPLACE_CLOSED);
-        let mapped = self.map_closed(&entry);
+        let mapped = self.open_up(&entry);
         if mapped.is_err() {
             // The new mapping could not be had: nothing is mapped there.
             self.point(&range, None);
@@ -128,10 +134,10 @@ impl ArenaInner {
         mapped
     }
 
-    /// Maps over what the range was, and publishes.
-    fn map_closed(&self, entry: &VmaEntry) -> Result<()> {
+    /// Registers what is mapped there now, publishes and opens it.
+    fn open_up(&self, entry: &VmaEntry) -> Result<()> {
         let opened = open(entry);
-        let mapped = self.map_kernel(OP, entry)?;
+        let mapped = self.make_ours(OP, entry)?;
         self.forget_mapped(&entry.range);
         let (listed, published) = self.publish(OP, entry)?;
         published.keep();

@@ -148,7 +148,7 @@ impl ArenaInner {
 
     /// Gives a range back the protection that its entries have. The kernel may have got through a part of the range: that
     /// part lies between borders that it has made already, and the rest is as it was.
-    fn unprotect_kernel(&self, old: &[VmaEntry], range: &Range<usize>) {
+    pub(super) fn unprotect_kernel(&self, old: &[VmaEntry], range: &Range<usize>) {
         for v in old.iter().filter(|_| self.trap != Trap::Segv) {
             let piece = v.range.start.max(range.start)..v.range.end.min(range.end);
             // SAFETY: as above.
