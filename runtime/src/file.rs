@@ -1,6 +1,6 @@
 //! Files as objects: what can be one, one object for each inode, and descriptors that take nobody's locks away.
 
-mod descriptors;
+pub(crate) mod descriptors;
 mod inodes;
 mod kind;
 mod options;
@@ -137,6 +137,7 @@ impl FileOptions {
     fn make(self, source: &Source<'_>, at: i32) -> Result<Object> {
         let op = source.op;
         parent_only(op)?;
+        descriptors::sweep();
         let status = file::status(at).map_err(|e| io_error(op, source.path, e))?;
         kind::check(op, source.name, at, &status)?;
         match inodes::find(Inode::from(&status)) {
@@ -152,7 +153,7 @@ impl FileOptions {
         let fd = acquire(source, place.inode(), write)?;
         let store = if self.direct { FileStore::direct(fd, 0, write) } else { FileStore::new(fd, 0) };
         let store = Box::new(store.closed_by(descriptors::close));
-        descriptors::own(&store.numbers(), write);
+        descriptors::own(&store.numbers());
         if file::status(fd).ok().map(|st| Inode::from(&st)) != Some(Inode::from(status)) {
             // Opened by name, which is another file's by now.
             return Err(io_error(op, source.path, Errno::ESTALE));
@@ -208,7 +209,7 @@ fn make_writable(source: &Source<'_>, inner: &Arc<ObjectInner>, file: &FileOf) -
     let fd = acquire(source, file.inode, true)?;
     let opened = if file.asked.direct { DirectFile::direct(fd, true) } else { DirectFile::buffered(fd) };
     let opened = opened.closed_by(descriptors::close);
-    descriptors::own(&opened.numbers(), true);
+    descriptors::own(&opened.numbers());
     inner.file_store(|store| store.make_writable(opened));
     inner.allow_writes();
     Ok(())
@@ -226,7 +227,7 @@ fn acquire(source: &Source<'_>, inode: Inode, write: bool) -> Result<i32> {
 fn patiently(open: impl Fn() -> std::result::Result<i32, Errno>) -> std::result::Result<i32, Errno> {
     open().or_else(|errno| match errno {
         Errno::EMFILE => {
-            descriptors::make_room();
+            descriptors::sweep();
             open()
         }
         errno => Err(errno),

@@ -526,6 +526,7 @@ impl Drop for RuntimeInner {
         drop(self.flusher.take());
         drop(self.kswapd.take());
         drop(self.entered.take());
+        crate::file::descriptors::sweep();
         share::divide();
     }
 }

@@ -326,7 +326,7 @@ fn the_process_keeps_its_locks_on_a_file() {
     for (way, open) in ways {
         for (write, direct) in [(false, false), (true, false), (false, true), (true, true)] {
             let what = format!("{way}, writable {write}, direct {direct}");
-            let file = TempFile::new(4 * PAGE);
+            let file = TempFile::new(4 * PAGE + 100);
             let opened = File::options().read(true).write(true).open(file.path()).expect("open");
             lock(&opened);
             assert!(is_locked(&file), "the test's own lock");
@@ -340,9 +340,15 @@ fn the_process_keeps_its_locks_on_a_file() {
             again.write_at(5, &[1]).expect("write");
             drop((object, again));
             assert!(is_locked(&file), "{what}: after the object ended");
-            let object = open(&file, &opened, write, direct).expect("object");
-            drop(object);
-            assert!(is_locked(&file), "{what}: after the next one ended");
+            // With what was kept, and perhaps with what was kept for direct I/O.
+            for direct in [direct, !direct] {
+                let object = open(&file, &opened, write, direct).expect("object");
+                let mut bytes = [0; 100];
+                assert_eq!(object.read_at(4 * PAGE as u64, &mut bytes).expect("read"), 100, "{what}");
+                same("the file", &bytes, &file.data[4 * PAGE..]);
+                drop(object);
+                assert!(is_locked(&file), "{what}: after the next one ended");
+            }
             // The lock goes when the program closes the file, and what was kept for it goes with the next object.
             drop(opened);
             assert!(!is_locked(&file), "{what}: closed by the program");

@@ -46,13 +46,12 @@ fn inode_of(fd: i32) -> Option<Inode> {
 struct Kept {
     fd: i32,
     inode: Inode,
-    write: bool,
 }
 
 #[derive(Debug)]
 struct Table {
     /// In use by objects, and of which files.
-    ours: BTreeMap<i32, (Inode, bool)>,
+    ours: BTreeMap<i32, Inode>,
     kept: Vec<Kept>,
     /// How many descriptors the process had when they were last looked at.
     nr_seen: usize,
@@ -99,17 +98,17 @@ impl Table {
 }
 
 /// Says that descriptors are an object's from now on; -1: none.
-pub(super) fn own(fds: &[i32], write: bool) {
+pub(super) fn own(fds: &[i32]) {
     for fd in fds.iter().filter(|fd| **fd >= 0) {
         if let Some(inode) = inode_of(*fd) {
-            lock().ours.insert(*fd, (inode, write));
+            lock().ours.insert(*fd, inode);
         }
     }
 }
 
 /// Closes a descriptor that was opened for nothing, as soon as that drops no lock of the program's.
 pub(super) fn close_unused(fd: i32) {
-    own(&[fd], false);
+    own(&[fd]);
     close(fd);
 }
 
@@ -121,7 +120,7 @@ pub(super) fn close(fd: i32) {
     }
     let mut table = lock();
     match table.ours.remove(&fd) {
-        Some((inode, write)) => table.kept.push(Kept { fd, inode, write }),
+        Some(inode) => table.kept.push(Kept { fd, inode }),
         None => return file::close(fd),
     }
     // A look costs a system call a descriptor: where there are many, several are looked for at once.
@@ -130,17 +129,22 @@ pub(super) fn close(fd: i32) {
     }
 }
 
-/// Returns a descriptor of the file that was kept, if there is one that permits as much.
+/// Returns a descriptor of the file that was kept, if there is one that permits just that.
 pub(super) fn take(inode: Inode, write: bool) -> Option<i32> {
     let mut table = lock();
-    let at = table.kept.iter().position(|k| k.inode == inode && k.write == write)?;
+    // Not one for direct I/O, which cannot do everything.
+    let fits = |k: &Kept| k.inode == inode && file::permits(k.fd).is_ok_and(|is| is.write == write && !is.direct);
+    let at = table.kept.iter().position(fits)?;
     let kept = table.kept.swap_remove(at);
     drop(table);
     // As in sweep().
     (inode_of(kept.fd) == Some(inode)).then_some(kept.fd)
 }
 
-/// Closes what can be closed: there are too few descriptors.
-pub(super) fn make_room() {
-    lock().sweep();
+/// Closes what is kept and may be closed by now: a file system stays busy until then.
+pub(crate) fn sweep() {
+    let mut table = lock();
+    if !table.kept.is_empty() {
+        table.sweep();
+    }
 }

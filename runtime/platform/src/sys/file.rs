@@ -117,6 +117,8 @@ pub struct Permits {
     pub read: bool,
     /// write(2).
     pub write: bool,
+    /// Only what is aligned: `O_DIRECT`.
+    pub direct: bool,
 }
 
 /// Returns what a descriptor permits. Control plane.
@@ -129,7 +131,8 @@ pub fn permits(fd: i32) -> Result<Permits, Errno> {
     let flags = i32::try_from(flags).unwrap_or(0);
     let is_open = flags & libc::O_PATH == 0;
     let access = flags & libc::O_ACCMODE;
-    Ok(Permits { read: is_open && access != libc::O_WRONLY, write: is_open && access != libc::O_RDONLY })
+    let (read, write) = (is_open && access != libc::O_WRONLY, is_open && access != libc::O_RDONLY);
+    Ok(Permits { read, write, direct: flags & libc::O_DIRECT != 0 })
 }
 
 /// Opens the file behind a descriptor once more, through `/proc`, close-on-exec: a description of its own, with its own
