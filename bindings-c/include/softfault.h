@@ -446,6 +446,13 @@
 #define SOFTFAULT_CAUSE_BROKEN 12
 
 /**
+ * What is cached is locked in memory, as by mlock2(2) with MLOCK_ONFAULT: never swapped, and never unmapped by the kernel's
+ * reclaim. Without CAP_IPC_LOCK all objects together must stay below RLIMIT_MEMLOCK; one that does not fit is
+ * SOFTFAULT_ERROR_LIMIT.
+ */
+#define SOFTFAULT_RUNTIME_LOCK_CACHE 1
+
+/**
  * The object may be written: shared mappings with stores, and softfault_object_write_at(). A file is written, too.
  */
 #define SOFTFAULT_OBJECT_WRITABLE 0x1
@@ -708,6 +715,14 @@ typedef struct softfault_runtime_options {
      * After how long dirty pages are written though nobody asks; default 5 s.
      */
     uint64_t writeback_expire_ns;
+    /**
+     * SOFTFAULT_RUNTIME_* together.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
 } softfault_runtime_options;
 
 /**
@@ -1768,11 +1783,12 @@ int softfault_arena_write_at(struct softfault_arena *arena, size_t offset, const
 
 /**
  * Makes the range resident and keeps it so until the pin is freed: system calls, O_DIRECT, futexes and asynchronous I/O
- * may use it. access is SOFTFAULT_ACCESS_*; pinned for writing, the range counts as dirty.
+ * may use it. Its pages are locked in memory, as mlock(2) does it, and count against RLIMIT_MEMLOCK. access is SOFTFAULT_ACCESS_*; pinned for writing, the range counts as dirty.
  *
  * The handle is the caller's: softfault_pin_free(). The pin keeps the arena.
  *
- * Errors: SOFTFAULT_ERROR_FAULT, -ENXIO: not wholly mapped, -EACCES, -EINVAL, -EBADF.
+ * Errors: SOFTFAULT_ERROR_FAULT, -ENXIO: not wholly mapped, -EACCES, -EINVAL, -EBADF. SOFTFAULT_ERROR_LIMIT, -ENOMEM:
+ * the limit forbids the lock, and there is swap.
  *
  * Context: program. Thread-safe.
  *
@@ -1796,6 +1812,20 @@ int softfault_arena_pin(struct softfault_arena *arena,
  * addr and len_bytes may be written.
  */
 int softfault_pin_data(struct softfault_pin *pin, void **addr, size_t *len_bytes);
+
+/**
+ * Tells whether the range is locked in memory. Where it is not, because RLIMIT_MEMLOCK did not permit it on a machine without
+ * swap, MADV_PAGEOUT can still unmap pages of a shared mapping, and system calls on them fail with EFAULT.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * locked may be written.
+ */
+int softfault_pin_is_locked(struct softfault_pin *pin,
+                            bool *locked);
 
 /**
  * Lets the range go. Asynchronous I/O on it must be over.
