@@ -1178,6 +1178,24 @@ int softfault_runtime_audit_threads(struct softfault_runtime *runtime,
                                     size_t *full);
 
 /**
+ * Writes how many threads made the runtime, or mapped something where faults arrive by signals, while they blocked SIGBUS or
+ * SIGSEGV, and one line for each ("tid (name): why"): they end the process where they touch an arena, unless they unblock the
+ * signals before. buf and full may be left out.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * warnings may be written, buf has room for len bytes, full may be written.
+ */
+int softfault_runtime_warnings(struct softfault_runtime *runtime,
+                               size_t *warnings,
+                               char *buf,
+                               size_t len,
+                               size_t *full);
+
+/**
  * Puts softfault's signal handlers back in front, where a language runtime or a crash reporter has installed its own after
  * softfault_runtime_new(). The newcomer then gets what is not about an arena.
  *

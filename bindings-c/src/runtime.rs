@@ -249,6 +249,36 @@ pub unsafe extern "C" fn softfault_runtime_audit_threads(
     })
 }
 
+/// Writes how many threads made the runtime, or mapped something where faults arrive by signals, while they blocked SIGBUS or
+/// SIGSEGV, and one line for each ("tid (name): why"): they end the process where they touch an arena, unless they unblock the
+/// signals before. buf and full may be left out.
+///
+/// Errors: -EINVAL, -EBADF.
+///
+/// Context: program. Thread-safe.
+///
+/// # Safety
+/// warnings may be written, buf has room for len bytes, full may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_runtime_warnings(
+    runtime: *mut softfault_runtime,
+    warnings: *mut usize,
+    buf: *mut c_char,
+    len: usize,
+    full: *mut usize,
+) -> c_int {
+    entry(|| {
+        // SAFETY: the caller's contract.
+        let out = unsafe { Out::new(warnings, "warnings") }?;
+        let list = handle::get(runtime)?.warnings();
+        let lines: Vec<_> = list.iter().map(|o| format!("{} ({}): {}\n", o.tid, o.name, o.why)).collect();
+        // SAFETY: the caller's contract.
+        unsafe { give_text(&lines.concat(), buf, len, full) }?;
+        out.put(list.len());
+        Ok(())
+    })
+}
+
 /// Puts softfault's signal handlers back in front, where a language runtime or a crash reporter has installed its own after
 /// softfault_runtime_new(). The newcomer then gets what is not about an arena.
 ///

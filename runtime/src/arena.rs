@@ -429,7 +429,8 @@ impl Arena {
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Occupied`], [`Error::Denied`] for shared stores to an object that is not
-    /// writable, [`Error::Exhausted`], [`Error::System`]. Nothing is mapped then.
+    /// writable, [`Error::Exhausted`], [`Error::System`]. Nothing is mapped then. A calling thread that blocks our signals is
+    /// named by [`Runtime::warnings`].
     pub fn map(
         &self,
         offset: usize,
@@ -439,6 +440,9 @@ impl Arena {
         prot: Prot,
         sharing: Sharing,
     ) -> Result<()> {
+        if self.inner.trap != Trap::Monitor {
+            self.inner.rt.warnings.note("Arena::map");
+        }
         self.inner.map(object, offset, object_offset, len_bytes, prot, sharing)
     }
 

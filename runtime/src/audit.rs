@@ -8,11 +8,13 @@
 
 use crate::error::{Error, Result};
 use crate::short::Short;
-use softfault_platform::sys::signal::{EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_bit};
+use softfault_platform::sys::signal::{self, EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_bit};
+use softfault_platform::sys::thread;
 use softfault_platform::trap::{chain, entry};
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// What is wrong with a thread, or with the process.
@@ -49,6 +51,43 @@ impl fmt::Display for Audit {
         }
         Ok(())
     }
+}
+
+/// More warnings than this are one too many for anybody to read.
+const NR_WARNINGS_MAX: usize = 64;
+
+/// Threads that made or mapped something while they could not have touched it.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(Mutex<Vec<Offender>>);
+
+impl Warnings {
+    /// Notes it if the calling thread blocks our signals: it most likely is one of those that will touch the arena. Once for
+    /// each thread and call.
+    pub(crate) fn note(&self, op: &'static str) {
+        let blocked = named(signal::block(0));
+        if blocked.is_empty() {
+            return;
+        }
+        let tid = thread::gettid();
+        let why =
+            format!("blocked {blocked} when it called {op}: a fault of this thread on an arena kills the process");
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() < NR_WARNINGS_MAX && !list.iter().any(|o| o.tid == tid && o.why == why) {
+            let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
+            list.push(Offender { tid, name: name.trim_end().to_owned(), why });
+        }
+    }
+
+    pub(crate) fn list(&self) -> Vec<Offender> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Returns the names of our signals in a mask.
+fn named(set: u64) -> String {
+    let names = [(SIGBUS, "SIGBUS"), (SIGSEGV, "SIGSEGV")];
+    let hit: Vec<_> = names.iter().filter(|(s, _)| set & mask_bit(*s) != 0).map(|(_, n)| *n).collect();
+    hit.join(" and ")
 }
 
 /// Looks at every thread of the process.
@@ -102,11 +141,6 @@ fn field<'a>(status: &'a str, name: &str) -> &'a str {
 /// Judges one `status` file.
 fn audit_status(status: &str) -> Option<Offender> {
     let mask = |name| u64::from_str_radix(field(status, name), 16).unwrap_or(0);
-    let named = |set: u64| {
-        let names = [(SIGBUS, "SIGBUS"), (SIGSEGV, "SIGSEGV")];
-        let hit: Vec<_> = names.iter().filter(|(s, _)| set & mask_bit(*s) != 0).map(|(_, n)| *n).collect();
-        hit.join(" and ")
-    };
     let (blocked, ignored) = (named(mask("SigBlk:")), named(mask("SigIgn:")));
     let why = match (blocked.is_empty(), ignored.is_empty()) {
         (true, true) => return None,

@@ -1,6 +1,7 @@
 //! `Runtime`: the value that owns the cache and the counters, and makes objects and arenas.
 
 use crate::arena::ArenaBuilder;
+use crate::audit::{Offender, Warnings};
 use crate::delivery::{Delivery, DeliveryReport, Findings};
 use crate::error::{Error, Result, parent_only, system};
 use crate::file::FileOptions;
@@ -42,6 +43,8 @@ pub(crate) struct RuntimeInner {
     entered: Option<Entered>,
     pub(crate) account: Lease<CacheAccount<'static>>,
     queues: [Table<AtomicU64>; 3],
+    /// Callers that could not take our signals.
+    pub(crate) warnings: Warnings,
     /// Who has it opens more of the queues.
     growing: Mutex<()>,
     writables: Arc<Writables>,
@@ -232,6 +235,7 @@ impl RuntimeBuilder {
             entered: Some(entered),
             account,
             queues,
+            warnings: Warnings::default(),
             growing: Mutex::new(()),
             writables,
             dirty_percent: self.writeback.limit_percent,
@@ -247,6 +251,7 @@ impl RuntimeBuilder {
             pid: std::process::id(),
         };
         let inner = Arc::new(inner);
+        inner.warnings.note("RuntimeBuilder::build");
         if self.cache_limit_bytes.is_none() {
             share::join(&inner);
         }
@@ -385,6 +390,14 @@ impl Runtime {
     /// [`Error::Io`] when `/proc` cannot be read.
     pub fn audit_threads(&self) -> Result<crate::audit::Audit> {
         crate::audit::audit_threads()
+    }
+
+    /// Returns the threads that made this runtime, or mapped something where faults arrive by signals, while they blocked SIGBUS
+    /// or SIGSEGV: each will end the process where it touches an arena, unless it unblocks them before. `nr_warnings` counts
+    /// them. [`Runtime::audit_threads`] looks at every thread, as it is now.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Offender> {
+        self.inner.warnings.list()
     }
 
     /// Puts our handlers back in front, when the program's language runtime has installed its own after us; they then

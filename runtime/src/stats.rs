@@ -59,6 +59,7 @@ impl Stats {
         counters.push(("folio_table_bytes", rt.folio_table_bytes()));
         counters.push(("arena_table_bytes", rt.arena_table_bytes.load(relaxed)));
         counters.push(("cache_bytes_allocated", rt.allocated_bytes()));
+        counters.push(("nr_warnings", rt.warnings.list().len() as u64));
         counters.push(("cache_memfds", rt.nr_regions() as u64));
         counters.extend(rt.swap.iter().flat_map(crate::swap::Swap::counters));
         counters.push(("process_direct_fallbacks", softfault_platform::store::direct::fallbacks()));

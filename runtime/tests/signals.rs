@@ -556,3 +556,44 @@ fn a_process_with_a_runtime_may_become_another_user() {
     });
     ended(out, Ok(0));
 }
+
+/// Who makes or maps something with our signals blocked is told, before it dies of a touch.
+#[test]
+fn a_caller_that_blocks_the_signals_is_named() {
+    for mode in common::MODES {
+        let rt = runtime();
+        if !rt.delivery().is_available(mode) {
+            println!("{mode:?} skipped: it cannot be had here");
+            continue;
+        }
+        assert_eq!(rt.warnings(), [], "nobody blocks anything");
+        let object = rt.anonymous(PAGE as u64).expect("an object");
+        let a = arena(&rt, mode, EXTENT);
+        let map_blind = || {
+            // SAFETY: all-zero is a value of that plain C structure.
+            let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+            // SAFETY: writes the set; likewise below.
+            unsafe { libc::sigemptyset(&raw mut set) };
+            // SAFETY: as above.
+            unsafe { libc::sigaddset(&raw mut set, libc::SIGSEGV) };
+            // SAFETY: reads the set, of a thread that ends soon.
+            unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+            map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            a.unmap(0..PAGE).expect("unmap");
+            map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            Runtime::builder().cache_limit(1 << 20).build().expect("a runtime")
+        };
+        let other = std::thread::scope(|s| {
+            let thread = std::thread::Builder::new().name("blind".into());
+            thread.spawn_scoped(s, map_blind).expect("a thread").join().expect("it ends")
+        });
+        // A monitor's faults arrive by messages.
+        let want = usize::from(mode != Delivery::Monitor);
+        let said = rt.warnings();
+        assert_eq!(said.len(), want, "{mode:?}: once for a thread and a call: {said:?}");
+        assert_eq!(rt.stats().get("nr_warnings"), Some(want as u64));
+        assert!(said.iter().all(|o| o.name == "blind" && o.why.contains("SIGSEGV") && o.why.contains("Arena::map")));
+        let made = other.warnings();
+        assert!(made.len() == 1 && made[0].why.contains("RuntimeBuilder::build"), "{made:?}");
+    }
+}

@@ -232,6 +232,9 @@ pub struct ArenaFacts {
     pub stat: &'static VmStat,
 }
 
+/// Slots below this were published once: who goes through all of them looks at no others.
+static SLOTS_USED: AtomicU32 = AtomicU32::new(0);
+
 /// Makes an arena visible. Control plane, under the caller's lock.
 ///
 /// # Errors
@@ -241,6 +244,7 @@ pub struct ArenaFacts {
 /// `slot` is free: never published, or withdrawn. The facts are true until [`withdraw_arena`] returns.
 pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) -> Result<(), Errno> {
     let a = arena(slot).ok_or(Errno::EINVAL)?;
+    SLOTS_USED.fetch_max(slot + 1, Ordering::Relaxed);
     page_map::open(facts.base, facts.len_bytes)?;
     a.base.store(facts.base, Ordering::Relaxed);
     a.granules.store(facts.granules.as_ptr().cast_mut(), Ordering::Relaxed);
@@ -277,7 +281,7 @@ pub fn withdraw_arena(slot: u32) {
 /// Calls `f(base, len_bytes)` for each published arena whose faults arrive by `trap`, which stays published meanwhile or is
 /// unmapped by nobody: the caller is a helper, and ends them.
 pub fn each_arena(trap: Trap, f: &mut dyn FnMut(usize, usize)) {
-    for a in (0..NR_ARENAS as u32).filter_map(arena) {
+    for a in (0..SLOTS_USED.load(Ordering::Relaxed)).map_while(arena) {
         let len_bytes = a.nr_granules.load(Ordering::Relaxed) << EXTENT_SHIFT;
         if a.trap.load(Ordering::Acquire) == trap as u32 && len_bytes > 0 {
             f(a.base.load(Ordering::Relaxed), len_bytes);
