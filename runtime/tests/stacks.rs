@@ -32,18 +32,27 @@ fn measured(what: &str, mode: Delivery, f: impl FnOnce()) {
 #[track_caller]
 fn measured_with(room: usize, what: &str, mode: Delivery, f: impl FnOnce()) {
     let size = min_frame() + room;
-    let left = on_stack_of(size, || {
+    let (kernels, used) = on_stack_of(size, || {
         let (base, len) = alternate_stack();
-        // SAFETY: the stack's own bytes; nobody is on it.
-        unsafe { base.write_bytes(PAINT, len) };
-        f();
+        let used_by = |f: &mut dyn FnMut()| {
+            // SAFETY: the stack's own bytes; nobody is on it.
+            unsafe { base.write_bytes(PAINT, len) };
+            f();
+            // SAFETY: as above.
+            let bytes = unsafe { std::slice::from_raw_parts(base, len) };
+            len - bytes.iter().position(|b| *b != PAINT).unwrap_or(len)
+        };
+        common::install_empty_handler();
+        // SAFETY: a signal to this thread, whose handler does nothing.
+        let kernels = used_by(&mut || assert_eq!(unsafe { libc::raise(libc::SIGUSR1) }, 0));
+        let mut f = Some(f);
+        let used = used_by(&mut || f.take().into_iter().for_each(|f| f()));
         assert_eq!(alternate_stack(), (base, len), "{what}, {mode:?}: it is enabled as before");
-        // SAFETY: as above.
-        let bytes = unsafe { std::slice::from_raw_parts(base, len) };
-        bytes.iter().position(|b| *b != PAINT).unwrap_or(len)
+        (kernels, used)
     });
-    println!("{what}, {mode:?}: {} of {size} bytes, {} for the kernel", size - left, min_frame());
-    assert!(left < size, "{what}, {mode:?}: no fault came on this stack");
+    println!("{what}, {mode:?}: {used} of {size} bytes, {kernels} of them the kernel's");
+    assert!(used > 0, "{what}, {mode:?}: no fault came on this stack");
+    assert!(used <= kernels + room, "{what}, {mode:?}: {used} bytes, {kernels} of them the kernel's");
 }
 
 fn want(at: usize) -> Result<u8, i32> {

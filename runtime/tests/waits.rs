@@ -179,15 +179,11 @@ std::arch::global_asm!(
     "pop r12",
     "pop rbx",
     "ret",
-    ".globl sf_only_return",
-    "sf_only_return:",
-    "ret",
 );
 
 unsafe extern "C" {
     fn sf_load_on_stack(address: usize, top: usize, out: *mut u8);
     fn sf_signal_on_stack(top: usize);
-    fn sf_only_return(signo: i32);
 }
 
 /// Runs `f(top)` with a painted stack of `bytes` above an inaccessible page; returns how many were used.
@@ -226,7 +222,7 @@ fn without_altstack<R>(f: impl FnOnce() -> R) -> R {
 
 /// The bytes below the stack pointer that a signal takes whose handler takes nothing.
 fn kernels_bytes() -> usize {
-    install(libc::SIGUSR1, sf_only_return as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
+    common::install_empty_handler();
     // SAFETY: the stack has room for any frame.
     on_bare_stack(64 << 10, |top| unsafe { sf_signal_on_stack(top) })
 }

@@ -45,11 +45,16 @@ std::arch::global_asm!(
     "mov byte ptr [rdi], sil",
     "sf_probe_store_next:",
     "ret",
+    // A signal handler that takes no stack.
+    ".globl sf_only_return",
+    "sf_only_return:",
+    "ret",
 );
 
 unsafe extern "C" {
     fn sf_probe_load(address: usize, out: *mut u8) -> i32;
     fn sf_probe_store(address: usize, value: u8) -> i32;
+    fn sf_only_return(signo: i32);
     static sf_probe_load_at: u8;
     static sf_probe_load_next: u8;
     static sf_probe_store_at: u8;
@@ -530,6 +535,11 @@ pub(crate) fn min_frame() -> usize {
     const AT_MINSIGSTKSZ: u64 = 51;
     // SAFETY: reads the auxiliary vector.
     usize::try_from(unsafe { libc::getauxval(AT_MINSIGSTKSZ) }).expect("a size")
+}
+
+/// Has the thread get a SIGUSR1 whose handler takes no stack: what is used afterwards is the kernel's.
+pub(crate) fn install_empty_handler() {
+    install(libc::SIGUSR1, sf_only_return as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
 }
 
 /// Runs `f` with an alternate stack of `bytes`, right above an inaccessible page.
