@@ -10,6 +10,7 @@ use crate::error::{Error, Place, Result, fault as fault_of};
 use crate::exclusive;
 use crate::object::ObjectInner;
 use softfault_mm::ctx::Ctx;
+use softfault_mm::discarded;
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap::{self, Lookup};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
@@ -163,6 +164,9 @@ fn for_each_page(
     let end = offset.saturating_add(len as u64).min(object.mapping().i_size.load(Ordering::Acquire));
     let set = if access == Access::Write { DIRTY } else { 0 };
     let mut at = offset;
+    let park = Host::detached();
+    let wake = |addr: usize| park.env().park.wake(addr);
+    discarded::drop_missing(object.mapping(), &wake, 0, offset >> PAGE_SHIFT, softfault_mm::page::pages_of(end));
     while at < end {
         let in_page = at as usize & PAGE_MASK;
         let here = (PAGE_SIZE - in_page).min((end - at) as usize);

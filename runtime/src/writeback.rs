@@ -6,6 +6,7 @@ use crate::error::{self, Error, Result, parent_only};
 use crate::masked::{self, Masked};
 use crate::object::{Flushing, Object, ObjectInner};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::discarded;
 use softfault_mm::failing::Asked;
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
@@ -157,6 +158,7 @@ const SCAN_CHUNKS: usize = 512;
 /// [`FlushState::walk`].
 pub(crate) fn harvest(env: Env<'_>, m: &Mapping<'_>, range: &Range<u64>) {
     for (from, to) in m.nodes.runs(range.start, range.end, SCAN_CHUNKS) {
+        discarded::drop_missing(m, &|addr| env.park.wake(addr), 0, from, to);
         env.mm.with_rmap(&mut |r| {
             rmap::harvest(r, m, from, to);
         });

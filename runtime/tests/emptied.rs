@@ -319,6 +319,96 @@ fn calls_on_emptied_ranges_find_the_bytes() {
     });
 }
 
+/// Exclusive objects: their pages lie in the arena alone, and what the kernel swaps out comes back; what a program discards
+/// there is gone by definition, and said to be.
+#[cfg(feature = "userfaultfd")]
+mod exclusive {
+    use super::*;
+    use common::{child, ended};
+    use softfault::Error;
+
+    const NR: usize = 512;
+
+    fn with_arena(what: &str, f: impl Fn(&Runtime, &Sparse, &Object, &Arena)) {
+        let rt = quiet(HOUR);
+        let sparse = Sparse::new(what, NR * PAGE);
+        let file = rt.file_options().writable(true).with(|o| o.exclusive(true)).open(&sparse.0);
+        let file = match file {
+            Ok(file) => file,
+            Err(e) => {
+                println!("{what} skipped: {e}");
+                return;
+            }
+        };
+        let a = rt.arena(NR * PAGE).build().expect("arena");
+        map(&a, 0, &file, Prot::ReadWrite, Sharing::Private);
+        f(&rt, &sparse, &file, &a);
+    }
+
+    #[test]
+    fn what_the_kernel_pages_out_comes_back() {
+        let _serial = serial();
+        with_arena("exclusive-pageout", |rt, sparse, file, a| {
+            for how in [How::PageOut, How::Process, How::Cold] {
+                stores(a, NR, how as u8 + 1);
+                empty(a, how);
+                file.sync_all().expect("sync_all");
+                sparse.holds(&format!("{how:?}"), NR, |_| how as u8 + 1);
+                empty(a, how);
+                writes_no_more(&format!("{how:?}"), rt, file);
+                stores(a, NR, how as u8 + 11);
+                empty(a, how);
+                file.evict(0..file.len()).expect("evict");
+                loads(&format!("{how:?}"), a, NR, |_| how as u8 + 11);
+            }
+        });
+    }
+
+    /// What `meet` does after half of the pages were discarded finds what the store has, and a sync names them.
+    fn discard(name: &str, meet: impl Fn(&Object, &Arena)) {
+        // What goes round for ever ends.
+        // SAFETY: the default action of the signal ends the process.
+        unsafe { libc::alarm(60) };
+        with_arena(name, |rt, sparse, file, a| {
+            stores(a, NR, 2);
+            file.sync_all().expect("sync_all");
+            stores(a, NR, 3);
+            let half = NR * PAGE / 2;
+            // SAFETY: the arena's range; its bytes are to be lost.
+            let r = unsafe { libc::madvise(a.as_ptr().cast(), half, libc::MADV_DONTNEED) };
+            assert_eq!(r, 0);
+            meet(file, a);
+            let synced = file.sync_all();
+            let Err(Error::Lost { ranges, .. }) = synced else { panic!("{name}: {synced:?}") };
+            let lost = ranges.first().filter(|_| ranges.len() == 1);
+            assert_eq!(lost, Some(&(0..half as u64)), "{name}: what was discarded is lost, and nothing else");
+            loads(name, a, NR, |p| if p < NR / 2 { 2 } else { 3 });
+            sparse.holds(name, NR, |p| if p < NR / 2 { 2 } else { 3 });
+            assert_eq!(rt.stats().get("exclusive_discarded"), Some(NR as u64 / 2));
+            file.forget_lost(0..file.len());
+            file.sync_all().expect("what is forgotten is not named again");
+        });
+    }
+
+    #[test]
+    fn what_a_program_discards_is_lost_and_named() {
+        let _serial = serial();
+        let touch = |_: &Object, a: &Arena| loads("touched", a, NR, |p| if p < NR / 2 { 2 } else { 3 });
+        let call = |file: &Object, _: &Arena| {
+            let mut bytes = vec![0; NR * PAGE / 2];
+            file.read_at(0, &mut bytes).expect("read_at");
+            assert!(bytes.iter().step_by(PAGE).all(|b| *b == 2), "a call finds what the store has");
+        };
+        let evict = |file: &Object, _: &Arena| _ = file.evict(0..file.len()).expect("evict");
+        // Each in a process of its own: what met such a page before went round for ever.
+        let me = "exclusive::what_a_program_discards_is_lost_and_named";
+        ended(child(me, "touch", || discard("touch", touch)), Ok(0));
+        ended(child(me, "call", || discard("call", call)), Ok(0));
+        ended(child(me, "sync", || discard("sync", |_, _| {})), Ok(0));
+        ended(child(me, "evict", || discard("evict", evict)), Ok(0));
+    }
+}
+
 #[cfg(debug_assertions)]
 mod stopped {
     use super::*;

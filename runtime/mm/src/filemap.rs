@@ -16,6 +16,7 @@
 //! # Context: handler
 
 use crate::claim::Claim;
+use crate::discarded;
 use crate::extent::Extent;
 use crate::failpoint;
 use crate::folio::{DIRTY, Folio, FolioWord, OVERDUE, READAHEAD, REFERENCED, State, Wake};
@@ -97,6 +98,7 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
     let set = if vmf.vma().is_unseen() { set | DIRTY } else { set };
     match get_folio(mapping, vmf.pgoff(), set) {
+        Lookup::Pinned(word) if mapping.exclusive && discarded::is_met(vmf, word) => VmFaultReason::RETRY,
         Lookup::Pinned(word) => {
             vmf.folio = Some(word);
             if !vmf.flags().intersects(FaultFlags::TRIED) {

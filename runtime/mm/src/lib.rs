@@ -19,6 +19,7 @@
 //! delegation
 //! vma
 //! host
+//! discarded
 //! filemap
 //! read_pages
 //! huge_memory userfaultfd
@@ -79,6 +80,7 @@ pub mod vma;
 
 pub mod host;
 
+pub mod discarded;
 pub mod filemap;
 
 pub mod read_pages;

@@ -229,6 +229,12 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
         false
     }
 
+    /// Calls `found(pgoff, may_be_stored_to)` for each of `nr` pages from `pgoff` on, of an exclusive object that is mapped there,
+    /// that lies in no memory. `may_be_stored_to`: stores to it would have had to be written.
+    ///
+    /// # Context: handler
+    fn each_missing(&self, _pgoff: u64, _nr: u64, _found: &mut dyn FnMut(u64, bool)) {}
+
     /// Makes a chunk of cached pages, from `pgoff` on, one huge page. Their bytes stay; their mappings may go away. The
     /// caller keeps every page of it cached.
     ///

@@ -103,6 +103,8 @@ events! {
     FLUSH_ERRORS = "flush_errors";
     /// Pages whose writes a failed flush lost.
     FLUSH_LOST = "flush_lost";
+    /// Pages of exclusive objects that somebody discarded below them.
+    EXCLUSIVE_DISCARDED = "exclusive_discarded";
     /// Minor faults told to a delegate.
     UFFD_MINOR_TOLD = "uffd_minor_told";
     /// Missing pages on a delegated range.

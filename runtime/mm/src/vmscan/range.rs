@@ -4,6 +4,7 @@
 
 use super::evict::take_out;
 use super::{Why, huge, punch};
+use crate::discarded;
 use crate::folio::{DIRTY, Folio, FolioWord};
 use crate::host::{BATCH, Batch, Env, Rmap};
 use crate::khugepaged;
@@ -35,6 +36,7 @@ pub(super) fn take_out_range(
     let mut p = from;
     while p < to {
         let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
+        discarded::drop_missing(mapping, &|addr| env.park.wake(addr), stripe, p, end);
         // Exclusive objects have no native extents: an eviction is always counted.
         if let Some(chunk) = mapping.chunk(p).filter(|c| c.try_get_evict()) {
             let mut run = p;

@@ -509,6 +509,20 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
         now != [a.load(Ordering::Relaxed), b.load(Ordering::Relaxed)]
     }
 
+    fn each_missing(&self, pgoff: u64, nr: u64, found: &mut dyn FnMut(u64, bool)) {
+        let Some(held) = self.place.hold() else { return };
+        let first = self.place.first.load(Ordering::Relaxed);
+        let (from, to) =
+            (pgoff.max(first), pgoff.saturating_add(nr).min(first + self.place.nr.load(Ordering::Relaxed)));
+        let Some(addr) = held.address(from, to.saturating_sub(from)) else { return };
+        // Where the kernel cannot say it (before Linux 6.7) nobody knows.
+        let _ = pagemap::each_missing(addr, pgoff_index(to.saturating_sub(from)) << PAGE_SHIFT, &mut |at, len| {
+            for page in (at..at + len).step_by(PAGE_SIZE) {
+                found(from + ((page - addr) >> PAGE_SHIFT) as u64, self.is_tracked());
+            }
+        });
+    }
+
     fn rereads_unflushed(&self) -> bool {
         self.source.store.rereads_unflushed()
     }

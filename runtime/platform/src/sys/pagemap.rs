@@ -153,6 +153,39 @@ fn ask_written() -> ScanArg {
     }
 }
 
+/// Calls `found(addr, len_bytes)` for each run of pages in the range that lie in no memory: nothing is mapped, nor swapped out.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+pub fn each_missing(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, usize)) -> Result<(), Errno> {
+    let fd = FD.load(Ordering::Acquire);
+    let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
+    let some = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
+    while at < end {
+        let mut regions = [Region::default(); 8];
+        let mut arg = ScanArg {
+            size: size_of::<ScanArg>() as u64,
+            start: at,
+            end,
+            category_inverted: some,
+            category_mask: some,
+            return_mask: some,
+            ..ScanArg::default()
+        };
+        let n = scan(fd, &mut arg, &mut regions)?;
+        for r in regions.iter().take(n) {
+            found(r.start as usize, (r.end - r.start) as usize);
+        }
+        if arg.walk_end <= at {
+            return Err(Errno::EINVAL);
+        }
+        at = arg.walk_end;
+    }
+    Ok(())
+}
+
 /// What one page table maps.
 const TABLE_BYTES: u64 = 2 << 20;
 
