@@ -138,6 +138,8 @@ fn what_others_append_is_there_once_it_is_followed() {
             append_content(&file, &mut data, 777);
             let again = rt.file_options().direct(direct).open(file.path()).expect("open");
             assert_eq!((again.len(), object.len()), (data.len() as u64, data.len() as u64), "{mode:?}");
+            // Cached to its end again.
+            assert_eq!(common::load(&arena, data.len()), Ok(0), "{mode:?}");
             append_content(&file, &mut data, 300);
             object.set_len(data.len() as u64 + 100).expect("grow");
             data.resize(data.len() + 100, 0);

@@ -30,6 +30,9 @@ class ErrorKind(enum.IntEnum):
     NO_ENTRY = 16
     INTERNAL = 17
     OTHER = 18
+    FILE_TYPE = 19
+    CONFLICT = 20
+    LIMIT = 21
 
     @classmethod
     def _missing_(cls, value: object) -> ErrorKind:
