@@ -21,6 +21,7 @@ macro_rules! numbers {
 /// The numbers of the system calls that the README may name.
 fn numbers() -> BTreeMap<&'static str, libc::c_long> {
     numbers! {
+        SYS_sysinfo
         SYS_brk SYS_clock_gettime SYS_clock_nanosleep SYS_clone SYS_clone3 SYS_close SYS_dup SYS_eventfd2 SYS_exit
         SYS_exit_group SYS_fadvise64 SYS_fallocate SYS_fcntl SYS_fdatasync SYS_fstat SYS_ftruncate SYS_futex SYS_getdents64
         SYS_getpid SYS_getrandom SYS_gettid SYS_getrlimit SYS_ioctl SYS_lseek SYS_madvise SYS_memfd_create SYS_mincore

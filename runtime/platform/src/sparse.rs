@@ -17,7 +17,7 @@
 //! Where what is mapped is populated at once (`MCL_FUTURE`), a table is locked as it is touched instead (`MLOCK_ONFAULT`).
 //! `MCL_CURRENT` takes that away again, and populates what is open then.
 
-use crate::sys::{Errno, mem};
+use crate::sys::{Errno, mem, mlock};
 use core::sync::atomic::{AtomicUsize, Ordering};
 use softfault_mm::page::PAGE_SIZE;
 
@@ -107,7 +107,7 @@ pub fn reserve_closed(len_bytes: usize) -> Result<usize, Errno> {
     let on_fault = mem::is_populated_at_once()?;
     let base = mem::reserve(len_bytes, PAGE_SIZE)?;
     mem::leave_out_of_dumps(base, len_bytes);
-    if on_fault && let Err(e) = mem::lock_on_fault(base, len_bytes) {
+    if on_fault && let Err(e) = mlock::mlock_onfault(base, len_bytes) {
         // SAFETY: reserved above, and nobody has seen it.
         let _ = unsafe { mem::munmap(base, len_bytes) };
         return Err(e);

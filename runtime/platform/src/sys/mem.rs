@@ -186,15 +186,6 @@ pub fn is_populated_at_once() -> Result<bool, Errno> {
     Ok(is_there)
 }
 
-/// Locks what is touched of a range, instead of all of it; see mlock2(2), `MLOCK_ONFAULT`. Control plane.
-///
-/// # Errors
-/// The kernel's.
-pub fn lock_on_fault(addr: usize, len_bytes: usize) -> Result<(), Errno> {
-    // SAFETY: changes no byte and no access.
-    unsafe { syscall6(libc::SYS_mlock2, [addr, len_bytes, libc::MLOCK_ONFAULT as usize, 0, 0, 0]) }.map(drop)
-}
-
 /// Unmaps a range; see munmap(2).
 ///
 /// # Errors
