@@ -377,6 +377,43 @@ fn crates_see_only_what_lies_below() {
     report(&bad);
 }
 
+/// Returns the rows of the README's table of differences, without their tests' names, and those.
+fn differences(readme: &str) -> Vec<(String, Vec<(String, String)>)> {
+    let section = readme.split("## What is different from mmap").nth(1).and_then(|s| s.split("\n## ").next());
+    let rows = section.unwrap_or("").lines().filter(|l| l.starts_with("| ")).skip(1);
+    let row = |line: &str| {
+        let what = line.trim_start_matches("| ").split(" |").next().unwrap_or("").to_owned();
+        let last = line.trim_end_matches(" |").rsplit("| ").next().unwrap_or("");
+        let names = last.split('`').skip(1).step_by(2).filter_map(|n| n.split_once("::"));
+        (what, names.map(|(file, test)| (file.to_owned(), test.to_owned())).collect())
+    };
+    rows.map(row).collect()
+}
+
+/// What the README says of mmap is what some test has seen.
+#[test]
+fn every_difference_from_mmap_has_its_test() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("README.md");
+    let rows = differences(&readme);
+    assert!(rows.len() >= 12, "the table has {} rows", rows.len());
+    let mut bad = Vec::new();
+    for (what, tests) in rows {
+        if tests.is_empty() {
+            bad.push(format!("README.md: `{what}` names no test"));
+        }
+        for (file, test) in tests {
+            let has = |dir: &str| {
+                let text = fs::read_to_string(root().join(dir).join(format!("{file}.rs"))).unwrap_or_default();
+                text.contains(&format!("#[test]\nfn {test}()"))
+            };
+            if !has("runtime/tests") && !has("bindings-c/tests") {
+                bad.push(format!("README.md: `{what}`: there is no test {file}::{test}"));
+            }
+        }
+    }
+    report(&bad);
+}
+
 #[test]
 fn libc_is_named_in_sys_alone() {
     let mut bad = Vec::new();
