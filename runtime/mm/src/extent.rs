@@ -506,6 +506,30 @@ mod tests {
     }
 
     #[test]
+    fn an_empty_entry_is_untouched_only_where_nothing_can_have_been_mapped() {
+        let e = Extent::new();
+        assert!(e.is_untouched(7) && e.are_untouched(0, EXTENT_PAGES));
+        e.note_install(7, 2);
+        assert!(!e.is_untouched(7) && !e.is_untouched(8) && e.is_untouched(9));
+        assert!(!e.are_untouched(0, 8) && e.are_untouched(9, 503));
+        e.note_zapped(7, 2);
+        assert!(e.are_untouched(0, EXTENT_PAGES));
+        // The kernel maps by itself while it has the extent, and what it mapped nobody knows afterwards.
+        assert!(e.begin(ExtentState::Trapped) && !e.is_untouched(7));
+        e.finish(ExtentState::Tracked);
+        assert!(!e.is_untouched(7));
+        assert!(e.begin(ExtentState::Tracked));
+        e.mark_unknown();
+        e.finish(ExtentState::Trapped);
+        e.reset_window();
+        let _ = e.next_window();
+        assert_eq!(e.state(), ExtentState::Trapped);
+        assert!(!e.is_untouched(7) && !e.are_untouched(100, 1), "the mark outlasts the change of state, and windows");
+        e.forget_unknown();
+        assert!(e.is_untouched(7));
+    }
+
+    #[test]
     fn mapped_bits_cross_words_and_stay_in_the_extent() {
         let e = Extent::new();
         e.note_mapped(60, 10);

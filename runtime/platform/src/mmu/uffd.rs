@@ -275,3 +275,24 @@ pub fn set_context(kind: Kind, mmu: Option<&'static UffdMmu>) {
         c.store(mmu.map_or(core::ptr::null_mut(), |m| core::ptr::from_ref(m).cast_mut()), Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pagemap::{PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN};
+
+    #[test]
+    fn clean_is_only_what_the_kernel_protects() {
+        for (categories, want) in [
+            (PAGE_IS_PRESENT, Pte::Clean),
+            (PAGE_IS_PRESENT | PAGE_IS_WRITTEN, Pte::Written),
+            (PAGE_IS_SWAPPED, Pte::Marker),
+            // A page that is being migrated, and was stored to.
+            (PAGE_IS_SWAPPED | PAGE_IS_WRITTEN, Pte::Written),
+            (PAGE_IS_WRITTEN, Pte::None),
+            (0, Pte::None),
+        ] {
+            assert_eq!(pte_of(categories), want, "{categories:#x}");
+        }
+    }
+}
