@@ -131,6 +131,9 @@ impl ArenaBuilder {
         let nr = len_bytes >> EXTENT_SHIFT;
         let granules: Table<AtomicU64> = Table::new(nr).map_err(system(op, "mmap"))?;
         let extents: Table<Extent> = Table::new(nr).map_err(system(op, "mmap"))?;
+        if trap == Trap::Segv {
+            registry::lock().bound_exposures();
+        }
         let mut registry = registry::lock();
         #[cfg(feature = "userfaultfd")]
         place::open_contexts(&mut registry, trap, self.mode_of(trap))?;

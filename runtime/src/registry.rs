@@ -137,6 +137,15 @@ impl Drop for Entered {
 }
 
 impl Registry {
+    /// Bounds what exposures by protection may cost, by what the process has now, and keeps some mappings for them.
+    #[expect(clippy::unused_self, reason = "the lock: the reserve is made once")]
+    pub(crate) fn bound_exposures(&mut self) {
+        let count = |maps: Vec<u8>| maps.iter().filter(|b| **b == b'\n').count();
+        let in_use = std::fs::read("/proc/self/maps").map_or(0, count);
+        budget::bound_exposures(max_map_count(), i64::try_from(in_use).unwrap_or(i64::MAX));
+        budget::make_reserve();
+    }
+
     /// Returns whether there are runtimes.
     pub(crate) fn is_in_use(&self) -> bool {
         self.runtimes > 0

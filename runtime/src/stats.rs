@@ -76,6 +76,9 @@ impl Stats {
         counters.push(("process_mlock_pages", crate::mlock::nr_pages()));
         counters.push(("process_page_table_bytes", memory::page_table_bytes()));
         counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
+        counters.push(("process_exposed_vmas", u64::try_from(budget::exposed()).unwrap_or(0)));
+        counters.push(("process_exposed_vmas_max", u64::try_from(budget::exposed_max()).unwrap_or(0)));
+        counters.push(("process_exposed_vmas_hidden", budget::hidden()));
         counters.push(("process_handler_chained", entry::PROCESS_STAT.event(Event::HANDLER_CHAINED)));
         counters.push(("process_fault_signal_pending", softfault_platform::leave::nr_left()));
         counters.push(("process_handler_refused", entry::PROCESS_STAT.event(Event::HANDLER_REFUSED)));

@@ -253,8 +253,21 @@ pub struct Extent {
     word: AtomicU64,
     /// Pins of programs on ranges that touch the extent: a granule of it is then not hidden whole.
     user_pins: AtomicU64,
-    pad: [AtomicU64; 6],
+    /// Borders between pages that are exposed for loads and for stores, at most: the hints tell them not apart.
+    splits: AtomicU64,
+    pad: [AtomicU64; 5],
     mapped: [AtomicU64; EXTENT_PAGES.div_ceil(64)],
+}
+
+/// Runs of exposed pages in a part of an extent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Runs {
+    /// Their beginnings and ends.
+    pub ends: u32,
+    /// The first page is exposed.
+    pub first: bool,
+    /// The last one is.
+    pub last: bool,
 }
 
 impl Extent {
@@ -264,6 +277,7 @@ impl Extent {
         Self {
             word: AtomicU64::new(0),
             user_pins: AtomicU64::new(0),
+            splits: AtomicU64::new(0),
             pad: core::array::from_fn(|_| AtomicU64::new(0)),
             mapped: core::array::from_fn(|_| AtomicU64::new(0)),
         }
@@ -408,6 +422,58 @@ impl Extent {
         self.each_word(index, nr, |w, bits| {
             w.fetch_and(!bits, Ordering::Release);
         });
+    }
+
+    /// Looks at the hints of pages `index..index + nr`: where runs of exposed pages begin and end, were there nothing else.
+    #[must_use]
+    pub fn runs(&self, index: usize, nr: usize) -> Runs {
+        let mut runs = Runs::default();
+        let (mut carry, end) = (0, index.saturating_add(nr));
+        for (i, w) in self.mapped.iter().enumerate() {
+            let (lo, hi) = (i * 64, i * 64 + 64);
+            let (from, to) = (if index > lo { index } else { lo }, if end < hi { end } else { hi });
+            let mask = if from < to { (u64::MAX >> (64 - (to - from))) << (from - lo) } else { 0 };
+            let bits = w.load(Ordering::Relaxed) & mask;
+            runs.ends += (bits ^ (bits << 1 | carry)).count_ones();
+            carry = bits >> 63;
+        }
+        runs.ends += u32::from(carry != 0);
+        runs.first = self.maybe_mapped(index);
+        runs.last = self.maybe_mapped(end.saturating_sub(1));
+        runs
+    }
+
+    /// Clears the hints of pages `index..index + nr`, and returns them.
+    #[must_use]
+    pub fn take_mapped(&self, index: usize, nr: usize) -> [u64; EXTENT_PAGES.div_ceil(64)] {
+        let had = core::array::from_fn(|i| self.mapped.get(i).map_or(0, |w| w.load(Ordering::Relaxed)));
+        self.note_zapped(index, nr);
+        had
+    }
+
+    /// Sets hints again that were taken.
+    pub fn put_mapped(&self, had: [u64; EXTENT_PAGES.div_ceil(64)]) {
+        for (w, had) in self.mapped.iter().zip(had) {
+            w.fetch_or(had, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts a range that was exposed for stores among pages that may be exposed for loads.
+    pub fn note_split(&self) {
+        self.splits.fetch_add(2, Ordering::Relaxed);
+    }
+
+    /// Returns the borders between pages exposed for loads and for stores, at most.
+    #[must_use]
+    pub fn splits(&self) -> i64 {
+        let most = EXTENT_PAGES as u64;
+        let splits = self.splits.load(Ordering::Relaxed);
+        (if splits < most { splits } else { most }).cast_signed()
+    }
+
+    /// The extent was hidden whole.
+    pub fn forget_splits(&self) {
+        self.splits.store(0, Ordering::Relaxed);
     }
 
     fn each_word(&self, index: usize, nr: usize, f: impl Fn(&AtomicU64, u64)) {

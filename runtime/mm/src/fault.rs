@@ -201,6 +201,12 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             Next::Again
         }
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
+        Work::Crowded => {
+            if !env.mm.make_room() {
+                env.park.relax();
+            }
+            Next::Again
+        }
         Work::Change(key) => match env.park.nap(ctx, key, CHANGE_NS) {
             Woken::NotNow => Next::Later,
             _ => Next::Again,
@@ -240,7 +246,7 @@ fn do_read(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Option<Claim> {
 /// a page that is `telling` its range.
 fn drop_work(env: Env<'_>, work: Work) {
     match work {
-        Work::None | Work::Wait(..) | Work::Change(_) => {}
+        Work::None | Work::Wait(..) | Work::Change(_) | Work::Crowded => {}
         Work::Fill(claim) => give_up(env, claim),
         Work::Cow(claim)
         | Work::Dsync(claim)

@@ -563,6 +563,7 @@ fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
             }
         };
         vma.note_mapped(addr, done);
+        vma.note_split(addr, prot);
         covers(p, p.saturating_add(done as u64));
         mapped += done as u64;
         p += done as u64;

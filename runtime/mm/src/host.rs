@@ -50,6 +50,13 @@ pub trait AddressSpace {
         f();
     }
 
+    /// Hides pages that are exposed by protection, so that others can be; `false`: there is no room to be made for now.
+    ///
+    /// # Context: handler, outside the section
+    fn make_room(&self) -> bool {
+        false
+    }
+
     /// Claims a staging page; `None`: all are in use.
     ///
     /// # Context: handler

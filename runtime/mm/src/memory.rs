@@ -203,7 +203,7 @@ fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
     put_folio(vmf);
     match done {
         Installed::All | Installed::Partial(_) | Installed::Exists => r | fault_dirty_shared_page(vmf, r),
-        other => reason_of(vmf.ctx(), other),
+        other => reason_of(vmf, other),
     }
 }
 
@@ -272,6 +272,7 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let r = match done {
         Installed::All | Installed::Partial(_) => {
             vma.note_mapped(vmf.address(), 1);
+            vma.note_split(vmf.address(), prot);
             stat.add(stripe, Event::PGMAPPED, 1);
             VmFaultReason::empty()
         }
@@ -281,7 +282,7 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
             vma.mmu.wake(vmf.address(), 1);
             VmFaultReason::NOPAGE
         }
-        other => reason_of(vmf.ctx(), other),
+        other => reason_of(vmf, other),
     };
     failpoint!(MAP_UNPIN);
     put_folio(vmf);
@@ -302,17 +303,21 @@ fn unprotect_existing(vmf: &VmFault<'_>, prot: Prot) -> Installed {
 }
 
 /// Linux: what `vmf_error` and the PTE checks answer.
-fn reason_of(ctx: &Ctx<'_>, done: Installed) -> VmFaultReason {
+fn reason_of(vmf: &mut VmFault<'_>, done: Installed) -> VmFaultReason {
     match done {
         Installed::All | Installed::Partial(_) | Installed::Exists => VmFaultReason::empty(),
         // The range went away or is the kernel's own by now: the instruction finds out.
         Installed::Again | Installed::Gone => {
-            ctx.note_gone();
+            vmf.ctx().note_gone();
             VmFaultReason::NOPAGE
         }
-        Installed::NoMemory => ctx.fail(FillError::NoMemory),
+        Installed::Crowded => {
+            vmf.work = Work::Crowded;
+            VmFaultReason::RETRY
+        }
+        Installed::NoMemory => vmf.ctx().fail(FillError::NoMemory),
         // EFAULT under a pin: the cache's memory is not what the words say.
-        Installed::Broken => ctx.fail(FillError::Broken),
+        Installed::Broken => vmf.ctx().fail(FillError::Broken),
     }
 }
 
@@ -356,7 +361,24 @@ fn do_fault_around(vmf: &mut VmFault<'_>) -> VmFaultReason {
     if end <= vmf.pgoff() {
         return VmFaultReason::empty();
     }
+    let (start, end) =
+        if vma.granule_pages != 0 && vma.mmu.is_crowded() { run_around(vmf, start, end) } else { (start, end) };
     vma.ops.map_pages(vmf, start, end)
+}
+
+/// Returns the cached pages of a window that lie side by side with the fault's own: exposing others with it would cost two
+/// borders for each run of them.
+#[cold]
+fn run_around(vmf: &VmFault<'_>, start: u64, end: u64) -> (u64, u64) {
+    let cached = |p: u64| vmf.vma().mapping.folio(p).is_some_and(|w| w.load().is_mappable());
+    let (mut lo, mut hi) = (vmf.pgoff(), vmf.pgoff().saturating_add(1));
+    while lo > start && cached(lo - 1) {
+        lo -= 1;
+    }
+    while hi < end && cached(hi) {
+        hi += 1;
+    }
+    (lo, hi)
 }
 
 /// Counts one attempt, and the fault when it is finished. Linux: `mm_account_fault`.

@@ -19,6 +19,8 @@ pub enum Installed {
     Exists,
     /// Nothing: the range is not ours any more, or the kernel's own (unregistered).
     Gone,
+    /// Nothing: the host has no room for another border between what is mapped and what is not. Others are to be hidden.
+    Crowded,
     /// Nothing: no memory for page tables.
     NoMemory,
     /// Nothing, although the page is pinned uptodate: an invariant is broken.
@@ -38,6 +40,13 @@ pub trait Mmu: Sync + core::fmt::Debug {
     ///
     /// # Context: handler
     fn set_private(&self, addr: usize, staged: &Staged) -> Installed;
+
+    /// Returns whether a border between what is mapped and what is not costs the host what it is short of.
+    ///
+    /// # Context: handler
+    fn is_crowded(&self) -> bool {
+        false
+    }
 
     /// Lifts the write protection of one mapped page.
     ///

@@ -80,6 +80,18 @@ impl Vma<'_> {
         self.extents.get(addr.wrapping_sub(self.arena_base) >> EXTENT_SHIFT)
     }
 
+    /// By granule: notes that a range was exposed for stores where others are exposed for loads.
+    pub fn note_split(&self, addr: usize, prot: crate::ops::Prot) {
+        if self.granule_pages != 0
+            && self.is_wp()
+            && prot.write
+            && !prot.wp
+            && let Some(extent) = self.extent(addr)
+        {
+            extent.note_split();
+        }
+    }
+
     /// Calls `f(extent, index, nr)` for each part of the `nr` pages from `addr` that lies in one extent.
     pub fn each_extent(&self, addr: usize, nr: usize, mut f: impl FnMut(&Extent, usize, usize)) {
         let (mut left, mut at) = (nr, addr);
@@ -179,6 +191,8 @@ pub enum Work {
     Tell(Telling),
     /// Sleep on a word.
     Wait(WaitKey, u64),
+    /// Hide what is exposed elsewhere: the host has no room for more.
+    Crowded,
     /// Sleep on a word that moves when a mapping has been exchanged; no deadline is in question.
     Change(WaitKey),
 }

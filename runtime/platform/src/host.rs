@@ -387,6 +387,9 @@ impl AddressSpace for Host {
         }
         entered
     }
+    fn make_room(&self) -> bool {
+        self.with_slot(crate::crowd::make_room).unwrap_or(false)
+    }
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
         // A handler of the program's that jumps away would keep the batch for ever: none comes, see `Host`.
         reclaim::with_batch(f)

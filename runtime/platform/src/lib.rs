@@ -14,6 +14,7 @@
 //! frames                    recycled pages of exclusive objects
 //! mmu store                 installing pages, filling them
 //! vmatree                   from an address to its vma
+//! crowd                     hiding what is exposed by protection
 //! host                      sleeping, and the queues to helper threads
 //! trap                      signals and messages
 //! ```
@@ -60,6 +61,7 @@ pub mod store;
 
 pub mod vmatree;
 
+pub mod crowd;
 pub mod host;
 
 pub mod trap;

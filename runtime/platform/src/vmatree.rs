@@ -243,6 +243,7 @@ static SLOTS_USED: AtomicU32 = AtomicU32::new(0);
 /// # Safety
 /// `slot` is free: never published, or withdrawn. The facts are true until [`withdraw_arena`] returns.
 pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) -> Result<(), Errno> {
+    ARENAS_END.fetch_max(slot + 1, Ordering::Relaxed);
     let a = arena(slot).ok_or(Errno::EINVAL)?;
     SLOTS_USED.fetch_max(slot + 1, Ordering::Relaxed);
     page_map::open(facts.base, facts.len_bytes)?;
@@ -287,6 +288,56 @@ pub fn each_arena(trap: Trap, f: &mut dyn FnMut(usize, usize)) {
             f(a.base.load(Ordering::Relaxed), len_bytes);
         }
     }
+}
+
+/// The number behind the greatest that an arena ever had.
+static ARENAS_END: AtomicU32 = AtomicU32::new(0);
+
+/// Returns the number behind the greatest that an arena ever had.
+pub(crate) fn arenas_end() -> u32 {
+    ARENAS_END.load(Ordering::Relaxed)
+}
+
+/// Calls `f(vma, lo, hi)` for each piece of a mapping in the granules `range` of an arena that is served by SIGSEGV, inside one
+/// section; returns how many granules the arena has, 0 for none.
+///
+/// # Context: handler
+pub(crate) fn each_exposable(
+    inside: &Slot,
+    slot: u32,
+    range: core::ops::Range<usize>,
+    f: &mut dyn FnMut(&Vma<'_>, usize, usize),
+) -> usize {
+    let Some(a) = arena(slot) else { return 0 };
+    if a.trap.load(Ordering::Acquire) != Trap::Segv as u32 {
+        return 0;
+    }
+    inside.section(|| {
+        let (base, nr) = (a.base.load(Ordering::Relaxed), a.nr_granules.load(Ordering::Relaxed));
+        // An arena that is found by address in our section has its tables until that ends.
+        if arena_of(base) != Some(slot) {
+            return 0;
+        }
+        for g in range.start..range.end.min(nr) {
+            let (mut at, end) = (base + (g << EXTENT_SHIFT), base + ((g + 1) << EXTENT_SHIFT));
+            while at < end {
+                // SAFETY: as in `with_vma`: published, and in our section.
+                let vma = vma_index(at).and_then(record).map(|r| unsafe { r.assume_init_ref() });
+                let found = vma.filter(|v| v.granule_pages != 0 && v.start <= at && at < v.end);
+                let split = granule(slot, at).is_some_and(|w| w.load(Ordering::Relaxed) & SPLIT_BIT != 0);
+                let to = match found {
+                    Some(v) => v.end.min(end),
+                    None if split => at + (1 << PAGE_SHIFT),
+                    None => end,
+                };
+                if let Some(v) = found {
+                    f(v, at, to);
+                }
+                at = to;
+            }
+        }
+        nr
+    })
 }
 
 fn granule(slot: u32, address: usize) -> Option<&'static AtomicU64> {

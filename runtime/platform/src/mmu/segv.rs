@@ -17,11 +17,21 @@ pub static SEGV: SegvMmu = SegvMmu;
 
 fn protect(addr: usize, nr: usize, write: bool) -> Installed {
     let prot = if write { mem::PROT_READ | mem::PROT_WRITE } else { mem::PROT_READ };
+    if !budget::may_expose() {
+        return Installed::Crowded;
+    }
     // SAFETY: the walk names pages of a published vma, inside a section, so the range is an arena's; arenas are never
     // borrowed as references by safe code.
     match unsafe { mem::mprotect(addr, nr * PAGE_SIZE, prot) } {
-        Ok(()) => Installed::All,
-        Err(Errno::ENOMEM) => Installed::NoMemory,
+        Ok(()) => {
+            budget::note_exposed();
+            Installed::All
+        }
+        // No mapping is left: what mprotect changes, it splits.
+        Err(Errno::ENOMEM) => {
+            budget::note_full();
+            Installed::Crowded
+        }
         Err(_) => Installed::Gone,
     }
 }
@@ -33,6 +43,9 @@ impl Mmu for SegvMmu {
     fn set_private(&self, _addr: usize, _staged: &Staged) -> Installed {
         // A private page cannot be placed by protection; the walk fills the cache and the kernel copies.
         Installed::Gone
+    }
+    fn is_crowded(&self) -> bool {
+        budget::exposed() > budget::exposed_max() / 2
     }
     fn unprotect(&self, addr: usize) -> Installed {
         protect(addr, 1, true)
