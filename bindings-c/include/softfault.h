@@ -453,6 +453,11 @@
 #define SOFTFAULT_RUNTIME_LOCK_CACHE 1
 
 /**
+ * A line on standard error before a touch becomes a SIGBUS, with the object, its byte, and why.
+ */
+#define SOFTFAULT_RUNTIME_REPORT_SIGNALS 2
+
+/**
  * The object may be written: shared mappings with stores, and softfault_object_write_at(). A file is written, too.
  */
 #define SOFTFAULT_OBJECT_WRITABLE 0x1
@@ -516,6 +521,26 @@
  * Minor delegates are asked before fault is called, instead of by its SOFTFAULT_VM_FAULT_UFFD_MINOR.
  */
 #define SOFTFAULT_ARENA_LOOKUP_FIRST 0x8
+
+/**
+ * A store did not give a page.
+ */
+#define SOFTFAULT_FAILED_READ 1
+
+/**
+ * A store did not take pages.
+ */
+#define SOFTFAULT_FAILED_WRITE 2
+
+/**
+ * A store did not make durable what it took.
+ */
+#define SOFTFAULT_FAILED_FLUSH 3
+
+/**
+ * A load or store of the program's became a signal.
+ */
+#define SOFTFAULT_FAILED_TOUCH 4
 
 /**
  * read, dsync and write are called in the faulting thread, inside a signal handler; see softfault_store_operations.
@@ -724,6 +749,48 @@ typedef struct softfault_runtime_options {
      */
     uint32_t reserved;
 } softfault_runtime_options;
+
+/**
+ * One of a runtime's last failures.
+ */
+typedef struct softfault_failure {
+    /**
+     * Counts the runtime's failures: a gap means that some were not kept.
+     */
+    uint64_t number;
+    /**
+     * SOFTFAULT_FAILED_*.
+     */
+    uint32_t op;
+    /**
+     * SOFTFAULT_CAUSE_*.
+     */
+    uint32_t cause;
+    /**
+     * The store's errno, positive; 0 if it gave none.
+     */
+    int store_errno;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+    /**
+     * The object's byte, of the page that could not be had or the first that was not written.
+     */
+    uint64_t object_offset;
+    /**
+     * The address that was touched; 0: none was.
+     */
+    uint64_t address;
+    /**
+     * How long ago.
+     */
+    uint64_t age_ns;
+    /**
+     * The object's label, or the end of a longer one; ends with a NUL.
+     */
+    char object[104];
+} softfault_failure;
 
 /**
  * Options of an object. Fields that are 0 have their defaults.
@@ -1219,6 +1286,22 @@ int softfault_reinstall_handlers(struct softfault_runtime *runtime);
 int softfault_runtime_measure_delivery(struct softfault_runtime *runtime,
                                        uint32_t mode,
                                        uint64_t *measured);
+
+/**
+ * Copies the last nr failures, oldest first: of stores, whoever was told, and touches that became signals. all (may be
+ * NULL) gets how many are kept: 64 at most. failures may be NULL if nr is 0.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe; nobody is stopped.
+ *
+ * The caller promises:
+ * failures has room for nr elements; all may be written.
+ */
+int softfault_runtime_recent_failures(struct softfault_runtime *runtime,
+                                      struct softfault_failure *failures,
+                                      size_t nr,
+                                      size_t *all);
 
 /**
  * Opens a file or a block device as an object; its length is what it is now. options may be NULL: read-only, all defaults.

@@ -18,7 +18,10 @@ use std::time::Duration;
 /// SOFTFAULT_ERROR_LIMIT.
 pub const SOFTFAULT_RUNTIME_LOCK_CACHE: u32 = 0x1;
 
-const RUNTIME_FLAGS: u32 = 0x1;
+/// A line on standard error before a touch becomes a SIGBUS, with the object, its byte, and why.
+pub const SOFTFAULT_RUNTIME_REPORT_SIGNALS: u32 = 0x2;
+
+const RUNTIME_FLAGS: u32 = 0x3;
 
 /// Options of softfault_runtime_new(). Fields that are 0 have their defaults.
 #[repr(C)]
@@ -234,7 +237,9 @@ impl softfault_runtime_options {
     pub(crate) fn builder(&self) -> Result<RuntimeBuilder, Failure> {
         check_flags(Self::NAME, self.flags, RUNTIME_FLAGS)?;
         check_reserved(Self::NAME, self.reserved)?;
-        let mut b = softfault::Runtime::builder().lock_cache(self.flags & SOFTFAULT_RUNTIME_LOCK_CACHE != 0);
+        let has = |flag| self.flags & flag != 0;
+        let mut b = softfault::Runtime::builder().lock_cache(has(SOFTFAULT_RUNTIME_LOCK_CACHE));
+        b = b.report_signals(has(SOFTFAULT_RUNTIME_REPORT_SIGNALS));
         if self.cache_limit_bytes != 0 {
             b = b.cache_limit(self.cache_limit_bytes);
         }

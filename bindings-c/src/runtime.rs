@@ -2,10 +2,10 @@
 
 use crate::args::{Out, give_text, known};
 use crate::consts::{self, SOFTFAULT_ABI_VERSION};
-use crate::error::{EOPNOTSUPP, Failure, SOFTFAULT_ERROR_DELIVERY, entry};
+use crate::error::{EOPNOTSUPP, Failure, SOFTFAULT_ERROR_DELIVERY, cause_of, entry};
 use crate::handle::{self, softfault_runtime};
 use crate::options::{read, softfault_runtime_options};
-use softfault::VmFaultReason;
+use softfault::{RecentFailure, VmFaultReason};
 use std::ffi::{c_char, c_int};
 use std::time::Duration;
 
@@ -310,6 +310,90 @@ pub unsafe extern "C" fn softfault_runtime_measure_delivery(
         let nr = runtime.measure_delivery(known(consts::delivery(mode), "mode", mode)?)?;
         // SAFETY: the caller's contract.
         unsafe { Out::optional(measured) }.put(nr);
+        Ok(())
+    })
+}
+
+/// A store did not give a page.
+pub const SOFTFAULT_FAILED_READ: u32 = 1;
+/// A store did not take pages.
+pub const SOFTFAULT_FAILED_WRITE: u32 = 2;
+/// A store did not make durable what it took.
+pub const SOFTFAULT_FAILED_FLUSH: u32 = 3;
+/// A load or store of the program's became a signal.
+pub const SOFTFAULT_FAILED_TOUCH: u32 = 4;
+
+/// One of a runtime's last failures.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct softfault_failure {
+    /// Counts the runtime's failures: a gap means that some were not kept.
+    pub number: u64,
+    /// SOFTFAULT_FAILED_*.
+    pub op: u32,
+    /// SOFTFAULT_CAUSE_*.
+    pub cause: u32,
+    /// The store's errno, positive; 0 if it gave none.
+    pub store_errno: c_int,
+    /// 0.
+    pub reserved: u32,
+    /// The object's byte, of the page that could not be had or the first that was not written.
+    pub object_offset: u64,
+    /// The address that was touched; 0: none was.
+    pub address: u64,
+    /// How long ago.
+    pub age_ns: u64,
+    /// The object's label, or the end of a longer one; ends with a NUL.
+    pub object: [c_char; 104],
+}
+
+impl From<&RecentFailure> for softfault_failure {
+    fn from(f: &RecentFailure) -> Self {
+        let (cause, store_errno) = cause_of(Some(f.cause));
+        let mut object = [0; 104];
+        object.iter_mut().zip(f.object.as_bytes().iter().take(103)).for_each(|(to, from)| *to = from.cast_signed());
+        Self {
+            number: f.number,
+            op: f.op as u32,
+            cause,
+            store_errno,
+            reserved: 0,
+            object_offset: f.object_offset,
+            address: f.address.unwrap_or(0) as u64,
+            age_ns: u64::try_from(f.age.as_nanos()).unwrap_or(u64::MAX),
+            object,
+        }
+    }
+}
+
+/// Copies the last nr failures, oldest first: of stores, whoever was told, and touches that became signals. all (may be
+/// NULL) gets how many are kept: 64 at most. failures may be NULL if nr is 0.
+///
+/// Errors: -EINVAL, -EBADF.
+///
+/// Context: program, filler. Thread-safe; nobody is stopped.
+///
+/// # Safety
+/// failures has room for nr elements; all may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_runtime_recent_failures(
+    runtime: *mut softfault_runtime,
+    failures: *mut softfault_failure,
+    nr: usize,
+    all: *mut usize,
+) -> c_int {
+    entry(|| {
+        if failures.is_null() && nr > 0 {
+            return Err(Failure::argument("failures is NULL"));
+        }
+        let kept = handle::get(runtime)?.recent_failures();
+        let first = kept.len().saturating_sub(nr);
+        for (i, failure) in kept.iter().skip(first).enumerate() {
+            // SAFETY: `i` is less than `nr`, the room there.
+            unsafe { failures.wrapping_add(i).write_unaligned(softfault_failure::from(failure)) };
+        }
+        // SAFETY: the caller's contract.
+        unsafe { Out::optional(all) }.put(kept.len());
         Ok(())
     })
 }

@@ -85,6 +85,7 @@ pub struct RuntimeBuilder {
     swap: Option<SwapOptions>,
     readahead_pages: Option<u32>,
     lock_cache: bool,
+    report_signals: bool,
 }
 
 impl RuntimeBuilder {
@@ -172,6 +173,14 @@ impl RuntimeBuilder {
         self
     }
 
+    /// Writes a line on standard error before a touch becomes a SIGBUS: the object, its byte, and why. Default: not; see
+    /// [`Runtime::recent_failures`].
+    #[must_use]
+    pub fn report_signals(mut self, yes: bool) -> Self {
+        self.report_signals = yes;
+        self
+    }
+
     /// Sets what share of the cache (in percent) may be dirty before pages are written in the background, and before
     /// writers to stores that wait for a device are made to wait themselves; defaults 10 and 40.
     #[must_use]
@@ -215,6 +224,7 @@ impl RuntimeBuilder {
         let swap = self.swap.as_ref().map(Swap::open).transpose()?;
         let entered = Entered::enter(self.fillers)?;
         let stat = entered.stat;
+        stat.failures.set_speaking(self.report_signals);
         let queues = new_queues(limit)?;
         let [small, main, probation] = &queues;
         let lru = Lruvec::new(small.lend(), main.lend(), probation.lend(), limit);
@@ -271,6 +281,7 @@ impl Runtime {
             swap: None,
             readahead_pages: None,
             lock_cache: false,
+            report_signals: false,
         }
     }
 

@@ -9,6 +9,7 @@ use softfault_mm::ctx::Ctx;
 use softfault_mm::discarded;
 use softfault_mm::failing::Asked;
 use softfault_mm::failpoint;
+use softfault_mm::failures::FailedOp;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, LOST, State, Wake};
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
@@ -300,6 +301,8 @@ impl Flushing {
                     m.stat.add(0, Event::FLUSH_LOST, 1);
                 });
                 m.stat.add(0, Event::FLUSH_ERRORS, 1);
+                let now_ns = Host::detached().env().park.now_ns();
+                m.record_failure(FailedOp::Flush, error.fill_error(), 0, 0, now_ns);
                 // Such pages stay until a flush succeeds.
                 if !m.a_ops.rereads_unflushed() {
                     m.note_failure(Asked::Flush, error.fill_error());

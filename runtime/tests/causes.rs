@@ -2,9 +2,10 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, TempFile, arena, each_mode, map};
+use common::{EXTENT, PAGE, TempFile, arena, child, each_mode, load, map, said};
 use softfault::{
-    Access, Errno, Error, FillError, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason,
+    Access, Errno, Error, FailedOp, FillError, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError,
+    VmFaultReason,
 };
 use std::error::Error as _;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ struct Ill {
     flush: AtomicI32,
 }
 
-fn said(errno: &AtomicI32) -> Result<(), StoreError> {
+fn answer(errno: &AtomicI32) -> Result<(), StoreError> {
     match errno.load(Ordering::Relaxed) {
         0 => Ok(()),
         errno => Err(StoreError::Io(Errno(errno))),
@@ -42,13 +43,13 @@ struct IllStore(Arc<Ill>);
 impl Store for IllStore {
     fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
         page.as_mut_slice().fill(7);
-        said(&self.0.read)
+        answer(&self.0.read)
     }
     fn write(&self, _pos_bytes: u64, _pages: &PageRef<'_>) -> Result<(), StoreError> {
-        said(&self.0.write)
+        answer(&self.0.write)
     }
     fn flush(&self) -> Result<(), StoreError> {
-        said(&self.0.flush)
+        answer(&self.0.flush)
     }
 }
 
@@ -156,4 +157,66 @@ fn files_are_called_by_their_paths() {
     let rt = common::runtime();
     let missing = rt.open_file("/no/such/file").unwrap_err().to_string();
     assert!(missing.contains("/no/such/file"), "{missing}");
+}
+
+/// Failures are kept, whoever was told of them, and a touch that becomes a signal with them.
+#[test]
+fn the_last_failures_can_be_read_at_any_time() {
+    each_mode("failures", |_, mode| {
+        let rt = Runtime::builder().build().unwrap();
+        assert!(rt.recent_failures().is_empty());
+        let (object, ill) = ill_object(&rt, 16);
+        let a = arena(&rt, mode, EXTENT);
+        a.map(PAGE, &object, 2 * PAGE as u64, 14 * PAGE, Prot::ReadWrite, Sharing::Shared).unwrap();
+        ill.read.store(Errno::ECONNRESET.0, Ordering::Relaxed);
+        assert_eq!(load(&a, 4 * PAGE + 9), Err(libc::SIGBUS));
+        let touched = |rt: &Runtime| rt.recent_failures().iter().any(|f| f.op == FailedOp::Touch);
+        common::until("it is noted", || touched(&rt));
+        let all = rt.recent_failures();
+        let of = |op| all.iter().find(|f| f.op == op).unwrap_or_else(|| panic!("{mode:?}: no {op:?} in {all:?}"));
+        for (op, address) in [(FailedOp::Read, None), (FailedOp::Touch, Some(a.as_ptr() as usize + 4 * PAGE))] {
+            let f = of(op);
+            assert_eq!((f.cause, &*f.object), (FillError::Io(Errno::ECONNRESET), "the ill one"), "{f}");
+            assert_eq!((f.object_offset, f.address.map(|at| at & !0xfff)), (5 * PAGE as u64, address), "{f}");
+            assert!(f.age < std::time::Duration::from_secs(60), "{f}");
+        }
+        ill.read.store(0, Ordering::Relaxed);
+        object.write_at(7 * PAGE as u64, &[1]).unwrap();
+        ill.write.store(Errno::EDQUOT.0, Ordering::Relaxed);
+        object.sync_all().unwrap_err();
+        ill.write.store(0, Ordering::Relaxed);
+        ill.flush.store(Errno::EIO.0, Ordering::Relaxed);
+        object.sync_all().unwrap_err();
+        ill.flush.store(0, Ordering::Relaxed);
+        object.sync_all().unwrap();
+        let all = rt.recent_failures();
+        let has =
+            |op, cause, at| all.iter().any(|f| (f.op, f.cause, f.object_offset) == (op, FillError::Io(cause), at));
+        assert!(has(FailedOp::Write, Errno::EDQUOT, 7 * PAGE as u64) && has(FailedOp::Flush, Errno::EIO, 0), "{all:?}");
+        assert!(all.windows(2).all(|w| w[0].number < w[1].number));
+        (0..100).for_each(|_| _ = ill_object(&rt, 1).0.read_at(0, &mut [0; 1]).unwrap());
+        ill.read.store(Errno::EIO.0, Ordering::Relaxed);
+        (0..100).for_each(|_| _ = object.read_at(11 * PAGE as u64, &mut [0; 1]).unwrap_err());
+        assert_eq!(rt.recent_failures().len(), 64, "the last ones");
+    });
+}
+
+/// A signal comes with a line that says why, where that is asked for.
+#[test]
+fn a_sigbus_says_why_before_it_ends_the_process() {
+    for (key, speaks) in [("spoken", true), ("silent", false)] {
+        let out = child("a_sigbus_says_why_before_it_ends_the_process", key, || {
+            common::no_core();
+            let rt = Runtime::builder().report_signals(speaks).build().unwrap();
+            let (object, ill) = ill_object(&rt, 16);
+            let a = rt.arena(EXTENT).build().unwrap();
+            a.map(PAGE, &object, 2 * PAGE as u64, 14 * PAGE, Prot::Read, Sharing::Shared).unwrap();
+            ill.read.store(Errno::ECONNRESET.0, Ordering::Relaxed);
+            let _ = common::load_at(a.as_ptr() as usize + 4 * PAGE + 9);
+        });
+        let Some(out) = out else { return };
+        let text = said(&out);
+        let line = "byte 0x5009 of the ill one: Connection reset by peer";
+        assert_eq!(text.contains(line), speaks, "{text}");
+    }
 }

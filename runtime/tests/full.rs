@@ -95,8 +95,9 @@ fn both_live(rt: &Runtime, (ill, ours): (&Object, Option<&Arena>), (healthy, the
         assert!(refused > 0, "the full store took everything");
     });
     let stats = rt.stats();
-    // What may be dirty before it is known that the store fails, 40 in a hundred, and what threads had in hand then.
-    assert!(stats["nr_dirty_stuck"] <= LIMIT as u64 / 2, "{} pages are stuck\n{stats}", stats["nr_dirty_stuck"]);
+    // What may be dirty before it is known that the store fails, 40 in a hundred, room to read by, which may be stored to
+    // without a word, and what threads had in hand.
+    assert!(stats["nr_dirty_stuck"] <= LIMIT as u64 * 5 / 8, "{} pages are stuck\n{stats}", stats["nr_dirty_stuck"]);
     assert_eq!(stats.reason(VmFaultReason::OOM), 0, "nobody is out of memory\n{stats}");
     healthy.sync_all().expect("the healthy object is synced");
     match ill.sync_all() {

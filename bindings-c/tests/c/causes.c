@@ -69,6 +69,18 @@ void test_causes(void)
     CHECK_IS(softfault_last_fault(&fault), -ENOENT);
     CHECK_IS(softfault_last_object(NULL, 0), 0);
 
+    softfault_failure failures[3];
+    size_t all;
+    OK(softfault_runtime_recent_failures(rt, failures, 3, &all));
+    CHECK(all > 3);
+    CHECK(failures[1].number > failures[0].number && failures[2].number > failures[1].number);
+    CHECK_IS(failures[2].op, SOFTFAULT_FAILED_READ);
+    CHECK_IS(failures[2].cause, SOFTFAULT_CAUSE_CORRUPT);
+    CHECK_IS(failures[2].object_offset, PAGE);
+    CHECK_IS(strcmp(failures[2].object, "the ill one"), 0);
+    FAILS(softfault_runtime_recent_failures(rt, NULL, 3, &all), EINVAL, ARGUMENT, "failures is NULL");
+    OK(softfault_runtime_recent_failures(rt, NULL, 0, NULL));
+
     OK(softfault_arena_free(arena));
     OK(softfault_object_free(object));
     OK(softfault_runtime_free(rt));

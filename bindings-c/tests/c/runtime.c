@@ -117,7 +117,7 @@ void test_runtime(void)
 
     /* Locked in memory, where that is permitted. */
     softfault_object *object = NULL;
-    softfault_runtime_options locked = {.size = sizeof locked, .flags = SOFTFAULT_RUNTIME_LOCK_CACHE};
+    softfault_runtime_options locked = {.size = sizeof locked, .flags = SOFTFAULT_RUNTIME_LOCK_CACHE | SOFTFAULT_RUNTIME_REPORT_SIGNALS};
     OK(softfault_runtime_new(&locked, &rt));
     softfault_object *huge = NULL;
     if (softfault_object_anonymous(rt, PAGE, NULL, &object) == 0) {

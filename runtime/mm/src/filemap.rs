@@ -19,6 +19,7 @@ use crate::claim::Claim;
 use crate::discarded;
 use crate::extent::Extent;
 use crate::failpoint;
+use crate::failures::FailedOp;
 use crate::folio::{DIRTY, Folio, FolioWord, OVERDUE, READAHEAD, REFERENCED, State, Wake};
 use crate::host::Park;
 use crate::lru::Entry;
@@ -334,6 +335,7 @@ pub(crate) fn end_read(
         Err((good, error)) => {
             mapping.stat.add(stripe, Event::FILL_ERRORS, 1);
             let bad = pgoff.saturating_add(u64::from(good.min(nr.saturating_sub(1))));
+            mapping.record_failure(FailedOp::Read, error, bad, 0, park.now_ns());
             publish(mapping, park, stripe, pgoff, bad);
             if claim.is_ahead() {
                 // Nobody asked for the page: who does asks the store anew, and gets the verdict.

@@ -158,6 +158,13 @@ pub trait Park {
         self.wait(ctx, key, timeout_ns)
     }
 
+    /// Returns the monotonic clock's reading, for what is written down.
+    ///
+    /// # Context: handler
+    fn now_ns(&self) -> u64 {
+        0
+    }
+
     /// Wakes everyone who sleeps on the word at `addr`.
     ///
     /// # Context: handler

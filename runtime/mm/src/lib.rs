@@ -11,6 +11,7 @@
 //! page errno
 //! types
 //! sync
+//! failures
 //! trace vmstat ctx
 //! folio extent failing claim ops readahead workingset
 //! lru streams xarray
@@ -52,6 +53,7 @@ pub mod page;
 pub mod types;
 
 pub mod ctx;
+pub mod failures;
 pub mod sync;
 pub mod trace;
 pub mod vmstat;

@@ -2,6 +2,7 @@
 
 use crate::extent::ChunkWord;
 use crate::failing::{Asked, Failing};
+use crate::failures::{FailedOp, Failure};
 use crate::folio::FolioWord;
 use crate::lru::Entry;
 use crate::memcontrol::CacheAccount;
@@ -158,6 +159,13 @@ impl Mapping<'_> {
             self.nr_own.fetch_sub(nr, Ordering::Relaxed);
         }
         self.account.uncharge(nr);
+    }
+
+    /// Keeps a failure of the object, at its page `pgoff`; `address`: the one that was touched, or 0.
+    pub fn record_failure(&self, op: FailedOp, cause: FillError, pgoff: u64, address: usize, when_ns: u64) {
+        let object_offset = pgoff << PAGE_SHIFT;
+        let address = address as u64;
+        self.stat.record(&Failure { op, cause, label: self.label, object_offset, address, when_ns });
     }
 
     /// Notes that the store failed.

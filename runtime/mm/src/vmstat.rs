@@ -9,6 +9,9 @@
 // sees. So they are constants' and statics' material in every build.
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use crate::failures::Failure;
+#[cfg(not(loom))]
+use crate::failures::Failures;
 use crate::types::VmFaultReason;
 
 macro_rules! events {
@@ -191,6 +194,9 @@ struct Stripe {
 #[repr(C)]
 pub struct VmStat {
     stripes: [Stripe; NR_STRIPES],
+    /// What went wrong last. Loom has a model of its own.
+    #[cfg(not(loom))]
+    pub failures: Failures,
 }
 
 impl core::fmt::Debug for VmStat {
@@ -215,11 +221,25 @@ impl VmStat {
             reasons: [ZERO; NR_REASONS],
             stages: [const { [ZERO; NR_BUCKETS] }; NR_STAGES],
         };
-        Self { stripes: [STRIPE; NR_STRIPES] }
+        Self {
+            stripes: [STRIPE; NR_STRIPES],
+            #[cfg(not(loom))]
+            failures: Failures::new(),
+        }
+    }
+
+    /// Keeps a failure.
+    pub fn record(&self, failure: &Failure<'_>) {
+        #[cfg(not(loom))]
+        self.failures.record(failure);
+        #[cfg(loom)]
+        let _ = failure;
     }
 
     /// Sets every counter to zero, for the next owner of the block.
     pub fn reset(&self) {
+        #[cfg(not(loom))]
+        self.failures.reset();
         for s in &self.stripes {
             let stages = s.stages.iter().flatten();
             s.events.iter().chain(&s.reasons).chain(stages).for_each(|c| c.store(0, Ordering::Relaxed));

@@ -26,6 +26,7 @@
 use crate::ctx::Ctx;
 use crate::failing::Asked;
 use crate::failpoint;
+use crate::failures::FailedOp;
 use crate::folio::{DIRTY, LOST, State, UNSYNCED, Wake};
 use crate::host::{Env, Rmap};
 use crate::mapping::Mapping;
@@ -128,6 +129,7 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
         }
         Err((_, error)) => {
             mapping.note_failure(Asked::Write, error);
+            mapping.record_failure(FailedOp::Write, error, good, 0, env.park.now_ns());
             mapping.stat.add(stripe, Event::WRITEBACK_ERRORS, 1);
             Err((good, error))
         }

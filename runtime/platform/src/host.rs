@@ -433,6 +433,9 @@ fn wait_out(key: WaitKey, timeout_ns: u64) -> Result<(), Errno> {
 }
 
 impl Park for Host {
+    fn now_ns(&self) -> u64 {
+        thread::monotonic_ns()
+    }
     fn wait(&self, _ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
         let Some(uninterrupted) = &self.uninterrupted else {
             // The trap does it, see `leave`.

@@ -14,7 +14,7 @@
 //! # Context: handler
 
 use super::trampoline::{self, FRESH, PASS, RESUME, SLEEP, Trip};
-use super::{chain, direction, spurious};
+use super::{blame, chain, direction, spurious};
 use crate::host::Host;
 use crate::section::{Refused, Slot};
 use crate::sys::signal::{self, BUS_ADRERR, Frame, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV, SigInfo};
@@ -200,6 +200,9 @@ fn resolve(trip: &mut Trip, si: &SigInfo, frame: &Frame, slot: Slot, (number, ti
     #[cfg(feature = "userfaultfd")]
     if trap == Trap::Monitor && r.is_some_and(|r| r.intersects(VmFaultReason::NOPAGE)) {
         forget_poison(&host, si.addr);
+    }
+    if r.is_some_and(|r| r.intersects(VmFaultReason::ERROR) && !r.intersects(VmFaultReason::SIGSEGV)) {
+        blame::note(&host, &ctx, si.addr);
     }
     let waits = host.waits_for();
     drop(host);

@@ -3,6 +3,7 @@
 //! `chain` installs, chains and restores the dispositions; `trampoline` goes to another stack and back; `entry` judges a
 //! signal and runs the walk; `monitor` does the same for messages of a userfaultfd.
 
+mod blame;
 pub mod chain;
 mod direction;
 pub mod entry;

@@ -49,6 +49,9 @@ impl Park for Impatient<'_> {
         // The access is looked at again soon; after a while somebody has to say that there is no memory.
         if self.age_ns >= NAP_PATIENCE_NS { Woken::LookAgain } else { Woken::NotNow }
     }
+    fn now_ns(&self) -> u64 {
+        thread::monotonic_ns()
+    }
     fn wake(&self, addr: usize) {
         self.host.wake(addr);
     }
@@ -195,6 +198,9 @@ fn serve_one(mmu: &UffdMmu, access: &mut Pending) -> bool {
     }
     if let Some(stat) = stat {
         stat.add(ctx.stripe, Event::MONITOR_MSG, 1);
+    }
+    if r.is_some_and(|r| r.intersects(VmFaultReason::ERROR)) {
+        super::blame::note(&host, &ctx, access.page);
     }
     let failed = r.is_none_or(|r| r.intersects(VmFaultReason::ERROR));
     if failed && poison(mmu, access.page) {

@@ -1,0 +1,302 @@
+//! The last failures of a runtime, to be read at any time: what a store said, of which object, at which byte, and when.
+//!
+//! Fixed slots, written by whoever fails, in handlers too: nobody waits and nothing is allocated. A writer owns its slot by
+//! the odd version; who finds it odd, because the ring went round meanwhile, drops what it has to say.
+//! ```text
+//! writer                              reader
+//! version 2 -> 3 (or: it is another's)
+//!                                     version 3: passes over it
+//! fence; writes the words
+//!                                     version 2, reads some new words
+//! version 4
+//!                                     fence; version is not 2: reads again
+//! ```
+//!
+//! # Context: handler
+
+use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::types::FillError;
+
+/// How many are kept.
+pub const NR_FAILURES: usize = if cfg!(loom) { 1 } else { 64 };
+/// How much of a label is kept: its end, where a path says most.
+pub const LABEL_BYTES: usize = LABEL_WORDS * 8;
+const LABEL_WORDS: usize = if cfg!(loom) { 1 } else { 12 };
+
+/// What failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FailedOp {
+    /// The store did not give a page.
+    Read = 1,
+    /// The store did not take pages.
+    Write = 2,
+    /// The store did not make durable what it took, or a page's block before its first store.
+    Flush = 3,
+    /// A load or store of the program's became a signal.
+    Touch = 4,
+}
+
+/// One failure; what it is about may be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure<'l> {
+    /// What failed.
+    pub op: FailedOp,
+    /// Why.
+    pub cause: FillError,
+    /// The object's label, or the end of a longer one.
+    pub label: &'l str,
+    /// The object's first byte that could not be had or written.
+    pub object_offset: u64,
+    /// The address that was touched; 0: none was.
+    pub address: u64,
+    /// When, by the monotonic clock.
+    pub when_ns: u64,
+}
+
+#[derive(Debug)]
+struct Slot {
+    version: AtomicU64,
+    /// In which order they came.
+    ticket: AtomicU64,
+    /// Op, cause and the label's length.
+    facts: AtomicU64,
+    object_offset: AtomicU64,
+    address: AtomicU64,
+    when_ns: AtomicU64,
+    label: [AtomicU64; LABEL_WORDS],
+}
+
+/// What a reader gets: a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// One more than that of the failure before.
+    pub ticket: u64,
+    /// What failed.
+    pub op: FailedOp,
+    /// Why.
+    pub cause: FillError,
+    /// As in [`Failure`].
+    pub object_offset: u64,
+    /// As in [`Failure`].
+    pub address: u64,
+    /// As in [`Failure`].
+    pub when_ns: u64,
+    label: [u8; LABEL_BYTES],
+    label_len: usize,
+}
+
+impl Record {
+    /// Returns the label, or the end of a longer one, from a whole character on.
+    #[must_use]
+    pub fn label(&self) -> &str {
+        let bytes = self.label.get(..self.label_len).unwrap_or(&[]);
+        let start = bytes.iter().position(|b| b & 0xc0 != 0x80).unwrap_or(0);
+        core::str::from_utf8(bytes.get(start..).unwrap_or(&[])).unwrap_or("")
+    }
+}
+
+/// The ring.
+#[derive(Debug)]
+pub struct Failures {
+    slots: [Slot; NR_FAILURES],
+    next: AtomicU64,
+    /// A line on standard error before a signal: 1.
+    speaks: AtomicU32,
+}
+
+impl Default for Failures {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+macro_rules! empty {
+    ($($qualifier:ident)?) => {
+        impl Slot {
+            $($qualifier)? fn new() -> Self {
+                Self {
+                    version: AtomicU64::new(0),
+                    ticket: AtomicU64::new(0),
+                    facts: AtomicU64::new(0),
+                    object_offset: AtomicU64::new(0),
+                    address: AtomicU64::new(0),
+                    when_ns: AtomicU64::new(0),
+                    label: empty!(@array AtomicU64::new(0), $($qualifier)?),
+                }
+            }
+        }
+        impl Failures {
+            /// Returns an empty ring.
+            #[must_use]
+            pub $($qualifier)? fn new() -> Self {
+                let slots = empty!(@array Slot::new(), $($qualifier)?);
+                Self { slots, next: AtomicU64::new(0), speaks: AtomicU32::new(0) }
+            }
+        }
+    };
+    (@array $value:expr, const) => { [const { $value }; _] };
+    (@array $value:expr,) => { core::array::from_fn(|_| $value) };
+}
+#[cfg(not(loom))]
+empty!(const);
+#[cfg(loom)]
+empty!();
+
+impl Failures {
+    /// Forgets everything, for the next owner.
+    pub fn reset(&self) {
+        self.slots.iter().for_each(|s| s.facts.store(0, Ordering::Relaxed));
+        self.speaks.store(0, Ordering::Relaxed);
+    }
+
+    /// Says whether a line on standard error comes before a signal.
+    pub fn set_speaking(&self, yes: bool) {
+        self.speaks.store(u32::from(yes), Ordering::Relaxed);
+    }
+
+    /// Returns whether a line on standard error comes before a signal.
+    #[must_use]
+    pub fn is_speaking(&self) -> bool {
+        self.speaks.load(Ordering::Relaxed) != 0
+    }
+
+    /// Keeps a failure.
+    pub fn record(&self, failure: &Failure<'_>) {
+        let ticket = self.next.fetch_add(1, Ordering::Relaxed);
+        let Some(slot) = self.slots.get(usize::try_from(ticket % NR_FAILURES as u64).unwrap_or(0)) else { return };
+        let version = slot.version.load(Ordering::Relaxed);
+        let odd = version.wrapping_add(1);
+        // Acquire: the words of the writer before come before ours.
+        if version & 1 != 0
+            || slot.version.compare_exchange(version, odd, Ordering::Acquire, Ordering::Relaxed).is_err()
+        {
+            return;
+        }
+        // Release, with the fence of read(): who reads a word of ours finds the odd version, or a later one.
+        fence(Ordering::Release);
+        let bytes = failure.label.as_bytes();
+        let tail = bytes.get(bytes.len().saturating_sub(LABEL_BYTES)..).unwrap_or(&[]);
+        let facts = u64::from(failure.cause.code()) | (failure.op as u64) << 16 | (tail.len() as u64) << 32;
+        slot.ticket.store(ticket, Ordering::Relaxed);
+        slot.facts.store(facts, Ordering::Relaxed);
+        slot.object_offset.store(failure.object_offset, Ordering::Relaxed);
+        slot.address.store(failure.address, Ordering::Relaxed);
+        slot.when_ns.store(failure.when_ns, Ordering::Relaxed);
+        for (word, chunk) in slot.label.iter().zip(tail.chunks(8)) {
+            let mut eight = [0; 8];
+            eight.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+            word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+        }
+        // Release pairs with the Acquire of read().
+        slot.version.store(odd.wrapping_add(1), Ordering::Release);
+    }
+
+    /// Calls `f` for each failure that is kept, in no order; one that is being written is left out.
+    pub fn read(&self, f: &mut dyn FnMut(Record)) {
+        self.slots.iter().filter_map(read_slot).for_each(f);
+    }
+}
+
+/// How often a slot that changes is read again.
+const READS: usize = if cfg!(loom) { 2 } else { 100 };
+
+fn read_slot(slot: &Slot) -> Option<Record> {
+    for _ in 0..READS {
+        let version = slot.version.load(Ordering::Acquire);
+        if version & 1 != 0 {
+            continue;
+        }
+        let facts = slot.facts.load(Ordering::Relaxed);
+        let mut label = [0; LABEL_BYTES];
+        for (to, word) in label.chunks_mut(8).zip(&slot.label) {
+            let eight = word.load(Ordering::Relaxed).to_ne_bytes();
+            to.iter_mut().zip(eight).for_each(|(to, from)| *to = from);
+        }
+        let op = match facts >> 16 & 0xff {
+            1 => FailedOp::Read,
+            2 => FailedOp::Write,
+            3 => FailedOp::Flush,
+            4 => FailedOp::Touch,
+            _ => return None,
+        };
+        let record = Record {
+            ticket: slot.ticket.load(Ordering::Relaxed),
+            op,
+            cause: FillError::from_code(u16::try_from(facts & 0xffff).unwrap_or(0)),
+            object_offset: slot.object_offset.load(Ordering::Relaxed),
+            address: slot.address.load(Ordering::Relaxed),
+            when_ns: slot.when_ns.load(Ordering::Relaxed),
+            label,
+            label_len: usize::try_from(facts >> 32).unwrap_or(0),
+        };
+        // Acquire, with the fence of record().
+        fence(Ordering::Acquire);
+        if slot.version.load(Ordering::Relaxed) == version {
+            return Some(record);
+        }
+    }
+    None
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::errno::Errno;
+
+    fn failure(n: u64, label: &str) -> Failure<'_> {
+        let cause = FillError::Io(Errno(i32::try_from(n % 4000).unwrap()));
+        Failure { op: FailedOp::Write, cause, label, object_offset: n, address: n, when_ns: n }
+    }
+
+    fn all(ring: &Failures) -> Vec<Record> {
+        let mut all = Vec::new();
+        ring.read(&mut |r| all.push(r));
+        all.sort_by_key(|r| r.ticket);
+        all
+    }
+
+    #[test]
+    fn the_last_ones_are_kept_with_the_end_of_their_labels() {
+        let ring = Failures::new();
+        assert!(all(&ring).is_empty());
+        let long = format!("{}ä/file", "x".repeat(200));
+        (0..100).for_each(|n| ring.record(&failure(n, &long)));
+        let kept = all(&ring);
+        assert_eq!(kept.iter().map(|r| r.object_offset).collect::<Vec<_>>(), (36..100).collect::<Vec<_>>());
+        assert!(kept.iter().all(|r| long.ends_with(r.label()) && r.label().len() >= LABEL_BYTES - 3));
+        assert_eq!(kept[0].cause, FillError::Io(Errno(36)));
+        ring.record(&failure(7, "short"));
+        assert_eq!(all(&ring).last().unwrap().label(), "short");
+        ring.reset();
+        assert!(all(&ring).is_empty());
+    }
+
+    #[test]
+    fn nobody_reads_half_of_one() {
+        let (ring, stop) = (Failures::new(), core::sync::atomic::AtomicBool::new(false));
+        let label = |n: u64| format!("{n:0>90}");
+        std::thread::scope(|s| {
+            for t in 0..4 {
+                let (ring, stop) = (&ring, &stop);
+                s.spawn(move || {
+                    let mut n = t;
+                    while !stop.load(Ordering::Relaxed) {
+                        ring.record(&failure(n, &label(n)));
+                        n += 4;
+                    }
+                });
+            }
+            let mut seen = 0;
+            while seen < 200_000 {
+                ring.read(&mut |r| {
+                    seen += 1;
+                    let n = r.object_offset;
+                    assert_eq!((r.address, r.when_ns, r.label()), (n, n, &*label(n)), "torn");
+                    assert_eq!(r.cause, failure(n, "").cause);
+                });
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+}
