@@ -454,3 +454,34 @@ mod stopped {
         });
     }
 }
+
+/// A load maps the page anew, protected: that says nothing of the store before.
+#[test]
+fn a_load_after_the_entry_is_gone_hides_no_store() {
+    let _serial = serial();
+    const NR: usize = 4 * EXTENT / PAGE;
+    for (how, promoted) in [(How::PageOut, false), (How::DontNeed, false), (How::DontNeed, true)] {
+        each_mode(&format!("loads {how:?} {promoted}"), |rt, mode| {
+            drop(rt.stats());
+            let rt = quiet(HOUR);
+            let sparse = Sparse::new("loads", NR * PAGE);
+            let file = rt.open_file_rw(&sparse.0).expect("open");
+            let a = rt.arena(NR * PAGE).delivery(mode).native_extents(false).build().expect("arena");
+            map(&a, 0, &file, Prot::ReadWrite, Sharing::Shared);
+            loads("zeros", &a, NR, |_| 0);
+            if promoted {
+                a.promote(0..NR * PAGE).expect("promote");
+                file.sync_all().expect("sync_all");
+            }
+            stores(&a, NR, 42);
+            empty(&a, how);
+            if promoted {
+                a.demote(0..NR * PAGE).expect("demote");
+            }
+            loads("mapped anew", &a, NR, |_| 42);
+            file.sync_all().expect("sync_all");
+            sparse.holds(&format!("{mode:?} {how:?} {promoted}"), NR, |_| 42);
+            writes_no_more(&format!("{mode:?} {how:?} {promoted}"), &rt, &file);
+        });
+    }
+}

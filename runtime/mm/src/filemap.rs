@@ -531,7 +531,9 @@ fn pin_for_window(vmf: &mut VmFault<'_>, p: u64, set: u64) -> bool {
 /// Installs the pinned pages `from..to`, unpins them, and says whether the faulting one is among the mapped.
 fn map_run(vmf: &VmFault<'_>, from: u64, to: u64, prot: Prot) -> VmFaultReason {
     let vma = vmf.vma();
-    vma.note_install(vma.address_of(from), crate::page::pgoff_index(to - from));
+    let (first, all) = (vma.address_of(from), crate::page::pgoff_index(to - from));
+    vma.keep_notes(first, all);
+    vma.note_install(first, all);
     failpoint!(PINNED_MAP);
     let mut p = from;
     let mut result = VmFaultReason::empty();

@@ -259,6 +259,7 @@ fn __do_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
 fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let (stat, stripe) = (vma.mapping.stat, vmf.ctx().stripe);
+    vma.keep_notes(vmf.address(), 1);
     vma.note_install(vmf.address(), 1);
     failpoint!(PINNED_MAP);
     let prot = filemap::prot_of(vma, vmf.is_shared_write());

@@ -6,9 +6,9 @@ use crate::claim::{Claim, Telling};
 use crate::ctx::Ctx;
 use crate::delegation::Delegation;
 use crate::extent::Extent;
-use crate::folio::FolioWord;
+use crate::folio::{DIRTY, FolioWord};
 use crate::mapping::Mapping;
-use crate::ops::{Mmu, Staged, WaitKey};
+use crate::ops::{Mmu, Pte, Staged, WaitKey};
 use crate::page::{EXTENT_PAGES, EXTENT_SHIFT, PAGE_SHIFT, page_align_down, pgoff_index};
 use crate::readahead::{Mode, NO_MARKER};
 use crate::types::{FaultFlags, VmFaultReason, VmFlags};
@@ -109,6 +109,32 @@ impl Vma<'_> {
     /// Notes in the arena's extents that `nr` pages from `addr` were mapped.
     pub fn note_mapped(&self, addr: usize, nr: usize) {
         self.each_extent(addr, nr, |extent, index, here| extent.note_mapped(index, here));
+    }
+
+    /// Looks at entries before pages are mapped there, pinned and protected: one that is empty, and may have held a store, would
+    /// say from then on that there was none; so the word says it. Before the install is noted.
+    ///
+    /// # Context: handler
+    pub(crate) fn keep_notes(&self, addr: usize, nr: usize) {
+        if self.is_noted() {
+            let mut from = addr;
+            self.each_extent(addr, nr, |extent, index, here| {
+                if !extent.are_untouched(index, here) {
+                    (0..here).for_each(|i| self.keep_note(extent, from + (i << PAGE_SHIFT)));
+                }
+                from += here << PAGE_SHIFT;
+            });
+        }
+    }
+
+    #[cold]
+    fn keep_note(&self, extent: &Extent, addr: usize) {
+        if !extent.is_untouched(Extent::page_index(addr))
+            && self.mmu.pte(addr) == Pte::None
+            && let Some(word) = self.mapping.folio(self.pgoff_at(addr))
+        {
+            self.mapping.account_dirtied(u64::from(!word.set(DIRTY).has(DIRTY)));
+        }
     }
 
     /// Notes pages that are about to be mapped, where the host may empty an entry and a store with it: see [`Extent`].
