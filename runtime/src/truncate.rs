@@ -229,7 +229,18 @@ impl Object {
             // From here on faults may wait for us: no lock, no memory. What cannot be had is waited for with empty hands.
             let turn = inner.flush_state().turn();
             if let Some(void) = Void::take(inner.mapping(), pages) {
-                return Ok(inner.punch_below(op, pages, hole)? && void.punch());
+                // The pages are back, and the turn, before there is an error: it takes memory.
+                let punched = inner.punch_below(pages, hole);
+                let punched = match punched {
+                    Ok(true) => Ok(void.punch()),
+                    other => {
+                        drop(void);
+                        other
+                    }
+                };
+                drop(turn);
+                let label = inner.mapping().label;
+                return punched.map_err(|e| error::writeback(op, label, hole.clone(), e.fill_error()));
             }
             drop(turn);
             std::thread::sleep(Duration::from_micros(500));

@@ -258,17 +258,21 @@ impl Flushing {
     /// Makes durable what the store was given. Serialised: a failure is everybody's.
     pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
         let turn = self.flush_state().turn();
-        self.flush_in(op, &turn)?;
-        self.flush_state().prune(self.mapping());
-        Ok(())
+        let flushed = self.flush_in(&turn);
+        if flushed.is_ok() {
+            self.flush_state().prune(self.mapping());
+        }
+        // The error takes memory, which may be asked of a thread whose fault waits for us.
+        drop(turn);
+        flushed.map_err(|error| error::flush(op, self.mapping().label, error))
     }
 
     /// The same by who has the turn.
-    fn flush_in(&self, op: &'static str, _turn: &Turn<'_>) -> Result<()> {
+    fn flush_in(&self, _turn: &Turn<'_>) -> std::result::Result<(), StoreError> {
         let m = self.mapping();
         m.flush_wanted.store(0, Ordering::Relaxed);
         if self.flush_state().end_owed.load(Ordering::Relaxed) {
-            self.tell_end().map_err(|error| error::flush(op, m.label, error))?;
+            self.tell_end()?;
         }
         let _settled = Settled::new(m);
         failpoint!(FLUSH_SETTLED);
@@ -311,7 +315,7 @@ impl Flushing {
                 let _ = self.tell_end();
                 // Release pairs with the Acquire in sync(): who sees the count sees the pages dirty again.
                 self.flush_state().failures.fetch_add(1, Ordering::Release);
-                Err(error::flush(op, m.label, error))
+                Err(error)
             }
         }
     }
@@ -334,7 +338,7 @@ impl Flushing {
 
 impl ObjectInner {
     /// Punches a hole into the store; `false`: it cannot. The caller has the object's turn to flush, and the pages.
-    pub(crate) fn punch_below(&self, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
+    pub(crate) fn punch_below(&self, pages: &Range<u64>, hole: &Range<u64>) -> std::result::Result<bool, StoreError> {
         let m = self.mapping();
         match self.store().punch(hole.start, hole.end - hole.start) {
             Ok(()) => {
@@ -346,13 +350,16 @@ impl ObjectInner {
                 Ok(true)
             }
             Err(StoreError::Unsupported) => Ok(false),
-            Err(e) => Err(error::writeback(op, m.label, hole.clone(), e.fill_error())),
+            Err(error) => Err(error),
         }
     }
 
     /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
     pub(crate) fn show_below(&self, op: &'static str, turn: &Turn<'_>) -> Result<()> {
-        if self.store().rereads_unflushed() { Ok(()) } else { self.flushing().flush_in(op, turn) }
+        if self.store().rereads_unflushed() {
+            return Ok(());
+        }
+        self.flushing().flush_in(turn).map_err(|error| error::flush(op, self.mapping().label, error))
     }
 
     pub(crate) fn forget_lost(&self, pages: &Range<u64>) {
