@@ -212,6 +212,8 @@ fn flush_wanted(env: Env<'_>, objects: &Writables) {
     }
 }
 
+/// How often a write that failed is tried when nobody will try it later.
+const TRIES: u32 = 20;
 /// How often the end of writes that others have begun is looked for, a millisecond apart.
 const LOOKS: u32 = 5_000;
 
@@ -227,7 +229,13 @@ fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_
             while from < m.nr_pages() {
                 let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
                 if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
-                    let _ = flushing.write_back("exit", &(from..to));
+                    // What is busy for a moment (a frame of an exclusive page that the kernel looks at) is not the next time.
+                    for _ in 0..TRIES {
+                        if flushing.write_back("exit", &(from..to)).is_ok() {
+                            break;
+                        }
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                 }
                 from = to;
             }
