@@ -200,6 +200,11 @@ fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
         extent.note_zapped(Extent::page_index(vmf.address()), 1);
     }
     let done = vma.mmu.unprotect(vmf.address());
+    if vma.granule_pages != 0 && done == Installed::All {
+        // By protection it is exposed now, whatever it was: one that is, and is not noted, the program would have opened.
+        vma.note_mapped(vmf.address(), 1);
+        vma.note_split(vmf.address(), Prot { write: true, wp: false });
+    }
     put_folio(vmf);
     match done {
         Installed::All | Installed::Partial(_) | Installed::Exists => r | fault_dirty_shared_page(vmf, r),
