@@ -1,0 +1,186 @@
+//! A memory group of the process's own, and what takes memory away from it: a hog, reclaim on request, an agent.
+#![allow(dead_code, reason = "each test binary uses a part of this")]
+#![allow(unsafe_code, reason = "maps memory to be a hog with, and advises other processes")]
+
+use crate::common::PAGE;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The environment variable that names the group's folder; `.ci/real-hosts` makes the group, and its swap.
+pub(crate) const VARIABLE: &str = "SOFTFAULT_PRESSURE_GROUP";
+
+/// The memory group that this process is alone in (with its children).
+#[derive(Debug)]
+pub(crate) struct Group {
+    dir: PathBuf,
+    is_v2: bool,
+}
+
+impl Group {
+    /// Returns the group that the environment names; `None`, having said why: there is none, and nothing can be squeezed.
+    ///
+    /// # Panics
+    /// When one is named and this process is not in it, or nothing can be swapped: a scenario would prove nothing.
+    pub(crate) fn of_lane(what: &str) -> Option<Self> {
+        let Ok(dir) = std::env::var(VARIABLE) else {
+            println!("{what} skipped: {VARIABLE} names no memory group; .ci/real-hosts makes one, as root");
+            return None;
+        };
+        let dir = PathBuf::from(dir);
+        let is_v2 = dir.join("memory.max").exists();
+        let members = fs::read_to_string(dir.join("cgroup.procs")).expect("cgroup.procs");
+        let me = std::process::id().to_string();
+        assert!(members.lines().any(|pid| pid == me), "{VARIABLE}: process {me} is not in {}", dir.display());
+        assert!(swap_bytes() > 0, "{VARIABLE} is set, and there is no swap: nothing would leave memory");
+        let group = Self { dir, is_v2 };
+        group.limit(None);
+        Some(group)
+    }
+
+    fn write(&self, file: &str, value: &str) -> std::io::Result<()> {
+        fs::write(self.dir.join(file), value)
+    }
+
+    /// Bounds the group's memory, swapping what is above; `None`: no bound.
+    pub(crate) fn limit(&self, bytes: Option<usize>) {
+        let text = |none: &str| bytes.map_or_else(|| none.to_owned(), |b| b.to_string());
+        if self.is_v2 {
+            return self.write("memory.max", &text("max")).expect("memory.max");
+        }
+        // Version 1 refuses what it could not reclaim at once.
+        crate::common::until("the group's limit", || self.write("memory.limit_in_bytes", &text("-1")).is_ok());
+    }
+
+    /// Takes from the group whatever the kernel can take, now.
+    pub(crate) fn reclaim(&self) {
+        // What could not all be taken is EAGAIN or EBUSY.
+        let _ = if self.is_v2 { self.write("memory.reclaim", "1G") } else { self.write("memory.force_empty", "0") };
+    }
+}
+
+/// The machine's swap, in bytes.
+pub(crate) fn swap_bytes() -> u64 {
+    let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+    let kib = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+    swaps.lines().skip(1).filter_map(kib).sum::<u64>() << 10
+}
+
+/// Touches one page after the other of `len_bytes` of its own, round and round, until `stop` is set.
+pub(crate) fn hog(len_bytes: usize, stop: &AtomicBool) {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: a fresh mapping.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), len_bytes, prot, flags, -1, 0) };
+    assert_ne!(base, libc::MAP_FAILED, "memory for a hog");
+    // SAFETY: the mapping above; a huge page would be swapped as one.
+    unsafe { libc::madvise(base, len_bytes, libc::MADV_NOHUGEPAGE) };
+    let pages = (0..len_bytes).step_by(PAGE).cycle();
+    for (round, at) in (1u64..).zip(pages) {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        // SAFETY: inside the mapping above, which nobody else knows.
+        unsafe { base.wrapping_byte_add(at).cast::<u64>().write_volatile(round) };
+    }
+    // SAFETY: mapped above.
+    unsafe { libc::munmap(base, len_bytes) };
+}
+
+/// Has the group give up its memory again and again until `stop` is set.
+pub(crate) fn squeeze(group: &Group, pause: Duration, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        group.reclaim();
+        std::thread::sleep(pause);
+    }
+}
+
+/// A mapping as `/proc/PID/smaps` tells of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Area {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) inode: u64,
+    pub(crate) name: String,
+    /// Pages in swap: for shared memory those of the object, in the mapping's range.
+    pub(crate) swapped: usize,
+}
+
+/// Lists the mappings of a process; none when it is gone.
+pub(crate) fn areas(pid: u32) -> Vec<Area> {
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let mut list: Vec<Area> = Vec::new();
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let hex = |s| usize::from_str_radix(s, 16).unwrap_or(0);
+            let (_perms, _offset, _device) = (words.next(), words.next(), words.next());
+            let inode = words.next().and_then(|n| n.parse().ok()).unwrap_or(0);
+            let name = words.collect::<Vec<_>>().join(" ");
+            list.push(Area { start: hex(start), end: hex(end), inode, name, swapped: 0 });
+        } else if let (Some(last), "Swap:") = (list.last_mut(), first) {
+            last.swapped = words.next().and_then(|n| n.parse::<usize>().ok()).unwrap_or(0) / (PAGE >> 10);
+        }
+    }
+    list
+}
+
+/// The pages of this process's `range` that are in swap.
+pub(crate) fn swapped_pages(range: &std::ops::Range<usize>) -> usize {
+    let inside = |a: &&Area| a.start >= range.start && a.end <= range.end;
+    areas(std::process::id()).iter().filter(inside).map(|a| a.swapped).sum()
+}
+
+/// The pages of another process's caches that are in swap: of each memfd what its largest mapping, the alias, tells.
+pub(crate) fn swapped_cache_pages(pid: u32) -> usize {
+    let mut caches = std::collections::HashMap::new();
+    for a in areas(pid).iter().filter(|a| a.name.contains("memfd:softfault-cache")) {
+        let most: &mut usize = caches.entry(a.inode).or_default();
+        *most = a.swapped.max(*most);
+    }
+    caches.values().sum()
+}
+
+/// Advises every mapping of another process, as an agent of the machine's would; returns the bytes that were advised.
+pub(crate) fn advise_all(pid: u32, advice: i32) -> usize {
+    let raw = libc::pid_t::try_from(pid).expect("a pid");
+    // SAFETY: opens a descriptor.
+    let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, raw, 0) };
+    assert!(pidfd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+    let mut advised = 0;
+    for a in areas(pid) {
+        let range = libc::iovec { iov_base: a.start as *mut libc::c_void, iov_len: a.end - a.start };
+        // SAFETY: reads one structure of ours; the advice changes no byte of the other process.
+        let r = unsafe { libc::syscall(libc::SYS_process_madvise, pidfd, &raw const range, 1usize, advice, 0u32) };
+        advised += usize::try_from(r).unwrap_or(0);
+    }
+    // SAFETY: opened above.
+    unsafe { libc::close(i32::try_from(pidfd).expect("a descriptor")) };
+    advised
+}
+
+/// A setting of the system's, put back on drop.
+#[derive(Debug)]
+pub(crate) struct Setting {
+    path: PathBuf,
+    before: String,
+}
+
+impl Setting {
+    /// Remembers a setting of which the file lists the choices, the chosen one in brackets.
+    pub(crate) fn of_choices(path: &Path) -> Option<Self> {
+        let text = fs::read_to_string(path).ok()?;
+        let before = text.split_once('[')?.1.split_once(']')?.0.to_owned();
+        Some(Self { path: path.to_owned(), before })
+    }
+    pub(crate) fn set(&self, value: &str) -> std::io::Result<()> {
+        fs::write(&self.path, value)
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        let _ = fs::write(&self.path, &self.before);
+    }
+}
