@@ -10,7 +10,7 @@
 
 use crate::registry;
 use softfault_mm::extent::Extent;
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
+use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE};
 use softfault_platform::section::Slot;
 use softfault_platform::sys::mem;
 use softfault_platform::vmatree::{self, Trap};
@@ -75,13 +75,15 @@ fn open_range(line: &str) -> Option<Range<usize>> {
 fn look_at(at: usize, end: usize, found: &mut Vec<Range<usize>>) -> usize {
     let Ok(slot) = Slot::enter_patiently() else { return end };
     let mut next = ((at / EXTENT_SIZE + 1) * EXTENT_SIZE).min(end);
-    let mut open = vec![true; (next - at) / PAGE_SIZE];
+    // Nothing is allocated in a section: who unmaps waits for it.
+    let mut open = [true; EXTENT_PAGES];
     let is_mapped = vmatree::with_vma(&slot, at, |vma| {
         next = next.min(vma.end);
         for (i, page) in (at..next).step_by(PAGE_SIZE).enumerate() {
             open[i] = vma.extent(at).is_none_or(|e| !e.maybe_mapped(Extent::page_index(page)));
         }
     });
+    drop(slot);
     if is_mapped.is_none() {
         // No mapping of ours is there: closed, if nobody has opened it. The next page may be one's.
         next = at + PAGE_SIZE;
