@@ -33,7 +33,8 @@ public:
     /* From the result of a softfault.h function that failed in this thread. */
     explicit error(int result)
         : std::system_error(std::error_code(-result, std::generic_category())), words_(words()),
-          kind_(softfault_last_error_kind()), reason_(softfault_last_fault_reason()), lost_(ranges()) {}
+          kind_(softfault_last_error_kind()), reason_(softfault_last_fault_reason()), fault_(last_fault()),
+          object_label_(last_object()), lost_(ranges()) {}
 
     const char *what() const noexcept override { return words_.what(); }
     /* The errno, positive. */
@@ -42,6 +43,10 @@ public:
     std::uint32_t kind() const noexcept { return kind_; }
     /* SOFTFAULT_VM_FAULT_* bits, where kind() is SOFTFAULT_ERROR_FAULT. */
     std::uint32_t fault_reason() const noexcept { return reason_; }
+    /* Why, and where, a page could not be had or written; elsewhere SOFTFAULT_CAUSE_NONE, and UINT64_MAX twice. */
+    const softfault_fault &fault() const noexcept { return fault_; }
+    /* The object's label, or the path of its file; empty where fault() says nothing. */
+    const char *object_label() const noexcept { return object_label_.what(); }
     /* What was lost, where kind() is SOFTFAULT_ERROR_LOST. */
     const std::vector<softfault_range> &lost() const noexcept { return *lost_; }
 
@@ -49,6 +54,17 @@ private:
     static std::string words() {
         std::string text(softfault_last_error(nullptr, 0) + 1, '\0');
         softfault_last_error(&text[0], text.size());
+        text.pop_back();
+        return text;
+    }
+    static softfault_fault last_fault() noexcept {
+        softfault_fault fault = {SOFTFAULT_CAUSE_NONE, 0, UINT64_MAX, UINT64_MAX};
+        softfault_last_fault(&fault);
+        return fault;
+    }
+    static std::string last_object() {
+        std::string text(softfault_last_object(nullptr, 0) + 1, '\0');
+        softfault_last_object(&text[0], text.size());
         text.pop_back();
         return text;
     }
@@ -62,6 +78,8 @@ private:
     std::runtime_error words_;
     std::uint32_t kind_;
     std::uint32_t reason_;
+    softfault_fault fault_;
+    std::runtime_error object_label_;
     std::shared_ptr<const std::vector<softfault_range>> lost_;
 };
 
@@ -138,9 +156,10 @@ public:
     }
 
     /* What is cached is locked in memory. */
-    runtime_options &lock_cache(bool yes) {
-        return set(c_.flags, yes ? SOFTFAULT_RUNTIME_LOCK_CACHE : 0u);
-    }
+    runtime_options &lock_cache(bool yes) { return flag(SOFTFAULT_RUNTIME_LOCK_CACHE, yes); }
+
+    /* A touch that becomes SIGBUS or SIGSEGV writes a line to standard error that says why. */
+    runtime_options &report_signals(bool yes = true) { return flag(SOFTFAULT_RUNTIME_REPORT_SIGNALS, yes); }
 
     /* Good as long as these options are neither changed nor gone. */
     softfault_runtime_options &c() {
@@ -149,6 +168,7 @@ public:
     }
 
 private:
+    runtime_options &flag(std::uint32_t bit, bool yes) { return set(c_.flags, yes ? c_.flags | bit : c_.flags & ~bit); }
     template <typename Field> runtime_options &set(Field &field, Field value) {
         field = value;
         return *this;
@@ -186,6 +206,11 @@ public:
     object_options &fill_window(std::uint32_t pages) { return set(c_.fill_window_pages, pages); }
     /* 0: none. */
     object_options &readahead(std::uint32_t pages) { return set(c_.readahead_pages, pages ? pages : SOFTFAULT_OFF); }
+    /* What errors and failures call the object; default the path of a file, and a number of others. */
+    object_options &label(const std::string &text) {
+        label_ = std::make_shared<const std::string>(text);
+        return set(c_.label, label_->c_str());
+    }
 
     softfault_object_options &c() { return c_; }
     const softfault_object_options &c() const { return c_; }
@@ -201,6 +226,8 @@ private:
     }
 
     softfault_object_options c_;
+    /* Copies of these options share it, for c_ points at it. */
+    std::shared_ptr<const std::string> label_;
 };
 
 class arena_options {
@@ -483,6 +510,14 @@ public:
         std::uint64_t value;
         check(softfault_stats_get(stats().get(), name, &value));
         return value;
+    }
+    /* The last failures, oldest first: of stores, whoever was told, and touches that became signals. */
+    std::vector<softfault_failure> recent_failures() const {
+        std::size_t nr;
+        check(softfault_runtime_recent_failures(get(), nullptr, 0, &nr));
+        std::vector<softfault_failure> last(nr);
+        check(softfault_runtime_recent_failures(get(), last.data(), nr, &nr));
+        return last;
     }
     std::string stats_json() const {
         statistics now = stats();

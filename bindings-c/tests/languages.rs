@@ -9,6 +9,7 @@ mod build;
 use build::{Built, dir, ok, run, said};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 /// One build of the library, and one folder, for all of them.
 const NAME: &str = "languages";
@@ -100,6 +101,36 @@ fn the_header_for_cpp_compiles_without_a_warning() {
     ok(&mut Command::new(&program));
 }
 
+/// Builds the store that fails as it is told, which is C for every language; `None` without a compiler.
+fn ill_store(built: &Built) -> Option<PathBuf> {
+    static ILL: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        let library = built.work.join("libill_store.so");
+        let mut compile = Command::new(build::compiler("CC", "cc")?);
+        compile.args(["-std=c99", "-g", "-shared", "-fPIC"]).args(build::STRICT).arg("-I").arg(dir().join("include"));
+        ok(compile.arg(dir().join("tests/languages/ill_store.c")).arg("-o").arg(&library));
+        Some(library)
+    };
+    ILL.get_or_init(build).clone()
+}
+
+/// Errnos of a store, by reads, touches and syncs.
+#[test]
+fn causes_arrive_in_cpp() {
+    let Some(cxx) = build::compiler("CXX", "c++") else { return };
+    let Some(built) = build::built(NAME) else { return };
+    let Some(store) = ill_store(built) else { return };
+    for standard in CXX_STANDARDS {
+        let program = built.work.join(format!("causes{standard}"));
+        let mut compile = Command::new(&cxx);
+        compile.args([standard, "-g", "-O1", "-pthread"]).args(build::STRICT).arg("-I").arg(dir().join("include"));
+        compile.arg(dir().join("tests/languages/causes.cpp")).arg("-o").arg(&program).arg(&store);
+        built.link(&mut compile, build::Library::Shared);
+        ok(&mut compile);
+        says(&ok(&mut Command::new(&program)), &["every cause arrived"]);
+    }
+}
+
 #[test]
 fn cpp() {
     if build::compiler("CXX", "c++").is_none() || !has("make", Command::new("make").arg("--version")) {
@@ -134,11 +165,19 @@ fn python() {
         command.current_dir(&example).env("SOFTFAULT_LIBRARY", &built.shared).env("PYTHONDONTWRITEBYTECODE", "1");
     };
     let mut tests = Command::new(&python);
-    here(tests.args(["-W", "error", "-m", "unittest"]));
+    here(tests.args(["-W", "error", "-m", "unittest", "-v"]));
+    let store = ill_store(built);
+    if let Some(store) = &store {
+        tests.env("SOFTFAULT_ILL_STORE", store);
+    }
     let out = run(&mut tests);
     let text = said(&out);
     assert!(out.status.success(), "{text}");
     assert!(text.contains("\nOK"), "it ran no test: {text}");
+    for test in store.iter().flat_map(|_| ["test_reads_and_syncs", "test_touches"]) {
+        assert!(text.contains(&format!("{test} (test_softfault.Causes")), "it did not run {test}: {text}");
+        assert!(!text.contains("names no library"), "it was skipped: {text}");
+    }
     // What it says where it is there; the tests run it.
     has("numpy: its tests were left out", Command::new(&python).args(["-c", "import numpy"]));
 }

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import unittest
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterator
 
 import softfault
 from softfault import _lib
@@ -254,6 +254,101 @@ class Errors(WithFile):
         self.assertEqual(arena.buffer()[8 * PAGE], 8)
 
 
+class IllRow(ctypes.Structure):
+    _fields_ = [
+        ("answer", ctypes.c_int),
+        ("error", ctypes.c_int),
+        ("cause", ctypes.c_uint32),
+        ("store_errno", ctypes.c_int),
+    ]
+
+
+def ill() -> ctypes.CDLL:
+    """The store that fails as it is told: ../../bindings-c/tests/languages/ill_store.h."""
+    store = ctypes.CDLL(os.environ["SOFTFAULT_ILL_STORE"])
+    store.ill_row_at.argtypes, store.ill_row_at.restype = [ctypes.c_size_t, ctypes.c_int], ctypes.POINTER(IllRow)
+    store.ill_operations.restype = ctypes.c_void_p
+    return store
+
+
+def ill_object(store: ctypes.CDLL, **options: Any) -> tuple[softfault.Runtime, softfault.Object, softfault.Arena]:
+    """Page 5 of the object is page 6 of the arena."""
+    rt = softfault.Runtime(cache_limit=4 * MIB, **options)
+    of = rt.from_store(
+        16 * PAGE, store.ill_operations(), writable=True, label="the ill one", fill_window=1, readahead=0
+    )
+    arena = rt.arena(16 * PAGE)
+    arena.map(of, offset=3 * PAGE, object_offset=2 * PAGE, length=8 * PAGE)
+    return rt, of, arena
+
+
+def touch_ill(answer: int) -> None:
+    store = ill()
+    rt, of, arena = ill_object(store, report_signals=True)
+    view = arena.buffer(6 * PAGE, PAGE)
+    store.ill_answers(answer, 0, 0)
+    view[9]
+
+
+@unittest.skipUnless("SOFTFAULT_ILL_STORE" in os.environ, "SOFTFAULT_ILL_STORE names no library")
+class Causes(unittest.TestCase):
+    """What a store said is in the exceptions; of a touch, on standard error."""
+
+    def rows(self) -> Iterator[tuple[IllRow, IllRow]]:
+        """Of reads and writes, and of flushes."""
+        store, n = ill(), 0
+        while store.ill_row_at(n, 0):
+            yield store.ill_row_at(n, 0).contents, store.ill_row_at(n, 1).contents
+            n += 1
+        self.assertGreaterEqual(n, 10)
+
+    def test_reads_and_syncs(self) -> None:
+        store = ill()
+        rt, of, arena = ill_object(store)
+        kinds = softfault.ErrorKind
+
+        def fails(want: IllRow, kind: softfault.ErrorKind, at: Any, in_arena: Any, call: Any, *args: Any) -> None:
+            with self.assertRaises(OSError) as caught:
+                call(*args)
+            e = caught.exception
+            assert isinstance(e, softfault.SoftfaultError)
+            self.assertEqual((e.errno, e.kind), (want.error, kind), e)
+            self.assertEqual(e.fault, (want.cause, want.store_errno, "the ill one", at, in_arena))
+            self.assertIn("the ill one", str(e))
+            if want.store_errno:
+                self.assertIn(os.strerror(want.store_errno), str(e))
+
+        for row, in_flush in self.rows():
+            store.ill_answers(row.answer, 0, 0)
+            fails(row, kinds.FAULT, 5 * PAGE + 1, None, of.read, 5 * PAGE + 1, 1)
+            fails(row, kinds.FAULT, 5 * PAGE + 2, 6 * PAGE + 2, arena.read, 6 * PAGE + 2, 1)
+            fails(row, kinds.FAULT, 5 * PAGE, 6 * PAGE, arena.fault_in, 6 * PAGE, PAGE)
+            store.ill_answers(0, 0, 0)
+            of.write(9 * PAGE, b"x")
+            store.ill_answers(0, row.answer, 0)
+            fails(row, kinds.WRITEBACK, 9 * PAGE, None, of.sync)
+            store.ill_answers(0, 0, row.answer)
+            fails(in_flush, kinds.FLUSH, None, None, of.sync)
+            store.ill_answers(0, 0, 0)
+            of.sync()
+
+            last = rt.recent_failures()
+            for op, at in ((softfault.FailedOp.READ, 5 * PAGE), (softfault.FailedOp.WRITE, 9 * PAGE)):
+                of_it = [f for f in last if (f.op, f.store_errno, f.cause) == (op, row.store_errno, row.cause)]
+                self.assertTrue(of_it and of_it[-1].object_offset == at, last)
+                self.assertEqual((of_it[-1].object, of_it[-1].address), ("the ill one", 0))
+        with self.assertRaises(softfault.SoftfaultError) as caught:
+            rt.open("/no/such/file")
+        self.assertIsNone(caught.exception.fault)
+
+    def test_touches(self) -> None:
+        for row, _ in self.rows():
+            out = python(f"import test_softfault; test_softfault.touch_ill({row.answer})")
+            self.assertEqual(out.returncode, -signal.SIGBUS, out.stderr)
+            words = os.strerror(row.store_errno) if row.store_errno else ""
+            self.assertIn("byte 0x5009 of the ill one: " + words, out.stderr)
+
+
 class Buffers(WithFile):
     """Memory is not taken away from who looks at it."""
 
@@ -327,9 +422,10 @@ class Buffers(WithFile):
         for offset, length in ((0, file.length + 1), (file.length, 1), (-1, 1), (0, 0), (0, -1)):
             with self.assertRaises(ValueError):
                 arena.buffer(offset, length)
-        with self.path.open("ab") as f:
-            f.write(b"tail")
-        with self.rt.open(self.path) as longer, self.rt.arena(longer.length + PAGE) as other:
+        # Another file: the first is open with the length it had.
+        other_path = Path(self.folder.name, "longer")
+        other_path.write_bytes(self.path.read_bytes() + b"tail")
+        with self.rt.open(other_path) as longer, self.rt.arena(longer.length + PAGE) as other:
             other.map(longer, length=longer.length + PAGE)
             self.assertEqual(bytes(other.buffer(file.length)), b"tail")
             with self.assertRaises(ValueError):
@@ -559,6 +655,7 @@ class Header(unittest.TestCase):
             ("ARENA_KERNEL_ACCESS", softfault._KERNEL_ACCESS),
             ("ARENA_NO_FAULT_AROUND", softfault._NO_FAULT_AROUND),
             ("ARENA_NO_NATIVE_EXTENTS", softfault._NO_NATIVE_EXTENTS),
+            ("RUNTIME_REPORT_SIGNALS", softfault._REPORT_SIGNALS),
             ("PROT_READ", softfault._PROT_READ),
             ("PROT_WRITE", softfault._PROT_WRITE),
             ("MAP_SHARED", softfault._MAP_SHARED),
@@ -569,12 +666,13 @@ class Header(unittest.TestCase):
 
     def test_structures(self) -> None:
         """Fields at the end may be missing: a shorter structure is an earlier version's."""
-        types = {"size_t": 8, "uint64_t": 8, "uint32_t": 4, "const char *": 8}
+        types = {"size_t": 8, "uint64_t": 8, "uint32_t": 4, "int": 4, "const char *": 8, "void *": 8}
         for name, structure in (
             ("runtime_options", _lib.RuntimeOptions),
             ("object_options", _lib.ObjectOptions),
             ("arena_options", _lib.ArenaOptions),
             ("range", _lib.Range),
+            ("fault", _lib.LastFault),
         ):
             body = re.search(rf"typedef struct softfault_{name} {{(.*?)}}", self.text, flags=re.S)
             assert body is not None, name

@@ -12,7 +12,8 @@ Buffers keep what they look at: a memoryview or an array that outlives its `with
 when the last of them does. close(), unmap() and what else would take memory away from one raise BufferError.
 
 A page that cannot be had (an I/O error, a file that was cut) is SIGBUS for who touches it, which ends the process, as with
-mmap; faulthandler prints where. fault_in(), read() and write() raise SoftfaultError instead.
+mmap; faulthandler prints where, and Runtime(report_signals=True) why. fault_in(), read() and write() raise SoftfaultError
+instead: `errno` is what the store said, and `fault` where.
 
 Nothing here is written in Python that runs inside a fault: stores and delegates in Python would wait for the interpreter's
 lock, which the thread that faults holds. They are made in C (../c) or are files.
@@ -33,8 +34,8 @@ from ctypes import byref, c_bool, c_size_t, c_uint32, c_uint64, c_void_p
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Tuple, Type, TypeVar, Union
 
-from ._errors import ErrorKind, FaultReason, SoftfaultError, call
-from ._lib import OFF, ArenaOptions, ObjectOptions, Range, RuntimeOptions, function
+from ._errors import Cause, ErrorKind, Fault, FaultReason, SoftfaultError, call
+from ._lib import OFF, ArenaOptions, LastFailure, ObjectOptions, Range, RuntimeOptions, function
 
 if TYPE_CHECKING:
     import numpy
@@ -43,9 +44,13 @@ __all__ = [
     "Access",
     "Advice",
     "Arena",
+    "Cause",
     "Delivery",
     "ErrorKind",
+    "FailedOp",
+    "Failure",
     "FailurePolicy",
+    "Fault",
     "FaultReason",
     "Held",
     "Object",
@@ -76,6 +81,31 @@ class FailurePolicy(enum.IntEnum):
     ABORT = 2
 
 
+class FailedOp(enum.IntEnum):
+    READ = 1
+    WRITE = 2
+    FLUSH = 3
+    #: A load or a store that became SIGBUS or SIGSEGV.
+    TOUCH = 4
+
+
+class Failure(NamedTuple):
+    """One of a runtime's last failures."""
+
+    #: Counts them: a gap means that some were not kept.
+    number: int
+    op: FailedOp
+    cause: Cause
+    #: The store's; 0 if it gave none.
+    store_errno: int
+    #: The object's label, or the end of a longer one.
+    object: str
+    object_offset: int
+    #: What was touched; 0: nothing was.
+    address: int
+    age_seconds: float
+
+
 class Access(enum.IntEnum):
     READ = 0
     WRITE = 1
@@ -96,6 +126,7 @@ class Advice(enum.IntEnum):
 _PROT_READ, _PROT_WRITE = 1, 2
 _MAP_SHARED, _MAP_PRIVATE = 1, 2
 _WRITABLE, _DIRECT, _EXCLUSIVE, _HUGE_PAGES = 0x1, 0x2, 0x20, 0x80
+_REPORT_SIGNALS = 0x2
 _KERNEL_ACCESS, _NO_FAULT_AROUND, _NO_NATIVE_EXTENTS = 0x1, 0x2, 0x4
 
 
@@ -210,6 +241,7 @@ class Runtime(_Closing):
         writeback_interval: float = 0.0,
         writeback_expire: float = 0.0,
         exit_wait: Optional[float] = None,
+        report_signals: bool = False,
     ) -> None:
         """Bytes, pages for the windows, seconds; what is left out has its default.
 
@@ -218,6 +250,8 @@ class Runtime(_Closing):
         When the process exits, what was stored and not synced is written, for which it waits exit_wait seconds (30) at
         most; 0: nothing is. Workers of multiprocessing are such processes, whatever started them; os._exit() and signals
         that kill write nothing.
+
+        report_signals: a touch that becomes SIGBUS or SIGSEGV writes a line to standard error that says why.
         """
         o = RuntimeOptions(size=ctypes.sizeof(RuntimeOptions), cache_limit_bytes=cache_limit, zswap_bytes=zswap)
         if swap is not None:
@@ -227,6 +261,7 @@ class Runtime(_Closing):
         o.dirty_background_percent = _or_off(dirty_background_percent)
         o.writeback_interval_ns, o.writeback_expire_ns = int(writeback_interval * 1e9), int(writeback_expire * 1e9)
         o.exit_wait_ms = 0 if exit_wait is None else (OFF if exit_wait <= 0 else max(1, int(exit_wait * 1e3)))
+        o.flags = _REPORT_SIGNALS if report_signals else 0
         self._handle = None
         self._handle = _made("runtime", "runtime_new", byref(o))
         if exit_wait is None or exit_wait > 0:
@@ -250,6 +285,14 @@ class Runtime(_Closing):
         """Makes memory, which begins as zeros. It leaves the cache only where there is swap."""
         o = _object_options(**options)
         return Object(_made("object", "object_anonymous", self._raw, length, byref(o)), True)
+
+    def from_store(self, length: int, operations: int, ctx: int = 0, *, writable: bool = False, **options: Any) -> Object:
+        """Makes an object over a store that is written in C: the addresses of its softfault_store_operations, and of ctx.
+
+        Functions made by ctypes from Python must not be among them: they would wait for the interpreter's lock.
+        """
+        o = _object_options(writable=writable, **options)
+        return Object(_made("object", "object_from_store", self._raw, length, operations, ctx, byref(o)), writable)
 
     def arena(
         self,
@@ -296,6 +339,19 @@ class Runtime(_Closing):
     def reinstall_handlers(self) -> None:
         """Puts our handlers in front again, after faulthandler.enable() or .disable() and the like."""
         call("reinstall_handlers", self._raw)
+
+    def recent_failures(self) -> list[Failure]:
+        """Returns the last failures, oldest first: of stores, whoever was told, and touches that became signals."""
+        all_of_them = c_size_t()
+        last = (LastFailure * 64)()
+        call("runtime_recent_failures", self._raw, last, len(last), byref(all_of_them))
+        return [
+            Failure(
+                f.number, FailedOp(f.op), Cause(f.cause), f.store_errno, f.object.decode("utf-8", "replace"),
+                f.object_offset, f.address, f.age_ns / 1e9,
+            )
+            for f in last[: all_of_them.value]
+        ]  # fmt: skip
 
     def counter(self, name: str) -> int:
         """Returns a counter: "pgfault", "pgmajfault", "nr_cached_pages"."""
@@ -344,6 +400,7 @@ def _object_options(
     retry_backoff: float = 0.0,
     fill_window: int = 0,
     readahead: Optional[int] = None,
+    label: Optional[str] = None,
 ) -> ObjectOptions:
     o = ObjectOptions(size=ctypes.sizeof(ObjectOptions), failure_policy=on_failure, max_len_bytes=max_length)
     o.flags = (
@@ -355,6 +412,7 @@ def _object_options(
     o.cache_limit_bytes, o.deadline_ns = cache_limit, int(deadline * 1e9)
     o.retries, o.retry_backoff_ns = retries, int(retry_backoff * 1e9)
     o.fill_window_pages, o.readahead_pages = fill_window, _or_off(readahead)
+    o.label = None if label is None else label.encode()
     return o
 
 

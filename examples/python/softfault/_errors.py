@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import enum
+from typing import NamedTuple, Optional
 
-from ._lib import Range, function
+from ._lib import LastFault, Range, function
 
 
 class ErrorKind(enum.IntEnum):
@@ -58,11 +59,62 @@ class FaultReason(enum.IntFlag):
     UFFD_MINOR = 0x8000
 
 
+class Cause(enum.IntEnum):
+    """SOFTFAULT_CAUSE_*: what the store, or the runtime, had to say."""
+
+    NONE = 0
+    IO = 1
+    SHORT = 2
+    CORRUPT = 3
+    DEADLINE = 4
+    NO_MEMORY = 5
+    REFUSED = 6
+    CACHE_FULL = 7
+    PAST_END = 8
+    NO_PINS = 9
+    NOT_PERMITTED = 10
+    NOT_MAPPED = 11
+    BROKEN = 12
+
+    @classmethod
+    def _missing_(cls, value: object) -> Cause:
+        return cls.NONE
+
+
+class Fault(NamedTuple):
+    """Why, and where, a page could not be had, or was not written."""
+
+    cause: Cause
+    #: The store's; 0 if it gave none.
+    store_errno: int
+    #: The object's label, or the path of its file.
+    object: str
+    object_offset: Optional[int]
+    #: The same byte; None for calls on objects.
+    arena_offset: Optional[int]
+
+
+_UNKNOWN = (1 << 64) - 1
+
+
+def _last_fault() -> Optional[Fault]:
+    last = LastFault()
+    if function("last_fault")(ctypes.byref(last)) != 0:
+        return None
+    label = ctypes.create_string_buffer(function("last_object")(None, 0) + 1)
+    function("last_object")(label, len(label))
+    object_offset, arena_offset = (None if n == _UNKNOWN else n for n in (last.object_offset, last.arena_offset))
+    words = label.value.decode("utf-8", "replace")
+    return Fault(Cause(last.cause), last.store_errno, words, object_offset, arena_offset)
+
+
 class SoftfaultError(OSError):
-    """A call failed: `errno`, the words (`strerror`), the `kind`, and for a fault its `reason`."""
+    """A call failed: `errno`, the words (`strerror`), the `kind`, and for a fault its `reason` and `fault`."""
 
     kind: ErrorKind
     reason: FaultReason
+    #: Where `kind` is FAULT, WRITEBACK or FLUSH.
+    fault: Optional[Fault]
     #: What a failed flush took away, where `kind` is LOST: ranges of bytes of the object.
     lost: list[range]
 
@@ -73,6 +125,7 @@ class SoftfaultError(OSError):
         error = cls(-result, words.value.decode("utf-8", "replace"))
         error.kind = ErrorKind(function("last_error_kind")())
         error.reason = FaultReason(function("last_fault_reason")())
+        error.fault = _last_fault()
         ranges = (Range * function("last_lost_ranges")(None, 0))()
         function("last_lost_ranges")(ranges, len(ranges))
         error.lost = [range(r.start, r.end) for r in ranges]

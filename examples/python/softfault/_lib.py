@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
-from ctypes import POINTER, Structure, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_bool, c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -29,6 +29,8 @@ class RuntimeOptions(Structure):
         ("exit_wait_ms", c_uint32),
         ("writeback_interval_ns", c_uint64),
         ("writeback_expire_ns", c_uint64),
+        ("flags", c_uint32),
+        ("reserved", c_uint32),
     ]
 
 
@@ -45,6 +47,7 @@ class ObjectOptions(Structure):
         ("retry_backoff_ns", c_uint64),
         ("readahead_pages", c_uint32),
         ("reserved", c_uint32),
+        ("label", c_char_p),
     ]
 
 
@@ -61,12 +64,37 @@ class Range(Structure):
     _fields_ = [("start", c_uint64), ("end", c_uint64)]
 
 
+class LastFault(Structure):
+    _fields_ = [
+        ("cause", c_uint32),
+        ("store_errno", c_int),
+        ("object_offset", c_uint64),
+        ("arena_offset", c_uint64),
+    ]
+
+
+class LastFailure(Structure):
+    _fields_ = [
+        ("number", c_uint64),
+        ("op", c_uint32),
+        ("cause", c_uint32),
+        ("store_errno", c_int),
+        ("reserved", c_uint32),
+        ("object_offset", c_uint64),
+        ("address", c_uint64),
+        ("age_ns", c_uint64),
+        ("object", c_char * 104),
+    ]
+
+
 # What each function takes. All return an int (0 or a negative errno) but those in RETURNS.
 _HANDLE = c_void_p
 FUNCTIONS: dict[str, list[Any]] = {
     "last_error": [c_char_p, c_size_t],
     "last_error_kind": [],
     "last_fault_reason": [],
+    "last_fault": [POINTER(LastFault)],
+    "last_object": [c_char_p, c_size_t],
     "last_lost_ranges": [POINTER(Range), c_size_t],
     "abi_version": [],
     "version": [],
@@ -77,10 +105,12 @@ FUNCTIONS: dict[str, list[Any]] = {
     "runtime_delivery": [_HANDLE, POINTER(c_uint32)],
     "runtime_delivery_report": [_HANDLE, c_char_p, c_size_t, POINTER(c_size_t)],
     "runtime_audit_threads": [_HANDLE, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
+    "runtime_recent_failures": [_HANDLE, POINTER(LastFailure), c_size_t, POINTER(c_size_t)],
     "reinstall_handlers": [_HANDLE],
     "object_open": [_HANDLE, c_char_p, POINTER(ObjectOptions), POINTER(_HANDLE)],
     "object_from_fd": [_HANDLE, c_int, POINTER(ObjectOptions), POINTER(_HANDLE)],
     "object_anonymous": [_HANDLE, c_uint64, POINTER(ObjectOptions), POINTER(_HANDLE)],
+    "object_from_store": [_HANDLE, c_uint64, c_void_p, c_void_p, POINTER(ObjectOptions), POINTER(_HANDLE)],
     "object_free": [_HANDLE],
     "object_len": [_HANDLE, POINTER(c_uint64)],
     "object_set_len": [_HANDLE, c_uint64],
@@ -122,6 +152,7 @@ RETURNS: dict[str, Any] = {
     "last_error": c_size_t,
     "last_error_kind": c_uint32,
     "last_fault_reason": c_uint32,
+    "last_object": c_size_t,
     "last_lost_ranges": c_size_t,
     "abi_version": c_uint32,
     "version": c_char_p,
