@@ -194,7 +194,8 @@ fn go() {
         let mut command = Command::new("go");
         command.args(args).current_dir(&copy).env("CGO_ENABLED", "1").env("GOFLAGS", "").env("GOPROXY", "off");
         command.env("GOCACHE", built.work.join("go-cache")).env("GOTOOLCHAIN", "local");
-        command.env("CGO_CFLAGS", format!("-I{}", dir().join("include").display()));
+        let dir = dir().display();
+        command.env("CGO_CFLAGS", format!("-I{dir}/include -I{dir}/tests/languages"));
         let work = built.work.display();
         command.env("CGO_LDFLAGS", format!("-L{work} -Wl,-rpath,{work}"));
         ok(&mut command)
@@ -202,6 +203,11 @@ fn go() {
     go(&["vet", "./..."]);
     says(&go(&["run", "."]), &["both sums are right", "recovered: runtime error: invalid memory address"]);
     says(&go(&["test", "-count=1", "./..."]), &["ok"]);
+    if ill_store(built).is_some() {
+        go(&["vet", "-tags", "illstore", "./..."]);
+        let causes = go(&["test", "-tags", "illstore", "-count=1", "-v", "-run", "^TestCauses$", "./softfault"]);
+        says(&causes, &["--- PASS: TestCauses"]);
+    }
 }
 
 #[test]
@@ -218,13 +224,20 @@ fn node() {
     }
     let Some(built) = build::built(NAME) else { return };
     let copy = copied(built, "node");
+    let store = ill_store(built);
     let node = |args: &[&str]| {
         let mut command = Command::new("node");
         command.args(args).current_dir(&copy).env("NODE_PATH", &modules).env("SOFTFAULT_LIBRARY", &built.shared);
+        if let Some(store) = &store {
+            command.env("SOFTFAULT_ILL_STORE", store);
+        }
         ok(&mut command)
     };
     says(&node(&["quickstart.js"]), &["the sum is right"]);
-    says(&node(&["--expose-gc", "--test", "softfault.test.js"]), &["# fail 0"]);
+    says(&node(&["--expose-gc", "--test", "softfault.test.js"]), &["# fail 0", "# skipped 0"]);
+    if store.is_some() {
+        says(&node(&["--test", "causes.test.js"]), &["# fail 0", "# pass 2"]);
+    }
 }
 
 /// What the examples depend on is exact, and names no place to get it from.

@@ -12,6 +12,7 @@ const path = require('node:path');
 const koffi = require('koffi');
 
 const PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, OBJECT_WRITABLE = 1, ERROR_FAULT = 7, PAGE = 4096;
+const RUNTIME_REPORT_SIGNALS = 2, FAILURES = 64;
 
 function load() {
     if (process.env.SOFTFAULT_LIBRARY)
@@ -27,12 +28,20 @@ const RuntimeOptions = koffi.struct('softfault_runtime_options', {
     size: 'size_t', cache_limit_bytes: 'uint64_t', swap_path: 'const char *', swap_bytes: 'uint64_t',
     zswap_bytes: 'uint64_t', fillers: 'uint32_t', fill_window_pages: 'uint32_t', readahead_pages: 'uint32_t',
     dirty_background_percent: 'uint32_t', dirty_percent: 'uint32_t', exit_wait_ms: 'uint32_t',
-    writeback_interval_ns: 'uint64_t', writeback_expire_ns: 'uint64_t',
+    writeback_interval_ns: 'uint64_t', writeback_expire_ns: 'uint64_t', flags: 'uint32_t', reserved: 'uint32_t',
 });
 const ObjectOptions = koffi.struct('softfault_object_options', {
     size: 'size_t', flags: 'uint32_t', failure_policy: 'uint32_t', max_len_bytes: 'uint64_t',
     cache_limit_bytes: 'uint64_t', deadline_ns: 'uint64_t', retries: 'uint32_t', fill_window_pages: 'uint32_t',
     retry_backoff_ns: 'uint64_t', readahead_pages: 'uint32_t', reserved: 'uint32_t',
+    label: 'const char *',
+});
+koffi.struct('softfault_fault', {
+    cause: 'uint32_t', store_errno: 'int', object_offset: 'uint64_t', arena_offset: 'uint64_t',
+});
+const LastFailure = koffi.struct('softfault_failure', {
+    number: 'uint64_t', op: 'uint32_t', cause: 'uint32_t', store_errno: 'int', reserved: 'uint32_t',
+    object_offset: 'uint64_t', address: 'uint64_t', age_ns: 'uint64_t', object: koffi.array('char', 104, 'String'),
 });
 
 // Handles are names, not addresses: BigInts.
@@ -41,11 +50,15 @@ for (const [name, prototype] of Object.entries({
     last_error: 'size_t softfault_last_error(_Out_ uint8_t *buf, size_t len)',
     last_error_kind: 'uint32_t softfault_last_error_kind()',
     last_fault_reason: 'uint32_t softfault_last_fault_reason()',
+    last_fault: 'int softfault_last_fault(_Out_ softfault_fault *out)',
+    last_object: 'size_t softfault_last_object(_Out_ uint8_t *buf, size_t len)',
+    recent_failures: 'int softfault_runtime_recent_failures(void *runtime, _Out_ uint8_t *failures, size_t nr, _Out_ size_t *all)',
     runtime_new: 'int softfault_runtime_new(softfault_runtime_options *options, _Out_ void **out)',
     runtime_free: 'int softfault_runtime_free(void *runtime)',
     reinstall_handlers: 'int softfault_reinstall_handlers(void *runtime)',
     object_open: 'int softfault_object_open(void *runtime, const char *path, softfault_object_options *options, _Out_ void **out)',
     object_anonymous: 'int softfault_object_anonymous(void *runtime, uint64_t len, softfault_object_options *options, _Out_ void **out)',
+    object_from_store: 'int softfault_object_from_store(void *runtime, uint64_t len, void *operations, void *ctx, softfault_object_options *options, _Out_ void **out)',
     object_free: 'int softfault_object_free(void *object)',
     object_len: 'int softfault_object_len(void *object, _Out_ uint64_t *len)',
     object_sync_all: 'int softfault_object_sync_all(void *object)',
@@ -55,6 +68,7 @@ for (const [name, prototype] of Object.entries({
     arena_map: 'int softfault_arena_map(void *arena, size_t offset, void *object, uint64_t object_offset, size_t len, uint32_t prot, uint32_t sharing)',
     arena_read_at: 'int softfault_arena_read_at(void *arena, size_t offset, _Out_ uint8_t *buf, size_t len)',
     arena_write_at: 'int softfault_arena_write_at(void *arena, size_t offset, const uint8_t *buf, size_t len)',
+    arena_fault_in: 'int softfault_arena_fault_in(void *arena, size_t offset, size_t len, uint32_t access)',
     arena_pin: 'int softfault_arena_pin(void *arena, size_t offset, size_t len, uint32_t access, _Out_ void **out)',
     pin_free: 'int softfault_pin_free(void *pin)',
     stats_read: 'int softfault_stats_read(void *runtime, _Out_ void **out)',
@@ -63,15 +77,39 @@ for (const [name, prototype] of Object.entries({
 }))
     c[name] = lib.func(prototype);
 
-/** A call failed: `errno` (positive), `reason` (SOFTFAULT_VM_FAULT_* bits) if a page could not be had, and words. */
+function text(write) {
+    const words = Buffer.alloc(write(null, 0) + 1);
+    write(words, words.length);
+    return words.toString('utf8', 0, words.length - 1);
+}
+
+const UNKNOWN = 2n ** 64n - 1n;
+const offset = (n) => (BigInt(n) === UNKNOWN ? null : Number(n));
+
+/** Why, and where, a page could not be had, or was not written; null where the last failure was another. */
+function lastFault() {
+    const fault = {};
+    if (c.last_fault(fault) !== 0)
+        return null;
+    return {
+        cause: fault.cause, storeErrno: fault.store_errno, object: text(c.last_object),
+        objectOffset: offset(fault.object_offset), arenaOffset: offset(fault.arena_offset),
+    };
+}
+
+/**
+ * A call failed: `errno` (positive), `kind` (SOFTFAULT_ERROR_*), and words. If a page could not be had, `reason`
+ * (SOFTFAULT_VM_FAULT_* bits); had or written, `fault`: { cause (SOFTFAULT_CAUSE_*), storeErrno (0: the store gave none),
+ * object (its label or path), objectOffset, arenaOffset }, offsets null where there is none.
+ */
 class SoftfaultError extends Error {
     constructor(result) {
-        const words = Buffer.alloc(c.last_error(null, 0) + 1);
-        c.last_error(words, words.length);
-        super(words.toString('utf8', 0, words.length - 1));
+        super(text(c.last_error));
+        this.kind = c.last_error_kind();
+        this.fault = lastFault();
         this.name = 'SoftfaultError';
         this.errno = -result;
-        this.reason = c.last_error_kind() === ERROR_FAULT ? c.last_fault_reason() : 0;
+        this.reason = this.kind === ERROR_FAULT ? c.last_fault_reason() : 0;
     }
 }
 
@@ -103,12 +141,16 @@ class Handle {
 }
 
 class Runtime extends Handle {
-    /** Limits are bytes. swap is { path, bytes }: where anonymous memory goes when the cache is full. */
-    constructor({ cacheLimit = 0, swap = null } = {}) {
+    /**
+     * Limits are bytes. swap is { path, bytes }: where anonymous memory goes when the cache is full. reportSignals: a touch
+     * that becomes SIGBUS or SIGSEGV, which ends the process, writes a line to standard error that says why.
+     */
+    constructor({ cacheLimit = 0, swap = null, reportSignals = false } = {}) {
         const options = {
             size: koffi.sizeof(RuntimeOptions), cache_limit_bytes: cacheLimit, swap_path: swap?.path ?? null,
             swap_bytes: swap?.bytes ?? 0, zswap_bytes: 0, fillers: 0, fill_window_pages: 0, readahead_pages: 0,
             dirty_background_percent: 0, dirty_percent: 0, exit_wait_ms: 0, writeback_interval_ns: 0, writeback_expire_ns: 0,
+            flags: reportSignals ? RUNTIME_REPORT_SIGNALS : 0, reserved: 0,
         };
         super(ask('runtime_new', options), 'runtime_free');
     }
@@ -125,8 +167,24 @@ class Runtime extends Handle {
         return new SoftfaultObject(ask('object_anonymous', this.handle, length, objectOptions(false)), 'object_free');
     }
 
+    /** Over a store that is written in C: pointers to its softfault_store_operations, and to what they get as ctx. */
+    fromStore(length, operations, ctx = null, { label = null, writable = false } = {}) {
+        const options = { ...objectOptions(writable), label };
+        return new SoftfaultObject(ask('object_from_store', this.handle, length, operations, ctx, options), 'object_free');
+    }
+
     arena(length) {
         return new Arena(ask('arena_new', this.handle, length, null));
+    }
+
+    /** The last failures, oldest first: of stores, whoever was told. */
+    recentFailures() {
+        const last = Buffer.alloc(FAILURES * koffi.sizeof(LastFailure));
+        const nr = Math.min(Number(ask('recent_failures', this.handle, last, FAILURES)), FAILURES);
+        return koffi.decode(last, koffi.array(LastFailure, nr)).map((f) => ({
+            number: Number(f.number), op: f.op, cause: f.cause, storeErrno: f.store_errno, object: f.object,
+            objectOffset: Number(f.object_offset), address: BigInt(f.address), ageMs: Number(f.age_ns) / 1e6,
+        }));
     }
 
     counter(name) {
@@ -147,7 +205,7 @@ function objectOptions(writable) {
     return {
         size: koffi.sizeof(ObjectOptions), flags: writable ? OBJECT_WRITABLE : 0, failure_policy: 0, max_len_bytes: 0,
         cache_limit_bytes: 0, deadline_ns: 0, retries: 0, fill_window_pages: 0, retry_backoff_ns: 0, readahead_pages: 0,
-        reserved: 0,
+        reserved: 0, label: null,
     };
 }
 
@@ -230,6 +288,11 @@ class Arena {
 
     write(offset, bytes) {
         call('arena_write_at', this.#handle, offset, bytes, bytes.length);
+    }
+
+    /** Makes the range resident, for as long as there is room; throws where touching it would be a signal. */
+    faultIn(offset, length, { writable = false } = {}) {
+        call('arena_fault_in', this.#handle, offset, length, writable ? 1 : 0);
     }
 
     /** Keeps the range resident until the pin is closed. */

@@ -7,9 +7,10 @@
 //
 // Go's own handling of SIGSEGV and SIGBUS stays: what is not about an arena goes on to it. A page that cannot be had is
 // "unexpected fault address", which ends the program unless debug.SetPanicOnFault is on in the goroutine; ReadAt and FaultIn
-// return errors instead.
+// return errors instead: an Error has the errno of the store, and its Fault says where. What a panic was about is the last of
+// RecentFailures.
 //
-// There are no stores in Go. They would run while a thread waits inside a load instruction, and the scheduler may want that
+// There are no stores in Go (FromStore takes those of C). They would run while a thread waits inside a load instruction, and the scheduler may want that
 // very thread.
 package softfault
 
@@ -35,6 +36,36 @@ type Error struct {
 	Kind   uint32 // SOFTFAULT_ERROR_*
 	Reason uint32 // SOFTFAULT_VM_FAULT_*, for a page that could not be had
 	Words  string
+	Fault  *Fault // for a page that could not be had, or was not written; else nil
+}
+
+// Unknown is an offset that is not known, or that there is none of.
+const Unknown = ^uint64(0)
+
+// Fault says why, and where, a page could not be had, or was not written.
+type Fault struct {
+	Cause        uint32        // SOFTFAULT_CAUSE_*
+	StoreErrno   syscall.Errno // 0 if the store gave none
+	Object       string        // its label, or the path of its file
+	ObjectOffset uint64
+	ArenaOffset  uint64 // the same byte; Unknown for calls on objects
+}
+
+// lastFault is for the thread that made the call.
+func lastFault() *Fault {
+	var last C.softfault_fault
+	if C.softfault_last_fault(&last) != 0 {
+		return nil
+	}
+	label := make([]byte, C.softfault_last_object(nil, 0)+1)
+	C.softfault_last_object((*C.char)(unsafe.Pointer(&label[0])), C.size_t(len(label)))
+	return &Fault{
+		Cause:        uint32(last.cause),
+		StoreErrno:   syscall.Errno(last.store_errno),
+		Object:       string(label[:len(label)-1]),
+		ObjectOffset: uint64(last.object_offset),
+		ArenaOffset:  uint64(last.arena_offset),
+	}
 }
 
 func (e *Error) Error() string { return "softfault: " + e.Words }
@@ -56,6 +87,7 @@ func call(f func() C.int) error {
 		Kind:   uint32(C.softfault_last_error_kind()),
 		Reason: uint32(C.softfault_last_fault_reason()),
 		Words:  string(words[:len(words)-1]),
+		Fault:  lastFault(),
 	}
 }
 
@@ -119,6 +151,46 @@ func (rt *Runtime) Counter(name string) (uint64, error) {
 	return uint64(value), err
 }
 
+// Failure is one of a runtime's last failures.
+type Failure struct {
+	Number       uint64 // counts them: a gap means that some were not kept
+	Op           uint32 // SOFTFAULT_FAILED_*
+	Cause        uint32 // SOFTFAULT_CAUSE_*
+	StoreErrno   syscall.Errno
+	Object       string
+	ObjectOffset uint64
+	Address      uintptr // what was touched; 0: nothing was
+	Age          time.Duration
+}
+
+// RecentFailures returns the last failures, oldest first: of stores, whoever was told, and touches that became signals.
+func (rt *Runtime) RecentFailures() ([]Failure, error) {
+	var last [64]C.softfault_failure
+	var all C.size_t
+	err := call(func() C.int { return C.softfault_runtime_recent_failures(rt.h, &last[0], C.size_t(len(last)), &all) })
+	if err != nil {
+		return nil, err
+	}
+	if int(all) > len(last) {
+		all = C.size_t(len(last))
+	}
+	failures := make([]Failure, 0, all)
+	for i := range last[:all] {
+		f := &last[i]
+		failures = append(failures, Failure{
+			Number:       uint64(f.number),
+			Op:           uint32(f.op),
+			Cause:        uint32(f.cause),
+			StoreErrno:   syscall.Errno(f.store_errno),
+			Object:       C.GoString(&f.object[0]),
+			ObjectOffset: uint64(f.object_offset),
+			Address:      uintptr(f.address),
+			Age:          time.Duration(f.age_ns),
+		})
+	}
+	return failures, nil
+}
+
 // Object is bytes that can be mapped: a file, or memory. It lives as long as it is mapped.
 type Object struct{ h *C.softfault_object }
 
@@ -142,6 +214,25 @@ func (rt *Runtime) Open(path string, writable bool) (*Object, error) {
 func (rt *Runtime) Anonymous(size uint64) (*Object, error) {
 	object := new(Object)
 	return object, call(func() C.int { return C.softfault_object_anonymous(rt.h, C.uint64_t(size), nil, &object.h) })
+}
+
+// FromStore makes an object over a store that is written in C: operations is a *softfault_store_operations, ctx what its
+// functions get. Functions of Go must not be among them.
+func (rt *Runtime) FromStore(size uint64, operations, ctx unsafe.Pointer, label string, writable bool) (*Object, error) {
+	var options C.softfault_object_options
+	options.size = C.size_t(unsafe.Sizeof(options))
+	if writable {
+		options.flags = C.SOFTFAULT_OBJECT_WRITABLE
+	}
+	if label != "" {
+		options.label = C.CString(label)
+		defer C.free(unsafe.Pointer(options.label))
+	}
+	object := new(Object)
+	return object, call(func() C.int {
+		return C.softfault_object_from_store(rt.h, C.uint64_t(size), (*C.softfault_store_operations)(operations), ctx,
+			&options, &object.h)
+	})
 }
 
 // Close frees the handle. What is dirty at the object's end is written back, but nobody hears of errors: Sync before.
@@ -223,6 +314,20 @@ func (a *Arena) ReadAt(p []byte, offset int64) (int, error) {
 	}
 	err := call(func() C.int {
 		return C.softfault_arena_read_at(a.h, C.size_t(offset), unsafe.Pointer(&p[0]), C.size_t(len(p)))
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteAt copies to mapped bytes; what cannot be had is an error instead of a signal.
+func (a *Arena) WriteAt(p []byte, offset int64) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	err := call(func() C.int {
+		return C.softfault_arena_write_at(a.h, C.size_t(offset), unsafe.Pointer(&p[0]), C.size_t(len(p)))
 	})
 	if err != nil {
 		return 0, err
