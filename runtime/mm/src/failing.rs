@@ -3,6 +3,9 @@
 //! Its dirty pages can go nowhere, so they are *stuck*: they count against their own object, and not among the dirty pages for
 //! which writers of other objects wait. What bounds them is in `mapping`, the sum over all objects in `memcontrol`.
 //!
+//! A store that fails now and then is not one that fails: what it did not take is written again, and mostly is taken then.
+//! So it takes [`IN_A_ROW`] failures without a success between them. A refused store ends a process; a late one waits.
+//!
 //! One word has the dirty pages and whether they are stuck, so that each is counted as stuck once, whoever comes first:
 //! ```text
 //! a thread                                the flusher
@@ -19,6 +22,9 @@ use crate::types::FillError;
 /// Set in the word while the store fails; the rest is the number of dirty pages.
 const FAILING: u64 = 1 << 63;
 
+/// Failures one after the other that make a store one that fails.
+pub const IN_A_ROW: u32 = 8;
+
 /// What the store was asked when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -31,9 +37,24 @@ pub enum Asked {
 /// Whether an object's store fails, and its dirty pages.
 #[derive(Debug)]
 pub struct Failing {
-    write: AtomicU32,
-    flush: AtomicU32,
+    write: Answers,
+    flush: Answers,
     dirty: AtomicU64,
+}
+
+/// What the store has said to one kind of question since it last did what it was asked.
+#[derive(Debug)]
+struct Answers {
+    /// How it failed last; 0: it did not.
+    cause: AtomicU32,
+    /// How often.
+    failures: AtomicU32,
+}
+
+impl Answers {
+    fn new() -> Self {
+        Self { cause: AtomicU32::new(0), failures: AtomicU32::new(0) }
+    }
 }
 
 impl Default for Failing {
@@ -46,10 +67,10 @@ impl Failing {
     /// Returns a store that is well.
     #[must_use]
     pub fn new() -> Self {
-        Self { write: AtomicU32::new(0), flush: AtomicU32::new(0), dirty: AtomicU64::new(0) }
+        Self { write: Answers::new(), flush: Answers::new(), dirty: AtomicU64::new(0) }
     }
 
-    fn word(&self, asked: Asked) -> &AtomicU32 {
+    fn answers(&self, asked: Asked) -> &Answers {
         match asked {
             Asked::Write => &self.write,
             Asked::Flush => &self.flush,
@@ -63,10 +84,10 @@ impl Failing {
         self.dirty.load(Ordering::Relaxed) & FAILING != 0
     }
 
-    /// Returns what the store says, if it fails.
+    /// Returns what the store has said since it last did what it was asked, be it once.
     #[must_use]
     pub fn cause(&self) -> Option<FillError> {
-        let code = |word: &AtomicU32| Some(word.load(Ordering::Relaxed)).filter(|code| *code != 0);
+        let code = |a: &Answers| Some(a.cause.load(Ordering::Relaxed)).filter(|code| *code != 0);
         let code = code(&self.write).or_else(|| code(&self.flush))?;
         Some(FillError::from_code(u16::try_from(code).unwrap_or(0)))
     }
@@ -95,9 +116,14 @@ impl Failing {
         }
     }
 
-    /// Notes that the store failed; returns how many pages are stuck from now on, if it was well before.
+    /// Notes that the store failed once more; returns how many pages are stuck from now on, if it is one that fails now, and
+    /// was not before.
     pub(crate) fn set(&self, asked: Asked, error: FillError) -> Option<u64> {
-        self.word(asked).store(u32::from(error.code()), Ordering::Relaxed);
+        let answers = self.answers(asked);
+        answers.cause.store(u32::from(error.code()), Ordering::Relaxed);
+        if answers.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) < IN_A_ROW {
+            return None;
+        }
         let before = self.dirty.fetch_or(FAILING, Ordering::Relaxed);
         (before & FAILING == 0).then_some(before)
     }
@@ -106,7 +132,13 @@ impl Failing {
     ///
     /// A failure of the other kind at the same time may be overlooked until the store is asked again.
     pub(crate) fn clear(&self, asked: Asked) -> Option<u64> {
-        if !self.is_set() || self.word(asked).swap(0, Ordering::Relaxed) == 0 || self.cause().is_some() {
+        let answers = self.answers(asked);
+        // Mostly it was well: a look, and nothing to write.
+        if answers.cause.load(Ordering::Relaxed) == 0 || answers.cause.swap(0, Ordering::Relaxed) == 0 {
+            return None;
+        }
+        answers.failures.store(0, Ordering::Relaxed);
+        if self.cause().is_some() {
             return None;
         }
         let before = self.dirty.fetch_and(!FAILING, Ordering::Relaxed);
@@ -122,10 +154,31 @@ mod tests {
     const ENOSPC: FillError = FillError::Io(Errno::ENOSPC);
 
     #[test]
+    fn a_store_that_fails_now_and_then_does_not_fail() {
+        let f = Failing::new();
+        f.dirtied(3);
+        for _ in 0..100 {
+            for _ in 1..IN_A_ROW {
+                assert_eq!(f.set(Asked::Write, ENOSPC), None);
+            }
+            assert!(!f.is_set() && f.cause() == Some(ENOSPC), "it may be the last time");
+            assert_eq!((f.clear(Asked::Write), f.cause()), (None, None));
+        }
+        fail(&f, Asked::Write);
+        assert_eq!(f.set(Asked::Write, ENOSPC), Some(3));
+    }
+
+    /// All but the last of the failures that count.
+    fn fail(f: &Failing, asked: Asked) {
+        (1..IN_A_ROW).for_each(|_| assert_eq!(f.set(asked, ENOSPC), None));
+    }
+
+    #[test]
     fn pages_are_stuck_once() {
         let f = Failing::new();
         assert_eq!((f.dirtied(3), f.cleaned(1), f.nr_dirty(), f.cause()), (0, 0, 2, None));
         assert_eq!(f.clear(Asked::Write), None, "it was well");
+        fail(&f, Asked::Write);
         assert_eq!((f.set(Asked::Write, ENOSPC), f.set(Asked::Write, ENOSPC)), (Some(2), None));
         assert!(f.is_set() && f.cause() == Some(ENOSPC));
         assert_eq!((f.dirtied(2), f.cleaned(1), f.cleaned(9), f.nr_dirty()), (2, 1, 3, 0));
@@ -137,6 +190,7 @@ mod tests {
     #[test]
     fn it_is_well_when_it_does_both() {
         let f = Failing::new();
+        fail(&f, Asked::Flush);
         assert_eq!((f.set(Asked::Flush, ENOSPC), f.set(Asked::Write, FillError::Short)), (Some(0), None));
         assert_eq!((f.clear(Asked::Write), f.cause()), (None, Some(ENOSPC)));
         assert_eq!((f.clear(Asked::Flush), f.is_set()), (Some(0), false));
