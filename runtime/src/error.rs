@@ -317,7 +317,6 @@ pub(crate) fn system(op: &'static str, call: &'static str) -> impl Fn(Errno) -> 
             op,
             what: "memory that may be locked: RLIMIT_MEMLOCK, with everything locked that is mapped",
         },
-        Errno::EFBIG => Error::Exhausted { op, what: "file size: RLIMIT_FSIZE is smaller than the cache region" },
         errno => Error::System { op, call, errno },
     }
 }

@@ -49,6 +49,12 @@ fn room() -> Option<Room> {
     [space, locked].into_iter().flatten().min_by_key(|r| r.left)
 }
 
+/// Refuses, before it is made, a file of `bytes` that the process may not make: trying would be `SIGXFSZ`.
+pub(crate) fn check_file_size(op: &'static str, what: &'static str, bytes: u64) -> Result<()> {
+    let limit = file::rlimit_fsize();
+    if limit < bytes { Err(Error::Limit { op, what, limit, needed: bytes }) } else { Ok(()) }
+}
+
 /// Refuses, before anything is made, what needs `bytes` of address space where there are fewer.
 pub(crate) fn check_room(op: &'static str, bytes: u64) -> Result<()> {
     match room() {

@@ -84,6 +84,8 @@ impl Space {
                 Err(e) => last = e,
             }
         }
+        let least = len_bytes.max(1).next_multiple_of(EXTENT_SIZE) as u64;
+        memory::check_file_size("object", "RLIMIT_FSIZE (the memfd of the cache)", least)?;
         memory::check_room("object", Region::address_space_bytes(len_bytes) as u64)?;
         Err(system("object", "mmap")(last))
     }

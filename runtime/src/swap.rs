@@ -3,13 +3,14 @@
 #![expect(unsafe_code, reason = "promises that an Arc's deref may run in a handler")]
 
 use crate::error::{Error, Result, system};
+use crate::memory;
 use crate::short::Short;
 use crate::zswap::{Zpool, ZswapFront};
 use softfault_platform::store::Store;
 use softfault_platform::store::direct::DirectFile;
 use softfault_platform::store::swap::{SharedSwapFile, SwapStore};
 use softfault_platform::store::swapfile::SwapFile;
-use softfault_platform::sys::{fd, file};
+use softfault_platform::sys::fd;
 use std::fs::{File, OpenOptions};
 use std::ops::Deref;
 use std::os::fd::AsRawFd;
@@ -62,7 +63,7 @@ impl Swap {
     /// Opens the file, or makes one without a name in the folder, and sets its length.
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
+    /// [`Error::Argument`], [`Error::Io`], [`Error::System`], [`Error::Limit`].
     pub(crate) fn open(options: &SwapOptions) -> Result<Self> {
         let refuse = |arg, value, why| Err(Error::Argument { op: OP, arg, value, why });
         if options.bytes == 0 && options.zswap_bytes > 0 {
@@ -78,9 +79,7 @@ impl Swap {
         if options.bytes >> 12 > u64::from(u32::MAX) {
             return refuse("bytes", options.bytes, "a swap file has less than 16 TiB");
         }
-        if file::rlimit_fsize() < options.bytes {
-            return Err(Error::Exhausted { op: OP, what: "file size: RLIMIT_FSIZE is smaller than the swap file" });
-        }
+        memory::check_file_size(OP, "RLIMIT_FSIZE (the swap file)", options.bytes)?;
         let io = |source| Error::Io { op: OP, path: Some(options.path.clone()), source };
         let opened = if options.path.is_dir() { unnamed_in(&options.path) } else { open_alone(&options.path) };
         let opened = opened.map_err(io)?;

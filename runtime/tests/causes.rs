@@ -159,6 +159,72 @@ fn files_are_called_by_their_paths() {
     assert!(missing.contains("/no/such/file"), "{missing}");
 }
 
+/// A limit is named with the number that the call needs, instead of a signal or of "no memory".
+#[test]
+#[expect(unsafe_code, reason = "limits a process of its own")]
+fn a_limit_on_the_size_of_files_says_what_is_needed() {
+    let out = child("a_limit_on_the_size_of_files_says_what_is_needed", "limited", || {
+        common::setup();
+        let limit = libc::rlimit { rlim_cur: PAGE as u64, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the limit of a process of our own.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) }, 0);
+        let tells = |e: &Error, bytes: usize| {
+            let Error::Limit { what, limit, needed, .. } = e else { panic!("{e:?}") };
+            assert_eq!((*limit, *needed), (PAGE as u64, bytes as u64), "{e}");
+            assert!(what.contains("RLIMIT_FSIZE") && e.to_string().contains(&bytes.to_string()), "{e}");
+        };
+        let swap = Runtime::builder().swap(std::env::temp_dir(), 64 * PAGE as u64).build();
+        tells(&swap.unwrap_err(), 64 * PAGE);
+        let rt = Runtime::builder().build().unwrap();
+        tells(&rt.anonymous(PAGE as u64).unwrap_err(), EXTENT);
+    });
+    if let Some(out) = out {
+        assert!(out.status.success(), "{}", said(&out));
+    }
+}
+
+/// Has no space for the block of a page.
+struct NoBlocks(Errno);
+
+impl Store for NoBlocks {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(7);
+        Ok(())
+    }
+    fn write(&self, _pos_bytes: u64, _pages: &PageRef<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn dsync(&self, _pos_bytes: u64, _len_bytes: u64) -> Result<(), StoreError> {
+        Err(StoreError::Io(self.0))
+    }
+}
+
+// SAFETY: nothing of it allocates, locks or waits.
+#[expect(unsafe_code, reason = "says that it may run in a handler")]
+unsafe impl softfault::HandlerStore for NoBlocks {}
+
+/// Before the first store to a page its block has to be there: what the file system says is what the access says.
+#[test]
+fn a_refused_block_is_an_error_with_its_errno() {
+    // Where the first store to a page is seen.
+    common::each_of("dsync", &[softfault::Delivery::InThread, softfault::Delivery::Segv], |rt, mode| {
+        for errno in [Errno::ENOSPC, Errno::EDQUOT] {
+            let object =
+                rt.object(16 * PAGE as u64).writable(true).label("the ill one").dsync(true).fill_window_pages(1);
+            let object = object.handler_store(Box::new(NoBlocks(errno))).unwrap();
+            let a = arena(rt, mode, EXTENT);
+            a.map(PAGE, &object, 2 * PAGE as u64, 14 * PAGE, Prot::ReadWrite, Sharing::Shared).unwrap();
+            a.fault_in(4 * PAGE..5 * PAGE, Access::Read).unwrap();
+            let error = a.fault_in(4 * PAGE..5 * PAGE, Access::Write).unwrap_err();
+            tells(&error, errno, 5 * PAGE as u64, Some(4 * PAGE));
+            assert_eq!(common::store(&a, 4 * PAGE, 1), Err(libc::SIGBUS), "{mode:?}");
+            let is_noted =
+                || rt.recent_failures().iter().any(|f| f.op == FailedOp::Touch && f.cause == FillError::Io(errno));
+            common::until("it is noted", is_noted);
+        }
+    });
+}
+
 /// Failures are kept, whoever was told of them, and a touch that becomes a signal with them.
 #[test]
 fn the_last_failures_can_be_read_at_any_time() {
