@@ -268,14 +268,15 @@ impl ArenaInner {
     }
 
     /// Resolves a touch of `offset` without touching.
-    fn fault_one(&self, offset: usize, access: Access) -> (Option<VmFaultReason>, Option<FillError>) {
-        let Ok(host) = Host::enter() else { return (None, None) };
+    fn fault_one(&self, offset: usize, access: Access) -> Faulted {
+        let Ok(host) = Host::enter() else { return Faulted::default() };
         let ctx = host.ctx();
         let mut flags = FaultFlags::ALLOW_RETRY | FaultFlags::REMOTE;
         if access == Access::Write {
             flags |= FaultFlags::WRITE;
         }
-        (fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags), ctx.cause())
+        let reason = fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags);
+        Faulted { reason, cause: ctx.cause(), crowded: ctx.is_crowded() }
     }
 
     /// Faults each page of the range in; `exact`: also those that a hint says are mapped.
@@ -343,16 +344,24 @@ impl ArenaInner {
         }
     }
 
-    /// A walk that ran out of attempts is made again: here no instruction does it for us.
+    /// A walk that ran out of attempts is made again: here no instruction does it for us. Nor need it wait for ever: where
+    /// the kernel has no mapping to expose the page by, and none can be given back, that is an error after a while.
     fn fault_patiently(&self, op: &'static str, at: usize, access: Access) -> Result<()> {
+        let mut patience = CROWDED_ROUNDS;
         loop {
-            match self.fault_one(at, access) {
-                (None, _) => return Err(self.fault_error(op, at, access, Some(FillError::NotMapped), None)),
-                (Some(r), cause) if r.intersects(VmFaultReason::ERROR) => {
+            let Faulted { reason, cause, crowded } = self.fault_one(at, access);
+            match reason {
+                None => return Err(self.fault_error(op, at, access, Some(FillError::NotMapped), None)),
+                Some(r) if r.intersects(VmFaultReason::ERROR) => {
                     return Err(self.fault_error(op, at, access, cause, Some(r)));
                 }
-                (Some(r), _) if r.intersects(VmFaultReason::RETRY) => {}
-                _ => return Ok(()),
+                Some(r) if !r.intersects(VmFaultReason::RETRY) => return Ok(()),
+                Some(_) if crowded && patience == 0 => return Err(system(op, "mprotect")(Errno::ENOMEM)),
+                Some(_) if crowded => {
+                    patience -= 1;
+                    std::thread::sleep(CROWDED_PAUSE);
+                }
+                Some(_) => {}
             }
         }
     }
@@ -373,6 +382,21 @@ impl ArenaInner {
         error::fault(op, access, place, cause, reason)
     }
 }
+
+/// What a walk without an instruction found.
+#[derive(Default)]
+struct Faulted {
+    /// `None`: no vma of ours is there.
+    reason: Option<VmFaultReason>,
+    cause: Option<FillError>,
+    /// There was no room to expose the page.
+    crowded: bool,
+}
+
+/// How often, and with which pauses, a call looks for room to expose its page: other threads may be hiding some, and the
+/// program may give mappings back.
+const CROWDED_ROUNDS: u32 = 200;
+const CROWDED_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Returns the bytes of the tables of an arena of `nr` extents.
 fn table_bytes(nr: usize) -> u64 {

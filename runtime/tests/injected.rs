@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, TempFile, child, fill_the_table, load, serial, setup, store};
+use common::{EXTENT, PAGE, TempFile, child, fill_the_table, load, setup, store};
 use softfault::{Access, Arena, Delivery, Error, Object, Pin, Prot, Runtime, RuntimeBuilder, Sharing};
 use softfault_platform::sys::inject::{self, Fails};
 use std::cell::{Cell, RefCell};
@@ -198,11 +198,16 @@ fn each_failure<S>(w: &World, case: &Case<'_, S>) {
     }
 }
 
-fn each_mode(what: &str, writable: bool, f: impl Fn(&World)) {
-    let _serial = serial();
-    common::each_mode(what, |_, mode| {
-        let rt = quiet();
-        f(&World::new(&rt, mode, writable));
+/// Runs a scenario in every mode that can be had, each in a process of its own: one at a time fails calls in a process.
+fn each_mode(test: &str, writable: bool, f: impl Fn(&World) + Sync) {
+    in_children(test, &format!("writable {writable}"), &common::MODES, |mode| {
+        let rt = common::runtime();
+        if let Some(finding) = rt.delivery().finding(mode).filter(|f| !f.available) {
+            println!("{test}: {mode:?} skipped: {}", finding.why);
+            assert_ne!(mode, Delivery::Segv, "{test}: it can be had everywhere");
+            return;
+        }
+        f(&World::new(&quiet(), mode, writable));
     });
 }
 
@@ -263,7 +268,7 @@ fn map() {
 
 #[test]
 fn unmap_and_protect() {
-    each_mode("unmap and protect", true, |w| {
+    each_mode("unmap_and_protect", true, |w| {
         for sharing in [Sharing::Shared, Sharing::Private] {
             let prepare = |w: &World| {
                 w.map_whole(Prot::ReadWrite, sharing);
@@ -367,7 +372,7 @@ fn replace() {
 #[test]
 fn promote_and_demote() {
     for writable in [false, true] {
-        each_mode("promote and demote", writable, |w| {
+        each_mode("promote_and_demote", writable, |w| {
             let prot = if writable { Prot::ReadWrite } else { Prot::Read };
             let everything = 0..w.arena.len();
             let native = usize::from(w.mode != Delivery::Segv) * PAGES * PAGE / EXTENT;
@@ -490,12 +495,12 @@ fn pin() {
 
 #[test]
 fn exclusive_objects() {
-    let _serial = serial();
-    common::each_userfaultfd("exclusive objects", |_, mode| {
-        if mode != Delivery::InThread {
+    in_children("exclusive_objects", "", &[Delivery::InThread], |mode| {
+        let rt = quiet();
+        if !rt.delivery().is_available(mode) {
+            println!("exclusive objects skipped: {}", rt.delivery());
             return;
         }
-        let rt = quiet();
         let w = World::new(&rt, mode, true);
         // The context and the pool of frames are there as long as the runtime.
         drop(rt.object(PAGE as u64).exclusive(true).anonymous().expect("exclusive"));
@@ -608,8 +613,21 @@ fn small() -> RuntimeBuilder {
     Runtime::builder().cache_limit(16 << 20).fillers(1).writeback(HOUR, HOUR)
 }
 
+/// Runs `body` for each mode in a process of its own, all at the same time: they mostly wait, for threads to start and end.
+fn in_children(test: &str, key: &str, modes: &[Delivery], body: impl Fn(Delivery) + Sync) {
+    let run = |mode: Delivery| in_child(test, &format!("{mode:?} {key}"), || body(mode));
+    if common::is_child() {
+        // The one that is meant does not return; threads beside it would be counted.
+        return modes.iter().for_each(|mode| run(*mode));
+    }
+    std::thread::scope(|s| {
+        for mode in modes {
+            s.spawn(|| run(*mode));
+        }
+    });
+}
+
 fn in_child(test: &str, key: &str, body: impl FnOnce()) {
-    let _serial = serial();
     let Some(out) = child(test, key, body) else { return };
     print!("{}", String::from_utf8_lossy(&out.stdout));
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -631,31 +649,29 @@ fn runtimes() {
 
 #[test]
 fn objects_and_arenas() {
-    for mode in common::MODES {
-        in_child("objects_and_arenas", &format!("{mode:?}"), || {
-            let file = TempFile::new(16 * PAGE);
-            // The first of its runtime, so that the cache, the contexts and the threads behind them are made, too.
-            let rt = RefCell::new(None::<Runtime>);
-            let ready = || {
-                drop(rt.take());
-                rt.replace(Some(small().build().expect("runtime")));
-            };
-            ready();
-            if !rt.borrow().as_ref().expect("made").delivery().is_available(mode) {
-                println!("{mode:?} skipped");
-                return;
-            }
-            each_failed_making(&format!("the first object and arena over {mode:?}"), &ready, &|made| {
-                let rt = rt.borrow().clone().expect("made");
-                let object = keep(made, rt.open_file(file.path())?);
-                keep(made, rt.object(EXTENT as u64).huge_pages(true).anonymous()?);
-                let arena = keep(made, rt.arena(EXTENT).delivery(mode).build()?);
-                arena.map(0, &object, 0, 16 * PAGE, Prot::Read, Sharing::Shared)?;
-                let _ = arena.fault_in(0..PAGE, Access::Read);
-                Ok(())
-            });
+    in_children("objects_and_arenas", "", &common::MODES, |mode| {
+        let file = TempFile::new(16 * PAGE);
+        // The first of its runtime, so that the cache, the contexts and the threads behind them are made, too.
+        let rt = RefCell::new(None::<Runtime>);
+        let ready = || {
+            drop(rt.take());
+            rt.replace(Some(small().build().expect("runtime")));
+        };
+        ready();
+        if !rt.borrow().as_ref().expect("made").delivery().is_available(mode) {
+            println!("{mode:?} skipped");
+            return;
+        }
+        each_failed_making(&format!("the first object and arena over {mode:?}"), &ready, &|made| {
+            let rt = rt.borrow().clone().expect("made");
+            let object = keep(made, rt.open_file(file.path())?);
+            keep(made, rt.object(EXTENT as u64).huge_pages(true).anonymous()?);
+            let arena = keep(made, rt.arena(EXTENT).delivery(mode).build()?);
+            arena.map(0, &object, 0, 16 * PAGE, Prot::Read, Sharing::Shared)?;
+            let _ = arena.fault_in(0..PAGE, Access::Read);
+            Ok(())
         });
-    }
+    });
 }
 
 /// A map that fails because the process may have no mapping more leaves the lists of all objects as they were.

@@ -26,6 +26,8 @@ pub struct Ctx<'a> {
     pub clock: Option<fn() -> u64>,
     /// The last install found the range not ours: if the same access comes back again and again, nothing resolves it.
     gone: Cell<bool>,
+    /// The last attempt found no room to expose the page, and none could be made.
+    crowded: Cell<bool>,
     /// Why the last attempt failed, if it did and who failed it knows.
     cause: Cell<Option<FillError>>,
     not_send: PhantomData<*const &'a ()>,
@@ -44,6 +46,7 @@ impl Ctx<'_> {
             mask,
             clock,
             gone: Cell::new(false),
+            crowded: Cell::new(false),
             cause: Cell::new(None),
             not_send: PhantomData,
         }
@@ -61,6 +64,7 @@ impl Ctx<'_> {
             mask: 0,
             clock: None,
             gone: Cell::new(false),
+            crowded: Cell::new(false),
             cause: Cell::new(None),
             not_send: PhantomData,
         }
@@ -71,9 +75,15 @@ impl Ctx<'_> {
         self.gone.set(true);
     }
 
-    /// Forgets it: another attempt begins.
+    /// Notes that there was no room to expose the page, and that none could be made.
+    pub(crate) fn note_crowded(&self) {
+        self.crowded.set(true);
+    }
+
+    /// Forgets both: another attempt begins.
     pub(crate) fn begin_attempt(&self) {
         self.gone.set(false);
+        self.crowded.set(false);
         self.cause.set(None);
     }
 
@@ -94,6 +104,13 @@ impl Ctx<'_> {
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.gone.get()
+    }
+
+    /// Returns whether the fault goes round because the host has no room to expose its page, and none could be made. An
+    /// instruction may wait for that; a call has an error for it.
+    #[must_use]
+    pub fn is_crowded(&self) -> bool {
+        self.crowded.get()
     }
 
     /// Returns the clock's reading, or 0 when this fault is not sampled.

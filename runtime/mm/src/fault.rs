@@ -203,6 +203,7 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
         Work::Crowded => {
             if !env.mm.make_room() {
+                ctx.note_crowded();
                 env.park.relax();
             }
             Next::Again

@@ -1,5 +1,6 @@
 //! `Mapping`: an object's pages and how they are filled. Linux: `struct address_space`.
 
+use crate::errno::Errno;
 use crate::extent::ChunkWord;
 use crate::failing::{Asked, Failing};
 use crate::failures::{FailedOp, Failure};
@@ -168,12 +169,21 @@ impl Mapping<'_> {
         self.stat.record(&Failure { op, cause, label: self.label, object_offset, address, when_ns });
     }
 
-    /// Notes that the store failed.
+    /// Notes that the store failed. Anonymous memory whose swap is full is want of memory, and no failure of a store: what was
+    /// swapped out is read, and written in place, as before.
     pub fn note_failure(&self, asked: Asked, error: FillError) {
+        if self.is_full_swap(error) {
+            return;
+        }
         if let Some(stuck) = self.failing.set(asked, error) {
             self.account.nr_failing.fetch_add(1, Ordering::Relaxed);
             self.account.nr_stuck.fetch_add(stuck, Ordering::Relaxed);
         }
+    }
+
+    /// Dirty pages that nobody flushes leave for want of memory alone: their store is swap.
+    fn is_full_swap(&self, error: FillError) -> bool {
+        !self.is_flushed() && error == FillError::Io(Errno::ENOSPC)
     }
 
     /// Notes that the store did what it was asked.

@@ -406,6 +406,11 @@ impl Rng {
 
 const CHILD: &str = "SOFTFAULT_TEST_CHILD";
 
+/// Returns whether this is a process that [`child`] made.
+pub(crate) fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 /// Runs `body` in a fresh process of this binary, in the test named `test`; returns what became of it.
 ///
 /// In that process the call does not return. `None`: this is a child made for another call of the same test.
