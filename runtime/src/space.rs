@@ -69,7 +69,7 @@ impl Space {
     /// that is left, at least as large as the object.
     pub(crate) fn new(len_bytes: usize) -> Result<Self> {
         let budget = memory::address_space_share(8);
-        let mut last = Errno::ENOMEM;
+        let mut last = ("mmap", Errno::ENOMEM);
         let fits = |shift: &u32| Region::address_space_bytes(1 << shift) <= budget;
         let shifts = REGION_SHIFTS.rev().filter(fits).step_by(3).chain([0]);
         for wanted in shifts.map(|shift| len_bytes.max((1usize << shift).next_multiple_of(EXTENT_SIZE))) {
@@ -80,14 +80,14 @@ impl Space {
                     return Ok(Space { region, free });
                 }
                 // A smaller one would need as many descriptors.
-                Err(e @ (Errno::EMFILE | Errno::ENFILE)) => return Err(system("object", "memfd_create")(e)),
+                Err((call, e @ (Errno::EMFILE | Errno::ENFILE))) => return Err(system("object", call)(e)),
                 Err(e) => last = e,
             }
         }
         let least = len_bytes.max(1).next_multiple_of(EXTENT_SIZE) as u64;
         memory::check_file_size("object", "RLIMIT_FSIZE (the memfd of the cache)", least)?;
         memory::check_room("object", Region::address_space_bytes(len_bytes) as u64)?;
-        Err(system("object", "mmap")(last))
+        Err(system("object", last.0)(last.1))
     }
 
     /// Takes a run of chunks, and makes it accessible; `None`: there is no room.

@@ -6,7 +6,7 @@
 mod common;
 
 use common::{EXTENT, MODES, PAGE, Rng, TempFile, child, ended, load, map, store};
-use softfault::{Access, Advice, Delivery, Prot, Runtime, Sharing};
+use softfault::{Access, Advice, Delivery, Errno, Error, Prot, Runtime, Sharing};
 use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -58,6 +58,11 @@ fn listed(mode: Delivery) -> Vec<(String, libc::c_long)> {
 
 /// Kills the process if this thread, or one that it starts, makes another call.
 fn forbid_all_but(calls: &[(String, libc::c_long)]) {
+    filter(calls, libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_KILL_PROCESS);
+}
+
+/// One action for the calls, and another for those that are not among them.
+fn filter(calls: &[(String, libc::c_long)], listed: u32, others: u32) {
     let op = |code: u32, k: u32, jt: usize| libc::sock_filter {
         code: u16::try_from(code).expect("a code"),
         jt: u8::try_from(jt).expect("a short list"),
@@ -67,11 +72,11 @@ fn forbid_all_but(calls: &[(String, libc::c_long)]) {
     // seccomp_data: the number is its first field.
     let mut program = vec![op(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0)];
     for (i, (_, nr)) in calls.iter().enumerate() {
-        let to_allow = calls.len() - i;
-        program.push(op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, u32::try_from(*nr).expect("a number"), to_allow));
+        let to_listed = calls.len() - i;
+        program.push(op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, u32::try_from(*nr).expect("a number"), to_listed));
     }
-    program.push(op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_KILL_PROCESS, 0));
-    program.push(op(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0));
+    program.push(op(libc::BPF_RET | libc::BPF_K, others, 0));
+    program.push(op(libc::BPF_RET | libc::BPF_K, listed, 0));
     let filter =
         libc::sock_fprog { len: u16::try_from(program.len()).expect("a short one"), filter: program.as_mut_ptr() };
     // SAFETY: takes no pointer.
@@ -181,4 +186,24 @@ fn segv_opens_no_userfaultfd() {
         assert_eq!(store(&arena, 0, 7), Ok(()));
     });
     ended(run, Ok(0));
+}
+
+/// What a filter refuses is called by its name, in every step of making the cache's memory.
+#[test]
+fn a_refused_call_is_named() {
+    for call in ["memfd_create", "ftruncate", "madvise"] {
+        let run = child("a_refused_call_is_named", call, || {
+            common::setup();
+            let rt = Runtime::builder().cache_limit(64 << 20).build().expect("a runtime");
+            let refused = [(call.to_owned(), numbers()[call])];
+            filter(&refused, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, libc::SECCOMP_RET_ALLOW);
+            match rt.anonymous(PAGE as u64) {
+                Err(Error::System { call: named, errno: Errno::EPERM, .. }) => assert_eq!(named, call),
+                other => panic!("{other:?}"),
+            }
+        });
+        if run.is_some() {
+            ended(run, Ok(0));
+        }
+    }
 }

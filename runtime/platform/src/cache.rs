@@ -107,31 +107,32 @@ impl Region {
     /// Creates a region of `len_bytes` bytes, a multiple of 2 MiB. Control plane.
     ///
     /// # Errors
-    /// `EFBIG` past `RLIMIT_FSIZE`, `ENOMEM` past `RLIMIT_AS` or the overcommit limit, `EMFILE`.
-    pub fn new(len_bytes: usize) -> Result<Self, Errno> {
+    /// `EFBIG` past `RLIMIT_FSIZE`, `ENOMEM` past `RLIMIT_AS` or the overcommit limit, `EMFILE`; and which system call said so.
+    pub fn new(len_bytes: usize) -> Result<Self, (&'static str, Errno)> {
+        let of = |call: &'static str| move |errno: Errno| (call, errno);
         if file::rlimit_fsize() < len_bytes as u64 {
-            return Err(Errno::EFBIG);
+            return Err(("ftruncate", Errno::EFBIG));
         }
-        let fd = fd::raise(mem::memfd_create(c"softfault-cache")?);
+        let fd = fd::raise(mem::memfd_create(c"softfault-cache").map_err(of("memfd_create"))?);
         let ports = Ports::none();
         let mut region = Self { fd: Descriptor::new(fd), alias: 0, len_bytes, folios: 0, chunks: Sparse::new(), ports };
-        file::ftruncate(fd, len_bytes as u64)?;
-        mem::seal_size(fd)?;
+        file::ftruncate(fd, len_bytes as u64).map_err(of("ftruncate"))?;
+        mem::seal_size(fd).map_err(of("fcntl"))?;
         // Congruent to the memfd modulo 2 MiB, or nothing of it could be made a huge page.
-        region.alias = mem::reserve(len_bytes, EXTENT_SIZE)?;
+        region.alias = mem::reserve(len_bytes, EXTENT_SIZE).map_err(of("mmap"))?;
         let flags = mem::MAP_SHARED | mem::MAP_NORESERVE | mem::MAP_FIXED;
         // Without access, which mlockall(2) passes over: opened as objects come.
         // SAFETY: the range reserved above, which nobody has seen; the memfd is ours alone.
-        unsafe { mem::mmap(region.alias, len_bytes, mem::PROT_NONE, flags, fd, 0) }?;
+        unsafe { mem::mmap(region.alias, len_bytes, mem::PROT_NONE, flags, fd, 0) }.map_err(of("mmap"))?;
         for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP] {
             // SAFETY: the alias mapped above; a child must not write the shared cache through it.
-            unsafe { mem::madvise(region.alias, len_bytes, advice) }?;
+            unsafe { mem::madvise(region.alias, len_bytes, advice) }.map_err(of("madvise"))?;
         }
         // SAFETY: the alias mapped above.
-        unsafe { thp::permit(region.alias, len_bytes, false) }?;
+        unsafe { thp::permit(region.alias, len_bytes, false) }.map_err(of("madvise"))?;
         thp::look();
-        region.folios = sparse::reserve_closed(region.folios_len())?;
-        region.chunks.reserve(region.chunks_len())?;
+        region.folios = sparse::reserve_closed(region.folios_len()).map_err(of("mmap"))?;
+        region.chunks.reserve(region.chunks_len()).map_err(of("mmap"))?;
         region.ports = Ports::open(fd);
         Ok(region)
     }
