@@ -1,6 +1,7 @@
 //! `Arena`: a range of address space over which objects are mapped.
 
 mod end;
+mod faultin;
 mod place;
 
 use crate::Access;
@@ -13,11 +14,9 @@ use crate::registry;
 use crate::runtime::{Runtime, RuntimeInner};
 use crate::vmas::{Owed, VmaEntry, VmaSet};
 use softfault_mm::extent::{Extent, ExtentState};
-use softfault_mm::fault;
 use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::sync::{AtomicU64, Ordering};
-use softfault_mm::types::{FaultFlags, FillError, VmFaultReason};
-use softfault_platform::host::Host;
+use softfault_mm::types::{FillError, VmFaultReason};
 use softfault_platform::section;
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::{self, ArenaFacts, Trap};
@@ -267,18 +266,6 @@ impl ArenaInner {
         self.extents.lend()[range.start >> EXTENT_SHIFT..=last].iter().for_each(|e| e.count_user_pin(more));
     }
 
-    /// Resolves a touch of `offset` without touching.
-    fn fault_one(&self, offset: usize, access: Access) -> Faulted {
-        let Ok(host) = Host::enter() else { return Faulted::default() };
-        let ctx = host.ctx();
-        let mut flags = FaultFlags::ALLOW_RETRY | FaultFlags::REMOTE;
-        if access == Access::Write {
-            flags |= FaultFlags::WRITE;
-        }
-        let reason = fault::do_user_addr_fault(host.env(), &ctx, self.base + offset, flags);
-        Faulted { reason, cause: ctx.cause(), crowded: ctx.is_crowded() }
-    }
-
     /// Faults each page of the range in; `exact`: also those that a hint says are mapped.
     pub(crate) fn fault_in(&self, op: &'static str, range: &Range<usize>, access: Access, exact: bool) -> Result<()> {
         // What is resident may be protected from loads by now: the walk says so.
@@ -344,28 +331,6 @@ impl ArenaInner {
         }
     }
 
-    /// A walk that ran out of attempts is made again: here no instruction does it for us. Nor need it wait for ever: where
-    /// the kernel has no mapping to expose the page by, and none can be given back, that is an error after a while.
-    fn fault_patiently(&self, op: &'static str, at: usize, access: Access) -> Result<()> {
-        let mut patience = CROWDED_ROUNDS;
-        loop {
-            let Faulted { reason, cause, crowded } = self.fault_one(at, access);
-            match reason {
-                None => return Err(self.fault_error(op, at, access, Some(FillError::NotMapped), None)),
-                Some(r) if r.intersects(VmFaultReason::ERROR) => {
-                    return Err(self.fault_error(op, at, access, cause, Some(r)));
-                }
-                Some(r) if !r.intersects(VmFaultReason::RETRY) => return Ok(()),
-                Some(_) if crowded && patience == 0 => return Err(system(op, "mprotect")(Errno::ENOMEM)),
-                Some(_) if crowded => {
-                    patience -= 1;
-                    std::thread::sleep(CROWDED_PAUSE);
-                }
-                Some(_) => {}
-            }
-        }
-    }
-
     /// Makes the error of an access at arena byte `at`, with what is mapped there.
     fn fault_error(
         &self,
@@ -382,21 +347,6 @@ impl ArenaInner {
         error::fault(op, access, place, cause, reason)
     }
 }
-
-/// What a walk without an instruction found.
-#[derive(Default)]
-struct Faulted {
-    /// `None`: no vma of ours is there.
-    reason: Option<VmFaultReason>,
-    cause: Option<FillError>,
-    /// There was no room to expose the page.
-    crowded: bool,
-}
-
-/// How often, and with which pauses, a call looks for room to expose its page: other threads may be hiding some, and the
-/// program may give mappings back.
-const CROWDED_ROUNDS: u32 = 200;
-const CROWDED_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Returns the bytes of the tables of an arena of `nr` extents.
 fn table_bytes(nr: usize) -> u64 {
