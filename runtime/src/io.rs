@@ -152,6 +152,13 @@ fn on_object(op: &'static str) -> Call {
     Call { op, arena: None }
 }
 
+/// Forgets what the host has taken away below the pages. The program's signals are open again when it returns: who waits for a
+/// page afterwards is to be interrupted.
+fn drop_missing(mapping: &Mapping<'_>, from: u64, to: u64) {
+    let host = Host::detached();
+    discarded::drop_missing(mapping, &|addr| host.env().park.wake(addr), 0, from, to);
+}
+
 /// Calls `f(address, length, done)` for each page of `offset..offset + len`, pinned.
 fn for_each_page(
     object: &ObjectInner,
@@ -164,9 +171,7 @@ fn for_each_page(
     let end = offset.saturating_add(len as u64).min(object.mapping().i_size.load(Ordering::Acquire));
     let set = if access == Access::Write { DIRTY } else { 0 };
     let mut at = offset;
-    let park = Host::detached();
-    let wake = |addr: usize| park.env().park.wake(addr);
-    discarded::drop_missing(object.mapping(), &wake, 0, offset >> PAGE_SHIFT, softfault_mm::page::pages_of(end));
+    drop_missing(object.mapping(), offset >> PAGE_SHIFT, softfault_mm::page::pages_of(end));
     while at < end {
         let in_page = at as usize & PAGE_MASK;
         let here = (PAGE_SIZE - in_page).min((end - at) as usize);
