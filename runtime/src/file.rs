@@ -112,14 +112,16 @@ impl FileOptions {
     pub fn file(self, opened: &File) -> Result<Object> {
         let op = "FileOptions::file";
         let fd = opened.as_raw_fd();
+        let is = file::permits(fd).map_err(system(op, "fcntl"))?;
         let open = |write| match file::reopen(fd, write, false) {
             // A write error is said once to each open file description: on a duplicate, an fsync(2) of the program's would
             // swallow what our flush must hear. Where there is no /proc, or who passed the descriptor on may what we may not,
-            // the shared description must do.
-            Err(Errno::ENOENT | Errno::EACCES | Errno::EPERM | Errno::ENXIO) => descriptor::dup_high(fd),
+            // the shared description must do, unless it appends: it would put each page behind the end.
+            Err(Errno::ENOENT | Errno::EACCES | Errno::EPERM | Errno::ENXIO) if !(write && is.append) => {
+                descriptor::dup_high(fd)
+            }
             r => r,
         };
-        let is = file::permits(fd).map_err(system(op, "fcntl"))?;
         if !is.read {
             return Err(Error::Denied { op, what: "the file is not open for reading" });
         }
@@ -217,6 +219,8 @@ fn make_writable(source: &Source<'_>, inner: &Arc<ObjectInner>, file: &FileOf) -
 
 /// Opens the file, or takes a descriptor of it that had to be kept.
 fn acquire(source: &Source<'_>, inode: Inode, write: bool) -> Result<i32> {
+    // One that is kept was opened by who might: it is no more than what the caller may now.
+    (source.permits)(write)?;
     if let Some(fd) = descriptors::take(inode, write) {
         return Ok(fd);
     }

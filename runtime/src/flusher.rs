@@ -17,7 +17,6 @@ use softfault_mm::filemap;
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
-use softfault_mm::page::EXTENT_PAGES;
 use softfault_mm::vmscan;
 use softfault_platform::exit::Seat;
 use softfault_platform::host;
@@ -50,11 +49,33 @@ impl Writable {
 
 /// Objects that may have dirty pages.
 #[derive(Debug, Default)]
-pub(crate) struct Writables(Mutex<Vec<Writable>>);
+pub(crate) struct Writables {
+    list: Mutex<Vec<Writable>>,
+    /// Objects whose last handle is gone, and which are being written back by who had it: an exit waits for them.
+    ending: AtomicU32,
+}
+
+/// An object is being written back for the last time.
+#[derive(Debug)]
+pub(crate) struct Ending(Arc<Writables>);
+
+impl Ending {
+    pub(crate) fn begin(objects: &Arc<Writables>) -> Self {
+        objects.ending.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(objects))
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in write_everything(): what was written is.
+        self.0.ending.fetch_sub(1, Ordering::Release);
+    }
+}
 
 impl Writables {
     fn list(&self) -> Masked<'_, Vec<Writable>> {
-        masked::lock(&self.0)
+        masked::lock(&self.list)
     }
 
     /// Adds an object; those that have ended go when the list grows.
@@ -220,33 +241,44 @@ const LOOKS: u32 = 5_000;
 /// Writes everything that was stored before the call, as a sync does but for the flush: what the kernel would have of its own
 /// shared mappings when the process has ended. Errors are counted; nobody is left to be told.
 fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>) {
-    for id in objects.ids() {
-        with_object(env, id, |m| {
-            // As in `flush_wanted`: the claim keeps the object, if it is this one.
-            let flushing = objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
-            let Some(flushing) = flushing.filter(|f| f.is_persistent()) else { return };
-            let mut from = 0;
-            while from < m.nr_pages() {
-                let to = (from | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(m.nr_pages());
-                if m.chunk(from).is_some_and(|c| c.nr_uptodate() > 0) {
-                    // What is busy for a moment (a frame of an exclusive page that the kernel looks at) is not the next time.
-                    for _ in 0..TRIES {
-                        if flushing.write_back("exit", &(from..to)).is_ok() {
-                            break;
-                        }
-                        std::thread::sleep(Duration::from_millis(1));
-                    }
+    // Those that fail come last: what they take of the time is not the others'.
+    for fails in [false, true] {
+        for id in objects.ids() {
+            with_object(env, id, |m| {
+                // As in `flush_wanted`: the claim keeps the object, if it is this one.
+                let flushing =
+                    objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
+                if let Some(flushing) = flushing.filter(|f| f.is_persistent() && m.failing.is_set() == fails) {
+                    write_object(&flushing, m);
                 }
-                from = to;
-            }
-        });
+            });
+        }
     }
-    // What fillers, and threads that reclaim for themselves, are writing.
+    // What fillers, threads that reclaim for themselves, and those that are dropping an object are writing.
     for _ in 0..LOOKS {
-        if account.nr_writeback.load(Ordering::Relaxed) == 0 {
+        if account.nr_writeback.load(Ordering::Relaxed) == 0 && objects.ending.load(Ordering::Acquire) == 0 {
             break;
         }
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Writes what is dirty of an object, chunk by chunk. What is busy for a moment (a frame of an exclusive page that the kernel
+/// looks at) is not the next time; after a chunk that cannot be written the others are tried once each.
+fn write_object(flushing: &Flushing, m: &Mapping<'_>) {
+    let mut tries = TRIES;
+    for (from, to) in m.nodes.runs(0, m.nr_pages(), 1) {
+        let mut written = flushing.write_back("exit", &(from..to)).is_ok();
+        for _ in 1..tries {
+            if written {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            written = flushing.write_back("exit", &(from..to)).is_ok();
+        }
+        if !written {
+            tries = 1;
+        }
     }
 }
 

@@ -276,7 +276,9 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
     if in_page == 0 {
         return true;
     }
-    match filemap::get_folio(object.mapping(), pgoff, DIRTY) {
+    // A file that is only read, and was cut by others, has its zeros already.
+    let set = if object.is_writable() { DIRTY } else { 0 };
+    match filemap::get_folio(object.mapping(), pgoff, set) {
         // What is being written may have been measured by the old end: the store is not cut before it is there.
         Lookup::Pinned(word) if word.load().state() == State::Writeback => {
             word.unpin();
@@ -284,7 +286,7 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
         }
         Lookup::Pinned(word) => {
             if let Some(page) = object.page_at(pgoff, Access::Write) {
-                // SAFETY: the rest of a page that is pinned with DIRTY, and open to stores.
+                // SAFETY: the rest of a page that is pinned, and open to stores.
                 unsafe { ((page + in_page) as *mut u8).write_bytes(0, PAGE_SIZE - in_page) };
                 word.unpin();
                 return true;

@@ -379,6 +379,7 @@ impl Drop for ObjectInner {
         let _file = self.file.take().filter(|_| self.pid == std::process::id()).map(Forgotten);
         failpoint!(OBJECT_ENDS);
         if self.is_persistent() && self.pid == std::process::id() {
+            let _ending = self.rt.ending();
             self.write_back_last();
         }
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
@@ -455,7 +456,7 @@ impl Object {
     /// Reads past the end are short; the result is the number of bytes read.
     ///
     /// # Errors
-    /// [`Error::Fault`](crate::Error::Fault) naming the first byte that could not be had; the bytes before it were read.
+    /// [`Error::Fault`] naming the first byte that could not be had; the bytes before it were read.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         parent_only("Object::read_at")?;
         io::read_at(&self.inner, offset, buf)
@@ -464,7 +465,7 @@ impl Object {
     /// Writes bytes through the cache, without a fault. Does not grow the object: writes past the end are short.
     ///
     /// # Errors
-    /// [`Error::Denied`](crate::Error::Denied) on an object that is not writable, [`Error::Fault`](crate::Error::Fault).
+    /// [`Error::Denied`] on an object that is not writable, [`Error::Fault`].
     pub fn write_at(&self, offset: u64, buf: &[u8]) -> Result<usize> {
         parent_only("Object::write_at")?;
         self.check_writable("Object::write_at")?;
@@ -492,7 +493,7 @@ impl Object {
     /// Reads the byte range into the cache.
     ///
     /// # Errors
-    /// [`Error::Fault`](crate::Error::Fault).
+    /// [`Error::Fault`].
     pub fn populate(&self, range: Range<u64>) -> Result<()> {
         parent_only("Object::populate")?;
         self.inner.check_mapped("Object::populate")?;

@@ -5,7 +5,7 @@ use crate::audit::{Offender, Warnings};
 use crate::delivery::{Delivery, DeliveryReport, Findings};
 use crate::error::{Error, Result, parent_only, system};
 use crate::file::FileOptions;
-use crate::flusher::{Flusher, Policy, Writables};
+use crate::flusher::{Ending, Flusher, Policy, Writables};
 use crate::khugepaged::Khugepaged;
 use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
@@ -425,6 +425,10 @@ impl Runtime {
 }
 
 impl RuntimeInner {
+    /// Says that an object is being written back for the last time, until the value is dropped.
+    pub(crate) fn ending(&self) -> Ending {
+        Ending::begin(&self.writables)
+    }
     pub(crate) fn set_limit(&self, pages: u64) {
         let account = &self.account;
         {

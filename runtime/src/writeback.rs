@@ -533,7 +533,8 @@ impl Object {
                 host.env().park.wait(&ctx, WaitKey { addr: word.futex_addr(), seen: low }, u64::MAX);
             }
         }
-        // Nor may one that is pinned, and written as it is.
+        drop(host);
+        // Nor may one that is pinned, and written as it is. The program's signals may come while we wait for the store.
         drop(lock(&inner.flush_state().direct));
         Ok(Held { object: self.clone(), pages })
     }

@@ -4,7 +4,9 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, TempFile, arena, child, each_mode, each_of, ended, knob_object, load, map, serial};
+use common::{
+    EXTENT, PAGE, TempFile, arena, child, each_mode, each_userfaultfd, ended, knob_object, load, map, serial,
+};
 use softfault::{Access, Arena, Delivery, Error, Object, Pin, Prot, Runtime, Sharing};
 
 /// write(2) from memory by address into a pipe; the number of bytes, or errno.
@@ -63,7 +65,7 @@ fn world(rt: &Runtime, mode: Delivery) -> (TempFile, Object, Arena) {
 #[test]
 fn what_is_not_pinned_is_taken() {
     let _serial = serial();
-    each_of("taken", &[Delivery::InThread], |rt, mode| {
+    each_userfaultfd("taken", |rt, mode| {
         let (_file, _object, a) = world(rt, mode);
         (0..256).for_each(|page| assert!(load(&a, page * PAGE).is_ok()));
         page_out(&a);
@@ -98,7 +100,7 @@ fn a_pin_holds_when_the_kernel_takes_pages_out() {
 #[test]
 fn a_pin_of_an_exclusive_object_holds() {
     let _serial = serial();
-    each_of("exclusive", &[Delivery::InThread], |rt, mode| {
+    each_userfaultfd("exclusive", |rt, mode| {
         let file = TempFile::new(2 * EXTENT);
         let options = rt.file_options().writable(true).with(|o| o.exclusive(true));
         let object = options.open(file.path()).expect("open");

@@ -130,7 +130,8 @@ impl Vma<'_> {
     #[cold]
     fn keep_note(&self, extent: &Extent, addr: usize) {
         if !extent.is_untouched(Extent::page_index(addr))
-            && self.mmu.pte(addr) == Pte::None
+            // One that cannot be looked at counts as written, and so may be empty.
+            && matches!(self.mmu.pte(addr), Pte::None | Pte::Written)
             && let Some(word) = self.mapping.folio(self.pgoff_at(addr))
         {
             self.mapping.account_dirtied(u64::from(!word.set(DIRTY).has(DIRTY)));

@@ -132,8 +132,9 @@ pub(super) fn close(fd: i32) {
 /// Returns a descriptor of the file that was kept, if there is one that permits just that.
 pub(super) fn take(inode: Inode, write: bool) -> Option<i32> {
     let mut table = lock();
-    // Not one for direct I/O, which cannot do everything.
-    let fits = |k: &Kept| k.inode == inode && file::permits(k.fd).is_ok_and(|is| is.write == write && !is.direct);
+    // Not one for direct I/O, which cannot do everything, nor one that appends, wherever it is told to write.
+    let is_plain = |is: file::Permits| is.write == write && !is.direct && !is.append;
+    let fits = |k: &Kept| k.inode == inode && file::permits(k.fd).is_ok_and(is_plain);
     let at = table.kept.iter().position(fits)?;
     let kept = table.kept.swap_remove(at);
     drop(table);

@@ -119,6 +119,8 @@ pub struct Permits {
     pub write: bool,
     /// Only what is aligned: `O_DIRECT`.
     pub direct: bool,
+    /// pwrite(2) writes at the end, whatever position it is given: `O_APPEND`.
+    pub append: bool,
 }
 
 /// Returns what a descriptor permits. Control plane.
@@ -132,7 +134,7 @@ pub fn permits(fd: i32) -> Result<Permits, Errno> {
     let is_open = flags & libc::O_PATH == 0;
     let access = flags & libc::O_ACCMODE;
     let (read, write) = (is_open && access != libc::O_WRONLY, is_open && access != libc::O_RDONLY);
-    Ok(Permits { read, write, direct: flags & libc::O_DIRECT != 0 })
+    Ok(Permits { read, write, direct: flags & libc::O_DIRECT != 0, append: flags & libc::O_APPEND != 0 })
 }
 
 /// Opens the file behind a descriptor once more, through `/proc`, close-on-exec: a description of its own, with its own

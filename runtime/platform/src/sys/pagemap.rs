@@ -199,7 +199,7 @@ pub fn each_unprotected(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usi
     let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
     // A kernel that passes over empty entries is asked for everything.
     while at < end && !EMPTY_TOLD.load(Ordering::Relaxed) {
-        at = each_unprotected_in(fd, at, end, 0, found)?;
+        at = each_unprotected_in(fd, at, end, found)?;
     }
     while at < end {
         let mut first = [Region::default()];
@@ -212,22 +212,19 @@ pub fn each_unprotected(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usi
         let to = first.end.max((first.start | (TABLE_BYTES - 1)) + 1).min(end);
         at = first.start;
         while at < to {
-            at = each_unprotected_in(fd, at, to, PAGE_IS_WRITTEN, found)?;
+            at = each_unprotected_in(fd, at, to, found)?;
         }
     }
     Ok(())
 }
 
 /// The same for the first runs of a range, with the slow question; returns where to go on.
-fn each_unprotected_in(
-    fd: i32,
-    at: u64,
-    to: u64,
-    of: u64,
-    found: &mut dyn FnMut(usize, usize, u64),
-) -> Result<u64, Errno> {
+///
+/// It asks for every page, and not for those that are written alone: some kernels answer that question with empty entries when
+/// it is asked the fast way, and without them when it is asked this way.
+fn each_unprotected_in(fd: i32, at: u64, to: u64, found: &mut dyn FnMut(usize, usize, u64)) -> Result<u64, Errno> {
     let some = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_WRITTEN;
-    let mut arg = ScanArg { start: at, end: to, return_mask: some, category_mask: of, ..ask_written() };
+    let mut arg = ScanArg { start: at, end: to, return_mask: some, category_mask: 0, ..ask_written() };
     let mut regions = [Region::default(); 16];
     let n = scan(fd, &mut arg, &mut regions)?;
     let protected = |c| c & PAGE_IS_WRITTEN == 0 && c & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED) != 0;
