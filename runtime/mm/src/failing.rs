@@ -5,6 +5,8 @@
 //!
 //! A store that fails now and then is not one that fails: what it did not take is written again, and mostly is taken then.
 //! So it takes [`IN_A_ROW`] failures without a success between them. A refused store ends a process; a late one waits.
+//! Want of space is different: it does not pass by itself, and writes to blocks that are there succeed meanwhile, so that a
+//! row never gets long. It counts at once.
 //!
 //! One word has the dirty pages and whether they are stuck, so that each is counted as stuck once, whoever comes first:
 //! ```text
@@ -16,6 +18,7 @@
 //!
 //! # Context: handler
 
+use crate::errno::Errno;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::FillError;
 
@@ -32,6 +35,11 @@ pub enum Asked {
     Write,
     /// To make durable what it took, where it cannot give that back before.
     Flush,
+}
+
+/// Returns whether the store has no room, and says so reliably.
+fn is_want_of_space(error: FillError) -> bool {
+    matches!(error, FillError::Io(Errno::ENOSPC | Errno::EDQUOT))
 }
 
 /// Whether an object's store fails, and its dirty pages.
@@ -116,12 +124,18 @@ impl Failing {
         }
     }
 
+    /// Keeps why the store failed, whatever follows from it; returns how often it has failed in a row.
+    pub(crate) fn note(&self, asked: Asked, error: FillError) -> u32 {
+        let answers = self.answers(asked);
+        answers.cause.store(u32::from(error.code()), Ordering::Relaxed);
+        answers.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
     /// Notes that the store failed once more; returns how many pages are stuck from now on, if it is one that fails now, and
     /// was not before.
     pub(crate) fn set(&self, asked: Asked, error: FillError) -> Option<u64> {
-        let answers = self.answers(asked);
-        answers.cause.store(u32::from(error.code()), Ordering::Relaxed);
-        if answers.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1) < IN_A_ROW {
+        let in_a_row = self.note(asked, error);
+        if in_a_row < IN_A_ROW && !is_want_of_space(error) {
             return None;
         }
         let before = self.dirty.fetch_or(FAILING, Ordering::Relaxed);
@@ -149,9 +163,8 @@ impl Failing {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::errno::Errno;
 
-    const ENOSPC: FillError = FillError::Io(Errno::ENOSPC);
+    const EIO: FillError = FillError::Io(Errno::EIO);
 
     #[test]
     fn a_store_that_fails_now_and_then_does_not_fail() {
@@ -159,18 +172,37 @@ mod tests {
         f.dirtied(3);
         for _ in 0..100 {
             for _ in 1..IN_A_ROW {
-                assert_eq!(f.set(Asked::Write, ENOSPC), None);
+                assert_eq!(f.set(Asked::Write, EIO), None);
             }
-            assert!(!f.is_set() && f.cause() == Some(ENOSPC), "it may be the last time");
+            assert!(!f.is_set() && f.cause() == Some(EIO), "it may be the last time");
             assert_eq!((f.clear(Asked::Write), f.cause()), (None, None));
         }
         fail(&f, Asked::Write);
-        assert_eq!(f.set(Asked::Write, ENOSPC), Some(3));
+        assert_eq!(f.set(Asked::Write, EIO), Some(3));
+    }
+
+    #[test]
+    fn a_full_store_fails_at_once() {
+        for error in [Errno::ENOSPC, Errno::EDQUOT].map(FillError::Io) {
+            let f = Failing::new();
+            f.dirtied(3);
+            assert_eq!((f.set(Asked::Write, error), f.is_set(), f.cause()), (Some(3), true, Some(error)));
+            assert_eq!((f.clear(Asked::Write), f.is_set()), (Some(3), false));
+        }
+    }
+
+    #[test]
+    fn what_is_only_noted_has_no_consequence() {
+        let f = Failing::new();
+        f.dirtied(3);
+        (0..2 * IN_A_ROW).for_each(|_| _ = f.note(Asked::Write, EIO));
+        assert_eq!((f.is_set(), f.cause(), f.dirtied(1)), (false, Some(EIO), 0));
+        assert_eq!((f.clear(Asked::Write), f.cause()), (None, None));
     }
 
     /// All but the last of the failures that count.
     fn fail(f: &Failing, asked: Asked) {
-        (1..IN_A_ROW).for_each(|_| assert_eq!(f.set(asked, ENOSPC), None));
+        (1..IN_A_ROW).for_each(|_| assert_eq!(f.set(asked, EIO), None));
     }
 
     #[test]
@@ -179,8 +211,8 @@ mod tests {
         assert_eq!((f.dirtied(3), f.cleaned(1), f.nr_dirty(), f.cause()), (0, 0, 2, None));
         assert_eq!(f.clear(Asked::Write), None, "it was well");
         fail(&f, Asked::Write);
-        assert_eq!((f.set(Asked::Write, ENOSPC), f.set(Asked::Write, ENOSPC)), (Some(2), None));
-        assert!(f.is_set() && f.cause() == Some(ENOSPC));
+        assert_eq!((f.set(Asked::Write, EIO), f.set(Asked::Write, EIO)), (Some(2), None));
+        assert!(f.is_set() && f.cause() == Some(EIO));
         assert_eq!((f.dirtied(2), f.cleaned(1), f.cleaned(9), f.nr_dirty()), (2, 1, 3, 0));
         assert_eq!(f.dirtied(4), 4);
         assert_eq!((f.clear(Asked::Write), f.clear(Asked::Write), f.nr_dirty()), (Some(4), None, 4));
@@ -191,8 +223,8 @@ mod tests {
     fn it_is_well_when_it_does_both() {
         let f = Failing::new();
         fail(&f, Asked::Flush);
-        assert_eq!((f.set(Asked::Flush, ENOSPC), f.set(Asked::Write, FillError::Short)), (Some(0), None));
-        assert_eq!((f.clear(Asked::Write), f.cause()), (None, Some(ENOSPC)));
+        assert_eq!((f.set(Asked::Flush, EIO), f.set(Asked::Write, FillError::Short)), (Some(0), None));
+        assert_eq!((f.clear(Asked::Write), f.cause()), (None, Some(EIO)));
         assert_eq!((f.clear(Asked::Flush), f.is_set()), (Some(0), false));
     }
 }

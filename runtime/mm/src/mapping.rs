@@ -1,6 +1,5 @@
 //! `Mapping`: an object's pages and how they are filled. Linux: `struct address_space`.
 
-use crate::errno::Errno;
 use crate::extent::ChunkWord;
 use crate::failing::{Asked, Failing};
 use crate::failures::{FailedOp, Failure};
@@ -169,21 +168,15 @@ impl Mapping<'_> {
         self.stat.record(&Failure { op, cause, label: self.label, object_offset, address, when_ns });
     }
 
-    /// Notes that the store failed. Anonymous memory whose swap is full is want of memory, and no failure of a store: what was
-    /// swapped out is read, and written in place, as before.
+    /// Notes that the store failed. Swap never is a store that fails: nobody tries it again but reclaim, which must go on to.
     pub fn note_failure(&self, asked: Asked, error: FillError) {
-        if self.is_full_swap(error) {
-            return;
-        }
-        if let Some(stuck) = self.failing.set(asked, error) {
+        if !self.is_flushed() {
+            // Dirty pages that nobody flushes leave for want of memory alone.
+            self.failing.note(asked, error);
+        } else if let Some(stuck) = self.failing.set(asked, error) {
             self.account.nr_failing.fetch_add(1, Ordering::Relaxed);
             self.account.nr_stuck.fetch_add(stuck, Ordering::Relaxed);
         }
-    }
-
-    /// Dirty pages that nobody flushes leave for want of memory alone: their store is swap.
-    fn is_full_swap(&self, error: FillError) -> bool {
-        !self.is_flushed() && error == FillError::Io(Errno::ENOSPC)
     }
 
     /// Notes that the store did what it was asked.
@@ -219,13 +212,14 @@ impl Mapping<'_> {
         if self.failing.is_set() { own.min(self.failing_limit()) } else { own }
     }
 
-    /// What was dirty when the store began to fail may be more than its share: then there is still room to read by, but only
-    /// once, since pages that are mapped for stores are made dirty without a word.
+    /// What was dirty when the store began to fail may be more than its share: then there is still room to read by, but less
+    /// and less of it, since pages that are mapped for stores are made dirty without a word.
     #[cold]
     fn failing_limit(&self) -> u64 {
         let share = self.account.stuck_limit();
-        let few = self.account.nr_stuck.load(Ordering::Relaxed) <= self.account.dirty_limit_and(share / 2);
-        let room = if few { self.failing.nr_dirty().saturating_add(share / 2) } else { 0 };
+        let stuck = self.account.nr_stuck.load(Ordering::Relaxed);
+        let left = self.account.dirty_limit_and(share).saturating_sub(stuck);
+        let room = self.failing.nr_dirty().saturating_add(left.min(share / 2));
         room.max(share.saturating_mul(2))
     }
 

@@ -7,6 +7,7 @@ mod support;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::errno::Errno;
 use softfault_mm::extent::ExtentState;
+use softfault_mm::failing::Asked;
 use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State, UNMAPPED};
 use softfault_mm::host::{BATCH, Woken};
@@ -1020,4 +1021,24 @@ mod delegated {
         assert_eq!(w.fault(at(3), READ) & R::ERROR, R::SIGBUS, "another arena may map it: nobody rewrites it");
         w.check_quiescent();
     }
+}
+
+/// What its store does not take leaves room to read by, the less the more there is of it, and at once again as it shrinks.
+#[test]
+fn what_is_stuck_leaves_room_to_read_by() {
+    let w = World::new(&[ObjectSpec::pages(8)], 1);
+    let m = w.objects[0].mapping;
+    m.is_flushed.store(true, Ordering::Relaxed);
+    w.account.dirty_limit.store(100, Ordering::Relaxed);
+    m.note_failure(Asked::Write, FillError::Io(Errno::ENOSPC));
+    let limit_at = |dirty| {
+        m.account_dirtied(dirty);
+        let limit = m.own_limit();
+        m.account_cleaned(dirty);
+        limit
+    };
+    // Its share is 50: twice that, or 25 more than is dirty, but no more than 150.
+    assert_eq!([0, 75, 100, 125, 140, 150].map(limit_at), [100, 100, 125, 150, 150, 150]);
+    m.note_success(Asked::Write);
+    assert_eq!(m.own_limit(), u64::MAX);
 }
