@@ -202,8 +202,10 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
         }
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
         Work::Crowded => {
+            // Noted whether or not there is room now: the next attempt forgets it, and where the host refuses that one too, what
+            // seemed to be room was none.
+            ctx.note_crowded();
             if !env.mm.make_room() {
-                ctx.note_crowded();
                 env.park.relax();
             }
             Next::Again
