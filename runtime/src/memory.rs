@@ -89,7 +89,7 @@ pub(crate) fn is_locked_when_mapped() -> bool {
 }
 
 /// Returns whether the process has `CAP_IPC_LOCK`.
-fn may_lock_everything() -> bool {
+pub(crate) fn may_lock_everything() -> bool {
     const CAP_IPC_LOCK: u32 = 14;
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let caps = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapEff:")?.trim(), 16).ok());

@@ -54,8 +54,10 @@ impl Refusal {
     fn of(errno: Errno, len_bytes: usize) -> Self {
         let limit_bytes = file::rlimit_memlock();
         let needed_bytes = memory::locked_bytes() + len_bytes as u64;
+        // The limit is none for who has CAP_IPC_LOCK: there ENOMEM is a mapping that cannot be split.
+        let is_past_limit = needed_bytes > limit_bytes && !memory::may_lock_everything();
         match errno {
-            Errno::ENOMEM | Errno::EPERM if needed_bytes > limit_bytes => Self::Limit { needed_bytes, limit_bytes },
+            Errno::ENOMEM | Errno::EPERM if is_past_limit => Self::Limit { needed_bytes, limit_bytes },
             Errno::ENOMEM => Self::Mappings,
             errno => Self::Other(errno),
         }
@@ -186,6 +188,17 @@ mod tests {
         let page = |n: usize| n * PAGE_SIZE;
         let got: Vec<_> = runs([1, 2, 3, 7, 9, 10].into_iter().map(page)).collect();
         assert_eq!(got, [page(1)..page(4), page(7)..page(8), page(9)..page(11)]);
+    }
+
+    #[test]
+    fn who_may_lock_everything_is_told_of_no_limit() {
+        let limit_bytes = file::rlimit_memlock();
+        if limit_bytes == u64::MAX {
+            return println!("skipped: RLIMIT_MEMLOCK is infinite");
+        }
+        let refusal = Refusal::of(Errno::ENOMEM, usize::try_from(limit_bytes).expect("64-bit") + PAGE_SIZE);
+        let is_limit = matches!(refusal, Refusal::Limit { .. });
+        assert_eq!(is_limit, !memory::may_lock_everything(), "{refusal:?}");
     }
 
     #[test]
