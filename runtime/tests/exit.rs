@@ -184,10 +184,19 @@ impl Store for Hangs {
     }
 }
 
+/// The clock that all processes share.
+fn now() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: writes one structure of ours.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) }, 0);
+    Duration::new(now.tv_sec.cast_unsigned(), u32::try_from(now.tv_nsec).expect("nanoseconds"))
+}
+
 #[test]
 fn exit_waits_no_longer_than_it_may() {
+    const MAY: Duration = Duration::from_millis(300);
     let run = child("exit_waits_no_longer_than_it_may", "it", || {
-        let rt = lazy().exit_wait(Duration::from_millis(300)).build().expect("a runtime");
+        let rt = lazy().exit_wait(MAY).build().expect("a runtime");
         let object = rt.object(PAGE as u64).writable(true).store(Box::new(Hangs)).expect("an object");
         let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
         map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
@@ -195,10 +204,19 @@ fn exit_waits_no_longer_than_it_may() {
         let began = Instant::now();
         assert_eq!(rt.write_back(Duration::from_millis(50)).ok(), Some(false), "a store that hangs");
         assert!(began.elapsed() >= Duration::from_millis(50), "it did not wait");
+        println!("exits at {} ns", now().as_nanos());
         exit_now(3);
     });
-    // A child that hangs is an error of its own.
-    ended(run, Ok(3));
+    if run.is_none() {
+        return;
+    }
+    let after = now();
+    let said = ended(run, Ok(3));
+    let at = said.lines().find_map(|l| l.split_once("exits at ")?.1.strip_suffix(" ns")?.parse().ok());
+    let took = after - Duration::from_nanos(at.expect("when it began to exit"));
+    // The store writes for hours: whoever does not wait is too early, and whoever waits as long as others may takes 30 s.
+    assert!(took >= MAY, "exit waited for {took:?} alone, and may for {MAY:?}");
+    assert!(took < Duration::from_secs(20), "exit took {took:?}, and may wait for {MAY:?}");
 }
 
 /// A forked child has the words of its parent's pages, and neither its memory nor its threads: it leaves at once.
