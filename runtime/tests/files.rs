@@ -247,6 +247,61 @@ fn an_object_grows_without_a_maximum() {
     assert!(matches!(&r, Err(Error::Conflict { option: "growable", .. })), "{r:?}");
 }
 
+/// Writes a page of `value` to a file, from another process.
+fn pwrite_elsewhere(file: &TempFile, value: u8, offset: usize) {
+    let path = std::ffi::CString::new(file.path().to_str().expect("utf-8")).expect("a path");
+    let status = common::fork(|| {
+        // SAFETY: opens a file in a child that ends at once.
+        let fd = unsafe { libc::open(path.as_ptr(), libc::O_RDWR) };
+        let page = [value; PAGE];
+        // SAFETY: reads the page above.
+        let n = unsafe { libc::pwrite(fd, page.as_ptr().cast(), PAGE, offset.cast_signed() as i64) };
+        i32::from(n != PAGE.cast_signed())
+    });
+    assert_eq!(status, 0, "the other process");
+}
+
+/// Two processes are two caches: of two that write one page the later write-back stays, and neither sees the other's until
+/// it reads the page anew.
+#[test]
+fn of_two_processes_that_write_a_page_the_later_write_back_stays() {
+    for direct in [false, true] {
+        each_mode("two processes", |_, mode| {
+            let file = TempFile::new(8 * PAGE);
+            let rt = quiet();
+            let object = rt.file_options().writable(true).direct(direct).open(file.path()).expect("open");
+            let arena = rt.arena(8 * PAGE).delivery(mode).granule(PAGE).build().expect("arena");
+            map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            let what = format!("{mode:?}, direct {direct}");
+            let ours = |page: usize| {
+                let mut bytes = file.data[page * PAGE..(page + 1) * PAGE].to_vec();
+                bytes[0] = 252;
+                bytes
+            };
+            let in_file =
+                |page: usize| std::fs::read(file.path()).expect("read")[page * PAGE..(page + 1) * PAGE].to_vec();
+            let in_cache = |page: usize| common::bytes(&arena, page * PAGE..(page + 1) * PAGE);
+            // Cached dirty, then written elsewhere: ours comes later, and stays.
+            store(&arena, PAGE, 252).expect("store");
+            pwrite_elsewhere(&file, b'x', PAGE);
+            same(&format!("{what}: the file before the write-back"), &in_file(1), &[b'x'; PAGE]);
+            same(&format!("{what}: the cached page"), &in_cache(1), &ours(1));
+            object.sync_all().expect("sync");
+            same(&format!("{what}: the file after the write-back"), &in_file(1), &ours(1));
+            // Written back, then written elsewhere: theirs comes later, and stays.
+            store(&arena, 5 * PAGE, 252).expect("store");
+            object.sync_all().expect("sync");
+            pwrite_elsewhere(&file, b'y', 5 * PAGE);
+            object.sync_all().expect("sync");
+            same(&format!("{what}: the file after theirs"), &in_file(5), &[b'y'; PAGE]);
+            same(&format!("{what}: the page that is still cached"), &in_cache(5), &ours(5));
+            common::evict(&object, 0..object.len(), object.cached_pages());
+            same(&format!("{what}: the page that is read anew"), &in_cache(5), &[b'y'; PAGE]);
+            same(&format!("{what}: ours, read anew"), &in_cache(1), &ours(1));
+        });
+    }
+}
+
 // ---- write-back ------------------------------------------------------------------------------------------------------
 
 #[test]
