@@ -160,6 +160,18 @@ pub(crate) fn advise_all(pid: u32, advice: i32) -> usize {
     advised
 }
 
+/// Whether the kernel gives this process a userfaultfd, by the system call or the device: asked without our own detection, which
+/// is among what is tested.
+pub(crate) fn has_userfaultfd() -> bool {
+    // SAFETY: opens a descriptor.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    if fd >= 0 {
+        // SAFETY: opened above.
+        unsafe { libc::close(i32::try_from(fd).expect("a descriptor")) };
+    }
+    fd >= 0 || fs::File::options().read(true).write(true).open("/dev/userfaultfd").is_ok()
+}
+
 /// A setting of the system's, put back on drop.
 #[derive(Debug)]
 pub(crate) struct Setting {
