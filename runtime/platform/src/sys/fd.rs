@@ -231,7 +231,7 @@ static KEEPER: AtomicU32 = AtomicU32::new(0);
 /// are kept. Control plane.
 ///
 /// # Errors
-/// As [`keep_alone`]: nothing is kept.
+/// The kernel's, of close_range(2) and unshare(2): nothing is kept.
 pub fn keep(numbers: &[i32], ready: impl FnOnce()) -> Result<(), Errno> {
     keep_alone(numbers)?;
     let me = thread::gettid();
@@ -256,7 +256,7 @@ pub fn let_go() {
 /// # Context: handler
 ///
 /// # Errors
-/// `ESRCH`: nothing is kept; as [`take_from`].
+/// `ESRCH`: nothing is kept; the kernel's, of pidfd_open(2) and pidfd_getfd(2).
 pub fn kept(number: i32) -> Result<i32, Errno> {
     match KEEPER.load(Ordering::Acquire) {
         0 => Err(Errno::ESRCH),
