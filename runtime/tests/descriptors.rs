@@ -187,17 +187,23 @@ fn cached_pages_are_served_after_the_program_has_closed_everything() {
     }
 }
 
+const HIGH: &str = "descriptors_have_high_numbers";
+
+/// In a process of its own: the other tests of this binary open files and pipes meanwhile, with low numbers.
 #[test]
 fn descriptors_have_high_numbers() {
-    each_mode("high", |rt, mode| {
-        let file = TempFile::new(PAGE);
-        let before = numbers();
-        let object = rt.file_options().open(file.path()).expect("object");
-        let a = arena(rt, mode, EXTENT);
-        map(&a, 0, &object, Prot::Read, Sharing::Shared);
-        let low: Vec<_> = numbers().into_iter().filter(|n| *n < 64 && !before.contains(n)).collect();
-        assert!(low.len() <= 1, "{mode:?}: {low:?}, where the program's next files go");
-        same("a page", &bytes(&a, 0..PAGE), &file.data);
-        assert_eq!(rt.stats().get("process_descriptors_lost"), Some(0), "nobody has closed any");
+    let out = child(HIGH, "all", || {
+        each_mode("high", |rt, mode| {
+            let file = TempFile::new(PAGE);
+            let before = numbers();
+            let object = rt.file_options().open(file.path()).expect("object");
+            let a = arena(rt, mode, EXTENT);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            let low: Vec<_> = numbers().into_iter().filter(|n| *n < 64 && !before.contains(n)).collect();
+            assert!(low.len() <= 1, "{mode:?}: {low:?}, where the program's next files go");
+            same("a page", &bytes(&a, 0..PAGE), &file.data);
+            assert_eq!(rt.stats().get("process_descriptors_lost"), Some(0), "nobody has closed any");
+        });
     });
+    print!("{}", ended(out, Ok(0)));
 }
