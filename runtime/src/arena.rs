@@ -1,18 +1,32 @@
 //! `Arena`: a range of address space over which objects are mapped.
 
+mod advise;
+mod check;
+mod delegate;
 mod end;
-mod faultin;
+mod extents;
+mod fault_in;
+mod map;
+mod owed;
+pub(crate) mod pin;
 mod place;
+mod publish;
+mod replace;
+mod set;
+mod unmap;
+pub(crate) mod vma;
+mod zap;
 
 use crate::Access;
 use crate::delivery::Delivery;
 use crate::error::{self, Error, Place, Result, parent_only, system};
 use crate::lease::Table;
 use crate::object::Object;
-use crate::pin::Pin;
-use crate::registry;
+use crate::process::registry;
 use crate::runtime::{Runtime, RuntimeInner};
-use crate::vmas::{Owed, VmaEntry, VmaSet};
+use owed::Owed;
+use pin::Pin;
+use set::VmaSet;
 use softfault_mm::extent::{Extent, ExtentState};
 use softfault_mm::page::{EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::sync::{AtomicU64, Ordering};
@@ -22,6 +36,7 @@ use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::{self, ArenaFacts, Trap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+use vma::VmaEntry;
 
 /// What a mapping permits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -470,7 +485,7 @@ impl Arena {
     /// [`Error::NotMapped`], [`Error::Fault`].
     pub fn read_at(&self, offset: usize, buf: &mut [u8]) -> Result<()> {
         parent_only("Arena::read_at")?;
-        crate::pin::read_at(&self.inner, offset, buf)
+        pin::read_at(&self.inner, offset, buf)
     }
 
     /// Writes mapped bytes without a fault of the caller's.
@@ -479,7 +494,7 @@ impl Arena {
     /// [`Error::NotMapped`], [`Error::Denied`], [`Error::Fault`].
     pub fn write_at(&self, offset: usize, buf: &[u8]) -> Result<()> {
         parent_only("Arena::write_at")?;
-        crate::pin::write_at(&self.inner, offset, buf)
+        pin::write_at(&self.inner, offset, buf)
     }
 
     /// Drops the page-table entries of shared mappings in the range; the pages stay cached. Linux:

@@ -1,7 +1,7 @@
 //! What keeps the cache full, when nothing can leave it: counted when a call has failed for it.
 
 use crate::object::ObjectInner;
-use crate::registry;
+use crate::process::registry;
 use crate::short::Short;
 use softfault_mm::folio::{DIRTY, Folio, HELD, State};
 use softfault_mm::mapping::Mapping;

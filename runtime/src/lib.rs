@@ -6,42 +6,47 @@
 )]
 
 pub mod arena;
-pub mod audit;
+mod cache;
 mod calibrate;
 pub mod delivery;
 pub mod error;
-mod exclusive;
-pub mod failures;
-pub mod file;
-mod flusher;
-mod guarded;
-mod helper;
 pub mod in_the_way;
-mod io;
-mod khugepaged;
-mod kswapd;
 mod lease;
-pub mod madvise;
 mod masked;
 mod memory;
-mod mlock;
 pub mod object;
-mod opened;
-pub mod pin;
-mod reclaim;
-mod registry;
-mod rmap;
+mod process;
 pub mod runtime;
-mod share;
 mod short;
-mod space;
-pub mod stats;
-pub mod swap;
-mod truncate;
 mod undo;
-mod vmas;
 pub mod writeback;
-mod zswap;
+
+/// Threads that could not take our signals: see [`Runtime::audit_threads`](crate::Runtime::audit_threads).
+pub mod audit {
+    pub use crate::process::audit::{Audit, Offender};
+}
+/// The last failures of a runtime: see [`Runtime::recent_failures`](crate::Runtime::recent_failures).
+pub mod failures {
+    pub use crate::cache::failures::RecentFailure;
+}
+/// Files as objects: see [`Runtime::file_options`](crate::Runtime::file_options).
+pub mod file {
+    pub use crate::object::file::FileOptions;
+}
+/// Advice: see [`Arena::advise`](crate::Arena::advise) and [`Object::advise`](crate::Object::advise).
+pub mod madvise {
+    pub use crate::object::advise::Advice;
+}
+/// Ranges that stay resident: see [`Arena::pin`](crate::Arena::pin).
+pub mod pin {
+    pub use crate::arena::pin::Pin;
+}
+/// A reading of the counters: see [`Runtime::stats`](crate::Runtime::stats).
+pub mod stats {
+    pub use crate::cache::stats::{StageLatency, Stats};
+}
+/// Where anonymous memory goes when the cache has no room: see [`RuntimeBuilder::swap`](crate::RuntimeBuilder::swap).
+pub mod swap {}
 
 pub use arena::{Arena, ArenaBuilder, Prot, Sharing};
 pub use delivery::{Delivery, DeliveryReport};

@@ -1,24 +1,33 @@
 //! `Object`: a file, anonymous memory, a user's store or a user's vtable, as a range of the cache.
 
+pub(crate) mod advise;
 mod builder;
+pub(crate) mod collapse;
+pub(crate) mod exclusive;
+pub(crate) mod file;
+mod guarded;
+mod heal;
+pub(crate) mod io;
+pub(crate) mod rmap;
+pub(crate) mod sync;
+mod truncate;
 
 pub use builder::ObjectBuilder;
 
 use crate::Access;
 use crate::arena::ArenaInner;
+use crate::cache::space::Space;
 use crate::error::{Error, Result, parent_only};
-use crate::exclusive::{Exclusive, Parts, Plan};
-use crate::file::FileOf;
-use crate::io;
 use crate::lease::Lease;
 use crate::memory::limit_pages;
-use crate::mlock;
-use crate::registry;
-use crate::rmap::IMmap;
+use crate::object::exclusive::{Exclusive, Parts, Plan};
+use crate::object::file::FileOf;
+use crate::object::rmap::IMmap;
+use crate::object::sync::FlushState;
+use crate::process::mlock;
+use crate::process::registry;
 use crate::runtime::RuntimeInner;
 use crate::short::Short;
-use crate::space::Space;
-use crate::writeback::FlushState;
 use softfault_mm::extent::ChunkWord;
 use softfault_mm::failing::{Asked, Failing};
 use softfault_mm::failpoint;
@@ -208,7 +217,7 @@ impl ObjectInner {
             exclusive: exclusive.is_some(),
             staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
             fill_window: b.fill_window_pages,
-            ra: crate::madvise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
+            ra: advise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),
             nr_maps: AtomicU32::new(0),

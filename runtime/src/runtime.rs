@@ -1,22 +1,22 @@
 //! `Runtime`: the value that owns the cache and the counters, and makes objects and arenas.
 
 use crate::arena::ArenaBuilder;
-use crate::audit::{Offender, Warnings};
+use crate::cache::kswapd::Kswapd;
+use crate::cache::share;
+use crate::cache::space::Space;
+use crate::cache::stats::Stats;
+use crate::cache::swap::{Swap, SwapOptions};
 use crate::delivery::{Delivery, DeliveryReport, Findings};
 use crate::error::{Error, Result, parent_only, system};
-use crate::file::FileOptions;
-use crate::flusher::{Ending, Flusher, Policy, Writables};
-use crate::khugepaged::Khugepaged;
-use crate::kswapd::Kswapd;
 use crate::lease::{Lease, Table};
 use crate::memory;
-use crate::mlock;
+use crate::object::collapse::Khugepaged;
+use crate::object::file::FileOptions;
 use crate::object::{Object, ObjectBuilder, ObjectInner};
-use crate::registry::{self, Entered};
-use crate::share;
-use crate::space::Space;
-use crate::stats::Stats;
-use crate::swap::{Swap, SwapOptions};
+use crate::process::audit::{Offender, Warnings};
+use crate::process::mlock;
+use crate::process::registry::{self, Entered};
+use crate::writeback::flusher::{Ending, Flusher, Policy, Writables};
 use softfault_mm::lru::Lruvec;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
@@ -395,12 +395,12 @@ impl Runtime {
         Ok(self.inner.flusher.as_ref().is_some_and(|f| f.write_back(timeout)))
     }
 
-    /// Names the threads that could not take our signals, see [`crate::audit`].
+    /// Names the threads that could not take our signals, see [`crate::process::audit`].
     ///
     /// # Errors
     /// [`Error::Io`] when `/proc` cannot be read.
-    pub fn audit_threads(&self) -> Result<crate::audit::Audit> {
-        crate::audit::audit_threads()
+    pub fn audit_threads(&self) -> Result<crate::process::audit::Audit> {
+        crate::process::audit::audit_threads()
     }
 
     /// Returns the threads that made this runtime, or mapped something where faults arrive by signals, while they blocked SIGBUS
@@ -481,7 +481,7 @@ impl RuntimeInner {
         let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
         let longest = regions.iter().map(|space| space.region.len_bytes()).max();
         let longest = longest.unwrap_or_else(|| memory::address_space_share(8));
-        (longest as u64 / 16).min(1 << (crate::space::REGION_SHIFTS.end() - 4))
+        (longest as u64 / 16).min(1 << (crate::cache::space::REGION_SHIFTS.end() - 4))
     }
 
     /// Has the flusher look after an object.
@@ -554,7 +554,7 @@ impl Drop for RuntimeInner {
         drop(self.flusher.take());
         drop(self.kswapd.take());
         drop(self.entered.take());
-        crate::file::descriptors::sweep();
+        crate::process::descriptors::sweep();
         share::divide();
     }
 }

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "gives the arena's address space back")]
 
 use super::{ArenaInner, table_bytes};
-use crate::registry;
+use crate::process::registry;
 use softfault_mm::sync::Ordering;
 use softfault_platform::sys::mem;
 use softfault_platform::vmatree;

@@ -40,7 +40,7 @@ impl ArenaBuilder {
 /// Opens the userfaultfd contexts that arenas of this kind need.
 #[cfg(feature = "userfaultfd")]
 pub(super) fn open_contexts(
-    registry: &mut crate::registry::Registry,
+    registry: &mut crate::process::registry::Registry,
     trap: vmatree::Trap,
     mode: crate::Delivery,
 ) -> Result<()> {

@@ -3,8 +3,8 @@
 use super::{Backing, Object, ObjectInner};
 use crate::FailurePolicy;
 use crate::error::{Error, Result, parent_only};
-use crate::guarded::Guarded;
-use crate::registry;
+use crate::object::guarded::Guarded;
+use crate::process::registry;
 use crate::runtime::Runtime;
 use crate::short::Short;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};

@@ -1,6 +1,5 @@
 //! Pages that a run of write-back could not take, because somebody has them pinned.
 
-use super::lock;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, State};
@@ -9,13 +8,13 @@ use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::WaitKey;
 use softfault_mm::types::FillError;
 use softfault_mm::writeback;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// Turns to wait for transient pins (an ioctl long) before a page counts as pinned by the program.
 const PATIENCE: u32 = 2_000;
 
 /// Has one page written that a run could not take. `true`: it is held, and dirty.
-pub(super) fn settle(
+pub(crate) fn settle(
     env: Env<'_>,
     m: &Mapping<'_>,
     direct: &Mutex<()>,
@@ -75,7 +74,7 @@ fn write_pinned(
     p: u64,
 ) -> Result<Option<bool>, (u64, FillError)> {
     // With hold_dirty(): either we see the hold, or it waits for us.
-    let _alone = lock(direct);
+    let _alone = direct.lock().unwrap_or_else(PoisonError::into_inner);
     let old = match word.try_pin(0) {
         Ok(old) => old,
         // There is no pin left.

@@ -1,0 +1,298 @@
+//! Pins for users: ranges that stay resident, and reading and writing arenas by calls.
+
+#![expect(unsafe_code, reason = "copies between the caller's slices and pinned arena pages")]
+
+use crate::Access;
+use crate::arena::vma::VmaEntry;
+use crate::arena::{ArenaInner, Prot, Sharing};
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::object::ObjectInner;
+use crate::object::io;
+use crate::process::mlock::{How, Locked};
+use softfault_mm::folio::{DIRTY, FolioWord};
+use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::types::FillError;
+use softfault_platform::section;
+use softfault_platform::sys::mem;
+use softfault_platform::vmatree::{self, Trap};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Keeps a range of an arena resident, mapped and safe for system calls until it is dropped.
+///
+/// Its pages are locked in memory, as mlock(2) does it, so that the kernel does not take them either: neither for swap, nor on
+/// another process's request (`MADV_PAGEOUT`). They count against `RLIMIT_MEMLOCK` unless the process has `CAP_IPC_LOCK`;
+/// [`Pin::is_locked`] tells where they could not be.
+pub struct Pin {
+    arena: Arc<ArenaInner>,
+    range: Range<usize>,
+    pages: Vec<PinnedPage>,
+    locks: Vec<Locked>,
+    is_locked: bool,
+    /// Counted in the extents.
+    counted: bool,
+}
+
+#[derive(Debug)]
+struct PinnedPage {
+    object: Arc<ObjectInner>,
+    pgoff: u64,
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pin").field("range", &self.range).field("pages", &self.pages.len()).finish_non_exhaustive()
+    }
+}
+
+impl PinnedPage {
+    fn word(&self) -> Option<&'static FolioWord> {
+        self.object.mapping().folio(self.pgoff)
+    }
+}
+
+impl Pin {
+    /// Pins a range and locks it in memory.
+    pub(crate) fn new(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access) -> Result<Self> {
+        Self::with(arena, range, access, true)
+    }
+
+    /// Pins a range; without a lock a touch of it may fault yet, if the kernel reclaims its memory.
+    fn with(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access, locks: bool) -> Result<Self> {
+        let op = "Arena::pin";
+        let mut vmas = arena.vmas();
+        let covering = vmas.covering(op, &range)?;
+        // From here nothing unmaps, protects or zaps the range.
+        vmas.pins.push(range.clone());
+        drop(vmas);
+        let counted = arena.trap == Trap::Segv || covering.iter().any(|v| v.object.huge);
+        if counted {
+            // Reclaim that has looked already may hide a whole granule or huge page yet: it is in a section.
+            arena.count_user_pins(&range, true);
+            section::synchronize();
+            for v in covering.iter().filter(|v| v.object.huge) {
+                let page = |at: usize| v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
+                let piece = v.range.start.max(range.start)..v.range.end.min(range.end);
+                v.object.wait_for_collapse(page(piece.start), page(piece.end));
+            }
+        }
+        let mut pin = Self {
+            arena: Arc::clone(arena),
+            range: range.clone(),
+            pages: Vec::new(),
+            locks: Vec::new(),
+            is_locked: locks,
+            counted,
+        };
+        let pages = range
+            .clone()
+            .step_by(PAGE_SIZE)
+            .filter_map(|at| covering.iter().find(|v| v.range.contains(&at)).map(|v| (at, v)));
+        for (at, v) in pages {
+            if access == Access::Write && v.prot != Prot::ReadWrite {
+                return Err(Error::Denied { op, what: "the mapping does not permit stores" });
+            }
+            let pgoff = v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
+            let reaches = v.sharing == Sharing::Shared || v.object.is_exclusive();
+            let set = if access == Access::Write && reaches { DIRTY } else { 0 };
+            let failed = |e| v.call(op).error(&v.object, access, pgoff << PAGE_SHIFT, e);
+            io::get_pinned(&v.object, pgoff, set).map_err(failed)?;
+            pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
+        }
+        if locks {
+            // Before they are mapped: what is mapped afterwards stays mapped.
+            covering.iter().try_for_each(|v| pin.lock(op, v))?;
+        }
+        arena.fault_in(op, &range, access, true)?;
+        arena.make_present(op, &range, access)?;
+        Ok(pin)
+    }
+
+    /// Locks the pinned pages of a mapping in memory; what cannot be locked is refused where it may be swapped out.
+    fn lock(&mut self, op: &'static str, v: &VmaEntry) -> Result<()> {
+        if v.object.is_locked() && (v.sharing == Sharing::Shared || v.object.is_exclusive()) {
+            return Ok(());
+        }
+        let piece = v.range.start.max(self.range.start)..v.range.end.min(self.range.end);
+        let locked = if v.sharing == Sharing::Private {
+            Locked::new(self.arena.address(piece.start)..self.arena.address(piece.end), How::OnFault)
+        } else {
+            let page = |at: usize| v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
+            Locked::new(v.object.lockable(page(piece.start)..page(piece.end)), How::Populate)
+        };
+        match locked {
+            Ok(locked) => self.locks.push(locked),
+            Err(refusal) if memory::can_swap() => return Err(refusal.into_error(op)),
+            Err(_) => self.is_locked = false,
+        }
+        Ok(())
+    }
+
+    /// Returns whether the range is locked in memory. Where it is not, because `RLIMIT_MEMLOCK` or the number of mappings
+    /// did not permit it on a machine without swap, `MADV_PAGEOUT` of this or another process can still unmap pages of a
+    /// shared mapping, and a system call on them fails with `EFAULT` until somebody touches them.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.is_locked
+    }
+    /// Returns the address of the pinned range's first byte.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut u8 {
+        (self.arena.base + self.range.start) as *mut u8
+    }
+    /// Returns the length of the pinned range in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+    /// Returns `false`: a pin holds at least one page.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if softfault_platform::child::in_child() {
+            // The lock may have been held by a thread that does not exist here, and there is nothing to unpin.
+            return;
+        }
+        // While the pages are pinned yet: nothing that moves pages meets the ends of a locked range.
+        self.locks.clear();
+        let mut vmas = self.arena.vmas();
+        if let Some(i) = vmas.pins.iter().position(|p| *p == self.range) {
+            vmas.pins.swap_remove(i);
+        }
+        drop(vmas);
+        if self.counted {
+            self.arena.count_user_pins(&self.range, false);
+        }
+        for page in self.pages.drain(..) {
+            if let Some(word) = page.word() {
+                word.unpin();
+            }
+        }
+    }
+}
+
+/// Calls `f` for each piece of `offset..offset + len` that lies in one mapping.
+fn for_each_piece(
+    arena: &Arc<ArenaInner>,
+    op: &'static str,
+    (offset, len): (usize, usize),
+    f: &mut dyn FnMut(&VmaEntry, Range<usize>) -> Result<()>,
+) -> Result<()> {
+    let end = offset.checked_add(len).filter(|e| *e <= arena.len_bytes);
+    let end =
+        end.ok_or(Error::Argument { op, arg: "offset + length", value: offset as u64, why: "leaves the arena" })?;
+    if offset == end {
+        return Ok(());
+    }
+    let covering = arena.vmas().covering(op, &(offset..end))?;
+    for v in covering {
+        let piece = offset.max(v.range.start)..end.min(v.range.end);
+        f(&v, piece)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn read_at(arena: &Arc<ArenaInner>, offset: usize, buf: &mut [u8]) -> Result<()> {
+    let op = "Arena::read_at";
+    let len = buf.len();
+    for_each_piece(arena, op, (offset, len), &mut |v, piece| {
+        if v.prot == Prot::None {
+            return Err(Error::Denied { op, what: "the mapping does not permit loads" });
+        }
+        let dst = &mut buf[piece.start - offset..piece.end - offset];
+        if v.sharing == Sharing::Private {
+            return read_private(arena, &piece, dst);
+        }
+        let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
+        let call = v.call(op);
+        let n = io::read_for(call, &v.object, at, dst)?;
+        read_past_end(call, &v.object, at, n, dst)
+    })
+}
+
+/// Zeros behind the end in the last page; an error for whole pages past it.
+fn read_past_end(call: io::Call, object: &ObjectInner, at: u64, n: usize, dst: &mut [u8]) -> Result<()> {
+    let rest = dst.len() - n;
+    let end = object.mapping().nr_pages() << PAGE_SHIFT;
+    if at + dst.len() as u64 > end {
+        return Err(call.error(object, Access::Read, end.max(at), FillError::PastEnd));
+    }
+    if rest > 0 {
+        dst[n..].fill(0);
+    }
+    Ok(())
+}
+
+/// Pins the pages around a piece of a private mapping, so that its own copies are read.
+fn pin_around(arena: &Arc<ArenaInner>, piece: &Range<usize>, access: Access) -> Result<Pin> {
+    let pages = piece.start & !PAGE_MASK..piece.end.next_multiple_of(PAGE_SIZE);
+    Pin::with(arena, pages, access, false)
+}
+
+/// Reads a piece of a private mapping; through a chunk of the stack where the caller's buffer lies in an arena itself,
+/// because touching it may fault, and no pin is held then.
+fn read_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -> Result<()> {
+    if vmatree::overlaps_arena(dst.as_ptr() as usize, dst.len()) {
+        let mut chunk = [0u8; PAGE_SIZE];
+        for (i, part) in dst.chunks_mut(PAGE_SIZE).enumerate() {
+            let at = piece.start + i * PAGE_SIZE;
+            read_private_outside(arena, &(at..at + part.len()), &mut chunk[..part.len()])?;
+            part.copy_from_slice(&chunk[..part.len()]);
+        }
+        return Ok(());
+    }
+    read_private_outside(arena, piece, dst)
+}
+
+fn read_private_outside(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -> Result<()> {
+    let pin = pin_around(arena, piece, Access::Read)?;
+    let src = (arena.base + piece.start) as *const u8;
+    // SAFETY: the piece is pinned: mapped and resident. Concurrent stores give torn bytes, which are bytes.
+    unsafe { mem::copy_racy(dst.as_mut_ptr(), src, dst.len()) };
+    drop(pin);
+    Ok(())
+}
+
+pub(crate) fn write_at(arena: &Arc<ArenaInner>, offset: usize, buf: &[u8]) -> Result<()> {
+    let op = "Arena::write_at";
+    for_each_piece(arena, op, (offset, buf.len()), &mut |v, piece| {
+        if v.prot != Prot::ReadWrite {
+            return Err(Error::Denied { op, what: "the mapping does not permit stores" });
+        }
+        let src = &buf[piece.start - offset..piece.end - offset];
+        if v.sharing == Sharing::Shared {
+            let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
+            let n = io::write_for(v.call(op), &v.object, at, src)?;
+            if n == src.len() {
+                return Ok(());
+            }
+            return Err(v.call(op).error(&v.object, Access::Write, at + n as u64, FillError::PastEnd));
+        }
+        if vmatree::overlaps_arena(src.as_ptr() as usize, src.len()) {
+            let mut chunk = [0u8; PAGE_SIZE];
+            for (i, part) in src.chunks(PAGE_SIZE).enumerate() {
+                chunk[..part.len()].copy_from_slice(part);
+                let at = piece.start + i * PAGE_SIZE;
+                write_private(arena, &(at..at + part.len()), &chunk[..part.len()])?;
+            }
+            return Ok(());
+        }
+        write_private(arena, &piece, src)
+    })
+}
+
+/// Writes a piece of a private mapping from a buffer outside all arenas.
+fn write_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, src: &[u8]) -> Result<()> {
+    let pin = pin_around(arena, piece, Access::Write)?;
+    let dst = (arena.base + piece.start) as *mut u8;
+    // SAFETY: the piece is pinned for writing: mapped, and stores go to the mapping's own copies.
+    unsafe { mem::copy_racy(dst, src.as_ptr(), src.len()) };
+    drop(pin);
+    Ok(())
+}

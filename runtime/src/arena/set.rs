@@ -1,0 +1,51 @@
+//! What an arena's control plane knows is mapped, and pinned.
+
+use super::vma::VmaEntry;
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The mappings of an arena by first offset, and the ranges that pins hold.
+#[derive(Debug, Default)]
+pub(crate) struct VmaSet {
+    pub(super) map: BTreeMap<usize, VmaEntry>,
+    pub(crate) pins: Vec<Range<usize>>,
+}
+
+impl VmaSet {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &VmaEntry> {
+        self.map.values()
+    }
+
+    /// Returns the mappings that overlap `range`, in order.
+    pub(crate) fn overlapping(&self, range: &Range<usize>) -> Vec<VmaEntry> {
+        let first = self.map.range(..=range.start).next_back().map_or(range.start, |(k, _)| *k);
+        let hit = |v: &&VmaEntry| v.range.start < range.end && range.start < v.range.end;
+        self.map.range(first..range.end).map(|(_, v)| v).filter(hit).cloned().collect()
+    }
+
+    /// Returns the overlapping mappings if they cover `range` without a gap.
+    pub(crate) fn covering(&self, op: &'static str, range: &Range<usize>) -> Result<Vec<VmaEntry>> {
+        let hit = self.overlapping(range);
+        let mut at = range.start;
+        for v in &hit {
+            if v.range.start > at {
+                break;
+            }
+            at = v.range.end;
+        }
+        if at < range.end { Err(Error::NotMapped { op, range: range.clone() }) } else { Ok(hit) }
+    }
+
+    pub(super) fn check_pins(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
+        match self.pins.iter().find(|p| p.start < range.end && range.start < p.end) {
+            Some(p) => Err(Error::Pinned { op, range: p.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets everything without touching anything: this is a forked child.
+    pub(crate) fn forget(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.map));
+    }
+}

@@ -1,0 +1,131 @@
+//! Taking pages out of an arena while they stay cached, without losing the kernel's notes of who wrote.
+
+#![expect(unsafe_code, reason = "drops page-table entries of the arena's own range")]
+
+use super::ArenaInner;
+use super::vma::{VmaEntry, range_of};
+use crate::arena::Sharing;
+use crate::error::{Error, Result, system};
+use crate::object::ObjectInner;
+use softfault_mm::folio::{FolioWord, Wake};
+use softfault_mm::host::{BATCH, Batch};
+use softfault_mm::page::PAGE_SIZE;
+use softfault_mm::rmap;
+use softfault_platform::host::Host;
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::mmu::uffd;
+use softfault_platform::sys::{Errno, mem};
+use softfault_platform::vmatree::Trap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl ArenaInner {
+    pub(crate) fn zap(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
+        let vmas = self.vmas();
+        vmas.check_pins(op, range)?;
+        let hit = vmas.overlapping(range);
+        if hit.iter().any(|v| v.sharing == Sharing::Private) {
+            return Err(Error::Denied { op, what: "a private mapping's written pages would be lost" });
+        }
+        for v in &hit {
+            self.zap_kernel(v, &(v.range.start.max(range.start)..v.range.end.min(range.end)))
+                .map_err(system(op, "madvise"))?;
+        }
+        Ok(())
+    }
+
+    /// Drops the page-table entries of a range of a shared mapping.
+    pub(super) fn zap_kernel(&self, v: &VmaEntry, range: &Range<usize>) -> std::result::Result<(), Errno> {
+        if v.may_write_shared() && self.trap != Trap::Segv {
+            // The entries are the kernel's notes of who wrote: they are read on the way.
+            let (from, to) = (v.pgoff_at(range.start), v.pgoff_at(range.end));
+            let mut batch = Box::new(Batch::new());
+            let (host, vma) = (Host::detached(), self.vma_of(v));
+            for first in (from..to).step_by(BATCH) {
+                let end = to.min(first + BATCH as u64);
+                // A page pinned for a moment, by a fault next to it, is unpinned in the next.
+                for turn in 0..64 {
+                    let mut left = 0;
+                    host.env().mm.with_rmap(&mut |_| left = rmap::zap_vma(&vma, first, end, &mut batch, turn == 63));
+                    if left == 0 {
+                        break;
+                    }
+                    std::thread::yield_now();
+                }
+            }
+            return Ok(());
+        }
+        self.zap_plain(range)
+    }
+
+    /// Drops the page-table entries of a range, whatever they note.
+    fn zap_plain(&self, range: &Range<usize>) -> std::result::Result<(), Errno> {
+        let (addr, len) = (self.address(range.start), range.len());
+        if self.trap == Trap::Segv {
+            // SAFETY: the arena's own range; touching it faults again.
+            unsafe { mem::mprotect(addr, len, mem::PROT_NONE) }?;
+        } else {
+            #[cfg(feature = "userfaultfd")]
+            // SAFETY: shared mappings only (the callers check): pages stay in the cache.
+            unsafe { uffd::zap(addr, len) }?;
+        }
+        self.forget_mapped(range);
+        Ok(())
+    }
+
+    /// Removes poison markers that system calls would meet (Monitor).
+    pub(crate) fn unpoison(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<()> {
+        let vmas = self.vmas();
+        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object) && v.sharing == Sharing::Shared) {
+            if let Some(range) = range_of(v, from, to) {
+                vmas.check_pins("Object::heal", &range)?;
+                self.unpoison_vma(v, &range).map_err(system("Object::heal", "madvise"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops the entries of pages that are not cached: markers, if anything.
+    fn unpoison_vma(&self, v: &VmaEntry, range: &Range<usize>) -> std::result::Result<(), Errno> {
+        for at in range.clone().step_by(PAGE_SIZE) {
+            let word = v.object.mapping().folio(v.pgoff_at(at));
+            if let Some(word) = word.filter(|w| !w.load().is_mappable()) {
+                self.unpoison_page(v, word, &(at..at + PAGE_SIZE))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn unpoison_page(&self, v: &VmaEntry, word: &FolioWord, page: &Range<usize>) -> std::result::Result<(), Errno> {
+        let mut patience = 2_000;
+        // While the page is ours nobody maps it.
+        while word.try_claim().is_err() {
+            // One that was filled since the look may have been written too, and the note of that is in the entry.
+            if word.load().is_mappable() || patience == 0 {
+                return self.zap_kernel(v, page);
+            }
+            // It is being filled, or evicted.
+            std::thread::sleep(Duration::from_micros(100));
+            patience -= 1;
+        }
+        let zapped = self.zap_plain(page);
+        if word.abandon() == Wake::Needed {
+            Host::detached().env().park.wake(word.futex_addr());
+        }
+        zapped
+    }
+
+    /// Finds out what was written through a mapping that is going away, while nobody can write through it any more.
+    pub(super) fn harvest_for_good(&self, v: &VmaEntry, range: &Range<usize>) {
+        let gone = v.range.start.max(range.start)..v.range.end.min(range.end);
+        if self.trap == Trap::Segv || !v.may_write_shared() {
+            return;
+        }
+        // SAFETY: the arena's own range, unpublished and drained. Where the kernel cannot split its vma a thread may still
+        // be storing, to memory that is being unmapped below it.
+        let _ = unsafe { mem::mprotect(self.address(gone.start), gone.len(), mem::PROT_NONE) };
+        let (from, to) = (v.pgoff_at(gone.start), v.pgoff_at(gone.end));
+        rmap::harvest_vma(&self.vma_of(v), from, to);
+    }
+}

@@ -1,0 +1,177 @@
+//! Threads that could not take our signals: a fault there kills the process, and nothing can be done at fault time.
+//!
+//! The kernel delivers a synchronous signal that is blocked or ignored by killing. So this is checked beforehand: for
+//! each thread `SigBlk` of `/proc/self/task/*/status` (proc_pid_status(5)), for the process the dispositions.
+//!
+//! A thread that is resolving a fault has every signal masked, those of the C library too, which the program's own calls
+//! leave open: it is looked at again until it has come out.
+
+use crate::error::{Error, Result};
+use crate::short::Short;
+use softfault_platform::sys::signal::{self, EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_bit};
+use softfault_platform::sys::thread;
+use softfault_platform::trap::{chain, entry};
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// What is wrong with a thread, or with the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offender {
+    /// The thread's id; 0 for the whole process.
+    pub tid: u32,
+    /// The thread's name.
+    pub name: String,
+    /// What is wrong, and what to do.
+    pub why: String,
+}
+
+/// The result of [`Runtime::audit_threads`](crate::Runtime::audit_threads). Empty: every thread may touch arenas.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Audit {
+    /// Who may not touch an arena, and why.
+    pub offenders: Vec<Offender>,
+}
+
+impl fmt::Debug for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Audit").field(&Short(self)).finish()
+    }
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.offenders.is_empty() {
+            return f.write_str("every thread can take SIGBUS and SIGSEGV\n");
+        }
+        for o in &self.offenders {
+            writeln!(f, "{} ({}): {}", o.tid, o.name, o.why)?;
+        }
+        Ok(())
+    }
+}
+
+/// More warnings than this are one too many for anybody to read.
+const NR_WARNINGS_MAX: usize = 64;
+
+/// Threads that made or mapped something while they could not have touched it.
+#[derive(Debug, Default)]
+pub(crate) struct Warnings(Mutex<Vec<Offender>>);
+
+impl Warnings {
+    /// Notes it if the calling thread blocks our signals: it most likely is one of those that will touch the arena. Once for
+    /// each thread and call.
+    pub(crate) fn note(&self, op: &'static str) {
+        let blocked = named(signal::block(0));
+        if blocked.is_empty() {
+            return;
+        }
+        let tid = thread::gettid();
+        let why =
+            format!("blocked {blocked} when it called {op}: a fault of this thread on an arena kills the process");
+        let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if list.len() < NR_WARNINGS_MAX && !list.iter().any(|o| o.tid == tid && o.why == why) {
+            let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
+            list.push(Offender { tid, name: name.trim_end().to_owned(), why });
+        }
+    }
+
+    pub(crate) fn list(&self) -> Vec<Offender> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Returns the names of our signals in a mask.
+fn named(set: u64) -> String {
+    let names = [(SIGBUS, "SIGBUS"), (SIGSEGV, "SIGSEGV")];
+    let hit: Vec<_> = names.iter().filter(|(s, _)| set & mask_bit(*s) != 0).map(|(_, n)| *n).collect();
+    hit.join(" and ")
+}
+
+/// Looks at every thread of the process.
+pub(crate) fn audit_threads() -> Result<Audit> {
+    let io = |source| Error::Io { op: "audit_threads", path: None, source };
+    let mut offenders = Vec::new();
+    if !chain::is_installed(entry::on_signal) {
+        let why = "SIGBUS or SIGSEGV belongs to another handler; call Runtime::reinstall_handlers";
+        offenders.push(Offender { tid: 0, name: "process".into(), why: why.into() });
+    }
+    let opened = crate::process::opened::close();
+    if opened > 0 {
+        let why = format!(
+            "mprotect(2) has opened {opened} pages of Segv arenas that were closed: they read as zeros; Arena::protect"
+        );
+        offenders.push(Offender { tid: 0, name: "process".into(), why });
+    }
+    for task in fs::read_dir("/proc/self/task").map_err(io)? {
+        let path = task.map_err(io)?.path();
+        offenders.extend(status_of(&path).and_then(|status| audit_status(&status)));
+    }
+    Ok(Audit { offenders })
+}
+
+/// How often a thread is looked at that has everything masked, a millisecond apart.
+const LOOKS: u32 = 50;
+
+/// Reads a thread's `status`; `None`: it ended between the listing and the reading.
+fn status_of(task: &Path) -> Option<String> {
+    let mut status = fs::read_to_string(task.join("status")).ok()?;
+    for _ in 1..LOOKS {
+        if !is_in_handler(&status) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+        status = fs::read_to_string(task.join("status")).ok()?;
+    }
+    Some(status)
+}
+
+/// Returns whether every signal is masked that can be: SIGKILL and SIGSTOP (9 and 19) cannot.
+fn is_in_handler(status: &str) -> bool {
+    let blocked = u64::from_str_radix(field(status, "SigBlk:"), 16).unwrap_or(0);
+    blocked == EVERY_SIGNAL & !mask_bit(9) & !mask_bit(19)
+}
+
+fn field<'a>(status: &'a str, name: &str) -> &'a str {
+    status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or("").trim()
+}
+
+/// Judges one `status` file.
+fn audit_status(status: &str) -> Option<Offender> {
+    let mask = |name| u64::from_str_radix(field(status, name), 16).unwrap_or(0);
+    let (blocked, ignored) = (named(mask("SigBlk:")), named(mask("SigIgn:")));
+    let why = match (blocked.is_empty(), ignored.is_empty()) {
+        (true, true) => return None,
+        (false, _) => format!("blocks {blocked}: a fault on an arena would kill the process; unblock it"),
+        (true, false) => format!("ignores {ignored}: a fault on an arena would kill the process"),
+    };
+    let tid = field(status, "Pid:").parse().unwrap_or(0);
+    Some(Offender { tid, name: field(status, "Name:").to_owned(), why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_with_sigbus_blocked_is_named() {
+        let text = "Name:\tworker\nPid:\t77\nSigBlk:\t0000000000000040\nSigIgn:\t0000000000000000\n";
+        let o = audit_status(text).expect("blocked");
+        assert_eq!((o.tid, o.name.as_str()), (77, "worker"));
+        assert!(o.why.contains("SIGBUS") && !o.why.contains("SIGSEGV"), "{}", o.why);
+    }
+
+    #[test]
+    fn a_mask_of_everything_is_a_handlers() {
+        assert!(is_in_handler("SigBlk:\tfffffffffffbfeff\n"));
+        assert!(!is_in_handler("SigBlk:\tfffffffe7ffbfeff\n"), "what a program's sigfillset(3) blocks");
+        assert!(!is_in_handler("SigBlk:\t0000000000000040\n"));
+    }
+
+    #[test]
+    fn a_clean_status_is_no_offender() {
+        assert_eq!(audit_status("Name:\tx\nPid:\t1\nSigBlk:\t0000000000000000\n"), None);
+    }
+}

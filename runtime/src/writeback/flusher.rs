@@ -1,0 +1,366 @@
+//! Write-back in the background. Linux: the flusher threads, `wb_workfn`.
+//!
+//! What reclaim needs written is written by fillers. But where a store gives what it took only after a flush, reclaim, and
+//! with it a fault, waits for this thread: in a round it allocates nothing, and the lock of the list is a leaf under which
+//! nobody does.
+//!
+//! When the process exits, and when [`Runtime::write_back`](crate::Runtime::write_back) asks, a round writes everything
+//! ([`softfault_platform::exit`]).
+
+use crate::error::{Error, Result};
+use crate::masked::{self, Masked};
+use crate::object::sync;
+use crate::object::{Flushing, ObjectInner};
+use crate::process::helper;
+use softfault_mm::failpoint;
+use softfault_mm::filemap;
+use softfault_mm::host::Env;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::memcontrol::CacheAccount;
+use softfault_mm::vmscan;
+use softfault_platform::exit::Seat;
+use softfault_platform::host;
+use softfault_platform::sys::{Errno, futex};
+use softfault_platform::thp;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// An object that may have dirty pages.
+#[derive(Debug)]
+pub(crate) struct Writable {
+    /// To be asked, and never made a reference: that might be the last one, and end the object here, and with it perhaps the
+    /// runtime, which waits for this very thread.
+    object: Weak<ObjectInner>,
+    id: u32,
+    flushing: Arc<Flushing>,
+}
+
+impl Writable {
+    pub(crate) fn new(object: &Arc<ObjectInner>) -> Self {
+        Self { object: Arc::downgrade(object), id: object.mapping().id, flushing: object.flushing() }
+    }
+    /// Returns whether the object lives. Its number is its own for as long as it does.
+    fn is_alive(&self) -> bool {
+        self.object.strong_count() > 0
+    }
+}
+
+/// Objects that may have dirty pages.
+#[derive(Debug, Default)]
+pub(crate) struct Writables {
+    list: Mutex<Vec<Writable>>,
+    /// Objects whose last handle is gone, and which are being written back by who had it: an exit waits for them.
+    ending: AtomicU32,
+}
+
+/// An object is being written back for the last time.
+#[derive(Debug)]
+pub(crate) struct Ending(Arc<Writables>);
+
+impl Ending {
+    pub(crate) fn begin(objects: &Arc<Writables>) -> Self {
+        objects.ending.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(objects))
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        // Release pairs with the Acquire in write_everything(): what was written is.
+        self.0.ending.fetch_sub(1, Ordering::Release);
+    }
+}
+
+impl Writables {
+    fn list(&self) -> Masked<'_, Vec<Writable>> {
+        masked::lock(&self.list)
+    }
+
+    /// Adds an object; those that have ended go when the list grows.
+    pub(crate) fn add(&self, object: &Arc<ObjectInner>) {
+        let (mut room, mut dead) = (Vec::new(), Vec::new());
+        let mut list = self.list();
+        while list.len() == list.capacity() {
+            let nr = list.len();
+            if nr < room.capacity() {
+                for w in list.drain(..) {
+                    if w.is_alive() { room.push(w) } else { dead.push(w) }
+                }
+                std::mem::swap(&mut *list, &mut room);
+                break;
+            }
+            drop(list);
+            room = Vec::with_capacity(2 * nr + 4);
+            dead = Vec::with_capacity(2 * nr + 4);
+            list = self.list();
+        }
+        list.push(Writable::new(object));
+        // Before what is freed is freed.
+        drop(list);
+    }
+
+    /// Returns the numbers of the objects that are there. One that is passed over because the list changed meanwhile is met
+    /// in the next round.
+    fn ids(&self) -> impl Iterator<Item = u32> {
+        let id = |w: &Writable| w.is_alive().then_some(w.id);
+        (0..).map_while(move |place| self.list().get(place).map(id)).flatten()
+    }
+}
+
+/// The thread and what stops it.
+#[derive(Debug)]
+pub(crate) struct Flusher {
+    stop: Arc<AtomicU32>,
+    account: &'static CacheAccount<'static>,
+    seat: Arc<Seat>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// When dirty pages are written though nobody asks.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    /// How often the mappings are scanned for stores.
+    pub(crate) interval: Duration,
+    /// A dirty page is written after about this long. Linux: `dirty_expire_centisecs`.
+    pub(crate) expire: Duration,
+    /// More dirty pages than this share of the cache (in percent) are written at once. Linux: `dirty_background_ratio`.
+    pub(crate) background_percent: u64,
+    /// Writers wait while more than this share of the cache is dirty. Linux: `dirty_ratio`.
+    pub(crate) limit_percent: u64,
+    /// How long exit(3) waits until everything is written; 0: not at all, and nothing is.
+    pub(crate) exit_wait: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            interval: Duration::from_millis(500),
+            expire: Duration::from_secs(5),
+            background_percent: 10,
+            limit_percent: 40,
+            exit_wait: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Flusher {
+    pub(crate) fn start(
+        objects: Arc<Writables>,
+        account: &'static CacheAccount<'static>,
+        policy: Policy,
+    ) -> Result<Self> {
+        let stop = Arc::<AtomicU32>::default();
+        let stopped = Arc::clone(&stop);
+        let op = "Runtime::build";
+        let wait_ms = u32::try_from(policy.exit_wait.as_millis()).unwrap_or(u32::MAX);
+        let seat = Seat::take(account.flush_key().addr, wait_ms).map_err(|e| match e {
+            Errno::EBUSY => Error::Exhausted { op, what: "runtimes (256)" },
+            errno => Error::System { op, call: "atexit", errno },
+        })?;
+        let seat = Arc::new(seat);
+        let its = Arc::clone(&seat);
+        let thread = helper::spawn("softfault-flush", move || {
+            host::mask_signals();
+            its.sit();
+            run(&stopped, &objects, account, policy, &its);
+        });
+        let thread =
+            thread.map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
+        Ok(Self { stop, account, seat, thread: Some(thread) })
+    }
+
+    /// Has everything written that was stored before the call; `false`: it was not in time.
+    pub(crate) fn write_back(&self, timeout: Duration) -> bool {
+        self.seat.write_back(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// Waits for the next round; `None`: stop. `Some(true)`: somebody waits for it.
+fn next_round(
+    stop: &AtomicU32,
+    account: &CacheAccount<'_>,
+    interval: Duration,
+    got_on: bool,
+    seat: &Seat,
+) -> Option<bool> {
+    let key = account.flush_key();
+    // Pages that cannot be written (held, pinned, a store that fails) are tried again later, not at once.
+    let at_once = (got_on && account.is_dirty_full()) || seat.wanted().is_some();
+    let rung = if stop.load(Ordering::Acquire) == 0 && !at_once {
+        let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
+        futex::wait(key.addr, key.seen, interval_ns) != Err(Errno::ETIMEDOUT)
+    } else {
+        true
+    };
+    (stop.load(Ordering::Acquire) == 0).then_some(rung)
+}
+
+/// Runs `f` on the object with this number, unless it is being ended: who ends it waits for `f`.
+///
+/// Not by a reference of ours to the whole object: if that were the last one, it would be dropped here, and later than its
+/// owner thinks.
+fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
+    let mut claim = None;
+    env.mm.with_rmap(&mut |r| claim = r.mapping(id).and_then(|m| filemap::try_hold_pages(m, 0, 0)));
+    let Some(claim) = claim else { return };
+    let key = claim.again();
+    let (mut pending, mut f) = (Some(claim), Some(f));
+    env.mm.with_claim(&key, &mut |m| {
+        if let (Some(claim), Some(f)) = (pending.take(), f.take()) {
+            f(m);
+            filemap::release(m, claim);
+        }
+    });
+}
+
+/// Flushes the stores for which reclaim waits.
+fn flush_wanted(env: Env<'_>, objects: &Writables) {
+    for place in 0.. {
+        let Some(id) = objects.list().get(place).map(|w| w.id) else { break };
+        with_object(env, id, |m| {
+            failpoint!(FLUSHER_HOLDS);
+            if m.flush_wanted.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            // If the object lives now, it lived when its number was looked up, and the claim is on it: what is lent stays
+            // until we are done, and ours is not the last reference to `flushing`. Else the number may be another's.
+            let flushing = objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
+            // An error is counted, and the pages are dirty again or lost; who syncs is told.
+            let _ = flushing.map(|f| f.flush("write-back"));
+        });
+    }
+}
+
+/// How often a write that failed is tried when nobody will try it later.
+const TRIES: u32 = 20;
+/// How often the end of writes that others have begun is looked for, a millisecond apart.
+const LOOKS: u32 = 5_000;
+
+/// Writes everything that was stored before the call, as a sync does but for the flush: what the kernel would have of its own
+/// shared mappings when the process has ended. Errors are counted; nobody is left to be told.
+fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>) {
+    // Those that fail come last: what they take of the time is not the others'.
+    for fails in [false, true] {
+        for id in objects.ids() {
+            with_object(env, id, |m| {
+                // As in `flush_wanted`: the claim keeps the object, if it is this one.
+                let flushing =
+                    objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
+                if let Some(flushing) = flushing.filter(|f| f.is_persistent() && m.failing.is_set() == fails) {
+                    write_object(&flushing, m);
+                }
+            });
+        }
+    }
+    // What fillers, threads that reclaim for themselves, and those that are dropping an object are writing.
+    for _ in 0..LOOKS {
+        if account.nr_writeback.load(Ordering::Relaxed) == 0 && objects.ending.load(Ordering::Acquire) == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Writes what is dirty of an object, chunk by chunk. What is busy for a moment (a frame of an exclusive page that the kernel
+/// looks at) is not the next time; after a chunk that cannot be written the others are tried once each.
+fn write_object(flushing: &Flushing, m: &Mapping<'_>) {
+    let mut tries = TRIES;
+    for (from, to) in m.nodes.runs(0, m.nr_pages(), 1) {
+        let mut written = flushing.write_back("exit", &(from..to)).is_ok();
+        for _ in 1..tries {
+            if written {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            written = flushing.write_back("exit", &(from..to)).is_ok();
+        }
+        if !written {
+            tries = 1;
+        }
+    }
+}
+
+/// How long a store that fails is left alone.
+const RETRY: Duration = Duration::from_millis(50);
+
+/// Tries a store that fails once more, and lets go of what the object has cached beyond its share: those pages are clean, and
+/// may be stored to before anybody knows.
+fn retry_failing(env: Env<'_>, m: &Mapping<'_>) {
+    let _ = sync::write_known_dirty(env, m);
+    if m.failing.is_set() && m.is_over_own_limit() && !m.exclusive {
+        vmscan::reclaim_range(env, m, 0, 0, m.nr_pages());
+    }
+}
+
+fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy, seat: &Seat) {
+    let mut written = Instant::now();
+    let mut since = Instant::now();
+    let mut tried = Instant::now();
+    let mut got_on = false;
+    while let Some(rung) = next_round(stop, account, policy.interval, got_on, seat) {
+        got_on = false;
+        if let Some(round) = seat.wanted() {
+            write_everything(host::Host::detached().env(), objects, account);
+            seat.made(round);
+        }
+        // Scanning costs with the size of the mappings: not for every writer that waits.
+        let scan = since.elapsed() >= policy.interval;
+        let host = host::Host::detached();
+        let old = written.elapsed() >= policy.expire;
+        for id in objects.ids() {
+            // An exclusive object's pages say only when asked, one by one, whether they were stored to: when they are to be
+            // written for their age.
+            with_object(host.env(), id, |m| {
+                if if m.exclusive { old } else { scan } {
+                    sync::harvest(host.env(), m, &(0..m.nr_pages()));
+                }
+            });
+        }
+        if scan {
+            since = Instant::now();
+            thp::look();
+        }
+        let background = account.limit().saturating_mul(policy.background_percent) / 100;
+        let many = rung || account.nr_writable() > background;
+        // Those whose stores fail come last, and not each time that somebody rings: a store that takes its time over an error
+        // must not keep the others waiting.
+        let fails = |m: &Mapping<'_>| m.failing.is_set();
+        let retry = tried.elapsed() >= RETRY;
+        for id in objects.ids().filter(|_| many || old) {
+            // Errors leave the pages dirty and are counted; who syncs is told.
+            with_object(host.env(), id, |m| {
+                let wrote = || sync::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
+                got_on |= !fails(m) && wrote();
+            });
+        }
+        for id in objects.ids().filter(|_| retry && (many || old)) {
+            with_object(host.env(), id, |m| {
+                if fails(m) {
+                    tried = Instant::now();
+                    retry_failing(host.env(), m);
+                }
+            });
+        }
+        flush_wanted(host.env(), objects);
+        if many || old {
+            written = Instant::now();
+        }
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        let thread = self.thread.take();
+        if softfault_platform::child::in_child() {
+            std::mem::forget((thread, Arc::clone(&self.stop)));
+            return;
+        }
+        self.stop.store(1, Ordering::Release);
+        futex::wake_all(self.account.ring_flusher());
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
