@@ -42,7 +42,9 @@ fn files() -> Vec<String> {
             }
         }
     }
-    found.extend(["delegation", "mapping", "types", "vma"].map(|m| format!("runtime/mm/src/{m}.rs")));
+    found.extend(
+        ["model/delegation", "model/mapping", "base/types", "model/vma"].map(|m| format!("runtime/mm/src/{m}.rs")),
+    );
     found
 }
 

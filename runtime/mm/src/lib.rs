@@ -5,32 +5,16 @@
 //! ([`ops::Mmu`], [`ops::AddressSpaceOps`], [`host::AddressSpace`], [`host::Park`]). So everything here can be run
 //! under loom and against fakes, and nothing here can allocate, lock or panic in a signal handler.
 //!
-//! The layers, lowest first; a module imports only from lines above its own (a test reads the imports):
+//! The floors, lowest first; a file imports only from its own floor and from those below it, and no files import each other in
+//! a circle (a test reads the imports). Modules are named without their floor: `softfault_mm::filemap`.
 //!
 //! ```text
-//! page errno
-//! types
-//! sync
-//! failures
-//! trace vmstat ctx
-//! folio extent failing claim ops readahead workingset
-//! lru streams xarray
-//! memcontrol
-//! mapping
-//! delegation
-//! vma
-//! host
-//! discarded
-//! filemap
-//! read_pages
-//! huge_memory userfaultfd
-//! rmap
-//! khugepaged writeback
-//! vmscan
-//! memcg
-//! shmem
-//! memory truncate
-//! fault
+//! base     sizes, numbers, atomics and counters that everybody uses
+//! words    the words that threads share, one a page, an extent, an object
+//! policy   what is decided and not done: which page goes, which one is read ahead
+//! model    objects, vmas, accounts, and the traits towards the machine
+//! cache    the page cache's verbs: fill, map, write, age, evict, cut off
+//! walk     one fault, from its address to its page
 //! ```
 #![cfg_attr(not(any(loom, test)), no_std)]
 #![forbid(unsafe_code)]
@@ -48,61 +32,18 @@
     )
 )]
 
-pub mod errno;
-pub mod page;
-pub mod types;
+mod base;
+mod cache;
+mod model;
+mod policy;
+mod walk;
+mod words;
 
-pub mod ctx;
-pub mod failures;
-pub mod sync;
-pub mod trace;
-pub mod vmstat;
-
-pub mod claim;
-pub mod extent;
-pub mod failing;
-pub mod folio;
-pub mod ops;
-pub mod readahead;
-pub mod workingset;
-
-pub mod streams;
-
-pub mod xarray;
-
-pub mod lru;
-
-pub mod memcontrol;
-
-pub mod mapping;
-
-pub mod delegation;
-
-pub mod vma;
-
-pub mod host;
-
-pub mod discarded;
-pub mod filemap;
-
-pub mod read_pages;
-
-pub mod huge_memory;
-pub mod khugepaged;
+pub use base::{ctx, errno, failures, page, sync, trace, types, vmstat};
+pub use cache::{discarded, filemap, huge_memory, khugepaged, memcg, read_pages, rmap, truncate, vmscan, writeback};
+pub use model::{delegation, host, mapping, memcontrol, ops, vma};
+pub use policy::{lru, readahead, streams, workingset};
 #[cfg(feature = "userfaultfd")]
-pub mod userfaultfd;
-
-pub mod rmap;
-
-pub mod writeback;
-
-pub mod vmscan;
-
-pub mod memcg;
-
-pub mod shmem;
-
-pub mod memory;
-pub mod truncate;
-
-pub mod fault;
+pub use walk::userfaultfd;
+pub use walk::{fault, memory, shmem};
+pub use words::{claim, extent, failing, folio, xarray};

@@ -3,7 +3,7 @@
 use crate::section::{self, Refused, Slot};
 use crate::sys::{Errno, fd, file, futex, signal, thread};
 use crate::vmatree::{self, Lists};
-use crate::{leave, reclaim, staging};
+use crate::{batches, leave, staging};
 use core::cell;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
@@ -392,7 +392,7 @@ impl AddressSpace for Host {
     }
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
         // A handler of the program's that jumps away would keep the batch for ever: none comes, see `Host`.
-        reclaim::with_batch(f)
+        batches::with_batch(f)
     }
     fn in_user_code<'f>(&self, may_fault: bool, f: &mut (dyn FnMut() + 'f)) {
         if self.uninterrupted.is_some() || !may_fault || self.is_open.replace(true) {

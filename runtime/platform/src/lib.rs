@@ -1,22 +1,18 @@
 //! The Linux floor of softfault: where system calls, signal handlers and `unsafe` live.
 //!
-//! The layers, lowest first; a module imports only from lines above its own (a test reads the imports):
+//! The floors, lowest first; a file imports only from its own floor and from those below it, and no files import each other in
+//! a circle (a test reads the imports). What lies in `handler` and `memory` is named without its floor:
+//! `softfault_platform::section`.
 //!
 //! ```text
-//! sys                       raw system calls; alone names libc
-//! child section sparse      forked? who is inside a walk, tables that are opened as they are used
-//! thp                       small pages, where the system is set to make huge ones
-//! staging                   pages for private copies
-//! exit                      asks the flushers when the process ends
-//! stack leave               the stacks that handlers run on; waits that end when a signal comes
-//! reclaim                   memory for batches of reclaim
-//! cache digest              the memfds and the words of their pages; was a page changed?
-//! frames                    recycled pages of exclusive objects
-//! mmu store                 installing pages, filling them
-//! vmatree                   from an address to its vma
-//! crowd                     hiding what is exposed by protection
-//! host                      sleeping, and the queues to helper threads
-//! trap                      signals and messages
+//! sys        raw system calls; alone names libc
+//! handler    what a handler stands on: stack, section, batches, staging; forked? does the process end?
+//! memory     the memfds and the words of their pages, frames of exclusive objects, tables that are opened as they are used
+//! mmu store  installing pages, filling them
+//! vmatree    from an address to its vma
+//! crowd      hiding what is exposed by protection
+//! host       sleeping, and the queues to helper threads
+//! trap       signals and messages
 //! ```
 //!
 //! No `std` and no `alloc`: code that allocates or takes a std lock does not compile here, which is the point of the
@@ -39,31 +35,20 @@
     reason = "register-sized arguments of system calls: usize, u64 and pointers are 64 bits here, and sys refuses to build elsewhere"
 )]
 
-pub mod sys;
-
-pub mod cache;
-pub mod child;
-#[cfg(feature = "userfaultfd")]
-pub mod digest;
-pub mod exit;
-#[cfg(feature = "userfaultfd")]
-pub mod frames;
-pub mod leave;
-pub mod reclaim;
-pub mod section;
-pub mod sparse;
-pub mod stack;
-pub mod staging;
-pub mod thp;
-
-pub mod mmu;
-pub mod store;
-
-pub mod vmatree;
+mod handler;
+mod memory;
 
 pub mod crowd;
 pub mod host;
-
+pub mod mmu;
+pub mod store;
+pub mod sys;
 pub mod trap;
+pub mod vmatree;
+
+pub use handler::{batches, child, exit, leave, section, stack, staging};
+pub use memory::{cache, sparse, thp};
+#[cfg(feature = "userfaultfd")]
+pub use memory::{digest, frames};
 
 pub use softfault_mm as mm;

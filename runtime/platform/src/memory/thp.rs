@@ -37,7 +37,7 @@ pub fn is_forced() -> bool {
     IS_FORCED.load(Ordering::Relaxed)
 }
 
-/// Returns whether the choice in brackets makes huge pages of what nobody advised. ("advise [always] never")
+/// Returns whether the choice in brackets makes huge pages of what nobody advised. (`advise [always] never`)
 fn forces(text: &[u8]) -> bool {
     let chosen = text.iter().position(|b| *b == b'[').and_then(|i| text.get(i + 1..)).unwrap_or(&[]);
     [&b"always]"[..], b"within_size]", b"force]"].iter().any(|name| chosen.starts_with(name))

@@ -1,0 +1,12 @@
+//! The page cache's verbs: pages are filled, mapped, written, aged, evicted, cut off.
+
+pub mod discarded;
+pub mod filemap;
+pub mod huge_memory;
+pub mod khugepaged;
+pub mod memcg;
+pub mod read_pages;
+pub mod rmap;
+pub mod truncate;
+pub mod vmscan;
+pub mod writeback;

@@ -1,0 +1,7 @@
+//! The words that threads share: a page's, an extent's, an object's, and the tokens for what goes on outside a section.
+
+pub mod claim;
+pub mod extent;
+pub mod failing;
+pub mod folio;
+pub mod xarray;

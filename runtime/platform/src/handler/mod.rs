@@ -1,0 +1,10 @@
+//! What a handler stands on: its stack, its section, memory for its batches and copies; and how it learns that the process
+//! forked, or ends.
+
+pub mod batches;
+pub mod child;
+pub mod exit;
+pub mod leave;
+pub mod section;
+pub mod stack;
+pub mod staging;
