@@ -8,7 +8,7 @@ use crate::options::{
     ARENA_FLAGS, SOFTFAULT_ARENA_KERNEL_ACCESS, SOFTFAULT_ARENA_LOOKUP_FIRST, SOFTFAULT_ARENA_NO_FAULT_AROUND,
     SOFTFAULT_ARENA_NO_NATIVE_EXTENTS, check_flags, read, softfault_arena_options,
 };
-use softfault::Arena;
+use softfault::{Arena, Object, Prot, Sharing};
 use std::ffi::{c_int, c_void};
 
 /// Reserves len_bytes of address space, rounded up to 2 MiB. options may be NULL.
@@ -77,6 +77,23 @@ fn on_range(
     f: impl FnOnce(&Arena, std::ops::Range<usize>) -> softfault::Result<()>,
 ) -> c_int {
     entry(|| Ok(f(&handle::get(arena)?, arena_range(offset, len)?)?))
+}
+
+/// Maps by [`Arena::map`] or another call with its parameters.
+fn map_by(
+    call: impl FnOnce(&Arena, usize, &Object, u64, usize, Prot, Sharing) -> softfault::Result<()>,
+    (arena, offset): (*mut softfault_arena, usize),
+    (object, object_offset): (*mut softfault_object, u64),
+    len: usize,
+    (prot, sharing): (u32, u32),
+) -> c_int {
+    entry(|| {
+        let arena = handle::get(arena)?;
+        let object = handle::get(object)?;
+        let prot = known(consts::prot(prot), "prot", prot)?;
+        let sharing = known(consts::sharing(sharing), "sharing", sharing)?;
+        Ok(call(&arena, offset, &object, object_offset, len, prot, sharing)?)
+    })
 }
 
 /// As `on_range`, with a number as the result.
@@ -177,13 +194,7 @@ pub extern "C" fn softfault_arena_map(
     prot: u32,
     sharing: u32,
 ) -> c_int {
-    entry(|| {
-        let arena = handle::get(arena)?;
-        let object = handle::get(object)?;
-        let prot = known(consts::prot(prot), "prot", prot)?;
-        let sharing = known(consts::sharing(sharing), "sharing", sharing)?;
-        Ok(arena.map(offset, &object, object_offset, len, prot, sharing)?)
-    })
+    map_by(Arena::map, (arena, offset), (object, object_offset), len, (prot, sharing))
 }
 
 /// Maps as softfault_arena_map(), instead of whatever is mapped in the range, or of nothing: mmap(2) with MAP_FIXED. A thread
@@ -204,13 +215,7 @@ pub extern "C" fn softfault_arena_replace(
     prot: u32,
     sharing: u32,
 ) -> c_int {
-    entry(|| {
-        let arena = handle::get(arena)?;
-        let object = handle::get(object)?;
-        let prot = known(consts::prot(prot), "prot", prot)?;
-        let sharing = known(consts::sharing(sharing), "sharing", sharing)?;
-        Ok(arena.replace(offset, &object, object_offset, len, prot, sharing)?)
-    })
+    map_by(Arena::replace, (arena, offset), (object, object_offset), len, (prot, sharing))
 }
 
 /// Unmaps the range, splitting mappings at its ends. Touching it afterwards raises SIGSEGV. Waits for faults that are being

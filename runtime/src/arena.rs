@@ -229,7 +229,7 @@ pub struct Arena {
 /// Lock order: an arena's `vmas` < an object's `i_mmap` < the registry.
 pub(crate) struct ArenaInner {
     /// Keeps the runtime (its counters, contexts and handlers) for as long as the arena lives.
-    rt: Arc<RuntimeInner>,
+    pub(crate) rt: Arc<RuntimeInner>,
     pub(crate) slot: u32,
     pub(crate) base: usize,
     pub(crate) len_bytes: usize,
@@ -432,10 +432,7 @@ impl Arena {
         prot: Prot,
         sharing: Sharing,
     ) -> Result<()> {
-        if self.inner.trap != Trap::Monitor {
-            self.inner.rt.warnings.note("Arena::map");
-        }
-        self.inner.map(object, offset, object_offset, len_bytes, prot, sharing)
+        self.inner.map(object, (offset, object_offset, len_bytes), prot, sharing)
     }
 
     /// Unmaps the range, splitting mappings at its ends. Waits for faults that are being resolved in it.

@@ -28,15 +28,12 @@ impl ArenaInner {
     pub(crate) fn map(
         self: &Arc<Self>,
         object: &Object,
-        offset: usize,
-        object_offset: u64,
-        len_bytes: usize,
+        at: (usize, u64, usize),
         prot: Prot,
         sharing: Sharing,
     ) -> Result<()> {
-        let range = self.check_map(OP, object, (offset, object_offset, len_bytes), prot, sharing)?;
-        let (index, number) = fresh_number(OP)?;
-        let entry = VmaEntry::new((range.clone(), object_offset >> PAGE_SHIFT, object), (prot, sharing), index);
+        let (entry, number) = self.asked(OP, object, at, (prot, sharing))?;
+        let range = entry.range.clone();
         // The gate before the lock: evictions hold it while they look who maps the object.
         let gate = entry.object.i_mmap().gate();
         let mut vmas = self.vmas();
@@ -59,6 +56,23 @@ impl ArenaInner {
         drop(gate);
         vmas.map.insert(range.start, entry);
         Ok(())
+    }
+
+    /// Looks at what a call asks to map: at which offset of the arena, from which of the object on, how many bytes. Returns the
+    /// mapping to be, under a number of its own.
+    pub(super) fn asked(
+        &self,
+        op: &'static str,
+        object: &Object,
+        at: (usize, u64, usize),
+        (prot, sharing): (Prot, Sharing),
+    ) -> Result<(VmaEntry, Done<impl FnOnce() + use<>>)> {
+        if self.trap != Trap::Monitor {
+            self.rt.warnings.note(op);
+        }
+        let range = self.check_map(op, object, at, prot, sharing)?;
+        let (index, number) = fresh_number(op)?;
+        Ok((VmaEntry::new((range, at.1 >> PAGE_SHIFT, object), (prot, sharing), index), number))
     }
 
     /// mmap(PROT_NONE), REGISTER, and what children and core dumps see of it.

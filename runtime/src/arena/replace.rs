@@ -14,7 +14,7 @@
 #![expect(unsafe_code, reason = "maps an object over the arena's own address range, and drops private copies")]
 
 use super::ArenaInner;
-use super::map::{fresh_number, open};
+use super::map::open;
 use super::publish::Swap;
 use super::set::VmaSet;
 use super::vma::VmaEntry;
@@ -66,7 +66,8 @@ impl ArenaInner {
         prot: Prot,
         sharing: Sharing,
     ) -> Result<()> {
-        let range = self.check_map(OP, object, at, prot, sharing)?;
+        let (entry, number) = self.asked(OP, object, at, (prot, sharing))?;
+        let range = entry.range.clone();
         // The gate before the lock, as in `map`.
         let _gate = object.inner.i_mmap().gate();
         let mut vmas = self.vmas();
@@ -80,10 +81,7 @@ impl ArenaInner {
         }
         self.settle(OP, &range)?;
         let demote = |hit: &[VmaEntry]| hit.iter().try_for_each(|v| self.demote_entry(v, &range).map(drop));
-        let mut standin = VmaEntry::new((range.clone(), at.1 >> PAGE_SHIFT, object), (prot, sharing), 0);
-        let (index, number) = fresh_number(OP)?;
-        let entry = VmaEntry { index, ..standin.clone() };
-        standin.is_changing = true;
+        let standin = VmaEntry { is_changing: true, ..entry.clone() };
         let mut new = self.cut_around(OP, &hit, &range)?;
         new.add(OP, standin)?;
         demote(&hit)?;
