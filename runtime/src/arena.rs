@@ -17,13 +17,16 @@ mod unmap;
 pub(crate) mod vma;
 mod zap;
 
-use crate::Access;
+pub use crate::types::{Prot, Sharing};
+
 use crate::delivery::Delivery;
-use crate::error::{self, Error, Place, Result, parent_only, system};
+use crate::error::{Error, Result, parent_only, system};
 use crate::lease::Table;
 use crate::object::Object;
+use crate::object::fault::{self, Place};
 use crate::process::registry;
 use crate::runtime::{Runtime, RuntimeInner};
+use crate::types::Access;
 use owed::Owed;
 use pin::Pin;
 use set::VmaSet;
@@ -37,26 +40,6 @@ use softfault_platform::vmatree::{self, ArenaFacts, Trap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use vma::VmaEntry;
-
-/// What a mapping permits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prot {
-    /// Nothing.
-    None,
-    /// Loads.
-    Read,
-    /// Loads and stores.
-    ReadWrite,
-}
-
-/// Whom stores reach.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sharing {
-    /// The object, and every other mapping of it.
-    Shared,
-    /// This mapping alone.
-    Private,
-}
 
 /// Options of an arena; see [`Runtime::arena`].
 #[derive(Debug)]
@@ -358,8 +341,9 @@ impl ArenaInner {
         let found = self.vmas().covering(op, &(at..at + 1)).ok().and_then(|hit| hit.into_iter().next());
         let byte = |v: &VmaEntry| (v.pgoff << PAGE_SHIFT) + (at - v.range.start) as u64;
         let object_offset = found.as_ref().map(byte);
-        let place = Place { object: found.as_ref().map(|v| &*v.object), object_offset, arena_offset: Some(at) };
-        error::fault(op, access, place, cause, reason)
+        let place =
+            Place { mapping: found.as_ref().map(|v| v.object.mapping()), object_offset, arena_offset: Some(at) };
+        fault::fault(op, access, place, cause, reason)
     }
 }
 

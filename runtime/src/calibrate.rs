@@ -5,10 +5,10 @@
 
 #![expect(unsafe_code, reason = "touches pages of an arena made for it")]
 
-use crate::arena::{Prot, Sharing};
 use crate::delivery::Delivery;
 use crate::error::Result;
 use crate::runtime::Runtime;
+use crate::types::{Prot, Sharing};
 use softfault_mm::vmstat::Stage;
 use softfault_platform::sys::signal::{self, SIGBUS, SIGSEGV, mask_bit};
 use softfault_platform::sys::thread;

@@ -1,13 +1,14 @@
 //! Errors of the control plane: what was asked, of what, over which range, and why not.
 
+use crate::delivery::Delivery;
 use crate::in_the_way::InTheWay;
-use crate::object::ObjectInner;
 use crate::short::{Ranges, Short};
-use crate::{Access, StoreError, VmFaultReason};
+use crate::types::Access;
 use softfault_mm::types::FillError;
+use softfault_mm::types::VmFaultReason;
+use softfault_platform::store::StoreError;
 use softfault_platform::sys::Errno;
 use std::fmt::{self, Display as _};
-use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -95,13 +96,13 @@ pub enum Error {
         /// What keeps the cache full, where that is the cause.
         in_the_way: Option<Box<InTheWay>>,
         /// The store's error, where it gave one.
-        source: Option<io::Error>,
+        source: Option<std::io::Error>,
     },
     /// The asked-for delivery cannot be had here.
     #[error("delivery {mode:?} is not available: {why}")]
     Delivery {
         /// The mode.
-        mode: crate::Delivery,
+        mode: Delivery,
         /// What is missing.
         why: String,
     },
@@ -135,7 +136,7 @@ pub enum Error {
         /// Why.
         error: FillError,
         /// The store's error, where it gave one.
-        source: Option<io::Error>,
+        source: Option<std::io::Error>,
     },
     /// The store could not make durable what it was given: what is cached of it is dirty again.
     #[error("{op}: flushing the store of {object} failed: {error}; nothing written since the last flush is durable")]
@@ -147,7 +148,7 @@ pub enum Error {
         /// Why.
         error: StoreError,
         /// The store's error, where it gave one.
-        source: Option<io::Error>,
+        source: Option<std::io::Error>,
     },
     /// A flush failed after pages had left the cache: what was written to them is gone.
     #[error("{op}: a failed flush lost what was written to bytes {} of {object}; write them again", Ranges(ranges))]
@@ -214,7 +215,7 @@ pub enum Error {
         path: Option<PathBuf>,
         /// The error.
         #[source]
-        source: io::Error,
+        source: std::io::Error,
     },
 }
 
@@ -252,49 +253,19 @@ fn fault_text(
     })
 }
 
-/// Which byte an access failed at.
-#[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub(crate) object: Option<&'a ObjectInner>,
-    pub(crate) object_offset: Option<u64>,
-    pub(crate) arena_offset: Option<usize>,
-}
-
-/// Makes the error of an access that failed for `cause`; `reason` are the bits, where the walk has said them.
-pub(crate) fn fault(
-    op: &'static str,
-    access: Access,
-    place: Place<'_>,
-    cause: Option<FillError>,
-    reason: Option<VmFaultReason>,
-) -> Error {
-    let in_the_way = (cause == Some(FillError::CacheFull)).then_some(place.object).flatten();
-    Error::Fault {
-        op,
-        access,
-        offset: place.arena_offset.map_or(place.object_offset, |at| Some(at as u64)).unwrap_or(0),
-        reason: reason.or_else(|| cause.map(FillError::reason)).unwrap_or_default(),
-        cause,
-        object: place.object.map(ObjectInner::label),
-        object_offset: place.object_offset,
-        arena_offset: place.arena_offset,
-        in_the_way: in_the_way.map(|object| Box::new(InTheWay::look(object))),
-        source: cause.and_then(FillError::errno).map(io_error),
-    }
-}
-
 /// Makes the error of bytes that the store did not take.
 pub(crate) fn writeback(op: &'static str, object: &str, range: Range<u64>, error: FillError) -> Error {
-    Error::Writeback { op, object: object.into(), range, error, source: error.errno().map(io_error) }
+    Error::Writeback { op, object: object.into(), range, error, source: error.errno().map(io) }
 }
 
-fn io_error(errno: Errno) -> io::Error {
-    io::Error::from_raw_os_error(errno.0)
+/// Makes the standard library's error of a number.
+pub(crate) fn io(errno: Errno) -> std::io::Error {
+    std::io::Error::from_raw_os_error(errno.0)
 }
 
 /// Makes the error of a flush.
 pub(crate) fn flush(op: &'static str, object: &str, error: StoreError) -> Error {
-    Error::Flush { op, object: object.into(), error, source: error.fill_error().errno().map(io_error) }
+    Error::Flush { op, object: object.into(), error, source: error.fill_error().errno().map(io) }
 }
 
 /// Refuses in a forked child: the words are the child's own copies, but the memory and the descriptors behind them

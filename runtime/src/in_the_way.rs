@@ -1,13 +1,10 @@
-//! What keeps the cache full, when nothing can leave it: counted when a call has failed for it.
+//! What keeps the cache full, when nothing can leave it: what a call says that has failed for it.
 
-use crate::object::ObjectInner;
-use crate::process::registry;
 use crate::short::Short;
 use softfault_mm::folio::{DIRTY, Folio, HELD, State};
 use softfault_mm::mapping::Mapping;
-use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT};
+use softfault_mm::page::EXTENT_PAGES;
 use softfault_mm::types::FillError;
-use softfault_platform::host::Host;
 use std::fmt;
 
 /// What the pages of a full cache wait for, in pages; a page counts where it is named first. A look at words that others
@@ -35,34 +32,9 @@ pub struct InTheWay {
     pub other_pages: u64,
 }
 
-/// Objects looked at in one section: unmapping waits for sections.
-const IDS: u32 = 16;
-
 impl InTheWay {
-    /// Looks at the pages that count against the limit which `object` has met.
-    ///
-    /// # Context: control plane
-    pub(crate) fn look(object: &ObjectInner) -> Self {
-        let m = object.mapping();
-        let is_own_limit = m.is_over_own_limit();
-        let limit = if is_own_limit { m.own_limit() } else { m.account.limit() };
-        let mut found = Self { limit_bytes: limit << PAGE_SHIFT, is_own_limit, ..Self::default() };
-        if is_own_limit {
-            found.count(m);
-            return found;
-        }
-        let end = registry::lock().mappings.bound();
-        let host = Host::detached();
-        for first in (0..end).step_by(IDS as usize) {
-            host.env().mm.with_rmap(&mut |r| {
-                let here = (first..end.min(first + IDS)).filter_map(|id| r.mapping(id));
-                here.filter(|other| std::ptr::addr_eq(other.account, m.account)).for_each(|other| found.count(other));
-            });
-        }
-        found
-    }
-
-    fn count(&mut self, m: &Mapping<'_>) {
+    /// Counts the pages of one object.
+    pub(crate) fn count(&mut self, m: &Mapping<'_>) {
         let failure = m.failing.cause();
         let cached = m.chunks.iter().zip(m.folios.chunks(EXTENT_PAGES)).filter(|(c, _)| c.nr_uptodate() > 0);
         for word in cached.flat_map(|(_, words)| words) {

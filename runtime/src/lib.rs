@@ -18,6 +18,7 @@ pub mod object;
 mod process;
 pub mod runtime;
 mod short;
+mod types;
 mod undo;
 pub mod writeback;
 
@@ -35,7 +36,7 @@ pub mod file {
 }
 /// Advice: see [`Arena::advise`](crate::Arena::advise) and [`Object::advise`](crate::Object::advise).
 pub mod madvise {
-    pub use crate::object::advise::Advice;
+    pub use crate::types::Advice;
 }
 /// Ranges that stay resident: see [`Arena::pin`](crate::Arena::pin).
 pub mod pin {
@@ -48,13 +49,12 @@ pub mod stats {
 /// Where anonymous memory goes when the cache has no room: see [`RuntimeBuilder::swap`](crate::RuntimeBuilder::swap).
 pub mod swap {}
 
-pub use arena::{Arena, ArenaBuilder, Prot, Sharing};
+pub use arena::{Arena, ArenaBuilder};
 pub use delivery::{Delivery, DeliveryReport};
 pub use error::{Error, Result};
 pub use failures::RecentFailure;
 pub use file::FileOptions;
 pub use in_the_way::InTheWay;
-pub use madvise::Advice;
 pub use object::{Object, ObjectBuilder};
 pub use pin::Pin;
 pub use runtime::{Runtime, RuntimeBuilder};
@@ -67,16 +67,8 @@ pub use softfault_mm::{filemap, shmem};
 pub use softfault_platform::store::{HandlerStore, PageMut, PageRef, Store, StoreError};
 pub use softfault_platform::sys::Errno;
 pub use stats::Stats;
-pub use writeback::{Held, Invalidated};
-
-/// The kind of access to a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// A load.
-    Read,
-    /// A store.
-    Write,
-}
+pub use types::{Access, Advice, Invalidated, Prot, Sharing};
+pub use writeback::Held;
 
 /// Handles go where the program's threads go.
 const _: fn() = || {

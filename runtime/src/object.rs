@@ -4,17 +4,17 @@ pub(crate) mod advise;
 mod builder;
 pub(crate) mod collapse;
 pub(crate) mod exclusive;
+pub(crate) mod fault;
 pub(crate) mod file;
 mod guarded;
 mod heal;
+mod invalidate;
 pub(crate) mod io;
 pub(crate) mod rmap;
-pub(crate) mod sync;
 mod truncate;
 
 pub use builder::ObjectBuilder;
 
-use crate::Access;
 use crate::arena::ArenaInner;
 use crate::cache::space::Space;
 use crate::error::{Error, Result, parent_only};
@@ -23,17 +23,20 @@ use crate::memory::limit_pages;
 use crate::object::exclusive::{Exclusive, Parts, Plan};
 use crate::object::file::FileOf;
 use crate::object::rmap::IMmap;
-use crate::object::sync::FlushState;
 use crate::process::mlock;
 use crate::process::registry;
 use crate::runtime::RuntimeInner;
 use crate::short::Short;
+use crate::types::Access;
+use crate::types::Invalidated;
+use crate::writeback::state::Flushing;
+use crate::writeback::{self, Held, lost, state, sync, writeout};
 use softfault_mm::extent::ChunkWord;
 use softfault_mm::failing::{Asked, Failing};
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::{DYING, Mapping};
-use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT};
+use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, pages_of};
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
 use softfault_mm::xarray::Nodes;
@@ -102,39 +105,6 @@ pub(crate) struct ObjectInner {
     /// What people call it.
     label: Option<Lease<str>>,
     pid: u32,
-}
-
-/// What a flush needs of an object. The flusher has it for longer than there is the object: it must not end that, nor have
-/// it last longer than its owner thinks, and so it holds no reference to it.
-pub(crate) struct Flushing {
-    mapping: &'static Mapping<'static>,
-    store: &'static dyn Store,
-    /// What is written is to be found in the store later; set with `ObjectInner::writable`.
-    persistent: AtomicBool,
-    state: FlushState,
-}
-
-impl Flushing {
-    pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
-        self.mapping
-    }
-    pub(crate) fn store(&self) -> &'static dyn Store {
-        self.store
-    }
-    pub(crate) fn flush_state(&self) -> &FlushState {
-        &self.state
-    }
-    pub(crate) fn is_persistent(&self) -> bool {
-        // Acquire pairs with the Release of allow_writes(): the store can be written.
-        self.persistent.load(Ordering::Acquire)
-    }
-}
-
-impl std::fmt::Debug for Flushing {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Not through the borrows: they may have ended.
-        f.debug_struct("Flushing").field("state", &self.state).finish_non_exhaustive()
-    }
 }
 
 impl std::fmt::Debug for ObjectInner {
@@ -235,8 +205,7 @@ impl ObjectInner {
         // SAFETY: as for the store.
         let mapping_ref = unsafe { mapping.lend() };
         vmatree::publish_mapping(id, Some(mapping_ref));
-        let persistent = AtomicBool::new(b.writable && backing.persistent);
-        let flushing = Flushing { mapping: mapping_ref, store: store_ref, persistent, state: FlushState::default() };
+        let flushing = Flushing::new(mapping_ref, store_ref, b.writable && backing.persistent);
         let has_mkwrite = vm_ops.has_page_mkwrite();
         Self {
             rt,
@@ -274,11 +243,11 @@ impl ObjectInner {
         self.flushing.is_persistent()
     }
     /// Has the object written from now on: its store can be.
-    pub(crate) fn allow_writes(self: &Arc<Self>) {
+    pub(crate) fn allow_writes(&self) {
         self.mapping().is_flushed.store(true, Ordering::Relaxed);
-        self.flushing.persistent.store(true, Ordering::Release);
+        self.flushing.allow_writes();
         if !self.writable.swap(true, Ordering::Release) {
-            self.rt.add_writable(self);
+            self.rt.add_writable(&self.flushing);
         }
     }
 
@@ -311,16 +280,9 @@ impl ObjectInner {
     pub(crate) fn store(&self) -> &'static dyn Store {
         lend(self.store.as_ref())
     }
-    pub(crate) fn flush_state(&self) -> &FlushState {
-        self.flushing.flush_state()
-    }
-    /// Makes durable what the store was given; see [`Flushing::flush`].
-    pub(crate) fn flush(&self, op: &'static str) -> Result<()> {
-        self.flushing.flush(op)
-    }
-    /// Returns what the flusher may keep. Its borrows are good under a claim that was taken while the object lived.
-    pub(crate) fn flushing(&self) -> Arc<Flushing> {
-        Arc::clone(&self.flushing)
+    /// Returns what write-back needs of the object. Its borrows are good while the object lives.
+    pub(crate) fn flushing(&self) -> &Arc<Flushing> {
+        &self.flushing
     }
     /// Returns whether first stores must fault.
     pub(crate) fn is_synchronous(&self) -> bool {
@@ -386,11 +348,14 @@ impl Drop for ObjectInner {
     fn drop(&mut self) {
         // Last, whatever becomes of the rest: who opens the file meanwhile waits for it.
         let _file = self.file.take().filter(|_| self.pid == std::process::id()).map(Forgotten);
+        // The flusher passes it over from here on, and an exit waits until it has been written back.
+        let ours = self.pid == std::process::id();
+        let ending = (ours && self.is_persistent()).then(|| self.rt.ending(&self.flushing));
         failpoint!(OBJECT_ENDS);
-        if self.is_persistent() && self.pid == std::process::id() {
-            let _ending = self.rt.ending();
-            self.write_back_last();
+        if ending.is_some() {
+            writeout::write_back_last(&self.flushing);
         }
+        drop(ending);
         let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
         let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
         let nodes = self.nodes.take();
@@ -401,7 +366,6 @@ impl Drop for ObjectInner {
         // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
         // No new user from then on: reclaim finds the object by its number for as long as that is published.
         let end = || mapping.users.compare_exchange(0, DYING, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        let ours = self.pid == std::process::id();
         let mut ended = ours && end();
         while !ended && patience > 0 && ours {
             std::thread::sleep(Duration::from_millis(1));
@@ -488,7 +452,7 @@ impl Object {
     /// Returns how many pages are in the cache.
     #[must_use]
     pub fn cached_pages(&self) -> u64 {
-        let _walk = self.inner.flush_state().walk();
+        let _walk = self.inner.flushing().state().walk();
         let used = self.inner.mapping().each_folio(0, u64::MAX);
         used.filter(|(_, word)| word.load().is_mappable()).count() as u64
     }
@@ -507,5 +471,101 @@ impl Object {
         parent_only("Object::populate")?;
         self.inner.check_mapped("Object::populate")?;
         io::populate(&self.inner, range, Access::Read)
+    }
+}
+
+impl Object {
+    /// Makes durable every byte of the range that was written before the call, through whatever mapping or call: the pages
+    /// go to the store in ascending runs, then the store is flushed.
+    ///
+    /// # Errors
+    /// [`Error::Writeback`] and [`Error::Flush`]: nothing is promised, the pages are dirty again as far as they are cached,
+    /// and the next call tries again. [`Error::Lost`] names bytes whose writes a failed flush took away while they were not
+    /// cached: every call over them says so until, after one has, they are written again or [`Object::forget_lost`]. [`Error::Held`]: a
+    /// page of the range is held and dirty; the others are durable only after a call that does not meet one.
+    pub fn sync(&self, range: Range<u64>) -> Result<()> {
+        let op = "Object::sync";
+        parent_only(op)?;
+        if !self.inner.is_persistent() {
+            return Ok(());
+        }
+        sync::sync(self.inner.flushing(), op, &state::pages(self.inner.mapping(), &range), false)
+    }
+
+    /// Gives the store every byte of the range that was written before the call, and does not flush it: other readers of a
+    /// file see the bytes, and a crash may still take them. Linux: `sync_file_range(2)`, and what `MS_ASYNC` once did.
+    ///
+    /// # Errors
+    /// [`Error::Writeback`], and [`Error::Held`] where a page of the range is held and dirty; the others were written.
+    pub fn write_back(&self, range: Range<u64>) -> Result<()> {
+        let op = "Object::write_back";
+        parent_only(op)?;
+        if !self.inner.is_persistent() {
+            return Ok(());
+        }
+        let held = writeout::write_back(self.inner.flushing(), op, &state::pages(self.inner.mapping(), &range))?;
+        held.map_or(Ok(()), |p| Err(Error::Held { op, object: self.inner.label(), range: state::bytes(&(p..p + 1)) }))
+    }
+
+    /// Makes everything durable that was written before the call.
+    ///
+    /// # Errors
+    /// As [`Object::sync`].
+    pub fn sync_all(&self) -> Result<()> {
+        self.sync(0..u64::MAX)
+    }
+
+    /// Makes everything that was written before the call, and is not held, durable before anything that is written after
+    /// it: an ordering point, by waiting.
+    ///
+    /// # Errors
+    /// As [`Object::sync`], but for [`Error::Held`].
+    pub fn barrier(&self) -> Result<()> {
+        let op = "Object::barrier";
+        parent_only(op)?;
+        if !self.inner.is_persistent() {
+            return Ok(());
+        }
+        sync::sync(self.inner.flushing(), op, &(0..self.inner.mapping().nr_pages()), true)
+    }
+
+    /// Keeps the pages of the range from being written back, whatever the pressure, until the value is dropped: a
+    /// write-ahead log must be durable before the pages it describes. Held dirty pages cannot be reclaimed: they count
+    /// against the cache's limit.
+    ///
+    /// # Errors
+    /// [`Error::Held`] where a page is held already, [`Error::Denied`] on exclusive objects.
+    pub fn hold_dirty(&self, range: Range<u64>) -> Result<Held> {
+        let op = "Object::hold_dirty";
+        parent_only(op)?;
+        let object = Arc::clone(&self.inner);
+        writeback::hold(self.inner.flushing(), object, op, &range)
+    }
+
+    /// Returns the bytes whose writes failed flushes took away.
+    #[must_use]
+    pub fn lost(&self) -> Vec<Range<u64>> {
+        lost::tell(self.inner.flushing(), 0..self.inner.mapping().folios.len() as u64)
+    }
+
+    /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.
+    pub fn forget_lost(&self, range: Range<u64>) {
+        let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end);
+        lost::forget(self.inner.mapping(), &pages);
+    }
+
+    /// Drops what is cached of the range, because the store's content was changed by somebody else: the next touch reads it
+    /// anew. Pages that were written here and not written back, and pinned ones, stay. Private copies stay.
+    ///
+    /// Who is about to change the store itself syncs and invalidates the range before, until nothing is kept, touches
+    /// nothing of it meanwhile, and invalidates it afterwards: a cached page may be taken for written (never the other way
+    /// round), and would be written back over the change.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when an extent cannot be taken back.
+    pub fn invalidate(&self, range: Range<u64>) -> Result<Invalidated> {
+        let op = "Object::invalidate";
+        parent_only(op)?;
+        invalidate::invalidate(&self.inner, &range)
     }
 }

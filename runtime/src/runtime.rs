@@ -12,11 +12,12 @@ use crate::lease::{Lease, Table};
 use crate::memory;
 use crate::object::collapse::Khugepaged;
 use crate::object::file::FileOptions;
-use crate::object::{Object, ObjectBuilder, ObjectInner};
+use crate::object::{Object, ObjectBuilder};
 use crate::process::audit::{Offender, Warnings};
 use crate::process::mlock;
 use crate::process::registry::{self, Entered};
 use crate::writeback::flusher::{Ending, Flusher, Policy, Writables};
+use crate::writeback::state::Flushing;
 use softfault_mm::lru::Lruvec;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
@@ -425,9 +426,9 @@ impl Runtime {
 }
 
 impl RuntimeInner {
-    /// Says that an object is being written back for the last time, until the value is dropped.
-    pub(crate) fn ending(&self) -> Ending {
-        Ending::begin(&self.writables)
+    /// Says that an object has ended, and is being written back for the last time until the value is dropped.
+    pub(crate) fn ending(&self, flushing: &Flushing) -> Ending {
+        Ending::begin(&self.writables, flushing)
     }
     pub(crate) fn set_limit(&self, pages: u64) {
         let account = &self.account;
@@ -485,8 +486,8 @@ impl RuntimeInner {
     }
 
     /// Has the flusher look after an object.
-    pub(crate) fn add_writable(&self, object: &Arc<ObjectInner>) {
-        self.writables.add(object);
+    pub(crate) fn add_writable(&self, flushing: &Arc<Flushing>) {
+        self.writables.add(Arc::clone(flushing));
     }
 
     /// Returns the bytes of address space and of memory, at most, that the queues of reclaim take.

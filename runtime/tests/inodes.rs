@@ -244,3 +244,30 @@ fn who_opens_a_file_waits_for_what_is_written_back_last() {
         dropper.join().expect("dropper");
     });
 }
+
+/// Who drops the last value has the object from the first step on: the flusher passes it over, and who wants everything written
+/// waits for the one who drops.
+#[cfg(debug_assertions)]
+#[test]
+fn who_wants_everything_written_waits_for_what_is_being_dropped() {
+    use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
+    let _serial = serial();
+    let file = TempFile::new(4 * PAGE);
+    let rt = quiet();
+    let object = rt.open_file_rw(file.path()).expect("open");
+    object.write_at(0, &[255]).expect("write");
+    let before = byte_in(&file, 0);
+    arm_gate(Point::OBJECT_ENDS);
+    std::thread::scope(|s| {
+        let dropper = s.spawn(move || drop(object));
+        common::until("it is being dropped", || is_caught(Point::OBJECT_ENDS));
+        let early = rt.write_back(Duration::from_millis(100)).expect("the parent");
+        let meanwhile = byte_in(&file, 0);
+        disarm(Point::OBJECT_ENDS);
+        assert!(!early, "everything is said to be written while the object is being dropped");
+        assert_eq!(meanwhile, before, "another one than who drops it has written it");
+        dropper.join().expect("dropper");
+    });
+    assert!(rt.write_back(Duration::from_secs(30)).expect("the parent"));
+    assert_eq!(byte_in(&file, 0), 255);
+}

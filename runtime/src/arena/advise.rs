@@ -26,7 +26,7 @@ impl ArenaInner {
     /// Drops the page-table entries of the object's pages `from..to` from this arena's shared mappings.
     pub(crate) fn zap_object(&self, op: &'static str, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<()> {
         let vmas = self.vmas();
-        let ours = |v: &&VmaEntry| Arc::ptr_eq(&v.object, object) && v.sharing == crate::Sharing::Shared;
+        let ours = |v: &&VmaEntry| Arc::ptr_eq(&v.object, object) && v.sharing == crate::types::Sharing::Shared;
         let ranges: Vec<_> = vmas.iter().filter(ours).filter_map(|v| Some((v, range_of(v, from, to)?))).collect();
         ranges.iter().try_for_each(|(_, range)| vmas.check_pins(op, range))?;
         ranges.iter().try_for_each(|(v, range)| self.zap_kernel(v, range)).map_err(system(op, "madvise"))

@@ -2,11 +2,11 @@
 
 use super::ArenaInner;
 use super::set::VmaSet;
-use crate::arena::{Prot, Sharing};
 use crate::error::{Error, Result};
 use crate::masked::{self, Masked};
 use crate::object::Object;
 use crate::object::exclusive;
+use crate::types::{Prot, Sharing};
 use softfault_mm::page::PAGE_SIZE;
 use std::ops::Range;
 

@@ -1,8 +1,8 @@
 //! Faults that no instruction makes: the walk, made by a call, which has an error where an instruction could only wait.
 
 use super::ArenaInner;
-use crate::Access;
 use crate::error::{Result, system};
+use crate::types::Access;
 use softfault_mm::fault;
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason};
 use softfault_platform::host::Host;

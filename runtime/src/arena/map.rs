@@ -4,12 +4,12 @@
 
 use super::ArenaInner;
 use super::vma::{VmaEntry, prot_bits};
-use crate::arena::{Prot, Sharing};
 use crate::error::{Error, Result, system};
 use crate::object::Object;
 use crate::object::exclusive;
 use crate::process::mlock;
 use crate::process::registry;
+use crate::types::{Prot, Sharing};
 use crate::undo::Done;
 use softfault_mm::failpoint;
 use softfault_mm::page::PAGE_SHIFT;

@@ -2,14 +2,16 @@
 
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned arena pages")]
 
-use crate::Access;
+use crate::arena::ArenaInner;
 use crate::arena::vma::VmaEntry;
-use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::object::ObjectInner;
+use crate::object::fault::Call;
 use crate::object::io;
 use crate::process::mlock::{How, Locked};
+use crate::types::Access;
+use crate::types::{Prot, Sharing};
 use softfault_mm::folio::{DIRTY, FolioWord};
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
@@ -96,7 +98,7 @@ impl Pin {
             let pgoff = v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
             let reaches = v.sharing == Sharing::Shared || v.object.is_exclusive();
             let set = if access == Access::Write && reaches { DIRTY } else { 0 };
-            let failed = |e| v.call(op).error(&v.object, access, pgoff << PAGE_SHIFT, e);
+            let failed = |e| v.call(op).error(v.object.mapping(), access, pgoff << PAGE_SHIFT, e);
             io::get_pinned(&v.object, pgoff, set).map_err(failed)?;
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
@@ -217,11 +219,11 @@ pub(crate) fn read_at(arena: &Arc<ArenaInner>, offset: usize, buf: &mut [u8]) ->
 }
 
 /// Zeros behind the end in the last page; an error for whole pages past it.
-fn read_past_end(call: io::Call, object: &ObjectInner, at: u64, n: usize, dst: &mut [u8]) -> Result<()> {
+fn read_past_end(call: Call, object: &ObjectInner, at: u64, n: usize, dst: &mut [u8]) -> Result<()> {
     let rest = dst.len() - n;
     let end = object.mapping().nr_pages() << PAGE_SHIFT;
     if at + dst.len() as u64 > end {
-        return Err(call.error(object, Access::Read, end.max(at), FillError::PastEnd));
+        return Err(call.error(object.mapping(), Access::Read, end.max(at), FillError::PastEnd));
     }
     if rest > 0 {
         dst[n..].fill(0);
@@ -272,7 +274,7 @@ pub(crate) fn write_at(arena: &Arc<ArenaInner>, offset: usize, buf: &[u8]) -> Re
             if n == src.len() {
                 return Ok(());
             }
-            return Err(v.call(op).error(&v.object, Access::Write, at + n as u64, FillError::PastEnd));
+            return Err(v.call(op).error(v.object.mapping(), Access::Write, at + n as u64, FillError::PastEnd));
         }
         if vmatree::overlaps_arena(src.as_ptr() as usize, src.len()) {
             let mut chunk = [0u8; PAGE_SIZE];

@@ -42,7 +42,7 @@ impl ArenaBuilder {
 pub(super) fn open_contexts(
     registry: &mut crate::process::registry::Registry,
     trap: vmatree::Trap,
-    mode: crate::Delivery,
+    mode: crate::delivery::Delivery,
 ) -> Result<()> {
     use softfault_platform::mmu::uffd::Kind;
     use vmatree::Trap;

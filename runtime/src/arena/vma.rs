@@ -15,11 +15,12 @@
 #![expect(unsafe_code, reason = "lends a delegation to the record that its entry publishes")]
 
 use super::delegate::DelegationInner;
-use crate::arena::{ArenaInner, Prot, Sharing};
+use crate::arena::ArenaInner;
 use crate::object::exclusive;
-use crate::object::io::Call;
+use crate::object::fault::Call;
 use crate::object::{Object, ObjectInner};
 use crate::process::registry;
+use crate::types::{Prot, Sharing};
 use softfault_mm::host::Which;
 use softfault_mm::ops::Mmu;
 use softfault_mm::page::PAGE_SHIFT;

@@ -4,9 +4,9 @@
 
 use super::ArenaInner;
 use super::vma::{VmaEntry, range_of};
-use crate::arena::Sharing;
 use crate::error::{Error, Result, system};
 use crate::object::ObjectInner;
+use crate::types::Sharing;
 use softfault_mm::folio::{FolioWord, Wake};
 use softfault_mm::host::{BATCH, Batch};
 use softfault_mm::page::PAGE_SIZE;

@@ -4,7 +4,9 @@ use crate::arena::{Arena, ArenaInner};
 use crate::error::{Error, Result, parent_only};
 use crate::object::io;
 use crate::object::{Object, ObjectInner};
-use crate::{Access, FailurePolicy};
+use crate::types::{Access, Advice};
+use crate::writeback::writeout;
+use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::page::{PAGE_SHIFT, pages_of};
 use softfault_mm::readahead::Mode;
 use softfault_mm::streams::Readahead;
@@ -13,47 +15,6 @@ use softfault_mm::{read_pages, vmscan};
 use softfault_platform::host::Host;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// How a range will be used, or what is to be done with it now. Linux: `MADV_*`, `POSIX_FADV_*`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Advice {
-    /// Nothing is known: streams are recognised.
-    Normal,
-    /// It is read in ascending order: windows of twice the size, from the first miss on.
-    Sequential,
-    /// It is read in no order: a miss reads what is asked for, and nothing else.
-    Random,
-    /// It is needed soon: the fillers read what is missing; nobody waits for them. A hint: it stops at the cache's
-    /// limit, and does nothing where pages are never read ahead (see
-    /// [`RuntimeBuilder::readahead_pages`](crate::RuntimeBuilder::readahead_pages)).
-    WillNeed,
-    /// It is not needed soon: page-table entries of shared mappings go, the pages stay cached; the next touch is a minor
-    /// fault. To an arena's private mappings it is the same, and **what was written to them is gone**: the next touch shows
-    /// the object.
-    DontNeed,
-    /// Its pages are the first to go when room is needed, unless they are touched before; until then they stay cached. A
-    /// hint: what is pinned or busy stays as it is.
-    Cold,
-    /// Its pages leave the cache now, dirty ones by way of the store (they are written, not flushed). What is pinned or
-    /// busy, held dirty, or dirty and has nowhere to go, stays.
-    PageOut,
-    /// It is made resident now, as loads would: cached, and mapped where the advice is to an arena.
-    PopulateRead,
-    /// It is made resident now, as stores would, without changing a byte: cached and dirty, and mapped for stores where
-    /// the advice is to an arena.
-    PopulateWrite,
-}
-
-impl Advice {
-    fn mode(self) -> Option<Mode> {
-        match self {
-            Self::Normal => Some(Mode::Normal),
-            Self::Sequential => Some(Mode::Sequential),
-            Self::Random => Some(Mode::Random),
-            _ => None,
-        }
-    }
-}
 
 /// Returns the readahead state of an object that is being made.
 pub(crate) fn readahead_of(
@@ -79,7 +40,7 @@ fn deactivate(object: &Arc<ObjectInner>, from: u64, to: u64) {
 /// Makes the pages leave the cache, dirty ones by way of the store.
 fn page_out(object: &Arc<ObjectInner>, op: &'static str, from: u64, to: u64) -> Result<()> {
     if object.mapping().dirty_goes {
-        let _held = object.write_back(op, &(from..to.min(object.mapping().nr_pages())))?;
+        let _held = writeout::write_back(object.flushing(), op, &(from..to.min(object.mapping().nr_pages())))?;
     }
     let object = Object { inner: Arc::clone(object), writable: false };
     object.evict(from << PAGE_SHIFT..to << PAGE_SHIFT).map(|_| ())

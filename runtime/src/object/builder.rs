@@ -1,12 +1,12 @@
 //! `ObjectBuilder`: what an object is made of, and how it is to behave.
 
 use super::{Backing, Object, ObjectInner};
-use crate::FailurePolicy;
 use crate::error::{Error, Result, parent_only};
 use crate::object::guarded::Guarded;
 use crate::process::registry;
 use crate::runtime::Runtime;
 use crate::short::Short;
+use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::VmOps;
@@ -337,7 +337,7 @@ impl ObjectBuilder {
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
         let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
         if inner.is_persistent() {
-            inner.rt.add_writable(&inner);
+            inner.rt.add_writable(inner.flushing());
         }
         if inner.huge {
             inner.rt.khugepaged.add(&inner)?;

@@ -5,10 +5,11 @@
 
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned pages of the cache")]
 
-use crate::Access;
-use crate::error::{Error, Place, Result, fault as fault_of};
+use crate::error::{Error, Result};
 use crate::object::ObjectInner;
 use crate::object::exclusive;
+use crate::object::fault::Call;
+use crate::types::Access;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::discarded;
 use softfault_mm::fault::{self, Env};
@@ -131,27 +132,6 @@ fn fill_missing(
     Ok(true)
 }
 
-/// The call that an error names, and where its object lies in the arena that it was made on.
-#[derive(Clone, Copy)]
-pub(crate) struct Call {
-    pub(crate) op: &'static str,
-    /// The arena offset of the object's byte 0, which may lie before the arena: modulo 2^64.
-    pub(crate) arena: Option<usize>,
-}
-
-impl Call {
-    pub(crate) fn error(self, object: &ObjectInner, access: Access, at: u64, cause: FillError) -> Error {
-        let arena_offset = self.arena.map(|base| base.wrapping_add(at as usize));
-        let place = Place { object: Some(object), object_offset: Some(at), arena_offset };
-        fault_of(self.op, access, place, Some(cause), None)
-    }
-}
-
-/// A call on an object.
-fn on_object(op: &'static str) -> Call {
-    Call { op, arena: None }
-}
-
 /// Forgets what the host has taken away below the pages. The program's signals are open again when it returns: who waits for a
 /// page afterwards is to be interrupted.
 fn drop_missing(mapping: &Mapping<'_>, from: u64, to: u64) {
@@ -181,7 +161,7 @@ fn for_each_page(
             Ok(word) => word,
             // The end moved below us: a short answer, as read(2) gives.
             Err(FillError::PastEnd) if at >= object.mapping().i_size.load(Ordering::Acquire) => break,
-            Err(error) => return Err(call.error(object, access, at, error)),
+            Err(error) => return Err(call.error(object.mapping(), access, at, error)),
         };
         let page = object.page_at(at >> PAGE_SHIFT, access);
         if let Some(page) = page {
@@ -200,7 +180,7 @@ fn for_each_page(
 }
 
 pub(crate) fn read_at(object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Result<usize> {
-    read_for(on_object("Object::read_at"), object, offset, buf)
+    read_for(Call::on_object("Object::read_at"), object, offset, buf)
 }
 
 pub(crate) fn read_for(call: Call, object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Result<usize> {
@@ -237,7 +217,7 @@ unsafe fn copy_page(src: *const u8, dst: *mut u8, len: usize) {
 }
 
 pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
-    write_for(on_object("Object::write_at"), object, offset, buf)
+    write_for(Call::on_object("Object::write_at"), object, offset, buf)
 }
 
 pub(crate) fn write_for(call: Call, object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
@@ -318,7 +298,14 @@ pub(crate) fn populate(object: &Arc<ObjectInner>, range: std::ops::Range<u64>, a
         }
         match get_pinned(object, p, 0) {
             Ok(word) => word.unpin(),
-            Err(error) => return Err(on_object("Object::populate").error(object, access, p << PAGE_SHIFT, error)),
+            Err(error) => {
+                return Err(Call::on_object("Object::populate").error(
+                    object.mapping(),
+                    access,
+                    p << PAGE_SHIFT,
+                    error,
+                ));
+            }
         }
     }
     Ok(())

@@ -4,11 +4,14 @@ mod follow;
 
 use crate::error::{self, Error, Result, parent_only};
 use crate::object::io;
-use crate::object::sync::Turn;
 use crate::object::{Object, ObjectInner};
+use crate::writeback::state::Turn;
+use crate::writeback::{flush, lost};
+use softfault_mm::folio::LOST;
 use softfault_mm::folio::State;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, pages_of};
+use softfault_mm::writeback;
 use softfault_mm::{truncate, vmscan};
 use softfault_platform::host::Host;
 use softfault_platform::section;
@@ -112,8 +115,8 @@ impl Object {
             return self.grow(op, len_bytes);
         }
         if len_bytes < self.len() {
-            let _turn = inner.flush_state().turn();
-            inner.flush_state().owe_cut(m.nr_pages());
+            let _turn = inner.flushing().state().turn();
+            inner.flushing().state().owe_cut(m.nr_pages());
             inner.move_end(len_bytes);
         }
         self.finish_cut(op)
@@ -123,10 +126,10 @@ impl Object {
     fn grow(&self, op: &'static str, len_bytes: u64) -> Result<()> {
         let inner = &self.inner;
         // A flush that fails tells the store where the object ends: by then both have moved, or neither.
-        let turn = inner.flush_state().turn();
+        let turn = inner.flushing().state().turn();
         if inner.is_writable() {
             inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
-            inner.show_below(op, &turn)?;
+            flush::show(inner.flushing(), op, &turn)?;
         }
         inner.move_end(len_bytes);
         Ok(())
@@ -135,7 +138,7 @@ impl Object {
     /// Drops what lies past the end, and cuts the store, if that is owed. The caller has the gate.
     fn finish_cut(&self, op: &'static str) -> Result<()> {
         let (inner, m) = (&self.inner, self.inner.mapping());
-        let (len_bytes, to) = (self.len(), inner.flush_state().cut_owed());
+        let (len_bytes, to) = (self.len(), inner.flushing().state().cut_owed());
         if to == 0 {
             return Ok(());
         }
@@ -148,11 +151,11 @@ impl Object {
         //                                        zeroes the tail, cuts the store
         // the store is longer again, and has the old bytes
         // ```
-        drop(inner.flush_state().direct());
+        drop(inner.flushing().state().direct());
         for _ in 0..2_000 {
             inner.demote(len_bytes >> PAGE_SHIFT, to)?;
             // Not while a flush keeps pages: it may take longer than our patience.
-            let turn = inner.flush_state().turn();
+            let turn = inner.flushing().state().turn();
             let dropped = truncate::truncate_pagecache(Host::detached().env(), m, 0, to) == 0;
             if dropped && io::zero_tail(inner, len_bytes) {
                 return self.cut_below(op, len_bytes, &turn);
@@ -165,16 +168,16 @@ impl Object {
 
     /// The store shrinks last: nobody writes past the new end any more.
     fn cut_below(&self, op: &'static str, len_bytes: u64, turn: &Turn<'_>) -> Result<()> {
-        let (inner, state) = (&self.inner, self.inner.flush_state());
+        let (inner, state) = (&self.inner, self.inner.flushing().state());
         if inner.is_writable() {
             // Until it is told, nothing is durable.
             state.owe_end(true);
             inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
             state.owe_end(false);
-            inner.forget_lost(&(pages_of(len_bytes)..u64::MAX));
+            lost::forget(inner.mapping(), &(pages_of(len_bytes)..u64::MAX));
         }
         state.forget_cut();
-        if inner.is_writable() { inner.show_below(op, turn) } else { Ok(()) }
+        if inner.is_writable() { flush::show(inner.flushing(), op, turn) } else { Ok(()) }
     }
 
     /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
@@ -207,7 +210,7 @@ impl Object {
         }
         if !self.inner.store().rereads_unflushed() {
             // What was read before the flush is from before the hole.
-            self.inner.show_below(op, &self.inner.flush_state().turn())?;
+            flush::show(self.inner.flushing(), op, &self.inner.flushing().state().turn())?;
             self.discard(op, &(from..to))?;
         }
         Ok(())
@@ -227,10 +230,10 @@ impl Object {
         for _ in 0..2_000 {
             inner.demote(pages.start, pages.end)?;
             // From here on faults may wait for us: no lock, no memory. What cannot be had is waited for with empty hands.
-            let turn = inner.flush_state().turn();
+            let turn = inner.flushing().state().turn();
             if let Some(void) = Void::take(inner.mapping(), pages) {
                 // The pages are back, and the turn, before there is an error: it takes memory.
-                let punched = inner.punch_below(pages, hole);
+                let punched = punch_below(inner, pages, hole);
                 let punched = match punched {
                     Ok(true) => Ok(void.punch()),
                     other => {
@@ -279,5 +282,22 @@ impl Object {
             std::thread::sleep(Duration::from_micros(500));
         }
         Err(Error::Denied { op, what: "pages of the range stay pinned or are being filled; drop the pins" })
+    }
+}
+
+/// Punches a hole into the store; `false`: it cannot. The caller has the object's turn to flush, and the pages.
+fn punch_below(object: &ObjectInner, pages: &Range<u64>, hole: &Range<u64>) -> std::result::Result<bool, StoreError> {
+    let m = object.mapping();
+    match object.store().punch(hole.start, hole.end - hole.start) {
+        Ok(()) => {
+            // A flush that fails may lose it like a write, and what was lost before does not matter any more.
+            for word in pages.clone().filter_map(|p| m.folio(p)) {
+                word.set(writeback::unsynced_bit(m));
+                word.clear(LOST);
+            }
+            Ok(true)
+        }
+        Err(StoreError::Unsupported) => Ok(false),
+        Err(error) => Err(error),
     }
 }

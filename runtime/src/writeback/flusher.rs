@@ -7,10 +7,10 @@
 //! When the process exits, and when [`Runtime::write_back`](crate::Runtime::write_back) asks, a round writes everything
 //! ([`softfault_platform::exit`]).
 
+use super::state::Flushing;
+use super::{flush, writeout};
 use crate::error::{Error, Result};
 use crate::masked::{self, Masked};
-use crate::object::sync;
-use crate::object::{Flushing, ObjectInner};
 use crate::process::helper;
 use softfault_mm::failpoint;
 use softfault_mm::filemap;
@@ -23,27 +23,23 @@ use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
 use softfault_platform::thp;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// An object that may have dirty pages.
+/// An object that may have dirty pages. There is no reference to it here: that might be the last one, and end the object on
+/// this thread, and with it perhaps the runtime, which waits for this very thread.
 #[derive(Debug)]
-pub(crate) struct Writable {
-    /// To be asked, and never made a reference: that might be the last one, and end the object here, and with it perhaps the
-    /// runtime, which waits for this very thread.
-    object: Weak<ObjectInner>,
+struct Writable {
+    /// The object's number; `flushing` may outlive the mapping that has it, too.
     id: u32,
     flushing: Arc<Flushing>,
 }
 
 impl Writable {
-    pub(crate) fn new(object: &Arc<ObjectInner>) -> Self {
-        Self { object: Arc::downgrade(object), id: object.mapping().id, flushing: object.flushing() }
-    }
     /// Returns whether the object lives. Its number is its own for as long as it does.
     fn is_alive(&self) -> bool {
-        self.object.strong_count() > 0
+        !self.flushing.has_ended()
     }
 }
 
@@ -55,13 +51,21 @@ pub(crate) struct Writables {
     ending: AtomicU32,
 }
 
-/// An object is being written back for the last time.
+/// An object is being written back for the last time, until the value is dropped.
 #[derive(Debug)]
 pub(crate) struct Ending(Arc<Writables>);
 
 impl Ending {
-    pub(crate) fn begin(objects: &Arc<Writables>) -> Self {
+    /// Ends the object for the flusher. It is counted before it has ended, so that an exit that passes it over waits for it:
+    /// ```text
+    /// drops the object                         exit
+    /// counts it
+    /// it has ended
+    ///                                          passes it over, and waits for those that are counted
+    /// ```
+    pub(crate) fn begin(objects: &Arc<Writables>, flushing: &Flushing) -> Self {
         objects.ending.fetch_add(1, Ordering::Relaxed);
+        flushing.end();
         Self(Arc::clone(objects))
     }
 }
@@ -79,7 +83,9 @@ impl Writables {
     }
 
     /// Adds an object; those that have ended go when the list grows.
-    pub(crate) fn add(&self, object: &Arc<ObjectInner>) {
+    ///
+    /// # Context: control plane
+    pub(crate) fn add(&self, flushing: Arc<Flushing>) {
         let (mut room, mut dead) = (Vec::new(), Vec::new());
         let mut list = self.list();
         while list.len() == list.capacity() {
@@ -96,9 +102,17 @@ impl Writables {
             dead = Vec::with_capacity(2 * nr + 4);
             list = self.list();
         }
-        list.push(Writable::new(object));
+        list.push(Writable { id: flushing.mapping().id, flushing });
         // Before what is freed is freed.
         drop(list);
+    }
+
+    /// Returns the object with this number, on which the caller has a claim.
+    ///
+    /// If it lives now, it lived when its number was looked up, and the claim is on it: what is lent stays until the claim
+    /// is gone, and the caller's reference is not the last one. Else the number may be another's.
+    fn claimed(&self, id: u32) -> Option<Arc<Flushing>> {
+        self.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing))
     }
 
     /// Returns the numbers of the objects that are there. One that is passed over because the list changed meanwhile is met
@@ -224,11 +238,8 @@ fn flush_wanted(env: Env<'_>, objects: &Writables) {
             if m.flush_wanted.load(Ordering::Relaxed) == 0 {
                 return;
             }
-            // If the object lives now, it lived when its number was looked up, and the claim is on it: what is lent stays
-            // until we are done, and ours is not the last reference to `flushing`. Else the number may be another's.
-            let flushing = objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
             // An error is counted, and the pages are dirty again or lost; who syncs is told.
-            let _ = flushing.map(|f| f.flush("write-back"));
+            let _ = objects.claimed(id).map(|f| flush::flush(&f, "write-back"));
         });
     }
 }
@@ -245,10 +256,8 @@ fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_
     for fails in [false, true] {
         for id in objects.ids() {
             with_object(env, id, |m| {
-                // As in `flush_wanted`: the claim keeps the object, if it is this one.
-                let flushing =
-                    objects.list().iter().find(|w| w.id == id && w.is_alive()).map(|w| Arc::clone(&w.flushing));
-                if let Some(flushing) = flushing.filter(|f| f.is_persistent() && m.failing.is_set() == fails) {
+                if let Some(flushing) = objects.claimed(id).filter(|f| f.is_persistent() && m.failing.is_set() == fails)
+                {
                     write_object(&flushing, m);
                 }
             });
@@ -268,13 +277,13 @@ fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_
 fn write_object(flushing: &Flushing, m: &Mapping<'_>) {
     let mut tries = TRIES;
     for (from, to) in m.nodes.runs(0, m.nr_pages(), 1) {
-        let mut written = flushing.write_back("exit", &(from..to)).is_ok();
+        let mut written = writeout::write_back(flushing, "exit", &(from..to)).is_ok();
         for _ in 1..tries {
             if written {
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
-            written = flushing.write_back("exit", &(from..to)).is_ok();
+            written = writeout::write_back(flushing, "exit", &(from..to)).is_ok();
         }
         if !written {
             tries = 1;
@@ -288,7 +297,7 @@ const RETRY: Duration = Duration::from_millis(50);
 /// Tries a store that fails once more, and lets go of what the object has cached beyond its share: those pages are clean, and
 /// may be stored to before anybody knows.
 fn retry_failing(env: Env<'_>, m: &Mapping<'_>) {
-    let _ = sync::write_known_dirty(env, m);
+    let _ = writeout::write_known_dirty(env, m);
     if m.failing.is_set() && m.is_over_own_limit() && !m.exclusive {
         vmscan::reclaim_range(env, m, 0, 0, m.nr_pages());
     }
@@ -314,7 +323,7 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
             // written for their age.
             with_object(host.env(), id, |m| {
                 if if m.exclusive { old } else { scan } {
-                    sync::harvest(host.env(), m, &(0..m.nr_pages()));
+                    writeout::harvest(host.env(), m, &(0..m.nr_pages()));
                 }
             });
         }
@@ -331,7 +340,7 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
         for id in objects.ids().filter(|_| many || old) {
             // Errors leave the pages dirty and are counted; who syncs is told.
             with_object(host.env(), id, |m| {
-                let wrote = || sync::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
+                let wrote = || writeout::write_known_dirty(host.env(), m).is_ok_and(|written| written > 0);
                 got_on |= !fails(m) && wrote();
             });
         }

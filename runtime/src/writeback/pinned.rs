@@ -1,35 +1,29 @@
 //! Pages that a run of write-back could not take, because somebody has them pinned.
 
+use super::state::Flushing;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, State};
 use softfault_mm::host::Env;
-use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::WaitKey;
 use softfault_mm::types::FillError;
 use softfault_mm::writeback;
-use std::sync::{Mutex, PoisonError};
 
 /// Turns to wait for transient pins (an ioctl long) before a page counts as pinned by the program.
 const PATIENCE: u32 = 2_000;
 
 /// Has one page written that a run could not take. `true`: it is held, and dirty.
-pub(crate) fn settle(
-    env: Env<'_>,
-    m: &Mapping<'_>,
-    direct: &Mutex<()>,
-    word: &FolioWord,
-    p: u64,
-) -> Result<bool, (u64, FillError)> {
+pub(super) fn settle(env: Env<'_>, f: &Flushing, word: &FolioWord, p: u64) -> Result<bool, (u64, FillError)> {
+    let m = f.mapping();
     let ctx = Ctx::thread(0);
     let mut turns = 0;
     loop {
         let seen = word.load();
         match seen.state() {
-            // What is being written may have been read before the last store that we answer for.
             State::Evicting if seen.is_vacant() => return Ok(false),
-            // And a page that is leaving is written on its way, or stays after all. However often signals wake us.
-            // The same of one that a delegate is rewriting: it has bytes of before, and those that it makes of them.
+            // What is being written may have been read before the last store that we answer for, and a page that is leaving
+            // is written on its way, or stays after all: we wait until that is settled, however often signals wake us.
+            // The same goes for one that a delegate is rewriting: it has bytes of before, and those that it makes of them.
             State::Writeback | State::Evicting => wait_for(env, &ctx, word, seen.state()),
             State::Filling if seen.has(DIRTY) => wait_for(env, &ctx, word, State::Filling),
             State::Uptodate if seen.has(DIRTY | HELD) => return Ok(true),
@@ -43,7 +37,7 @@ pub(crate) fn settle(
             _ => return Ok(false),
         }
         if turns >= PATIENCE
-            && let Some(held) = write_pinned(m, direct, word, p)?
+            && let Some(held) = write_pinned(f, word, p)?
         {
             return Ok(held);
         }
@@ -67,14 +61,10 @@ fn wait_for(env: Env<'_>, ctx: &Ctx<'_>, word: &FolioWord, state: State) {
 ///                                          a store to it; sync: the newer bytes are written and flushed
 /// and puts its copy there
 /// ```
-fn write_pinned(
-    m: &Mapping<'_>,
-    direct: &Mutex<()>,
-    word: &FolioWord,
-    p: u64,
-) -> Result<Option<bool>, (u64, FillError)> {
+fn write_pinned(f: &Flushing, word: &FolioWord, p: u64) -> Result<Option<bool>, (u64, FillError)> {
+    let m = f.mapping();
     // With hold_dirty(): either we see the hold, or it waits for us.
-    let _alone = direct.lock().unwrap_or_else(PoisonError::into_inner);
+    let _alone = f.state().direct_interruptibly();
     let old = match word.try_pin(0) {
         Ok(old) => old,
         // There is no pin left.

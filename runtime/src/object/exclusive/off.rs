@@ -1,12 +1,14 @@
 //! Without userfaultfd there are no exclusive objects: asking for one is a typed error, and the rest is never called.
 
 use super::Parts;
+use crate::arena::ArenaInner;
 use crate::arena::vma::VmaEntry;
-use crate::arena::{ArenaInner, Prot, Sharing};
+use crate::delivery::Delivery;
 use crate::error::{Error, Result};
 use crate::object::{ObjectBuilder, ObjectInner};
+use crate::types::Access;
+use crate::types::{Prot, Sharing};
 use crate::undo::Done;
-use crate::{Access, Delivery};
 use softfault_mm::ops::AddressSpaceOps;
 use softfault_mm::types::VmFlags;
 use std::convert::Infallible;

@@ -3,16 +3,17 @@
 #![expect(unsafe_code, reason = "lends the object's parts to handlers, and publishes where it is mapped")]
 
 use super::{Parts, not_there};
-use crate::Access;
+use crate::arena::ArenaInner;
 use crate::arena::vma::VmaEntry;
-use crate::arena::{ArenaInner, Prot, Sharing};
 use crate::error::{Error, Result, system};
 use crate::lease::{Lease, Table};
-use crate::object::io::Call;
+use crate::object::fault::Call;
 use crate::object::{ObjectBuilder, ObjectInner};
 use crate::process::mlock;
 use crate::process::registry;
 use crate::runtime::RuntimeInner;
+use crate::types::Access;
+use crate::types::{Prot, Sharing};
 use crate::undo::Done;
 use softfault_mm::folio::{DIRTY, FolioWord, LOST, State};
 use softfault_mm::mapping::Mapping;
@@ -186,7 +187,7 @@ pub(crate) fn enter<'a>(arena: &ArenaInner, v: &'a VmaEntry) -> Done<impl FnOnce
 /// Returns the page tables of exclusive objects.
 pub(crate) fn mmu() -> Result<&'static ExclusiveMmu> {
     registry::lock().exclusive().map_err(|e| {
-        let mode = crate::Delivery::InThread;
+        let mode = crate::delivery::Delivery::InThread;
         Error::Delivery { mode, why: format!("exclusive objects need a userfaultfd context: {e}") }
     })
 }
@@ -232,7 +233,7 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
     //                                        gives up waiting for them, drops what was stored to them since
     // ```
     // And one that failed would mark pages to be written again, which are being dropped.
-    let turn = object.flush_state().turn();
+    let turn = object.flushing().state().turn();
     let lost = if object.is_persistent() { write_all(object, ops) } else { None };
     ops.leave();
     // Now dropping only changes words. Who pinned a page before is copying from the mapping, and is waited for.
@@ -247,9 +248,9 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
         // Swap: what reclaim has put there goes the way of what it has not.
         let _ = object.store().punch(0, object.len_max as u64);
     }
-    let call = Call { op: "Arena::unmap", arena: None };
+    let call = Call::on_object("Arena::unmap");
     let cause = m.failing.cause().unwrap_or(FillError::Io(Errno::EIO));
-    lost.map_or(Ok(()), |p| Err(call.error(object, Access::Write, p << PAGE_SHIFT, cause)))
+    lost.map_or(Ok(()), |p| Err(call.error(object.mapping(), Access::Write, p << PAGE_SHIFT, cause)))
 }
 
 const TURN: Duration = Duration::from_micros(100);
@@ -293,7 +294,7 @@ fn write_here(object: &ObjectInner, ops: &ExclusiveOps<'_>, p: u64, word: &Folio
     let m = object.mapping();
     // Alone, and not while it is `writeback`: as in sync(), the older bytes may be put there last.
     let _alone = loop {
-        let alone = object.flush_state().direct();
+        let alone = object.flushing().state().direct();
         match word.load().state() {
             State::Uptodate => match word.try_pin(0) {
                 Ok(old) if old.state() == State::Uptodate => break alone,

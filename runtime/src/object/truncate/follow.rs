@@ -11,10 +11,12 @@
 //! ```
 
 use super::Void;
-use crate::Access;
-use crate::error::{self, Error, Place, Result, parent_only};
+use crate::error::{Error, Result, parent_only};
 use crate::object::Object;
+use crate::object::fault::{self, Place};
 use crate::object::io;
+use crate::types::Access;
+use crate::writeback::writeout;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::vmscan;
 use softfault_platform::host::Host;
@@ -72,7 +74,7 @@ impl Object {
     fn forget_page(&self, op: &'static str, pgoff: u64) {
         if self.inner.is_persistent() {
             // One that is not taken stays dirty, and cached.
-            let _ = self.inner.write_back(op, &(pgoff..pgoff.saturating_add(1)));
+            let _ = writeout::write_back(self.inner.flushing(), op, &(pgoff..pgoff.saturating_add(1)));
         }
         let m = self.inner.mapping();
         let _ = vmscan::reclaim_range(Host::detached().env(), m, 0, pgoff, pgoff.saturating_add(1));
@@ -81,8 +83,8 @@ impl Object {
     /// The file is shorter. The caller has the gate.
     fn follow_cut(&self, op: &'static str, end: u64) -> Result<()> {
         let (inner, m) = (&self.inner, self.inner.mapping());
-        let turn = inner.flush_state().turn();
-        inner.flush_state().owe_cut(m.nr_pages());
+        let turn = inner.flushing().state().turn();
+        inner.flushing().state().owe_cut(m.nr_pages());
         // It is there already: nobody is to cut it, or make it longer.
         inner.file_store(|store| store.adopt_len(end));
         inner.move_end(end);
@@ -104,7 +106,7 @@ impl Object {
         }
         let last = old >> PAGE_SHIFT;
         if old as usize & PAGE_MASK == 0 {
-            let _turn = inner.flush_state().turn();
+            let _turn = inner.flushing().state().turn();
             inner.file_store(|store| store.adopt_len(end));
             inner.move_end(end);
             return Ok(());
@@ -114,7 +116,7 @@ impl Object {
             if turn < 3 {
                 self.forget_page(op, last);
             }
-            let turn = inner.flush_state().turn();
+            let turn = inner.flushing().state().turn();
             if let Some(void) = Void::take(m, &(last..last + 1)) {
                 if m.folio(last).is_some_and(|w| !w.load().is_vacant()) {
                     self.read_tail(op, old, end)?;
@@ -137,8 +139,8 @@ impl Object {
         let mut bytes = [0u8; PAGE_SIZE];
         let to = PAGE_SIZE.min(usize::try_from(end - first).unwrap_or(PAGE_SIZE));
         let Some(wanted) = bytes.get_mut(..to) else { return Ok(()) };
-        let place = Place { object: Some(&self.inner), object_offset: Some(old), arena_offset: None };
-        let failed = |e: StoreError| error::fault(op, Access::Read, place, Some(e.fill_error()), None);
+        let place = Place { mapping: Some(self.inner.mapping()), object_offset: Some(old), arena_offset: None };
+        let failed = |e: StoreError| fault::fault(op, Access::Read, place, Some(e.fill_error()), None);
         self.inner.store().read(first, &mut PageMut::from(&mut *wanted)).map_err(failed)?;
         io::set_tail(&self.inner, pgoff, from, wanted);
         Ok(())

@@ -1,0 +1,39 @@
+//! Making writes durable: what was written goes to the store, and the store is flushed. Linux: `msync(2)` with `MS_SYNC`.
+
+use super::state::{Flushing, bytes};
+use super::{flush, lost, writeout};
+use crate::error::{Error, Result};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// Makes durable every byte of the pages that was written before the call; `skip_held`: but for those of held pages.
+///
+/// # Errors
+/// [`Error::Writeback`], [`Error::Flush`], [`Error::Held`], and [`Error::Lost`] of bytes that an earlier flush took away.
+///
+/// # Context: control plane
+pub(crate) fn sync(f: &Flushing, op: &'static str, pages: &Range<u64>, skip_held: bool) -> Result<()> {
+    let m = f.mapping();
+    loop {
+        // ```text
+        // this call                                another
+        // writes its pages
+        //                                          flush fails: our pages too may be gone, and are dirty again
+        // flush succeeds: it had nothing to write
+        // ```
+        // Acquire pairs with the Release in `flush::note_failure`.
+        let failures = f.state().failures.load(Ordering::Acquire);
+        let pages = pages.start..pages.end.min(m.nr_pages());
+        let held = writeout::write_back(f, op, &pages)?;
+        if let Some(p) = held.filter(|_| !skip_held) {
+            return Err(Error::Held { op, object: m.label.into(), range: bytes(&(p..p + 1)) });
+        }
+        flush::flush(f, op)?;
+        // Acquire: as above.
+        if f.state().failures.load(Ordering::Acquire) != failures {
+            continue;
+        }
+        let lost = lost::tell(f, pages);
+        return if lost.is_empty() { Ok(()) } else { Err(Error::Lost { op, object: m.label.into(), ranges: lost }) };
+    }
+}

@@ -1,0 +1,87 @@
+//! Giving the store what was written: finding out which pages that are, and writing them. Linux: `filemap_fdatawrite_range`.
+
+use super::pinned;
+use super::state::{Flushing, bytes};
+use crate::error::{self, Result};
+use softfault_mm::discarded;
+use softfault_mm::folio::{DIRTY, State};
+use softfault_mm::host::Env;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::types::FillError;
+use softfault_mm::vmstat::Event;
+use softfault_mm::{rmap, writeback};
+use softfault_platform::host::Host;
+use softfault_platform::section;
+use std::ops::Range;
+
+/// Chunks that are scanned in one section: 1 GiB, some milliseconds where all of it is mapped. Who unmaps waits for that.
+const SCAN_CHUNKS: usize = 512;
+
+/// Marks every page of the range dirty that was written before the call. Who must not miss one walks the nodes: see
+/// [`FlushState::walk`](super::state::FlushState::walk).
+///
+/// # Context: control plane, the flusher
+pub(crate) fn harvest(env: Env<'_>, m: &Mapping<'_>, range: &Range<u64>) {
+    for (from, to) in m.nodes.runs(range.start, range.end, SCAN_CHUNKS) {
+        discarded::drop_missing(m, &|addr| env.park.wake(addr), 0, from, to);
+        env.mm.with_rmap(&mut |r| {
+            rmap::harvest(r, m, from, to);
+        });
+    }
+    // Reclaim that took a mapping away before our scan has said in the word, when its section ends, that the page was
+    // written.
+    section::synchronize();
+}
+
+/// Writes what is known to be dirty, without looking for more and without waiting for what is pinned. A chunk
+/// whose node is being looked at meanwhile may be passed over.
+///
+/// # Context: the flusher
+pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::Result<u64, (u64, FillError)> {
+    let mut written = 0;
+    // A store that fails says so of the first chunk.
+    let chunks = if m.failing.is_set() { 1 } else { usize::MAX };
+    for (from, to) in m.nodes.runs(0, m.nr_pages(), chunks) {
+        written += writeback::writeout(env, m, 0, from, to)?;
+    }
+    Ok(written)
+}
+
+/// Gives every byte of the pages that was written before the call to the store. Returns the first held page, if a
+/// held one is dirty. Of an object that lives, or that a claim keeps.
+///
+/// # Context: control plane, the flusher
+pub(crate) fn write_back(f: &Flushing, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
+    let m = f.mapping();
+    let host = Host::detached();
+    let _walk = f.state().walk();
+    harvest(host.env(), m, range);
+    let failed = |(p, error): (u64, FillError)| error::writeback(op, m.label, bytes(&(p..p + 1)), error);
+    for (from, to) in m.nodes.runs(range.start, range.end, usize::MAX) {
+        m.stat.add(0, Event::WRITEBACK_SCAN, to - from);
+        writeback::writeout(host.env(), m, 0, from, to).map_err(failed)?;
+        // Nothing of what was written is in our hands any more.
+        host.breathe();
+    }
+    let mut held = None;
+    for (p, word) in m.each_folio(range.start, range.end) {
+        let seen = word.load();
+        // Of an exclusive object it is written on its way; of another one it may come back, if a hole cannot be made.
+        let leaving = seen.state() == State::Evicting && !seen.is_vacant();
+        // A delegate is rewriting it: what was stored before is in its hands.
+        let rewritten = seen.state() == State::Filling && seen.has(DIRTY);
+        if leaving || rewritten || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
+            let skipped = pinned::settle(host.env(), f, word, p).map_err(failed)?;
+            held = held.or_else(|| skipped.then_some(p));
+        }
+    }
+    Ok(held)
+}
+
+/// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.
+///
+/// # Context: whoever drops the last reference to the object
+pub(crate) fn write_back_last(f: &Flushing) {
+    let all = 0..f.mapping().nr_pages();
+    let _ = write_back(f, "drop", &all);
+}
