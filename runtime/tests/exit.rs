@@ -6,7 +6,7 @@ mod common;
 
 use common::{EXTENT, MODES, PAGE, child, ended, fork, install, map, store};
 use softfault::{Arena, Delivery, Object, PageMut, PageRef, Prot, Runtime, RuntimeBuilder, Sharing, Store, StoreError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -51,16 +51,9 @@ fn written(bytes: &[u8]) -> usize {
     bytes.chunks(PAGE).enumerate().filter(|(p, page)| page[0] == byte_of(*p)).count()
 }
 
-/// The file of a test, to the test and to its child.
-fn path_of(test: &str, key: &str) -> PathBuf {
-    let is_child = std::env::var_os("SOFTFAULT_TEST_CHILD").is_some();
-    let id = if is_child { std::os::unix::process::parent_id() } else { std::process::id() };
-    std::env::temp_dir().join(format!("softfault-{test}-{key}-{id}"))
-}
-
 /// Runs `body` over a file of zeros in a child, which ends by exit(3); returns what is in the file then.
 fn after_exit(test: &str, key: &str, body: impl FnOnce(&Path)) -> Option<(Output, Vec<u8>)> {
-    let path = path_of(test, key);
+    let path = common::path_of(&format!("{test}-{key}"));
     if std::env::var_os("SOFTFAULT_TEST_CHILD").is_none() {
         std::fs::write(&path, vec![0u8; NR * PAGE]).expect("a file");
     }
@@ -242,7 +235,7 @@ fn a_forked_child_that_exits_writes_nothing() {
 #[test]
 fn what_exit_does_can_be_asked_for() {
     for mode in modes() {
-        let path = path_of("what_exit_does_can_be_asked_for", &format!("{mode:?}"));
+        let path = common::path_of(&format!("asked-{mode:?}"));
         std::fs::write(&path, vec![0u8; NR * PAGE]).expect("a file");
         let m = mapped(lazy(), &path, mode);
         fill(&m);

@@ -65,7 +65,10 @@ fn who_touches_a_range_that_is_replaced_sees_the_old_bytes_or_the_new() {
                 for _ in 0..2 {
                     s.spawn(|| watch(&a, &stop, &seen));
                 }
-                for round in 1..150 {
+                let has_seen = |byte: usize| seen[byte].load(Ordering::Relaxed) > 0;
+                // Until both were seen, however rarely the others run; who never sees one hangs, which nobody waits for.
+                for round in (1..).take_while(|round| *round < 150 || !(has_seen(11) && has_seen(22))) {
+                    assert!(round < 1_000_000, "{mode:?}: what is there is never seen");
                     a.replace(0, &objects[round % 2], 0, PAGES * PAGE, Prot::ReadWrite, sharing).expect("replace");
                     // What is there now is there for who comes now.
                     let want = [11, 22][round % 2];
@@ -76,10 +79,6 @@ fn who_touches_a_range_that_is_replaced_sees_the_old_bytes_or_the_new() {
                     }
                 }
             });
-            assert!(
-                seen[11].load(Ordering::Relaxed) > 0 && seen[22].load(Ordering::Relaxed) > 0,
-                "{mode:?}: too slow a reader"
-            );
             let others: usize =
                 (0..256).filter(|b| *b != 11 && *b != 22).map(|b| seen[b].load(Ordering::Relaxed)).sum();
             assert_eq!(others, 0, "{mode:?}, {sharing:?}: bytes that were in neither object");

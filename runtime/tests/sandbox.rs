@@ -148,7 +148,7 @@ fn the_calls_of_the_readme_are_all_that_is_needed() {
             continue;
         }
         let file = TempFile::new(2 << 20);
-        let path = std::env::temp_dir().join(format!("softfault-sandbox-{mode:?}"));
+        let path = common::path_of(&format!("sandbox-{mode:?}"));
         if !in_child {
             std::fs::copy(file.path(), &path).expect("a copy");
             std::fs::copy(file.path(), path.with_extension("direct")).expect("a copy");

@@ -13,7 +13,8 @@ const PAGES: usize = 4 * LIMIT / PAGE;
 
 fn builder() -> RuntimeBuilder {
     setup();
-    Runtime::builder().cache_limit(LIMIT as u64).swap(std::env::temp_dir(), 4 * (PAGES * PAGE) as u64)
+    let builder = Runtime::builder().cache_limit(LIMIT as u64).report_signals(true);
+    builder.swap(std::env::temp_dir(), 4 * (PAGES * PAGE) as u64)
 }
 
 fn fill(a: &Arena, page: usize, bytes: &[u8]) {

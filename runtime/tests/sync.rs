@@ -409,7 +409,7 @@ fn a_killed_process_loses_nothing_that_it_synced() {
         for kill in 0..4u64 {
             // The child has its parent's files by their names.
             let key = format!("{mode:?}-{kill}");
-            let base = std::env::temp_dir().join(format!("softfault-kill-{key}"));
+            let base = common::path_of(&format!("kill-{key}"));
             let (data, log) = (base.with_extension("data"), base.with_extension("log"));
             if std::env::var_os("SOFTFAULT_TEST_CHILD").is_none() {
                 std::fs::write(&data, vec![0; NR * PAGE]).expect("write");
@@ -449,7 +449,7 @@ fn a_process_killed_at_any_moment_loses_nothing_that_it_said_was_synced() {
         let mut newer = None;
         for kills in 0..20 {
             let key = format!("{mode:?}-any-{kills}");
-            let base = std::env::temp_dir().join(format!("softfault-{key}"));
+            let base = common::path_of(&key);
             let (data, log) = (base.with_extension("data"), base.with_extension("log"));
             if std::env::var_os("SOFTFAULT_TEST_CHILD").is_none() {
                 std::fs::write(&data, vec![0; NR * PAGE]).expect("write");
