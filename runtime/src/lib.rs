@@ -6,6 +6,7 @@
 )]
 
 pub mod arena;
+mod by_std;
 mod cache;
 mod calibrate;
 pub mod delivery;

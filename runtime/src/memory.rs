@@ -1,5 +1,6 @@
 //! How much memory the process may use: the machine's, or its memory cgroup's.
 
+use crate::by_std;
 use crate::error::{Error, Result};
 use crate::lease::Table;
 use softfault_mm::lru::Lruvec;
@@ -7,7 +8,6 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::sync::AtomicU64;
 use softfault_platform::sys::file;
 use softfault_platform::vmatree;
-use std::fs;
 use std::path::Path;
 
 /// The smallest limit of a cache, or of an object with one of its own, in pages: what one thread may need at once.
@@ -91,7 +91,7 @@ pub(crate) fn is_locked_when_mapped() -> bool {
 /// Returns whether the process has `CAP_IPC_LOCK`.
 pub(crate) fn may_lock_everything() -> bool {
     const CAP_IPC_LOCK: u32 = 14;
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = by_std::read_to_string("/proc/self/status").unwrap_or_default();
     let caps = status.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapEff:")?.trim(), 16).ok());
     caps.is_some_and(|caps| caps & (1 << CAP_IPC_LOCK) != 0)
 }
@@ -104,7 +104,7 @@ pub(crate) fn address_space_share(parts: u64) -> usize {
 
 /// Returns a number of bytes that `/proc/self/status` says; 0 where it does not.
 fn status_bytes(name: &str) -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = by_std::read_to_string("/proc/self/status").unwrap_or_default();
     let kib = status.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix("kB")?.trim().parse().ok());
     kib.map_or(0, |kib: u64| kib << 10)
 }
@@ -126,20 +126,20 @@ pub(crate) fn can_swap() -> bool {
 }
 
 fn swap_limit_bytes() -> Option<u64> {
-    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let groups = by_std::read_to_string("/proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     smallest(Path::new("/sys/fs/cgroup"), own, &["memory.swap.max"])
 }
 
 fn machine_bytes() -> u64 {
-    let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let info = by_std::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     total.map_or(1 << 30, |kib: u64| kib << 10)
 }
 
 /// Returns the smallest limit of the process's memory groups.
 fn cgroup_limit_bytes() -> Option<u64> {
-    group_limit_bytes(Path::new("/sys/fs/cgroup"), &fs::read_to_string("/proc/self/cgroup").ok()?)
+    group_limit_bytes(Path::new("/sys/fs/cgroup"), &by_std::read_to_string("/proc/self/cgroup").ok()?)
 }
 
 /// Reads the limits of every group from those that `groups` names (`/proc/self/cgroup`) upwards, below `root`: `memory.max` and
@@ -163,7 +163,7 @@ fn group_limit_bytes(root: &Path, groups: &str) -> Option<u64> {
 fn smallest(mount: &Path, path: &str, files: &[&str]) -> Option<u64> {
     let own = mount.join(path.trim_start_matches('/'));
     let up = own.ancestors().take_while(|dir| dir.starts_with(mount));
-    let limit = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limit = |path: &Path| by_std::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     up.flat_map(|dir| files.iter().filter_map(move |file| limit(&dir.join(file)))).min()
 }
 

@@ -55,6 +55,20 @@ const UNSAFE_IN_BINDINGS: &[&str] = &[
 /// Lines of a file before its tests; tests themselves may be longer.
 const MAX_LINES: usize = 600;
 
+/// What makes system calls that no test can have fail, unless it goes by `by_std`.
+const BY_STD: &[&str] = &[
+    "std::fs::read",
+    "std::fs::remove",
+    "std::fs::write",
+    "use std::fs;",
+    "File::open",
+    "File::create",
+    "OpenOptions::open",
+    "thread::spawn",
+    ".spawn(",
+    ".metadata()",
+];
+
 /// What a handler crate never says, tests excepted.
 const NEVER: &[&str] = &["todo!", "dbg!", "unimplemented!", "unreachable!", "panic!", ".unwrap()", ".expect("];
 
@@ -263,12 +277,16 @@ fn check_no_unsafe(source: &Source) -> Vec<String> {
     lines.map(|(i, _)| source.complain(i + 1, "`unsafe` is not allowed in this file")).collect()
 }
 
-fn check_never(source: &Source) -> Vec<String> {
+fn check_words(source: &Source, words: &[&str]) -> Vec<String> {
     let mut bad = Vec::new();
     for (nr, line) in source.lines() {
-        bad.extend(NEVER.iter().filter(|n| line.contains(**n)).map(|n| source.complain(nr, &format!("says `{n}`"))));
+        bad.extend(words.iter().filter(|w| line.contains(**w)).map(|w| source.complain(nr, &format!("says `{w}`"))));
     }
     bad
+}
+
+fn check_never(source: &Source) -> Vec<String> {
+    check_words(source, NEVER)
 }
 
 fn check_size_and_docs(source: &Source) -> Vec<String> {
@@ -444,6 +462,13 @@ fn libc_is_named_in_sys_alone() {
         bad.extend(check_manifest(&name, &text));
     }
     report(&bad);
+}
+
+#[test]
+fn the_standard_librarys_calls_can_be_made_to_fail() {
+    let all = ["runtime/src", "runtime/platform/src"].map(sources);
+    let others = all.iter().flatten().filter(|s| s.name != "runtime/src/by_std.rs");
+    report(&others.flat_map(|s| check_words(s, BY_STD)).collect::<Vec<_>>());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "promises that an Arc's deref may run in a handler")]
 
+use crate::by_std;
 use crate::cache::zswap::{Zpool, ZswapFront};
 use crate::error::{Error, Result, system};
 use crate::memory;
@@ -83,10 +84,10 @@ impl Swap {
         let io = |source| Error::Io { op: OP, path: Some(options.path.clone()), source };
         let opened = if options.path.is_dir() { unnamed_in(&options.path) } else { open_alone(&options.path) };
         let opened = opened.map_err(io)?;
-        if !opened.metadata().map_err(io)?.file_type().is_block_device() {
+        if !by_std::metadata(&opened).map_err(io)?.file_type().is_block_device() {
             // What an earlier process left is of no use; sparse again, at its length.
-            opened.set_len(0).map_err(io)?;
-            opened.set_len(options.bytes).map_err(io)?;
+            by_std::set_len(&opened, 0).map_err(io)?;
+            by_std::set_len(&opened, options.bytes).map_err(io)?;
         }
         let fd = fd::dup_high(opened.as_raw_fd()).map_err(system(OP, "fcntl"))?;
         let file = SwapFile::new(DirectFile::direct(fd, true), options.bytes).map_err(system(OP, "mmap"))?;
@@ -129,8 +130,9 @@ impl Swap {
 
 /// Opens a file that no other runtime swaps to.
 fn open_alone(path: &Path) -> std::io::Result<File> {
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-    opened.try_lock()?;
+    let opened =
+        by_std::open(OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600), path)?;
+    by_std::lock(&opened)?;
     Ok(opened)
 }
 
@@ -140,11 +142,11 @@ fn unnamed_in(dir: &Path) -> std::io::Result<File> {
     let pid = std::process::id();
     loop {
         let path = dir.join(format!("softfault-swap-{pid}-{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
-        match OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path) {
+        match by_std::open(OpenOptions::new().read(true).write(true).create_new(true).mode(0o600), &path) {
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
             Ok(opened) => {
-                std::fs::remove_file(&path)?;
+                by_std::remove_file(&path)?;
                 return Ok(opened);
             }
         }

@@ -6,6 +6,7 @@ mod options;
 
 pub(crate) use inodes::FileOf;
 
+use crate::by_std;
 use crate::error::{Error, Result, parent_only, system};
 use crate::object::{Object, ObjectBuilder, ObjectInner};
 use crate::process::descriptors::{self, Inode};
@@ -128,7 +129,7 @@ impl FileOptions {
             return Err(Error::Denied { op, what: "the file is not open for reading and writing" });
         }
         let name = || {
-            let link = std::fs::read_link(format!("/proc/self/fd/{fd}"));
+            let link = by_std::read_link(format!("/proc/self/fd/{fd}"));
             link.map_or_else(|_| format!("descriptor {fd}"), |path| path.display().to_string())
         };
         self.make(&Source { op, path: None, name: &name, open: &open, permits: &|_| Ok(()) }, fd)

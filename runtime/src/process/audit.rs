@@ -6,13 +6,13 @@
 //! A thread that is resolving a fault has every signal masked, those of the C library too, which the program's own calls
 //! leave open: it is looked at again until it has come out.
 
+use crate::by_std;
 use crate::error::{Error, Result};
 use crate::short::Short;
 use softfault_platform::sys::signal::{self, EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_bit};
 use softfault_platform::sys::thread;
 use softfault_platform::trap::{chain, entry};
 use std::fmt;
-use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl Warnings {
             format!("blocked {blocked} when it called {op}: a fault of this thread on an arena kills the process");
         let mut list = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if list.len() < NR_WARNINGS_MAX && !list.iter().any(|o| o.tid == tid && o.why == why) {
-            let name = fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
+            let name = by_std::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
             list.push(Offender { tid, name: name.trim_end().to_owned(), why });
         }
     }
@@ -105,7 +105,7 @@ pub(crate) fn audit_threads() -> Result<Audit> {
         );
         offenders.push(Offender { tid: 0, name: "process".into(), why });
     }
-    for task in fs::read_dir("/proc/self/task").map_err(io)? {
+    for task in by_std::read_dir("/proc/self/task").map_err(io)? {
         let path = task.map_err(io)?.path();
         offenders.extend(status_of(&path).and_then(|status| audit_status(&status)));
     }
@@ -117,13 +117,13 @@ const LOOKS: u32 = 50;
 
 /// Reads a thread's `status`; `None`: it ended between the listing and the reading.
 fn status_of(task: &Path) -> Option<String> {
-    let mut status = fs::read_to_string(task.join("status")).ok()?;
+    let mut status = by_std::read_to_string(task.join("status")).ok()?;
     for _ in 1..LOOKS {
         if !is_in_handler(&status) {
             break;
         }
         std::thread::sleep(Duration::from_millis(1));
-        status = fs::read_to_string(task.join("status")).ok()?;
+        status = by_std::read_to_string(task.join("status")).ok()?;
     }
     Some(status)
 }

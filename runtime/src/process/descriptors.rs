@@ -15,6 +15,7 @@
 //! ```
 //! No call closes on a condition, so these two steps stay apart. Who has had the file open before is safe.
 
+use crate::by_std;
 use softfault_platform::child;
 use softfault_platform::sys::file::{self, FileType, Status};
 use std::collections::{BTreeMap, HashSet};
@@ -67,7 +68,7 @@ fn lock() -> MutexGuard<'static, Table> {
 /// Returns the descriptors of the process.
 fn all() -> Vec<i32> {
     let number = |e: std::io::Result<std::fs::DirEntry>| e.ok()?.file_name().to_str()?.parse().ok();
-    match std::fs::read_dir("/proc/self/fd") {
+    match by_std::read_dir("/proc/self/fd") {
         Ok(dir) => dir.filter_map(number).collect(),
         // No /proc, or no descriptor left to read it with: each number is asked for.
         Err(_) => (0..i32::try_from(file::rlimit_nofile().min(1 << 20)).unwrap_or(0)).collect(),

@@ -3,6 +3,7 @@
 //! A helper never touches an arena (a fault it raises is refused), and takes no lock that a program may hold while it
 //! touches one. The runtime's own code on them does not allocate after start; what a store does is the store's affair.
 
+use crate::by_std;
 use crate::error::{Error, Result};
 use crate::masked;
 use softfault_mm::ctx::Ctx;
@@ -122,9 +123,7 @@ impl Drop for Pool {
 
 /// Starts a thread of the runtime's.
 pub(crate) fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-    #[cfg(debug_assertions)]
-    softfault_platform::sys::inject::start_thread().map_err(|e| std::io::Error::from_raw_os_error(e.0))?;
-    std::thread::Builder::new().name(name.into()).spawn(f)
+    by_std::spawn(std::thread::Builder::new().name(name.into()), f)
 }
 
 /// Makes the two ends of "this thread runs".
@@ -220,7 +219,7 @@ impl Keeper {
         let (running, is_running) = started();
         let failed = Arc::clone(&running);
         let thread = std::thread::Builder::new().name("softfault-keep".into()).stack_size(64 << 10);
-        let thread = thread.spawn(move || {
+        let thread = by_std::spawn(thread, move || {
             host::mask_signals();
             if fd::keep(&numbers, || running.store(1, Ordering::Release)).is_err() {
                 failed.store(2, Ordering::Release);

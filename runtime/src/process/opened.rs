@@ -8,6 +8,7 @@
 
 #![expect(unsafe_code, reason = "closes ranges of arenas")]
 
+use crate::by_std;
 use crate::process::registry;
 use softfault_mm::extent::Extent;
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE};
@@ -50,7 +51,7 @@ fn arenas() -> Vec<Range<usize>> {
 
 /// Returns the open pages in `ranges` that no fault has opened.
 fn look(ranges: &[Range<usize>]) -> Vec<Range<usize>> {
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return Vec::new() };
+    let Ok(maps) = by_std::read_to_string("/proc/self/maps") else { return Vec::new() };
     let mut found = Vec::new();
     for open in maps.lines().filter_map(open_range) {
         for range in ranges {

@@ -2,6 +2,7 @@
 //!
 //! Lock order: an arena's `vmas` < an object's `vmas` < [`lock`]. None of them is ever taken by a handler or a helper.
 
+use crate::by_std;
 use crate::error::{Error, Result, system};
 #[cfg(feature = "userfaultfd")]
 use crate::lease::Lease;
@@ -141,7 +142,7 @@ impl Registry {
     #[expect(clippy::unused_self, reason = "the lock: the reserve is made once")]
     pub(crate) fn bound_exposures(&mut self) {
         let count = |maps: Vec<u8>| maps.iter().filter(|b| **b == b'\n').count();
-        let in_use = std::fs::read("/proc/self/maps").map_or(0, count);
+        let in_use = by_std::read("/proc/self/maps").map_or(0, count);
         budget::bound_exposures(max_map_count(), i64::try_from(in_use).unwrap_or(i64::MAX));
         budget::make_reserve();
     }
@@ -280,7 +281,7 @@ impl Drop for Leftover {
 
 /// Reads `vm.max_map_count`; the kernel's default where it cannot be read.
 fn max_map_count() -> i64 {
-    std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|s| s.trim().parse().ok()).unwrap_or(65_530)
+    by_std::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|s| s.trim().parse().ok()).unwrap_or(65_530)
 }
 
 /// Returns the page tables of arenas served by SIGSEGV.

@@ -11,8 +11,27 @@ use super::syscall::Errno;
 use super::thread;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
-/// Starting a thread, which the standard library does: no number of the kernel's.
+/// Starting a thread: several calls, so no number of the kernel's.
 const START_THREAD: libc::c_long = -1;
+
+/// What the standard library does for us: its system calls are not made here, so it is counted where it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByStd {
+    /// `std::thread::Builder::spawn`.
+    StartThread,
+    /// Opening a file, to read all of it or to keep it, or a folder.
+    Open,
+    /// `File::set_len`.
+    SetLen,
+    /// `File::try_lock`.
+    Lock,
+    /// `File::metadata`.
+    Stat,
+    /// `std::fs::read_link`.
+    ReadLink,
+    /// `std::fs::remove_file`.
+    Unlink,
+}
 
 /// Which calls fail, from the k-th on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,12 +84,21 @@ pub(super) fn error_of(nr: libc::c_long, args: &[usize; 6]) -> Option<Errno> {
     count(nr, args)
 }
 
-/// Counts the start of a thread.
+/// Counts what the standard library is about to do.
 ///
 /// # Errors
-/// `EAGAIN`, if it is to fail.
-pub fn start_thread() -> Result<(), Errno> {
-    error_of(START_THREAD, &[0; 6]).map_or(Ok(()), Err)
+/// If it is to fail.
+pub fn by_std(call: ByStd) -> Result<(), Errno> {
+    let nr = match call {
+        ByStd::StartThread => START_THREAD,
+        ByStd::Open => libc::SYS_openat,
+        ByStd::SetLen => libc::SYS_ftruncate,
+        ByStd::Lock => libc::SYS_flock,
+        ByStd::Stat => libc::SYS_statx,
+        ByStd::ReadLink => libc::SYS_readlink,
+        ByStd::Unlink => libc::SYS_unlink,
+    };
+    error_of(nr, &[0; 6]).map_or(Ok(()), Err)
 }
 
 #[cold]
@@ -94,12 +122,24 @@ fn possible_error(nr: libc::c_long, args: &[usize; 6]) -> Option<Errno> {
     match nr {
         START_THREAD => Some(Errno::EAGAIN),
         // Each may split a mapping, or need a record or a page table.
-        libc::SYS_mmap | libc::SYS_munmap | libc::SYS_mprotect | libc::SYS_ftruncate => Some(Errno::ENOMEM),
+        libc::SYS_mmap
+        | libc::SYS_munmap
+        | libc::SYS_mprotect
+        | libc::SYS_mlock
+        | libc::SYS_mlock2
+        | libc::SYS_munlock
+        | libc::SYS_ftruncate => Some(Errno::ENOMEM),
         libc::SYS_madvise => advice_error(i32::try_from(third).unwrap_or(0)),
         libc::SYS_ioctl => ioctl_error(second),
         libc::SYS_userfaultfd | libc::SYS_memfd_create | libc::SYS_eventfd2 | libc::SYS_openat | libc::SYS_open => {
             Some(Errno::EMFILE)
         }
+        libc::SYS_pidfd_open | libc::SYS_pidfd_getfd => Some(Errno::EMFILE),
+        // A path and its entries are memory, too.
+        libc::SYS_statx | libc::SYS_readlink | libc::SYS_faccessat2 => Some(Errno::ENOMEM),
+        libc::SYS_flock => Some(Errno::ENOLCK),
+        libc::SYS_fallocate => Some(Errno::ENOSPC),
+        libc::SYS_unlink => Some(Errno::EIO),
         libc::SYS_fcntl if second == libc::F_DUPFD_CLOEXEC as usize => Some(Errno::EMFILE),
         // By a filter of the program's (seccomp).
         libc::SYS_rt_sigaction | libc::SYS_process_madvise => Some(Errno::EPERM),
