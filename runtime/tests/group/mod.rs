@@ -60,10 +60,26 @@ impl Group {
     }
 }
 
+/// Says what may keep the kernel from swapping: how much swap is left, and what the group has in memory and in swap.
+pub(crate) fn hindrance() -> String {
+    let (all, used) = (swap_column(2) >> 10, swap_column(3) >> 10);
+    let dir = PathBuf::from(std::env::var(VARIABLE).unwrap_or_default());
+    let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let names = ["anon", "rss", "shmem", "swap", "unevictable", "pgscan", "pgsteal"];
+    let told = |line: &&str| line.split(' ').next().is_some_and(|name| names.contains(&name));
+    let told: Vec<&str> = stat.lines().filter(told).collect();
+    format!("{used} of {all} KiB of swap are in use; the group's memory.stat: {}", told.join(", "))
+}
+
 /// The machine's swap, in bytes.
 pub(crate) fn swap_bytes() -> u64 {
+    swap_column(2)
+}
+
+/// The sum of a column of KiB in `/proc/swaps`, in bytes.
+fn swap_column(column: usize) -> u64 {
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    let kib = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+    let kib = |line: &str| line.split_whitespace().nth(column)?.parse::<u64>().ok();
     swaps.lines().skip(1).filter_map(kib).sum::<u64>() << 10
 }
 
