@@ -348,6 +348,16 @@ impl Slots<'_> {
         self
     }
 
+    /// Sees to it that slot `i` is empty, whatever is known of it; `false`: the kernel does not let go of what is there.
+    fn empty(&mut self, i: usize) -> bool {
+        // SAFETY: the slot is ours alone, and its bytes are nobody's.
+        let gone = unsafe { mem::drop_pages(self.address(i), PAGE_SIZE) }.is_ok();
+        if gone {
+            self.set_full(i, 1, false);
+        }
+        gone
+    }
+
     /// Puts the frames `from..from + nr`, which are there, at `dst..`: by MOVE where that can be, else (or if `by_copy`)
     /// by COPY.
     ///
@@ -386,12 +396,13 @@ impl Slots<'_> {
                     thread::sched_yield();
                     continue;
                 }
-                // A mapping that cannot be moved into can be copied into; a range that is no arena's cannot.
+                // Not an arena's range any more; or the frame is not where it should be, and a copy would be of zeros.
+                Filled::Gone => return Err((at, Obstacle::Gone)),
+                // A mapping that cannot be moved into can be copied into.
                 _ if !copy => {
                     copy = true;
                     continue;
                 }
-                Filled::Gone => return Err((at, Obstacle::Gone)),
                 _ => return Err((at, Obstacle::Busy)),
             };
             if !copy {
@@ -403,8 +414,8 @@ impl Slots<'_> {
         Ok(())
     }
 
-    /// Takes the `nr` pages at `src..` out of their arena, page `i` into slot `i`, which is empty. A slot whose page was
-    /// not there stays empty.
+    /// Takes the `nr` pages at `src..` out of their arena, page `i` into slot `i`. A slot whose page was not there is empty
+    /// afterwards.
     ///
     /// # Errors
     /// How many pages were looked at, and what is in the way of the next.
@@ -413,6 +424,13 @@ impl Slots<'_> {
     /// The pages are an arena's, `evicting`, owned by the caller.
     pub unsafe fn collect(&mut self, src: usize, nr: usize) -> Result<(), (usize, Obstacle)> {
         let (mut at, mut tries) = (0, 0);
+        // Who took these slots as empty ones may have looked before another filled them and gave them back. What is found in
+        // one counts as the page's bytes, also where the page is gone already.
+        for i in 0..nr {
+            if self.is_full(i) && !self.empty(i) {
+                return Err((0, Obstacle::Busy));
+            }
+        }
         while at < nr {
             let len = (nr - at) * PAGE_SIZE;
             // SAFETY: the pages are the caller's (contract), the slots ours.
@@ -426,8 +444,7 @@ impl Slots<'_> {
                 }
                 Filled::Again | Filled::Exists if tries < TRIES => {
                     if r == Filled::Exists {
-                        // SAFETY: the slot is ours alone, and its bytes are nobody's.
-                        let _ = unsafe { mem::drop_pages(self.address(at), PAGE_SIZE) };
+                        self.empty(at);
                     }
                     tries += 1;
                     thread::sched_yield();

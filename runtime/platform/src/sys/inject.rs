@@ -75,6 +75,22 @@ pub fn disarm() -> Injected {
     Injected { nr_calls: NR_CALLS.load(Ordering::Relaxed), failed: (failed != 0).then(|| failed - 2) }
 }
 
+/// MOVEs are not counted.
+static FORGETFUL: AtomicBool = AtomicBool::new(false);
+
+/// Has UFFDIO_MOVE, of every thread, count the first page of a run alone, and none of a single page, though it moves all: as
+/// a kernel does that has met other work on the pages (`uffd::move_pages`).
+pub fn forget_moves(yes: bool) {
+    FORGETFUL.store(yes, Ordering::Relaxed);
+}
+
+/// Returns whether MOVEs are to be told wrong.
+#[cfg(feature = "userfaultfd")]
+#[inline]
+pub(super) fn forgets_moves() -> bool {
+    FORGETFUL.load(Ordering::Relaxed)
+}
+
 /// Returns the error that a call is to fail with, if it is.
 #[inline]
 pub(super) fn error_of(nr: libc::c_long, args: &[usize; 6]) -> Option<Errno> {
