@@ -4,8 +4,8 @@
 //! also because its parent died.
 
 use crate::cgroup::Group;
-use crate::overhead;
 use crate::subject::{self, Subject};
+use crate::taken;
 use softfault_benches::area::{Mapping, ViewMut};
 use softfault_benches::machine::Cpus;
 use softfault_benches::workload::{Load, Workload};
@@ -34,7 +34,7 @@ pub(crate) enum Kind {
     Mmap,
     /// The same with `MADV_RANDOM`.
     MmapRandom,
-    /// softfault's own memory, counted; see [`overhead`].
+    /// softfault's own memory, counted; see [`taken`].
     Overhead,
 }
 
@@ -168,7 +168,7 @@ impl Place {
     /// Does what one line says: `WORKLOAD THREADS ACCESSES MILLISECONDS`, or anything for [`Kind::Overhead`].
     fn answer(&self, line: &str, side: &mut Option<Side>, loads: &mut Loads) -> Result<String> {
         if self.kind == Kind::Overhead {
-            return overhead::count(self.len_bytes);
+            return taken::count(self.len_bytes);
         }
         let words: Vec<&str> = line.split(' ').collect();
         let [workload, numbers @ ..] = &words[..] else { return Err(usage()) };

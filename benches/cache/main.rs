@@ -19,6 +19,7 @@ mod source;
 mod subject;
 mod sync;
 mod sync_one;
+mod taken;
 mod thp;
 
 use softfault_benches::args::Options;

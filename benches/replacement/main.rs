@@ -11,24 +11,14 @@ mod table;
 
 use candidates::Candidate;
 use softfault_benches::args::Options;
+use softfault_benches::replacement;
 use softfault_benches::replacement::trace::Shape;
-use softfault_benches::replacement::{self, Counts};
 use softfault_benches::{Error, Result};
 use std::process::ExitCode;
+use table::{CACHES_PCT, Cell};
 
-/// Cache sizes, in percent of the object.
-const CACHES_PCT: &[u32] = &[1, 10, 25];
 /// Accesses per page of the object; a quarter of them warms the cache up.
 const PASSES: usize = 16;
-
-/// What one candidate did to one trace in one cache.
-struct Cell {
-    cache_pct: u32,
-    shape: Shape,
-    candidate: &'static str,
-    group: candidates::Group,
-    counts: Counts,
-}
 
 fn main() -> ExitCode {
     match run() {

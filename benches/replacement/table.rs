@@ -1,12 +1,22 @@
 //! The report: tables for people, rows for programs.
 
 use crate::candidates::{Candidate, Group};
-use crate::{CACHES_PCT, Cell};
 use serde_json::json;
 use softfault_benches::replacement::trace::Shape;
 use softfault_benches::replacement::{Counts, MAJOR_US, MINOR_US, UNMAP_US};
 use softfault_benches::{Context, Result};
 use std::path::Path;
+
+/// Cache sizes, in percent of the object.
+pub(crate) const CACHES_PCT: &[u32] = &[1, 10, 25];
+/// What one candidate did to one trace in one cache.
+pub(crate) struct Cell {
+    pub(crate) cache_pct: u32,
+    pub(crate) shape: Shape,
+    pub(crate) candidate: &'static str,
+    pub(crate) group: Group,
+    pub(crate) counts: Counts,
+}
 
 /// One table: what it shows, of whom, and its decimals.
 struct View {

@@ -16,96 +16,22 @@
 mod page_map;
 mod tables;
 
-pub use tables::{Numbered, init, table_bytes_min};
+pub use tables::{NR_ARENAS, NR_DELEGATIONS, NR_MAPPINGS, NR_SPLITS, NR_VMAS, Numbered, Trap, init, table_bytes_min};
 
 use crate::section::{self, Slot};
 use crate::sys::Errno;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::delegation::Delegation;
 use softfault_mm::host::{Rmap, Which};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT};
 use softfault_mm::vma::Vma;
 use softfault_mm::vmstat::VmStat;
+use tables::{Link, arena, delegation_entry, head, link, mapping_entry, record, split};
 
 /// The first address behind what an arena may cover.
 pub const ADDRESS_END: usize = 1 << page_map::ADDRESS_BITS;
-/// Arenas a process may have at once: each has a few mappings of the kernel's, of which it allows 65,530 by default.
-pub const NR_ARENAS: usize = 1 << 15;
-/// Vmas a process may have at once.
-pub const NR_VMAS: usize = 1 << 20;
-/// Granules that several vmas share, at once.
-pub const NR_SPLITS: usize = 1 << 16;
-/// Objects a process may have at once.
-pub const NR_MAPPINGS: usize = 1 << 18;
-/// Minor delegations a process may have at once.
-pub const NR_DELEGATIONS: usize = 1 << 12;
-
-/// How the faults of an arena arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Trap {
-    /// SIGBUS raised by userfaultfd, in the faulting thread.
-    Uffd = 1,
-    /// SIGSEGV raised by protection, in the faulting thread.
-    Segv = 2,
-    /// A message to the monitor thread.
-    Monitor = 3,
-}
-
-/// What a handler knows of an arena before any vma.
-#[derive(Debug)]
-struct ArenaSlot {
-    base: AtomicUsize,
-    granules: AtomicPtr<AtomicU64>,
-    nr_granules: AtomicUsize,
-    trap: AtomicU32,
-    stat: AtomicPtr<VmStat>,
-}
-
-type Record = MaybeUninit<Vma<'static>>;
-type Split = [AtomicU32; EXTENT_PAGES];
-type Heads = [AtomicU32; 2];
-
-fn arena(slot: u32) -> Option<&'static ArenaSlot> {
-    // SAFETY: `arenas` has entries of ArenaSlot, whose fields are atomics: zero is valid.
-    unsafe { tables::entry(&tables::TABLES.arenas, slot) }
-}
-fn record(index: u32) -> Option<&'static Record> {
-    // SAFETY: `vmas` has entries of Record; a MaybeUninit may hold anything.
-    unsafe { tables::entry(&tables::TABLES.vmas, index) }
-}
-fn split(index: u32) -> Option<&'static Split> {
-    // SAFETY: `splits` has entries of Split.
-    unsafe { tables::entry(&tables::TABLES.splits, index) }
-}
-fn mapping_entry(id: u32) -> Option<&'static AtomicPtr<Mapping<'static>>> {
-    // SAFETY: `mappings` has entries of AtomicPtr: zero is null.
-    unsafe { tables::entry(&tables::TABLES.mappings, id) }
-}
-fn delegation_entry(id: u32) -> Option<&'static AtomicPtr<Delegation<'static>>> {
-    // SAFETY: `delegations` has entries of AtomicPtr: zero is null.
-    unsafe { tables::entry(&tables::TABLES.delegations, id) }
-}
-
-/// A vma's place in its object's list: numbers plus one, 0 for none.
-#[derive(Debug)]
-struct Link {
-    next: AtomicU32,
-    prev: AtomicU32,
-}
-
-fn link(index: u32) -> Option<&'static Link> {
-    // SAFETY: `links` has entries of Link, whose fields are atomics: zero is valid.
-    unsafe { tables::entry(&tables::TABLES.links, index) }
-}
-fn head(id: u32, which: Which) -> Option<&'static AtomicU32> {
-    // SAFETY: `heads` has entries of two AtomicU32.
-    let heads: &Heads = unsafe { tables::entry(&tables::TABLES.heads, id) }?;
-    let [shared, private] = heads;
-    Some(if which == Which::Shared { shared } else { private })
-}
 
 /// Adds vma `index` to an object's list, before it is published. Control plane, under the object's gate.
 ///
@@ -118,7 +44,7 @@ pub unsafe fn rmap_add(id: u32, which: Which, index: u32) {
     let first = head.load(Ordering::Relaxed);
     link.next.store(first, Ordering::Relaxed);
     link.prev.store(0, Ordering::Relaxed);
-    if let Some(next) = first.checked_sub(1).and_then(self::link) {
+    if let Some(next) = first.checked_sub(1).and_then(tables::link) {
         next.prev.store(index + 1, Ordering::Relaxed);
     }
     // SeqCst: before the publication of the vma. Who finds a page unpinned after an install through it finds it here.
@@ -135,10 +61,10 @@ pub fn rmap_remove(id: u32, which: Which, index: u32) {
         return;
     }
     let (next, prev) = (link.next.load(Ordering::Relaxed), link.prev.load(Ordering::Relaxed));
-    if let Some(next) = next.checked_sub(1).and_then(self::link) {
+    if let Some(next) = next.checked_sub(1).and_then(tables::link) {
         next.prev.store(prev, Ordering::Relaxed);
     }
-    match prev.checked_sub(1).and_then(self::link) {
+    match prev.checked_sub(1).and_then(tables::link) {
         Some(prev) => prev.next.store(next, Ordering::SeqCst),
         None => head.store(next, Ordering::SeqCst),
     }
@@ -146,7 +72,7 @@ pub fn rmap_remove(id: u32, which: Which, index: u32) {
 
 /// Returns whether what stands before the vma on its list, a vma or the head, points at it.
 fn is_listed(head: &AtomicU32, link: &Link, index: u32) -> bool {
-    let before = match link.prev.load(Ordering::Relaxed).checked_sub(1).and_then(self::link) {
+    let before = match link.prev.load(Ordering::Relaxed).checked_sub(1).and_then(tables::link) {
         Some(prev) => &prev.next,
         None => head,
     };

@@ -7,9 +7,9 @@
 //!
 //! # Context: handler
 
-use super::syscall::Errno;
-use super::thread;
+use super::current::thread_pointer;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use softfault_mm::errno::Errno;
 
 /// Starting a thread: several calls, so no number of the kernel's.
 const START_THREAD: libc::c_long = -1;
@@ -65,7 +65,7 @@ pub fn arm(k: u64, fails: Fails) {
     NR_CALLS.store(0, Ordering::Relaxed);
     FAILED.store(0, Ordering::Relaxed);
     ONWARD.store(fails == Fails::Onward, Ordering::Relaxed);
-    THREAD.store(thread::thread_pointer(), Ordering::Relaxed);
+    THREAD.store(thread_pointer(), Ordering::Relaxed);
 }
 
 /// Lets calls through again, and says what happened.
@@ -119,7 +119,7 @@ pub fn by_std(call: ByStd) -> Result<(), Errno> {
 
 #[cold]
 fn count(nr: libc::c_long, args: &[usize; 6]) -> Option<Errno> {
-    if THREAD.load(Ordering::Relaxed) != thread::thread_pointer() {
+    if THREAD.load(Ordering::Relaxed) != thread_pointer() {
         return None;
     }
     let errno = possible_error(nr, args)?;
@@ -169,9 +169,7 @@ fn advice_error(advice: i32) -> Option<Errno> {
         libc::MADV_DONTFORK | libc::MADV_DONTDUMP | libc::MADV_WIPEONFORK | libc::MADV_NOHUGEPAGE => {
             Some(Errno::EAGAIN)
         }
-        super::mem::MADV_POPULATE_READ | super::mem::MADV_POPULATE_WRITE | super::mem::MADV_COLLAPSE => {
-            Some(Errno::ENOMEM)
-        }
+        libc::MADV_POPULATE_READ | libc::MADV_POPULATE_WRITE | libc::MADV_COLLAPSE => Some(Errno::ENOMEM),
         _ => None,
     }
 }

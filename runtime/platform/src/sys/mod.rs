@@ -8,6 +8,7 @@
 //! # Context: handler
 //! Everything here may run in a signal handler unless its own documentation says "control plane".
 
+pub mod current;
 pub mod fd;
 pub mod file;
 pub mod futex;

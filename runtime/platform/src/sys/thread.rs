@@ -1,7 +1,7 @@
 //! Who and when: thread identity, clocks, yielding.
 
+pub use super::current::thread_pointer;
 use super::syscall::{Errno, syscall6};
-use core::arch::asm;
 
 /// A set of processors, bit `n % 64` of word `n / 64` for processor `n`: the kernel's `cpumask`, 1024 processors.
 pub type CpuMask = [u64; 16];
@@ -28,21 +28,6 @@ pub fn set_affinity(mask: &CpuMask) -> Result<(), Errno> {
     let args = [0, size_of::<CpuMask>(), core::ptr::from_ref(mask) as usize, 0, 0, 0];
     // SAFETY: reads one mask, borrowed for the length of the call.
     unsafe { syscall6(libc::SYS_sched_setaffinity, args) }.map(drop)
-}
-
-/// Returns the thread pointer: a number that names the calling thread for as long as it lives.
-///
-/// One load from the thread control block (`%fs:0` holds its own address in the x86-64 TLS ABI); it touches no lazy
-/// thread-local and makes no call, so it is the cheapest identity a handler can have.
-///
-/// # Context: handler
-#[inline(always)]
-#[must_use]
-pub fn thread_pointer() -> usize {
-    let tp: usize;
-    // SAFETY: the x86-64 TLS ABI (ELF Handling For Thread-Local Storage, 3.4.6) keeps the thread pointer at %fs:0.
-    unsafe { asm!("mov {}, fs:[0]", out(reg) tp, options(nostack, preserves_flags, readonly)) };
-    tp
 }
 
 /// Returns the calling thread's id. Control plane and failpoints.

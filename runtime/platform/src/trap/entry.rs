@@ -13,7 +13,7 @@
 //!
 //! # Context: handler
 
-use super::trampoline::{self, FRESH, PASS, RESUME, SLEEP, Trip};
+use super::trip::{FRESH, PASS, RESUME, SLEEP, Trip};
 use super::{blame, chain, direction, spurious};
 use crate::host::Host;
 use crate::section::{Refused, Slot};
@@ -32,7 +32,7 @@ use softfault_mm::vmstat::{Event, Stage, VmStat};
 /// Counts what belongs to no runtime: signals passed on.
 pub static PROCESS_STAT: VmStat = VmStat::new();
 
-pub use trampoline::on_signal;
+pub use super::trampoline::on_signal;
 
 /// Why the last refused fault was refused: bit 0 too deep, bit 1 in a section, bit 2 on a helper thread.
 static REFUSALS: AtomicU64 = AtomicU64::new(0);

@@ -1,6 +1,6 @@
 //! Traps: what the processor and the kernel tell us of a touch, and what becomes of it.
 //!
-//! `chain` installs, chains and restores the dispositions; `trampoline` goes to another stack and back; `entry` judges a
+//! `chain` installs, chains and restores the dispositions; `trampoline` goes to another stack and back with a `trip`; `entry` judges a
 //! signal and runs the walk; `monitor` does the same for messages of a userfaultfd.
 
 mod blame;
@@ -11,3 +11,4 @@ pub mod entry;
 pub mod monitor;
 mod spurious;
 mod trampoline;
+mod trip;

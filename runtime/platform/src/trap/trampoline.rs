@@ -22,6 +22,7 @@
 //! # Context: handler
 
 use super::entry;
+use super::trip::{SLEEP, TRIP_BYTES, Trip};
 use crate::stack::{BASE, BUSY, BUSY_BYTES, NR_LONG, NR_STACKS, STRIDE_BYTES};
 use crate::sys::futex::{NR_FUTEX, WAIT_PRIVATE};
 use crate::sys::signal::SigInfo;
@@ -30,52 +31,7 @@ use crate::{child, leave};
 use core::arch::naked_asm;
 use core::ffi::c_void;
 use core::mem::offset_of;
-use softfault_mm::types::{FaultFlags, VmFaultReason};
 
-/// What `step` answers: return to the interrupted instruction.
-pub(super) const RESUME: u32 = 0;
-/// Sleep on the trip's word for a slice, then call again.
-pub(super) const SLEEP: u32 = 1;
-/// The previous handler gets the signal `trip.passed`.
-pub(super) const PASS: u32 = 2;
-
-/// One signal's way through the handler. The instructions below know where its fields lie.
-#[repr(C, align(16))]
-pub(super) struct Trip {
-    /// What to sleep on, and the value that it has.
-    pub(super) addr: usize,
-    pub(super) seen: u32,
-    /// Which of [`leave::SLICES`]; [`FRESH`]: nobody has looked at this signal yet.
-    pub(super) slice: u32,
-    /// The bits of the attempts so far, and what is known of the access.
-    pub(super) before: VmFaultReason,
-    pub(super) flags: FaultFlags,
-    /// When the wait's deadline is; `u64::MAX`: never.
-    pub(super) end_ns: u64,
-    /// What the sleep's system call returned.
-    pub(super) slept: isize,
-    /// The signal for the previous handler.
-    pub(super) passed: i32,
-    /// The signal that arrived, and its arguments.
-    pub(super) signo: i32,
-    pub(super) info: *mut SigInfo,
-    pub(super) uc: *mut c_void,
-    /// The clock when the fault began, of a sampled one; 0: it is not.
-    pub(super) began: u64,
-    /// The caller's rbx, r12..r15.
-    saved: [u64; 5],
-    /// The stack pointer that we came with.
-    from: usize,
-    /// As a frame pointer expects them: the caller's rbp, and the return address.
-    frame: [usize; 2],
-}
-
-/// See [`Trip::slice`].
-pub(super) const FRESH: u32 = u32::MAX;
-
-/// A trip fits xmm0..8.
-const TRIP_BYTES: usize = 9 * 16;
-const _: () = assert!(size_of::<Trip>() == TRIP_BYTES);
 const _: () = assert!(BUSY_BYTES == 64 && NR_LONG.is_power_of_two() && NR_STACKS == 2 * NR_LONG);
 
 /// How long an entry sleeps when every walk stack is in use.

@@ -1,9 +1,59 @@
 //! The tables that numbers lead into, as long as there may be numbers, and open as far as there were any.
 
-use super::{ArenaSlot, Heads, Link, NR_ARENAS, NR_DELEGATIONS, NR_MAPPINGS, NR_SPLITS, NR_VMAS, Record, Split};
 use crate::sparse::Sparse;
 use crate::sys::Errno;
-use core::sync::atomic::AtomicPtr;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+use softfault_mm::delegation::Delegation;
+use softfault_mm::host::Which;
+use softfault_mm::mapping::Mapping;
+use softfault_mm::page::EXTENT_PAGES;
+use softfault_mm::vma::Vma;
+use softfault_mm::vmstat::VmStat;
+
+/// Arenas a process may have at once: each has a few mappings of the kernel's, of which it allows 65,530 by default.
+pub const NR_ARENAS: usize = 1 << 15;
+/// Vmas a process may have at once.
+pub const NR_VMAS: usize = 1 << 20;
+/// Granules that several vmas share, at once.
+pub const NR_SPLITS: usize = 1 << 16;
+/// Objects a process may have at once.
+pub const NR_MAPPINGS: usize = 1 << 18;
+/// Minor delegations a process may have at once.
+pub const NR_DELEGATIONS: usize = 1 << 12;
+
+/// How the faults of an arena arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Trap {
+    /// SIGBUS raised by userfaultfd, in the faulting thread.
+    Uffd = 1,
+    /// SIGSEGV raised by protection, in the faulting thread.
+    Segv = 2,
+    /// A message to the monitor thread.
+    Monitor = 3,
+}
+
+/// What a handler knows of an arena before any vma.
+#[derive(Debug)]
+pub(super) struct ArenaSlot {
+    pub(super) base: AtomicUsize,
+    pub(super) granules: AtomicPtr<AtomicU64>,
+    pub(super) nr_granules: AtomicUsize,
+    pub(super) trap: AtomicU32,
+    pub(super) stat: AtomicPtr<VmStat>,
+}
+
+pub(super) type Record = MaybeUninit<Vma<'static>>;
+pub(super) type Split = [AtomicU32; EXTENT_PAGES];
+pub(super) type Heads = [AtomicU32; 2];
+
+/// A vma's place in its object's list: numbers plus one, 0 for none.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) next: AtomicU32,
+    pub(super) prev: AtomicU32,
+}
 
 /// The tables; nothing until [`init`].
 pub(super) struct Tables {
@@ -29,15 +79,15 @@ pub(super) static TABLES: Tables = Tables {
 /// What is numbered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Numbered {
-    /// Arenas, at most [`super::NR_ARENAS`].
+    /// Arenas, at most [`NR_ARENAS`].
     Arenas,
-    /// Vmas, at most [`super::NR_VMAS`].
+    /// Vmas, at most [`NR_VMAS`].
     Vmas,
-    /// Split tables, at most [`super::NR_SPLITS`].
+    /// Split tables, at most [`NR_SPLITS`].
     Splits,
-    /// Objects, at most [`super::NR_MAPPINGS`].
+    /// Objects, at most [`NR_MAPPINGS`].
     Mappings,
-    /// Delegations, at most [`super::NR_DELEGATIONS`].
+    /// Delegations, at most [`NR_DELEGATIONS`].
     Delegations,
 }
 
@@ -132,4 +182,36 @@ pub(super) unsafe fn entry<T>(table: &Sparse, index: u32) -> Option<&'static T> 
     }
     // SAFETY: the caller's contract; the entry is in the open part, and tables are never closed.
     Some(unsafe { &*((base + at) as *const T) })
+}
+
+pub(super) fn arena(slot: u32) -> Option<&'static ArenaSlot> {
+    // SAFETY: `arenas` has entries of ArenaSlot, whose fields are atomics: zero is valid.
+    unsafe { entry(&TABLES.arenas, slot) }
+}
+pub(super) fn record(index: u32) -> Option<&'static Record> {
+    // SAFETY: `vmas` has entries of Record; a MaybeUninit may hold anything.
+    unsafe { entry(&TABLES.vmas, index) }
+}
+pub(super) fn split(index: u32) -> Option<&'static Split> {
+    // SAFETY: `splits` has entries of Split.
+    unsafe { entry(&TABLES.splits, index) }
+}
+pub(super) fn mapping_entry(id: u32) -> Option<&'static AtomicPtr<Mapping<'static>>> {
+    // SAFETY: `mappings` has entries of AtomicPtr: zero is null.
+    unsafe { entry(&TABLES.mappings, id) }
+}
+pub(super) fn delegation_entry(id: u32) -> Option<&'static AtomicPtr<Delegation<'static>>> {
+    // SAFETY: `delegations` has entries of AtomicPtr: zero is null.
+    unsafe { entry(&TABLES.delegations, id) }
+}
+
+pub(super) fn link(index: u32) -> Option<&'static Link> {
+    // SAFETY: `links` has entries of Link, whose fields are atomics: zero is valid.
+    unsafe { entry(&TABLES.links, index) }
+}
+pub(super) fn head(id: u32, which: Which) -> Option<&'static AtomicU32> {
+    // SAFETY: `heads` has entries of two AtomicU32.
+    let heads: &Heads = unsafe { entry(&TABLES.heads, id) }?;
+    let [shared, private] = heads;
+    Some(if which == Which::Shared { shared } else { private })
 }
