@@ -1,11 +1,17 @@
 //! The fences that no compiler keeps: who imports whom, where libc and `unsafe` may stand, how long a file may be.
 //!
-//! Pure reading of the workspace's own source. Each complaint names file and line. The layers are read from the module
-//! documentation of the two lower crates, so that what is documented is what holds.
+//! Pure reading of the workspace's own source. Each complaint names file and line. The floors of each crate are a table in
+//! `fence/floors.rs`.
 
-use std::collections::BTreeMap;
+#[path = "fence/mod.rs"]
+mod fence;
+
+use fence::floors::{HOUSES, House};
+use fence::modules::Crate;
+use fence::source::{Source, after_word, has_word};
+use fence::{impls, imports, report, root, sources};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Files of `runtime/src` that may contain `unsafe`; each says why in its `expect(unsafe_code, reason = ..)`.
 const UNSAFE_IN_RUNTIME: &[&str] = &[
@@ -72,198 +78,6 @@ const BY_STD: &[&str] = &[
 /// What a handler crate never says, tests excepted.
 const NEVER: &[&str] = &["todo!", "dbg!", "unimplemented!", "unreachable!", "panic!", ".unwrap()", ".expect("];
 
-/// One file: its name in the workspace, its text, and its code without comments and literals, line by line.
-struct Source {
-    name: String,
-    text: String,
-    code: Vec<String>,
-}
-
-impl Source {
-    fn new(name: &str, text: &str) -> Self {
-        let code = strip(text).lines().map(str::to_owned).collect();
-        Self { name: name.to_owned(), text: text.to_owned(), code }
-    }
-
-    /// Returns the code before the file's tests, with line numbers from 1.
-    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.code.iter().take(self.nr_before_tests()).enumerate().map(|(i, l)| (i + 1, l.as_str()))
-    }
-
-    fn nr_before_tests(&self) -> usize {
-        let is_test = |l: &String| {
-            let l = l.trim_start();
-            l.starts_with("#[cfg(test)]") || l.starts_with("#[cfg(all(test")
-        };
-        let is_module = |i: usize| self.code.iter().skip(i + 1).take(2).any(|l| l.trim_start().starts_with("mod "));
-        (0..self.code.len()).find(|i| is_test(&self.code[*i]) && is_module(*i)).unwrap_or(self.code.len())
-    }
-
-    fn complain(&self, line: usize, what: &str) -> String {
-        format!("{}:{line}: {what}", self.name)
-    }
-}
-
-/// Returns `text` with comments, strings and character literals blanked; lines stay lines.
-fn strip(text: &str) -> String {
-    let s: Vec<char> = text.chars().collect();
-    let mut out = String::with_capacity(text.len());
-    let mut i = 0;
-    let at = |i: usize| s.get(i).copied().unwrap_or('\0');
-    // Copies nothing but line ends of `s[from..to]`.
-    let blank = |out: &mut String, from: usize, to: usize| {
-        out.extend(s[from..to.min(s.len())].iter().map(|c| if *c == '\n' { '\n' } else { ' ' }));
-    };
-    while i < s.len() {
-        let end = match (at(i), at(i + 1)) {
-            ('/', '/') => (i..s.len()).find(|j| s[*j] == '\n').unwrap_or(s.len()),
-            ('/', '*') => block_comment_end(&s, i),
-            ('r', '"' | '#') if !is_word(at(i.wrapping_sub(1))) => raw_string_end(&s, i).unwrap_or(i),
-            ('"', _) => string_end(&s, i, '"'),
-            ('\'', '\\') => string_end(&s, i, '\''),
-            ('\'', _) if at(i + 2) == '\'' => i + 3,
-            _ => i,
-        };
-        if end == i {
-            out.push(s[i]);
-            i += 1;
-        } else {
-            blank(&mut out, i, end);
-            i = end;
-        }
-    }
-    out
-}
-
-fn block_comment_end(s: &[char], start: usize) -> usize {
-    let (mut depth, mut i) = (0, start);
-    while i + 1 < s.len() {
-        match (s[i], s[i + 1]) {
-            ('/', '*') => depth += 1,
-            ('*', '/') => depth -= 1,
-            _ => {
-                i += 1;
-                continue;
-            }
-        }
-        i += 2;
-        if depth == 0 {
-            return i;
-        }
-    }
-    s.len()
-}
-
-fn string_end(s: &[char], start: usize, quote: char) -> usize {
-    let mut i = start + 1;
-    while i < s.len() && s[i] != quote {
-        i += if s[i] == '\\' { 2 } else { 1 };
-    }
-    i + 1
-}
-
-fn raw_string_end(s: &[char], start: usize) -> Option<usize> {
-    let hashes = s[start + 1..].iter().take_while(|c| **c == '#').count();
-    let open = start + 1 + hashes;
-    if s.get(open) != Some(&'"') {
-        return None;
-    }
-    let closes = |i: &usize| s[*i] == '"' && (1..=hashes).all(|h| s.get(i + h) == Some(&'#'));
-    Some((open + 1..s.len()).find(closes).map_or(s.len(), |i| i + 1 + hashes))
-}
-
-fn is_word(c: char) -> bool {
-    c.is_alphanumeric() || c == '_'
-}
-
-/// Returns what follows each occurrence of `word` as a whole word in `line`.
-fn after_word<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = &'a str> {
-    line.match_indices(word).filter_map(move |(i, _)| {
-        let before = line[..i].chars().next_back().unwrap_or(' ');
-        let rest = &line[i + word.len()..];
-        (!is_word(before) && !rest.starts_with(is_word)).then_some(rest)
-    })
-}
-
-fn has_word(line: &str, word: &str) -> bool {
-    after_word(line, word).next().is_some()
-}
-
-/// Reads the layers from a crate's documentation: the first `text` block behind "The floors", one rank a line; what
-/// follows the first two spaces is a remark.
-fn layers(lib: &str) -> BTreeMap<String, usize> {
-    let block = lib.split("The floors").nth(1).and_then(|s| s.split("```text").nth(1));
-    let lines = block.and_then(|s| s.split("```").next()).unwrap_or("").lines();
-    let names = |line: &str| -> Vec<String> {
-        let line = line.trim_start_matches("//!").trim();
-        line.split("  ").next().unwrap_or("").split_whitespace().map(str::to_owned).collect()
-    };
-    lines
-        .map(names)
-        .filter(|n| !n.is_empty())
-        .enumerate()
-        .flat_map(|(r, n)| n.into_iter().map(move |m| (m, r)))
-        .collect()
-}
-
-/// Returns the crate's own modules that a line names: `crate::x`, `crate::{x, y::Z}`.
-fn imports(line: &str) -> Vec<String> {
-    let word = |s: &str| s.trim_start().chars().take_while(|c| is_word(*c)).collect::<String>();
-    let mut found = Vec::new();
-    for rest in after_word(line, "crate") {
-        let Some(rest) = rest.strip_prefix("::") else { continue };
-        match rest.strip_prefix('{') {
-            Some(group) => found.extend(split_group(group).into_iter().map(word)),
-            None => found.push(word(rest)),
-        }
-    }
-    found
-}
-
-/// Splits the inside of a `use` group at its own commas.
-fn split_group(group: &str) -> Vec<&str> {
-    let (mut depth, mut from, mut parts) = (0, 0, Vec::new());
-    for (i, c) in group.char_indices() {
-        match c {
-            '{' => depth += 1,
-            '}' if depth == 0 => {
-                parts.push(&group[from..i]);
-                return parts;
-            }
-            '}' => depth -= 1,
-            ',' if depth == 0 => {
-                parts.push(&group[from..i]);
-                from = i + 1;
-            }
-            _ => {}
-        }
-    }
-    parts.push(&group[from..]);
-    parts
-}
-
-/// A module imports only from lower layers, and from itself.
-fn check_layers(source: &Source, module: &str, layers: &BTreeMap<String, usize>) -> Vec<String> {
-    let Some(mine) = layers.get(module) else {
-        return vec![source.complain(1, &format!("module `{module}` has no place among the layers in lib.rs"))];
-    };
-    let mut bad = Vec::new();
-    let lines: Vec<_> = source.lines().collect();
-    for (i, (nr, line)) in lines.iter().enumerate() {
-        // A group may go on over several lines.
-        let open = line.contains("crate::{") && !line.contains('}');
-        let rest = lines[i..].iter().map(|(_, l)| *l).take(if open { 40 } else { 1 });
-        for name in imports(&rest.collect::<Vec<_>>().join(" ")) {
-            // A macro, or a name that the crate re-exports, is no module.
-            let Some(theirs) = layers.get(&name) else { continue };
-            if name != module && theirs > mine {
-                bad.push(source.complain(*nr, &format!("`{module}` imports `{name}`, which is above it")));
-            }
-        }
-    }
-    bad
-}
-
 /// Code names a crate only where it may; `follow`: only with one of these behind it.
 fn check_crate(source: &Source, name: &str, follow: &[&str]) -> Vec<String> {
     let bad = |line: &str| after_word(line, name).any(|rest| !follow.iter().any(|f| rest.starts_with(f)));
@@ -316,72 +130,58 @@ fn check_manifest(name: &str, text: &str) -> Vec<String> {
     bad
 }
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("runtime/ lies in the workspace").to_owned()
+/// Returns each house with its crate as it lies in the workspace.
+fn crates() -> &'static [(&'static House, Crate)] {
+    static CRATES: OnceLock<Vec<(&'static House, Crate)>> = OnceLock::new();
+    let read = |name: &str| fs::read_to_string(root().join(name)).ok();
+    CRATES.get_or_init(|| HOUSES.iter().map(|h| (h, Crate::read(h.root, &read))).collect())
 }
 
-/// Reads every Rust file below `dir`.
-fn sources(dir: &str) -> Vec<Source> {
-    let mut found = Vec::new();
-    let mut dirs = vec![root().join(dir)];
-    while let Some(at) = dirs.pop() {
-        for entry in fs::read_dir(&at).unwrap_or_else(|e| panic!("{}: {e}", at.display())) {
-            let path = entry.expect("a directory entry").path();
-            if path.is_dir() {
-                if path.file_name().is_some_and(|n| n != "target") {
-                    dirs.push(path);
-                }
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-                let name = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
-                found.push(Source::new(&name, &text));
-            }
-        }
-    }
-    assert!(!found.is_empty(), "no Rust file below {dir}");
-    found
-}
-
-fn report(bad: &[String]) {
-    assert!(bad.is_empty(), "\n{}\n", bad.join("\n"));
-}
-
-/// Checks the layers of one lower crate.
-fn crate_layers(dir: &str) {
-    let files = sources(dir);
-    let lib = files.iter().find(|s| s.name == format!("{dir}/lib.rs")).expect("a lib.rs");
-    let layers = layers(&lib.text);
-    assert!(layers.len() > 5, "{dir}/lib.rs: its documentation has no list of layers");
-    // A module is named without its floor, and is on it.
-    let mut layers = layers;
-    for source in &files {
-        let inner = source.name.trim_start_matches(dir).trim_start_matches('/');
-        let Some((floor, module)) = inner.split_once('/') else { continue };
-        let module = module.split(['/', '.']).next().unwrap_or(module);
-        if let Some(rank) = layers.get(floor).copied() {
-            layers.entry(module.to_owned()).or_insert(rank);
-        }
-    }
-    let mut bad = Vec::new();
-    for source in files.iter().filter(|s| s.name != lib.name) {
-        let inner = source.name.trim_start_matches(dir).trim_start_matches('/');
-        let module = inner.split(['/', '.']).next().unwrap_or(inner);
-        if inner == format!("{module}/mod.rs") {
-            continue;
-        }
-        bad.extend(check_layers(source, module, &layers));
+#[test]
+fn every_file_is_read() {
+    let mut bad: Vec<_> = crates().iter().flat_map(|(_, c)| c.bad.iter().cloned()).collect();
+    let is_read =
+        |s: &Source| crates().iter().any(|(_, c)| c.files().contains(s.name.as_str()) || c.tests.contains(&s.name));
+    for (house, _) in crates() {
+        let forgotten = sources(house.dir()).into_iter().filter(|s| !is_read(s));
+        bad.extend(forgotten.map(|s| s.complain(1, "belongs to no module of a crate")));
     }
     report(&bad);
 }
 
 #[test]
-fn mm_imports_only_lower_modules() {
-    crate_layers("runtime/mm/src");
+fn no_import_leads_to_a_higher_floor() {
+    report(&crates().iter().flat_map(|(h, c)| imports::check_floors(h, c)).collect::<Vec<_>>());
+}
+
+/// Returns the names on each floor that a crate's documentation speaks of: the first `text` block behind "The floors", what
+/// follows the first two spaces of a line being a remark.
+fn documented_floors(lib: &str) -> Vec<Vec<&str>> {
+    let block = lib.split("The floors").nth(1).and_then(|s| s.split("```text").nth(1));
+    let lines = block.and_then(|s| s.split("```").next()).unwrap_or("").lines();
+    let names = |line| str::trim_start_matches(line, "//!").trim().split("  ").next().unwrap_or("").split_whitespace();
+    lines.map(|l| names(l).collect()).filter(|names: &Vec<_>| !names.is_empty()).collect()
 }
 
 #[test]
-fn platform_imports_only_lower_modules() {
-    crate_layers("runtime/platform/src");
+fn floors_are_those_of_the_documentation() {
+    for (house, _) in crates() {
+        let lib = fs::read_to_string(root().join(house.root)).expect("a root");
+        let documented = documented_floors(&lib);
+        assert!(documented.is_empty() || documented == house.floors, "{}: {documented:?}", house.root);
+    }
+    let documented = |dir| documented_floors(&fs::read_to_string(root().join(dir)).expect("a root")).len();
+    assert!(documented("runtime/mm/src/lib.rs") > 5 && documented("runtime/platform/src/lib.rs") > 5);
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    report(&crates().iter().flat_map(|(h, c)| imports::check_circles(h, c)).collect::<Vec<_>>());
+}
+
+#[test]
+fn methods_stand_with_their_type() {
+    report(&crates().iter().flat_map(|(h, c)| impls::check_impls(h, c)).collect::<Vec<_>>());
 }
 
 #[test]
@@ -519,29 +319,6 @@ mod can_fail {
 
     fn source(text: &str) -> Source {
         Source::new("snippet.rs", text)
-    }
-
-    #[test]
-    fn comments_and_literals_are_no_code() {
-        let code =
-            strip("a // unsafe\n/* unsafe /* */ unsafe */ b \"unsafe \\\" unsafe\" c r#\"unsafe\"# '\\'' '\"' 'x d");
-        assert!(!code.contains("unsafe"), "{code}");
-        assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a", "b", "c", "'x", "d"]);
-        assert_eq!(code.lines().count(), 2);
-    }
-
-    #[test]
-    fn an_upward_import_is_named_with_its_line() {
-        let lib = "//! The floors\n//! ```text\n//! low         the lowest\n//! mid other\n//! high\n//! ```\n";
-        let layers = layers(lib);
-        assert_eq!(layers.len(), 4);
-        let check = |text| check_layers(&source(text), "mid", &layers);
-        assert_eq!(check("use crate::low::A;\nuse crate::mid::B;\n"), [""; 0]);
-        assert_eq!(check("\nuse crate::high::A;"), ["snippet.rs:2: `mid` imports `high`, which is above it"]);
-        assert_eq!(check("use crate::{low::{A, B}, high::C};").len(), 1);
-        assert_eq!(check("use crate::{\n    low::A,\n    high::C,\n};").len(), 1);
-        assert_eq!(check("// crate::high\n#[cfg(test)]\nmod tests {\n    use crate::high::A;\n}"), [""; 0]);
-        assert_eq!(check_layers(&source(""), "stranger", &layers).len(), 1);
     }
 
     #[test]

@@ -1,0 +1,139 @@
+//! Which file is on which floor, crate by crate.
+
+use super::modules::{Arrow, normal};
+
+/// One crate, as the fence knows it.
+pub(crate) struct House {
+    /// Its root, in the workspace.
+    pub(crate) root: &'static str,
+    /// The floors, lowest first: files without `.rs`, or folders. The longest name that fits decides, so that `a/b` may lie lower
+    /// than the rest of `a`. The root is above all of them.
+    pub(crate) floors: &'static [&'static [&'static str]],
+    /// Types with methods outside their own file: the type, the file. A `Drop` that runs a verb may stand with the verb.
+    pub(crate) elsewhere: &'static [(&'static str, &'static str)],
+    /// Files that are in a circle still: from, to.
+    pub(crate) knots: &'static [(&'static str, &'static str)],
+}
+
+/// Crates whose files know their floors.
+pub(crate) const HOUSES: &[House] = &[
+    House {
+        root: "runtime/mm/src/lib.rs",
+        floors: &[&["base"], &["words"], &["policy"], &["model"], &["cache"], &["walk"]],
+        elsewhere: &[("Scan", "cache/vmscan/huge.rs")],
+        knots: &[("cache/vmscan/huge.rs", "cache/vmscan.rs")],
+    },
+    House {
+        root: "runtime/platform/src/lib.rs",
+        floors: &[
+            &["sys"],
+            &["handler"],
+            &["memory"],
+            &["mmu", "store"],
+            &["vmatree"],
+            &["crowd"],
+            &["host"],
+            &["trap"],
+        ],
+        elsewhere: &[("PageMut", "store/part.rs"), ("PageRef", "store/part.rs")],
+        knots: &[],
+    },
+    House {
+        root: "bindings-c/src/lib.rs",
+        floors: &[
+            &["consts", "error"],
+            &["args", "handle", "handler"],
+            &["options"],
+            &["runtime", "object", "object_cache", "arena", "pin", "stats"],
+            &["callbacks"],
+        ],
+        elsewhere: &[],
+        knots: &[],
+    },
+    House {
+        root: "benches/harness/lib.rs",
+        floors: &[
+            &["units"],
+            &["machine"],
+            &["area", "args", "monitor", "report", "together"],
+            &["session", "trap", "workload"],
+            &["../replacement/sim"],
+        ],
+        elsewhere: &[],
+        knots: &[],
+    },
+    House {
+        root: "benches/fault/main.rs",
+        floors: &[&["subject"], &["floors"], &["major", "native", "peers", "segv", "threads"]],
+        elsewhere: &[],
+        knots: &[],
+    },
+    House {
+        root: "benches/cache/main.rs",
+        floors: &[
+            &["cgroup", "ring", "source", "subject"],
+            &["floor", "pool", "taken"],
+            &["child", "monitor", "rows"],
+            &["bounded", "exclusive", "hot", "overhead", "readahead", "reclaim", "sync", "sync_one", "thp"],
+        ],
+        elsewhere: &[],
+        knots: &[],
+    },
+    House {
+        root: "benches/replacement/main.rs",
+        floors: &[&["candidates"], &["live", "table"]],
+        elsewhere: &[],
+        knots: &[],
+    },
+    House {
+        root: "benches/abi/main.rs",
+        floors: &[&["library", "subject"], &["child"], &["faults", "numpy"]],
+        elsewhere: &[],
+        knots: &[],
+    },
+];
+
+impl House {
+    /// The folder of the root.
+    pub(crate) fn dir(&self) -> &str {
+        self.root.rsplit_once('/').map_or("", |(dir, _)| dir)
+    }
+
+    /// Returns the floor of a file, from 0; `None`: it has none.
+    pub(crate) fn floor(&self, file: &str) -> Option<usize> {
+        if file == self.root {
+            return Some(self.floors.len());
+        }
+        let fits = |name: &str| {
+            let whole = normal(format!("{}/{name}", self.dir()).as_ref());
+            let rest = file.strip_prefix(&whole)?;
+            (rest == ".rs" || rest.starts_with('/')).then_some(whole.len())
+        };
+        let all = self.floors.iter().enumerate().flat_map(|(floor, names)| names.iter().map(move |n| (floor, n)));
+        all.filter_map(|(floor, name)| fits(name).map(|len| (len, floor))).max().map(|(_, floor)| floor)
+    }
+
+    pub(crate) fn is_knot(&self, arrow: &Arrow) -> bool {
+        let is =
+            |file: &str, name: &str| file.strip_prefix(self.dir()).is_some_and(|f| f.trim_start_matches('/') == name);
+        self.knots.iter().any(|(from, to)| is(&arrow.from, from) && is(&arrow.to, to))
+    }
+
+    pub(crate) fn stands_elsewhere(&self, name: &str, file: &str) -> bool {
+        let inner = file.strip_prefix(self.dir()).map_or(file, |f| f.trim_start_matches('/'));
+        self.elsewhere.contains(&(name, inner))
+    }
+}
+
+mod can_fail {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_decides_which_floor_a_file_is_on() {
+        let house = House { root: "a/lib.rs", floors: &[&["x/low", "../b"], &["x", "y"]], elsewhere: &[], knots: &[] };
+        let floor = |file| house.floor(file);
+        assert_eq!((floor("a/x/low.rs"), floor("a/x/low/deep.rs"), floor("b/c.rs")), (Some(0), Some(0), Some(0)));
+        assert_eq!((floor("a/x.rs"), floor("a/x/other.rs"), floor("a/y.rs")), (Some(1), Some(1), Some(1)));
+        assert_eq!((floor("a/lib.rs"), floor("a/z.rs"), floor("a/xx.rs")), (Some(2), None, None));
+    }
+}
