@@ -927,6 +927,13 @@ typedef struct softfault_store_operations {
      * The object is gone: nothing is called with ctx any more. Called by whoever held it last.
      */
     void (*drop)(void *ctx);
+    /**
+     * What reads are aligned to, in bytes: read is asked for whole blocks of as many, from a multiple of that on; only the
+     * last block is cut where the object ends. For content that is made by blocks: frames that are compressed or encrypted.
+     * A power of two, 4096 to 2 MiB; 0 is 4096. What is missing of a block of which some is cached costs a read of the
+     * whole, and a block that fails, fails for all pages of it that were asked for. Writes come by pages as before.
+     */
+    uint64_t read_align_bytes;
 } softfault_store_operations;
 
 /**
@@ -1944,7 +1951,7 @@ int softfault_pin_free(struct softfault_pin *pin);
  * it any more: if the call fails, before it returns. Only where operations are refused themselves (NULL, their size) is
  * there no drop to call.
  *
- * Errors: -EINVAL: no read function; a deadline with SOFTFAULT_STORE_HANDLER_SAFE, or SOFTFAULT_OBJECT_DSYNC without.
+ * Errors: -EINVAL: no read function; a read_align_bytes that is none; a deadline with SOFTFAULT_STORE_HANDLER_SAFE, or SOFTFAULT_OBJECT_DSYNC without.
  * -E2BIG, -EBADF, -ENOMEM.
  *
  * Context: program. Thread-safe.

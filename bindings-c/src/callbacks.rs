@@ -63,7 +63,7 @@ fn required<T>(function: Option<T>, name: &str) -> Result<(), Failure> {
 /// it any more: if the call fails, before it returns. Only where operations are refused themselves (NULL, their size) is
 /// there no drop to call.
 ///
-/// Errors: -EINVAL: no read function; a deadline with SOFTFAULT_STORE_HANDLER_SAFE, or SOFTFAULT_OBJECT_DSYNC without.
+/// Errors: -EINVAL: no read function; a read_align_bytes that is none; a deadline with SOFTFAULT_STORE_HANDLER_SAFE, or SOFTFAULT_OBJECT_DSYNC without.
 /// -E2BIG, -EBADF, -ENOMEM.
 ///
 /// Context: program. Thread-safe.

@@ -146,7 +146,8 @@ impl ObjectInner {
             len_bytes: len,
             is_locked: rt.lock_cache,
         };
-        if plan.is_none() && !store_ref.uses_descriptors() {
+        let read_align = (store_ref.read_align_bytes() >> PAGE_SHIFT) as u32;
+        if plan.is_none() && !store_ref.uses_descriptors() || read_align > 1 {
             bounce::init();
         }
         // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
@@ -185,8 +186,14 @@ impl ObjectInner {
             is_flushed: AtomicBool::new(b.writable && backing.persistent),
             write_blocks: store_ref.write_blocks(),
             exclusive: exclusive.is_some(),
-            staging: b.private_past_cache && !backing.always_dirty && !b.mkwrite && exclusive.is_none(),
+            // What is read of a block past the cache, the next page of it would read again.
+            staging: b.private_past_cache
+                && !backing.always_dirty
+                && !b.mkwrite
+                && exclusive.is_none()
+                && read_align <= 1,
             fill_window: b.fill_window_pages,
+            read_align,
             ra: advise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
             deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
             users: AtomicU32::new(0),

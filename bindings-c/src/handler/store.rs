@@ -85,6 +85,11 @@ pub struct softfault_store_operations {
     pub dsync: Option<unsafe extern "C" fn(ctx: *mut c_void, pos: u64, len: u64) -> c_int>,
     /// The object is gone: nothing is called with ctx any more. Called by whoever held it last.
     pub drop: Option<unsafe extern "C" fn(ctx: *mut c_void)>,
+    /// What reads are aligned to, in bytes: read is asked for whole blocks of as many, from a multiple of that on; only the
+    /// last block is cut where the object ends. For content that is made by blocks: frames that are compressed or encrypted.
+    /// A power of two, 4096 to 2 MiB; 0 is 4096. What is missing of a block of which some is cached costs a read of the
+    /// whole, and a block that fails, fails for all pages of it that were asked for. Writes come by pages as before.
+    pub read_align_bytes: u64,
 }
 
 /// A store of C functions; `O` is who calls `drop`.
@@ -165,6 +170,9 @@ impl<O: Send + Sync> Store for CStore<O> {
     }
     fn is_stable(&self) -> bool {
         self.has(SOFTFAULT_STORE_STABLE)
+    }
+    fn read_align_bytes(&self) -> u64 {
+        if self.ops.read_align_bytes == 0 { 4096 } else { self.ops.read_align_bytes }
     }
     fn uses_descriptors(&self) -> bool {
         self.has(SOFTFAULT_STORE_USES_DESCRIPTORS)

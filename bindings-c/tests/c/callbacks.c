@@ -406,6 +406,50 @@ static void by_descriptor(softfault_runtime *rt, uint32_t flags)
     OK(close(s.fd));
 }
 
+/* A store of frames: each read is of whole ones. */
+struct framed_store {
+    uint64_t align, len;
+    int reads, torn;
+};
+
+static int framed_read(void *ctx, uint64_t pos, void *dst, size_t len, softfault_page *page)
+{
+    struct framed_store *s = ctx;
+    (void)page;
+    __atomic_fetch_add(&s->reads, 1, __ATOMIC_RELAXED);
+    if (pos % s->align != 0 || (len % s->align != 0 && pos + len != s->len))
+        __atomic_fetch_add(&s->torn, 1, __ATOMIC_RELAXED);
+    fill_pattern(dst, pos, len);
+    return 0;
+}
+
+static void by_frames(softfault_runtime *rt, uint32_t flags)
+{
+    struct framed_store s = {.align = 16 * PAGE, .len = 40 * PAGE + 5};
+    softfault_store_operations ops = {.size = sizeof ops, .flags = flags, .read = framed_read, .read_align_bytes = 3 * PAGE};
+    softfault_object_options options = {.size = sizeof options, .fill_window_pages = 1, .readahead_pages = SOFTFAULT_OFF};
+    softfault_object *object;
+    unsigned char *base;
+    softfault_arena *arena = new_arena(rt, EXTENT, 0, &base);
+    uint64_t evicted = 0;
+
+    FAILS(softfault_object_from_store(rt, s.len, &ops, &s, &options, &object), EINVAL, ARGUMENT, "read_align_bytes");
+    ops.read_align_bytes = s.align;
+    OK(softfault_object_from_store(rt, s.len, &ops, &s, &options, &object));
+    OK(softfault_arena_map(arena, 0, object, 0, 41 * PAGE, R, SHARED));
+    CHECK(is_pattern(base, 0, s.len));
+    CHECK_IS(s.reads, 3);
+    OK(softfault_object_evict(object, 17 * PAGE, PAGE, &evicted));
+    if (evicted == 1) {
+        CHECK_IS(base[17 * PAGE], pattern(17 * PAGE));
+        CHECK_IS(s.reads, 4);
+        CHECK_IS(counter(rt, "fill_discarded") >= 15, 1);
+    }
+    CHECK_IS(s.torn, 0);
+    OK(softfault_arena_free(arena));
+    OK(softfault_object_free(object));
+}
+
 void test_store(void)
 {
     softfault_runtime *rt = new_runtime(1024);
@@ -446,6 +490,9 @@ void test_store(void)
     by_descriptor(rt, SOFTFAULT_STORE_HANDLER_SAFE);
     by_descriptor(rt, SOFTFAULT_STORE_HANDLER_SAFE | SOFTFAULT_STORE_USES_DESCRIPTORS);
     by_descriptor(rt, SOFTFAULT_STORE_HANDLER_SAFE | SOFTFAULT_STORE_TOUCHES_ARENAS);
+
+    by_frames(rt, 0);
+    by_frames(rt, SOFTFAULT_STORE_HANDLER_SAFE);
 
     /* A page that cannot be had raises SIGBUS; it heals. */
     options.deadline_ns = 0;

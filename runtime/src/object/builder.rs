@@ -11,6 +11,7 @@ use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::vma::VmOps;
 use softfault_mm::vmstat::Event;
+use softfault_platform::store::blocks::is_alignment;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::retry::Retries;
 use softfault_platform::store::zero::ZeroStore;
@@ -329,6 +330,11 @@ impl ObjectBuilder {
         if len as u64 > LEN_MAX {
             let why = "at most 64 TiB: the queues of reclaim cannot name more pages";
             return Err(Error::Argument { op: "object", arg: "len_bytes or max_len", value: max, why });
+        }
+        let align = backing.store.read_align_bytes();
+        if !is_alignment(align) {
+            let why = "must be a power of two, 4096 (a page) to 2 MiB (an extent)";
+            return Err(Error::Argument { op: "object", arg: "read_align_bytes", value: align, why });
         }
         parent_only("object")?;
         let plan = self.plan_exclusive(len / PAGE_SIZE, &*backing.store, backing.always_dirty)?;

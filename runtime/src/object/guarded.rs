@@ -28,6 +28,9 @@ impl Store for Guarded {
     fn uses_descriptors(&self) -> bool {
         self.0.uses_descriptors()
     }
+    fn read_align_bytes(&self) -> u64 {
+        self.0.read_align_bytes()
+    }
     fn write_blocks(&self) -> bool {
         self.0.write_blocks()
     }

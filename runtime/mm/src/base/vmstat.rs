@@ -68,6 +68,8 @@ events! {
     MMAP_MISS = "mmap_miss";
     /// Fill requests made to stores.
     FILL_CALLS = "fill_calls";
+    /// Pages that stores gave beside those that were wanted: they read whole blocks, and the others are cached, or had no room.
+    FILL_DISCARDED = "fill_discarded";
     /// Fill requests that failed.
     FILL_ERRORS = "fill_errors";
     /// Faults that had to wait for a page that somebody else fills or evicts.

@@ -193,7 +193,8 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
 
 /// Claims page `pgoff` and the missing pages beside it within `start..end`; `None`: `pgoff` is no longer missing.
 ///
-/// The window rises from `pgoff` first (sequential reads go up), then falls.
+/// The window rises from `pgoff` first (sequential reads go up), then falls. The rest of the page's own block comes before
+/// that, and other blocks only where they are absent whole: a part of one costs the store all of it.
 ///
 /// # Errors
 /// [`FillError::NoMemory`] when the cache's limit does not allow even one page.
@@ -210,10 +211,15 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
     // From here the object is kept: its last vma may go while we read. Relaxed: the section we are in (or the
     // caller's own reference) orders it before any look that could free the object.
     mapping.users.fetch_add(1, Ordering::Relaxed);
-    // Neighbours only where they are simply absent: a poisoned neighbour must not fail a healthy fill.
-    let absent = |p: u64| mapping.folio(p).is_some_and(|w| w.load().state() == State::Absent);
+    let (lo, hi) = claim_beside(mapping, pgoff, start, end);
+    failpoint!(FILL_CLAIMED);
+    Ok(Some(Claim::new(mapping.id, lo, u32::try_from(hi - lo).unwrap_or(0))))
+}
+
+/// Claims what is missing beside a page that is claimed; returns the run.
+fn claim_beside(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> (u64, u64) {
     let more = |p: u64| {
-        if !absent(p) || !mapping.charge(1) {
+        if !mapping.charge(1) {
             return false;
         }
         let won = try_claim(mapping, p);
@@ -222,15 +228,43 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
         }
         won
     };
+    // The page's own block: the store gives all of it or nothing, so what is poisoned there heals with the page, or fails
+    // with it.
+    let (first, behind) = mapping.whole_blocks(pgoff, pgoff.saturating_add(1));
+    let missing = |p: u64| mapping.folio(p).is_some_and(|w| is_missing(w.load()));
     let (mut lo, mut hi) = (pgoff, pgoff.saturating_add(1));
-    while hi < end && hi - lo < u64::from(CLAIM_MAX) && more(hi) {
+    while hi < behind && missing(hi) && more(hi) {
         hi += 1;
     }
-    while lo > start && hi - lo < u64::from(CLAIM_MAX) && more(lo - 1) {
+    while lo > first && missing(lo - 1) && more(lo - 1) {
         lo -= 1;
     }
-    failpoint!(FILL_CLAIMED);
-    Ok(Some(Claim::new(mapping.id, lo, u32::try_from(hi - lo).unwrap_or(0))))
+    // Neighbours only where they are simply absent: a poisoned neighbour must not fail a healthy fill.
+    let absent = |p: u64| mapping.folio(p).is_some_and(|w| w.load().state() == State::Absent);
+    let fits = |from: u64, to: u64| to - from <= u64::from(CLAIM_MAX);
+    let mut stop = behind;
+    while hi == stop && hi < end {
+        let to = mapping.whole_blocks(hi, hi.saturating_add(1)).1;
+        if !fits(lo, to) || !(hi..to).all(absent) {
+            break;
+        }
+        stop = to;
+        while hi < stop && more(hi) {
+            hi += 1;
+        }
+    }
+    let mut stop = first;
+    while lo == stop && lo > start {
+        let from = mapping.whole_blocks(lo - 1, lo).0;
+        if !fits(from, hi) || !(from..lo).all(absent) {
+            break;
+        }
+        stop = from;
+        while lo > stop && more(lo - 1) {
+            lo -= 1;
+        }
+    }
+    (lo, hi)
 }
 
 /// Returns whether a page can be claimed.
@@ -289,8 +323,8 @@ fn each_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), from: u64, to: u64, 
 
 /// Reads the pages of a claim from the store, publishes or poisons them, and spends the claim.
 ///
-/// Whole pages before a bad one are published; only the bad page is poisoned; pages behind it become absent again, so
-/// that one bad page never hides its neighbours.
+/// Whole pages before a bad one are published; only the bad page is poisoned, with what was asked for of its block; pages
+/// behind become absent again, so that one bad page never hides its neighbours.
 ///
 /// # Context: handler if the object is `handler_safe`, else a thread that may block
 ///
@@ -308,8 +342,13 @@ pub(crate) type Read = Result<(), (u32, FillError)>;
 
 /// Reads the pages of a claim from the store. The first half of [`read_claimed`].
 pub(crate) fn read_folio(mapping: &Mapping<'_>, stripe: usize, claim: &Claim) -> Read {
+    let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
     mapping.stat.add(stripe, Event::FILL_CALLS, 1);
-    mapping.a_ops.read_folio(claim.pgoff(), claim.nr())
+    if mapping.read_align > 1 {
+        let (first, end) = mapping.whole_blocks(from, to);
+        mapping.stat.add(stripe, Event::FILL_DISCARDED, (end - first) - (to - from));
+    }
+    mapping.a_ops.read_folio(from, claim.nr())
 }
 
 /// Publishes what was read; the caller then releases the claim, and after that knows nothing of the object, nor of its
@@ -342,8 +381,9 @@ pub(crate) fn end_read(
                 abandon_read(mapping, park, bad, end);
                 return Err(error);
             }
-            let settled = settle_bad_page(mapping, park, stripe, bad, error);
-            abandon_read(mapping, park, bad.saturating_add(1), end);
+            let behind = mapping.whole_blocks(bad, bad.saturating_add(1)).1.min(end);
+            let settled = settle_bad_pages(mapping, park, stripe, (bad, behind), error);
+            abandon_read(mapping, park, behind, end);
             settled
         }
     }
@@ -361,24 +401,24 @@ fn abandon_read(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64) {
     mapping.uncharge(to - from);
 }
 
-/// Answers one page that the store could not give, by the object's policy.
-fn settle_bad_page(
+/// Answers pages of one block (mostly one page) that the store could not give, by the object's policy.
+fn settle_bad_pages(
     mapping: &Mapping<'_>,
     park: &dyn Park,
     stripe: usize,
-    pgoff: u64,
+    (pgoff, end): (u64, u64),
     error: FillError,
 ) -> Result<(), FillError> {
-    let end = pgoff.saturating_add(1);
-    if mapping.policy == FailurePolicy::Zero && mapping.a_ops.zero_folio(pgoff, 1).is_ok() {
+    let nr = u32::try_from(end - pgoff).unwrap_or(0);
+    if mapping.policy == FailurePolicy::Zero && mapping.a_ops.zero_folio(pgoff, nr).is_ok() {
         publish(mapping, park, stripe, pgoff, end);
         return Ok(());
     }
-    mapping.stat.add(stripe, Event::PGPOISON, 1);
+    mapping.stat.add(stripe, Event::PGPOISON, u64::from(nr));
     // What the store left half-written goes away; if that fails the word still says that nobody may look.
-    let _ = mapping.a_ops.punch(pgoff, 1);
+    let _ = mapping.a_ops.punch(pgoff, nr);
     each(mapping, park, pgoff, end, |w| w.fail(error));
-    mapping.uncharge(1);
+    mapping.uncharge(u64::from(nr));
     Err(error)
 }
 

@@ -94,7 +94,7 @@ pub fn force_ahead(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: 
 /// Claims and submits the absent pages of `from..to`, run by run: how many, `Err` if it stopped before the end. A guess
 /// has a marker, and is not made while the fillers are behind; an order has none.
 fn submit_range(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, marker: Option<u64>) -> Result<u64, u64> {
-    let to = to.min(mapping.nr_pages());
+    let (from, to) = mapping.whole_blocks(from, to.min(mapping.nr_pages()));
     // A poisoned page is not read ahead: it would fail again and again.
     let absent = |p: u64| mapping.folio(p).is_some_and(|w| w.load().state() == State::Absent);
     let (mut p, mut given) = (from, 0);
@@ -110,13 +110,13 @@ fn submit_range(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, mark
         match filemap::claim_run(mapping, p, p, end) {
             Ok(Some(claim)) => {
                 filemap::set_marker(mapping, &claim, marker.unwrap_or(NO_MARKER));
-                let nr = u64::from(claim.nr());
+                let (nr, behind) = (u64::from(claim.nr()), claim.pgoff().saturating_add(u64::from(claim.nr())));
                 if let Err(claim) = park.submit(claim.into_ahead()) {
                     filemap::abandon(mapping, park, claim);
                     return Err(given);
                 }
                 given += nr;
-                p = p.saturating_add(nr);
+                p = behind;
             }
             // Somebody else claimed it between the look and the claim.
             Ok(None) => p = p.saturating_add(1),

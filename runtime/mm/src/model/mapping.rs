@@ -77,6 +77,9 @@ pub struct Mapping<'g> {
     pub staging: bool,
     /// Pages read at once by one thread when one is missing, at most.
     pub fill_window: u32,
+    /// Pages of a *block*, which the store reads as a whole: a power of two, at most [`FILL_WINDOW_MAX`]; 1 for most. Pages of a block
+    /// are claimed together where they can be. Linux: `mapping_min_folio_nrpages`.
+    pub read_align: u32,
     /// What is read beyond that, and before anybody asks.
     pub ra: Readahead,
     /// How long a touch waits for a fill, `u64::MAX` for ever.
@@ -335,6 +338,17 @@ impl Mapping<'_> {
     #[must_use]
     pub fn fill_window_pages(&self) -> u32 {
         self.fill_window.clamp(1, FILL_WINDOW_MAX).next_power_of_two()
+    }
+
+    /// Returns the pages `from..to` with the rest of the blocks in which they lie, as far as the object goes.
+    #[must_use]
+    pub fn whole_blocks(&self, from: u64, to: u64) -> (u64, u64) {
+        if self.read_align <= 1 {
+            return (from, to);
+        }
+        let mask = u64::from(self.read_align) - 1;
+        let end = to.saturating_add(mask) & !mask;
+        (from & !mask, end.min(self.nr_pages()).max(to))
     }
 
     /// Returns the word of the chunk that holds page `pgoff`.

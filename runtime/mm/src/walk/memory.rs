@@ -354,7 +354,11 @@ fn do_fault_around(vmf: &mut VmFault<'_>) -> VmFaultReason {
     } else {
         let window = vma.extent(vmf.address()).map_or(16, Extent::next_window);
         // What this fault has just read is mapped with it.
-        let filled = if vmf.flags().intersects(FaultFlags::TRIED) { vma.mapping.fill_window as usize } else { 0 };
+        let filled = if vmf.flags().intersects(FaultFlags::TRIED) {
+            vma.mapping.fill_window.max(vma.mapping.read_align) as usize
+        } else {
+            0
+        };
         window.max(filled)
     };
     let window = pages.clamp(1, EXTENT_PAGES) << PAGE_SHIFT;

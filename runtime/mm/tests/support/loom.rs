@@ -545,6 +545,7 @@ impl World {
                 write_blocks: false,
                 staging: false,
                 fill_window: setup.fill_window,
+                read_align: 1,
                 ra: softfault_mm::streams::Readahead::new(0),
                 deadline_ns: u64::MAX,
                 users: AtomicU32::new(0),

@@ -110,6 +110,27 @@ pub(super) fn may_copy() -> bool {
     file::rlimit_fsize() == u64::MAX
 }
 
+/// Copies bytes to pages of the cache that are the caller's to fill; `EBADF` as [`Buffer::copy_to`].
+///
+/// # Safety
+/// `len_bytes` bytes may be read at `address`.
+pub(super) unsafe fn copy_to(
+    address: usize,
+    len_bytes: usize,
+    (memfd, fd_offset): (Descriptor, u64),
+) -> Result<(), Errno> {
+    let fd = memfd.check()?;
+    let mut done = 0;
+    while done < len_bytes {
+        // SAFETY: the caller's contract, `done` bytes of them are copied; the pages are the caller's.
+        match unsafe { file::pwrite(fd, address + done, len_bytes - done, fd_offset + done as u64) }? {
+            0 => return Err(Errno::EIO),
+            n => done += n,
+        }
+    }
+    memfd.check().map(drop)
+}
+
 impl Buffer {
     /// Returns the address of its [`BUFFER_BYTES`] bytes, a multiple of the page size.
     pub(super) fn address(&self) -> usize {
@@ -119,17 +140,9 @@ impl Buffer {
     /// Copies its first `len_bytes` bytes, at most all, to pages of the cache that are the caller's to fill.
     ///
     /// `EBADF`: the program has closed the descriptor, now or meanwhile.
-    pub(super) fn copy_to(&self, len_bytes: usize, (memfd, fd_offset): (Descriptor, u64)) -> Result<(), Errno> {
-        let fd = memfd.check()?;
-        let mut done = 0;
-        while done < len_bytes {
-            // SAFETY: `len_bytes` bytes of the buffer, of which `done` are copied; the pages are the caller's.
-            match unsafe { file::pwrite(fd, self.address() + done, len_bytes - done, fd_offset + done as u64) }? {
-                0 => return Err(Errno::EIO),
-                n => done += n,
-            }
-        }
-        memfd.check().map(drop)
+    pub(super) fn copy_to(&self, len_bytes: usize, to: (Descriptor, u64)) -> Result<(), Errno> {
+        // SAFETY: the buffer's bytes, which are the caller's.
+        unsafe { copy_to(self.address(), len_bytes, to) }
     }
 
     /// Copies pages of the cache, `len_bytes` bytes, at most all, to its beginning.

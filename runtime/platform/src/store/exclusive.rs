@@ -28,6 +28,7 @@
 //! next `enter`.
 
 use super::Store;
+use super::blocks::Blocks;
 use super::retry::Retries;
 use super::source::Source;
 use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
@@ -141,7 +142,8 @@ impl<'s> ExclusiveOps<'s> {
         policy: FailurePolicy,
         name: u64,
     ) -> Self {
-        let source = Source { store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name };
+        let (blocks, i_size) = (Blocks::of(store), AtomicU64::new(len_bytes));
+        let source = Source { store, blocks, i_size, retries, handler_safe, policy, name };
         let (place, nr_mapped, write_errors) = (Place::default(), AtomicU64::new(0), AtomicU64::new(0));
         Self { frames, source, folios, filled, facts, place, nr_mapped, write_errors }
     }

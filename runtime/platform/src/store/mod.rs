@@ -3,6 +3,7 @@
 //! A [`Store`] is called by a filler thread and may do what it likes. A [`HandlerStore`] promises to be callable in a
 //! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
 
+pub mod blocks;
 pub mod bounce;
 pub mod direct;
 #[cfg(feature = "userfaultfd")]
@@ -22,6 +23,7 @@ use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, file as sys_file};
 use core::cell::Cell;
 use core::marker::PhantomData;
+use softfault_mm::page::PAGE_SIZE;
 use softfault_mm::types::FillError;
 
 /// Why a store could not do what was asked.
@@ -318,6 +320,19 @@ pub trait Store: Send + Sync {
     /// it leaves a flush of the other processors' TLBs.
     fn uses_descriptors(&self) -> bool {
         false
+    }
+
+    /// Returns what reads are aligned to: `read` is then asked for whole blocks of as many bytes, or several in a row, from a
+    /// multiple of that on; only the object's last block is cut where the object ends. For content that is made by blocks: of
+    /// frames that are compressed or encrypted, records with a checksum. A power of two, from 4096 (the default: any pages)
+    /// to 2 MiB; the object is refused elsewhere. It is asked once, when the object is made.
+    ///
+    /// The pages of a block come into the cache together, but leave it one by one. What is missing of a block of which some is
+    /// cached costs a read of the whole, of which the rest is dropped (`fill_discarded` of the statistics, in pages), so that
+    /// what was stored to in the cache is never read over. A block that fails, fails for all pages of it that were asked for.
+    /// Writes come by pages as before.
+    fn read_align_bytes(&self) -> u64 {
+        PAGE_SIZE as u64
     }
 
     /// Returns whether `write` waits for a device: reclaim then has fillers call it, several at once, also where it might

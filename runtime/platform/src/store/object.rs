@@ -1,5 +1,6 @@
 //! An object's `AddressSpaceOps`: its range of the cache's memory, and its store.
 
+use super::blocks::Blocks;
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::retry::{self, Retries};
 use super::{PageMut, PageRef, Store, StoreError};
@@ -36,6 +37,7 @@ pub struct FolioMemory<'s> {
 pub struct ObjectOps<'s> {
     memory: FolioMemory<'s>,
     store: &'s dyn Store,
+    blocks: Blocks,
     /// The end of the object: the store is never asked for bytes past it.
     i_size: AtomicU64,
     retries: Retries,
@@ -66,7 +68,8 @@ impl<'s> ObjectOps<'s> {
         policy: FailurePolicy,
         name: u64,
     ) -> Self {
-        Self { memory, store, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
+        let blocks = Blocks::of(store);
+        Self { memory, store, blocks, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
     }
 
     /// Sets the end past which the store is not asked.
@@ -85,11 +88,36 @@ impl<'s> ObjectOps<'s> {
         end.saturating_sub(pos) as usize
     }
 
+    /// Reads the pages, block by block where only a part of one is wanted. They are the caller's, here and below.
     fn read_once(&self, pgoff: u64, nr: u32) -> Result<(), StoreError> {
-        let len = self.wanted(pgoff, nr);
-        let pos = pgoff << PAGE_SHIFT;
         // SAFETY: the caller owns the pages' claims, and `new` promised the memory.
         unsafe { thp::allocate_small(self.address(pgoff) as usize, nr as usize * PAGE_SIZE) };
+        let (mut at, end) = (pgoff, pgoff + u64::from(nr));
+        // Once: what is whole by this end is asked for by this end.
+        let size = self.i_size.load(Ordering::Acquire);
+        while at < end {
+            let piece = self.blocks.next_piece(at, (end - at) as u32, size);
+            match piece.of {
+                None => self.read_whole(at, piece.nr, size)?,
+                Some(block) => self.read_part(block, at, piece.nr)?,
+            }
+            at += u64::from(piece.nr);
+        }
+        Ok(())
+    }
+
+    /// Has the store fill memory of its own with a block, and copies what is wanted of it.
+    fn read_part(&self, block: (u64, usize), pgoff: u64, nr: u32) -> Result<(), StoreError> {
+        let (skip, len) = (((pgoff - block.0) as usize) << PAGE_SHIFT, nr as usize * PAGE_SIZE);
+        self.blocks.read(self.store, block, |bytes| {
+            // SAFETY: whole pages of the block, all of which are there.
+            unsafe { self.place(pgoff, bytes.wrapping_add(skip), len) }
+        })
+    }
+
+    fn read_whole(&self, pgoff: u64, nr: u32, size: u64) -> Result<(), StoreError> {
+        let pos = pgoff << PAGE_SHIFT;
+        let len = (pos + (u64::from(nr) << PAGE_SHIFT)).min(size).saturating_sub(pos) as usize;
         if let Some(buffer) = self.buffer(nr) {
             return self.read_bounced(&buffer, pgoff, nr as usize * PAGE_SIZE, len);
         }
@@ -130,17 +158,28 @@ impl<'s> ObjectOps<'s> {
             let mut page = unsafe { PageMut::new(ptr, len, Descriptor::NONE, 0) };
             self.store.read(pos, &mut page)?;
         }
+        // SAFETY: the buffer's bytes.
+        unsafe { self.place(pgoff, ptr, all) }
+    }
+
+    /// Copies bytes to pages that are the caller's to fill.
+    ///
+    /// # Safety
+    /// There are `len` of them, whole pages.
+    unsafe fn place(&self, pgoff: u64, bytes: *const u8, len: usize) -> Result<(), StoreError> {
         // Asked here, since the store took its time.
         if bounce::may_copy() {
-            match buffer.copy_to(all, (self.memory.fd, self.memory.fd_offset + pos)) {
+            let to = (self.memory.fd, self.memory.fd_offset + (pgoff << PAGE_SHIFT));
+            // SAFETY: the caller's contract; the pages are the caller's.
+            match unsafe { bounce::copy_to(bytes as usize, len, to) } {
                 Err(Errno::ENOMEM | Errno::ENOSPC) => return Err(StoreError::NoMemory),
                 // The program has closed the descriptor: the alias is left.
                 Err(Errno::EBADF) => {}
                 r => return r.map_err(StoreError::Io),
             }
         }
-        // SAFETY: the buffer's bytes, to pages that are the caller's to fill.
-        unsafe { mem::copy_racy(self.address(pgoff), ptr, all) };
+        // SAFETY: as above, to pages that are the caller's to fill.
+        unsafe { mem::copy_racy(self.address(pgoff), bytes, len) };
         Ok(())
     }
 
@@ -237,15 +276,19 @@ impl AddressSpaceOps for ObjectOps<'_> {
             self.lock(pgoff, nr);
             return Ok(());
         }
-        // A window with one bad page is read page by page, so that only that page fails.
-        for i in 0..nr {
-            if let Err(error) = self.read_retrying(pgoff + u64::from(i), 1) {
+        // A window with one bad page is read page by page (or block by block), so that only that page fails.
+        let mut done = 0;
+        while done < nr {
+            let at = pgoff + u64::from(done);
+            let some = self.blocks.first_part(at, nr - done);
+            if let Err(error) = self.read_retrying(at, some) {
                 if self.policy == FailurePolicy::Abort {
-                    retry::abort(self.name, pgoff + u64::from(i));
+                    retry::abort(self.name, at);
                 }
-                return Err((i, error.fill_error()));
+                return Err((done, error.fill_error()));
             }
-            self.lock(pgoff + u64::from(i), 1);
+            self.lock(at, some);
+            done += some;
         }
         Ok(())
     }
@@ -258,6 +301,16 @@ impl AddressSpaceOps for ObjectOps<'_> {
 
     fn read_staged(&self, pgoff: u64, staged: &Staged) -> Result<(), FillError> {
         let ptr = staging::address(staged) as *mut u8;
+        let size = self.i_size.load(Ordering::Acquire);
+        if let Some(block) = self.blocks.next_piece(pgoff, 1, size).of {
+            let read = self.blocks.read(self.store, block, |bytes| {
+                let page = bytes.wrapping_add(((pgoff - block.0) as usize) << PAGE_SHIFT);
+                // SAFETY: a page of the block's memory, to the staging page, which is the caller's alone.
+                unsafe { mem::copy_racy(ptr, page, PAGE_SIZE) };
+                Ok(())
+            });
+            return read.map_err(StoreError::fill_error);
+        }
         let len = self.wanted(pgoff, 1);
         // SAFETY: the staging page was taken from the pool by the caller, so it is theirs alone. It has no descriptor.
         let mut page = unsafe { PageMut::new(ptr, len, Descriptor::NONE, 0) };

@@ -155,6 +155,8 @@ pub fn reserve_at(addr: usize, len_bytes: usize) -> Result<(), Errno> {
 /// Maps `len_bytes` bytes of zeroed private memory that costs nothing until it is touched, and is in no core dump. For what is
 /// small, or used whole: see [`crate::sparse`].
 ///
+/// # Context: handler
+///
 /// # Errors
 /// As [`mmap`].
 pub fn map_zeroed(len_bytes: usize) -> Result<usize, Errno> {
