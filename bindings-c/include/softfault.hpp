@@ -195,6 +195,7 @@ public:
         return *this;
     }
     object_options &max_len(std::uint64_t bytes) { return set(c_.max_len_bytes, bytes); }
+    object_options &growable(bool yes = true) { return flag(SOFTFAULT_OBJECT_GROWABLE, yes); }
     object_options &cache_limit(std::uint64_t bytes) { return set(c_.cache_limit_bytes, bytes); }
     object_options &deadline(std::chrono::nanoseconds bound) {
         return set(c_.deadline_ns, static_cast<std::uint64_t>(bound.count()));
@@ -244,6 +245,11 @@ public:
     arena_options &lookup_first(bool yes = true) { return flag(SOFTFAULT_ARENA_LOOKUP_FIRST, yes); }
     arena_options &granule(std::uint64_t bytes) {
         c_.granule_bytes = bytes;
+        return *this;
+    }
+    /* A multiple of 2 MiB, where nothing is mapped; nullptr: the kernel chooses. */
+    arena_options &address(void *first) {
+        c_.address = first;
         return *this;
     }
 
@@ -342,6 +348,12 @@ public:
         return size;
     }
     void set_len(std::uint64_t bytes) { check(softfault_object_set_len(get(), bytes)); }
+    /* Takes the file's end for the object's, and returns it. */
+    std::uint64_t follow_len() {
+        std::uint64_t bytes;
+        check(softfault_object_follow_len(get(), &bytes));
+        return bytes;
+    }
     /* Returns how many bytes there were before the end. */
     std::size_t read_at(std::uint64_t offset, void *to, std::size_t size) const {
         std::size_t done;
@@ -369,6 +381,8 @@ public:
         check(softfault_object_cached_pages(get(), &pages));
         return pages;
     }
+    /* Gives the store what was written, and does not flush it. */
+    void write_back(std::uint64_t offset, std::uint64_t size) { check(softfault_object_write_back(get(), offset, size)); }
     void sync(std::uint64_t offset, std::uint64_t size) { check(softfault_object_sync(get(), offset, size)); }
     void sync_all() { check(softfault_object_sync_all(get())); }
     void barrier() { check(softfault_object_barrier(get())); }
@@ -407,6 +421,12 @@ public:
              sharing how = sharing::shared) {
         check(softfault_arena_map(get(), offset, what.get(), object_offset, size, static_cast<std::uint32_t>(may),
                                   static_cast<std::uint32_t>(how)));
+    }
+    /* As map(), instead of what is mapped there. */
+    void replace(std::size_t offset, const object &what, std::uint64_t object_offset, std::size_t size, prot may,
+                 sharing how = sharing::shared) {
+        check(softfault_arena_replace(get(), offset, what.get(), object_offset, size, static_cast<std::uint32_t>(may),
+                                      static_cast<std::uint32_t>(how)));
     }
     void unmap(std::size_t offset, std::size_t size) { check(softfault_arena_unmap(get(), offset, size)); }
     void protect(std::size_t offset, std::size_t size, prot may) {
@@ -468,6 +488,14 @@ public:
             return softfault_runtime_audit_threads(get(), &offenders, buf, len, full);
         });
         return offenders ? lines : std::string();
+    }
+    /* A line for each thread that made or mapped something while it blocked our signals. */
+    std::string warnings() const {
+        std::size_t nr = 0;
+        std::string lines = text([this, &nr](char *buf, std::size_t len, std::size_t *full) {
+            return softfault_runtime_warnings(get(), &nr, buf, len, full);
+        });
+        return nr ? lines : std::string();
     }
 
     object open(const std::string &path, const object_options &options = object_options()) {

@@ -12,7 +12,7 @@ const path = require('node:path');
 const koffi = require('koffi');
 
 const PROT_READ = 1, PROT_WRITE = 2, MAP_SHARED = 1, OBJECT_WRITABLE = 1, ERROR_FAULT = 7, PAGE = 4096;
-const RUNTIME_REPORT_SIGNALS = 2, FAILURES = 64;
+const RUNTIME_LOCK_CACHE = 1, RUNTIME_REPORT_SIGNALS = 2, FAILURES = 64;
 
 function load() {
     if (process.env.SOFTFAULT_LIBRARY)
@@ -142,15 +142,16 @@ class Handle {
 
 class Runtime extends Handle {
     /**
-     * Limits are bytes. swap is { path, bytes }: where anonymous memory goes when the cache is full. reportSignals: a touch
-     * that becomes SIGBUS or SIGSEGV, which ends the process, writes a line to standard error that says why.
+     * Limits are bytes. swap is { path, bytes }: where anonymous memory goes when the cache is full. lockCache: what is cached
+     * is locked in memory (mlock); RLIMIT_MEMLOCK must permit it. reportSignals: a touch that becomes SIGBUS or SIGSEGV, which
+     * ends the process, writes a line to standard error that says why.
      */
-    constructor({ cacheLimit = 0, swap = null, reportSignals = false } = {}) {
+    constructor({ cacheLimit = 0, swap = null, lockCache = false, reportSignals = false } = {}) {
         const options = {
             size: koffi.sizeof(RuntimeOptions), cache_limit_bytes: cacheLimit, swap_path: swap?.path ?? null,
             swap_bytes: swap?.bytes ?? 0, zswap_bytes: 0, fillers: 0, fill_window_pages: 0, readahead_pages: 0,
             dirty_background_percent: 0, dirty_percent: 0, exit_wait_ms: 0, writeback_interval_ns: 0, writeback_expire_ns: 0,
-            flags: reportSignals ? RUNTIME_REPORT_SIGNALS : 0, reserved: 0,
+            flags: (lockCache ? RUNTIME_LOCK_CACHE : 0) | (reportSignals ? RUNTIME_REPORT_SIGNALS : 0), reserved: 0,
         };
         super(ask('runtime_new', options), 'runtime_free');
     }

@@ -101,6 +101,23 @@ test('system calls need a pin', () => {
     close(it);
 });
 
+test('a cache that is locked', (t) => {
+    const rt = new Runtime({ cacheLimit: SIZE / 4, lockCache: true });
+    let object;
+    try {
+        object = rt.open(file);
+    } catch (e) {
+        assert.match(e.message, /RLIMIT_MEMLOCK/);
+        return t.skip(e.message);
+    }
+    const arena = rt.arena(SIZE);
+    arena.map(object);
+    arena.faultIn(0, PAGE);
+    const kib = fs.readFileSync('/proc/self/status', 'utf8').match(/VmLck:\s*(\d+)/)[1];
+    assert.ok(Number(kib) >= 4, `${kib} KiB are locked`);
+    close({ rt, object, arena });
+});
+
 test('a typed array keeps its memory', { skip: global.gc === undefined && 'needs --expose-gc' }, async () => {
     const it = mapped();
     let part = new BigUint64Array(it.arena.buffer()).subarray(WORDS / 2);

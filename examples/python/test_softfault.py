@@ -202,7 +202,53 @@ class Memory(WithFile):
         self.assertIn(self.rt.delivery, (softfault.Delivery.IN_THREAD, softfault.Delivery.SEGV))
         self.assertIsInstance(self.rt.stats(), dict)
         self.rt.set_cache_limit(2 * MIB)
+        self.assertEqual(self.rt.warnings(), [])
         self.assertRegex(softfault.version(), r"^\d+\.\d+\.\d+$")
+
+    def test_a_cache_that_is_locked(self) -> None:
+        with softfault.Runtime(cache_limit=MIB, lock_cache=True) as rt:
+            try:
+                memory = rt.anonymous(MIB)
+            except softfault.SoftfaultError as refused:
+                self.assertIn("RLIMIT_MEMLOCK", str(refused))
+                self.skipTest(str(refused))
+            memory.write(0, b"here")
+            status = Path("/proc/self/status").read_text()
+            locked = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmLck:"))
+            self.assertGreaterEqual(locked, 4)
+            arena = rt.arena(MIB)
+            arena.map(memory, writable=True)
+            with arena.pin(0, PAGE) as pin:
+                self.assertTrue(pin.locked)
+            arena.close()
+            memory.close()
+
+    def test_an_end_that_others_move(self) -> None:
+        file = self.rt.open(self.path, writable=True, growable=True)
+        end = file.length
+        with self.path.open("ab") as other:
+            other.write(b"more")
+        self.assertEqual((file.length, file.follow_length(), file.length), (end, end + 4, end + 4))
+        self.assertEqual(file.read(end, 9), b"more")
+        file.write(0, b"written")
+        file.write_back(0, PAGE)
+        self.assertEqual(self.path.read_bytes()[:7], b"written")
+
+    def test_one_object_in_place_of_another(self) -> None:
+        file, memory = self.rt.open(self.path), self.rt.anonymous(2 * PAGE)
+        memory.write(0, b"new" * PAGE)
+        spare = self.rt.arena(2 * MIB)
+        base = spare.base
+        spare.close()
+        with self.rt.arena(2 * MIB, address=base) as arena:
+            self.assertEqual(arena.base, base)
+            arena.map(file, length=4 * PAGE)
+            with arena.buffer(PAGE, PAGE), self.assertRaises(BufferError):
+                arena.replace(memory, offset=PAGE)
+            arena.replace(memory, offset=PAGE, writable=True)
+            self.assertEqual(arena.read(PAGE, 6), b"newnew")
+            self.assertEqual(arena.read(0, 8), pattern(0)[:8])
+            self.assertEqual(arena.read(3 * PAGE, 8), pattern(3)[:8])
 
 
 class Errors(WithFile):

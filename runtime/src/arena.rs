@@ -451,10 +451,13 @@ impl Arena {
     }
 
     /// Makes the range resident and keeps it so until the pin is dropped: system calls, `O_DIRECT`, futexes and
-    /// asynchronous I/O may use it. Pinned for writing, it counts as dirty.
+    /// asynchronous I/O may use it. Pinned for writing, it counts as dirty. Its pages are locked in memory (mlock(2)), if that
+    /// may be: [`Pin::is_locked`].
     ///
     /// # Errors
-    /// [`Error::Fault`], [`Error::NotMapped`], [`Error::Argument`].
+    /// [`Error::Fault`], [`Error::NotMapped`], [`Error::Argument`]; [`Error::Denied`] for stores that the mapping does not
+    /// permit. Where the machine can swap, what forbids the lock: [`Error::Limit`] with the `RLIMIT_MEMLOCK` that is needed,
+    /// [`Error::Exhausted`] for want of mappings. Nothing is pinned then.
     pub fn pin(&self, range: Range<usize>, access: Access) -> Result<Pin> {
         self.inner.check_range("Arena::pin", &range)?;
         Pin::new(&self.inner, range, access)

@@ -101,6 +101,10 @@ type Options struct {
 	// A file or a folder for anonymous memory that leaves the cache, and its size.
 	SwapPath  string
 	SwapBytes uint64
+	// What is cached is locked in memory (mlock); RLIMIT_MEMLOCK must permit it.
+	LockCache bool
+	// A touch that becomes SIGBUS or SIGSEGV writes a line to standard error that says why.
+	ReportSignals bool
 }
 
 // New makes a runtime, and puts handlers for SIGBUS and SIGSEGV in front of Go's.
@@ -111,6 +115,12 @@ func New(o Options) (*Runtime, error) {
 		options.swap_path = C.CString(o.SwapPath)
 		defer C.free(unsafe.Pointer(options.swap_path))
 		options.swap_bytes = C.uint64_t(o.SwapBytes)
+	}
+	if o.LockCache {
+		options.flags |= C.SOFTFAULT_RUNTIME_LOCK_CACHE
+	}
+	if o.ReportSignals {
+		options.flags |= C.SOFTFAULT_RUNTIME_REPORT_SIGNALS
 	}
 	rt := new(Runtime)
 	return rt, call(func() C.int { return C.softfault_runtime_new(&options, &rt.h) })
@@ -351,6 +361,13 @@ func (a *Arena) Pin(offset, size int) (*Pin, error) {
 	return pin, call(func() C.int {
 		return C.softfault_arena_pin(a.h, C.size_t(offset), C.size_t(size), C.SOFTFAULT_ACCESS_READ, &pin.h)
 	})
+}
+
+// Locked says whether the range is locked in memory, and does not merely stay cached.
+func (p *Pin) Locked() (bool, error) {
+	var locked C.bool
+	err := call(func() C.int { return C.softfault_pin_is_locked(p.h, &locked) })
+	return bool(locked), err
 }
 
 // Close lets the range go.

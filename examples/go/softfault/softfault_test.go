@@ -251,6 +251,9 @@ func TestSystemCallsNeedAPin(t *testing.T) {
 	defer out.Close()
 	pin, err := arena.Pin(64*page, 16*page)
 	must(t, err)
+	if _, err := pin.Locked(); err != nil {
+		t.Error(err)
+	}
 	if n, err := out.Write(bytes[64*page : 80*page]); n != 16*page || err != nil {
 		t.Errorf("%d bytes, %v", n, err)
 	}

@@ -21,6 +21,7 @@ lock, which the thread that faults holds. They are made in C (../c) or are files
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import json
@@ -32,7 +33,7 @@ import threading
 import weakref
 from ctypes import byref, c_bool, c_size_t, c_uint32, c_uint64, c_void_p
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Tuple, Type, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, Optional, Tuple, Type, TypeVar, Union
 
 from ._errors import Cause, ErrorKind, Fault, FaultReason, SoftfaultError, call
 from ._lib import OFF, ArenaOptions, LastFailure, ObjectOptions, Range, RuntimeOptions, function
@@ -125,8 +126,8 @@ class Advice(enum.IntEnum):
 
 _PROT_READ, _PROT_WRITE = 1, 2
 _MAP_SHARED, _MAP_PRIVATE = 1, 2
-_WRITABLE, _DIRECT, _EXCLUSIVE, _HUGE_PAGES = 0x1, 0x2, 0x20, 0x80
-_REPORT_SIGNALS = 0x2
+_WRITABLE, _DIRECT, _EXCLUSIVE, _HUGE_PAGES, _GROWABLE = 0x1, 0x2, 0x20, 0x80, 0x100
+_LOCK_CACHE, _REPORT_SIGNALS = 0x1, 0x2
 _KERNEL_ACCESS, _NO_FAULT_AROUND, _NO_NATIVE_EXTENTS = 0x1, 0x2, 0x4
 
 
@@ -241,6 +242,7 @@ class Runtime(_Closing):
         writeback_interval: float = 0.0,
         writeback_expire: float = 0.0,
         exit_wait: Optional[float] = None,
+        lock_cache: bool = False,
         report_signals: bool = False,
     ) -> None:
         """Bytes, pages for the windows, seconds; what is left out has its default.
@@ -250,6 +252,8 @@ class Runtime(_Closing):
         When the process exits, what was stored and not synced is written, for which it waits exit_wait seconds (30) at
         most; 0: nothing is. Workers of multiprocessing are such processes, whatever started them; os._exit() and signals
         that kill write nothing.
+
+        lock_cache: what is cached is locked in memory (mlock); RLIMIT_MEMLOCK must permit it.
 
         report_signals: a touch that becomes SIGBUS or SIGSEGV writes a line to standard error that says why.
         """
@@ -261,7 +265,7 @@ class Runtime(_Closing):
         o.dirty_background_percent = _or_off(dirty_background_percent)
         o.writeback_interval_ns, o.writeback_expire_ns = int(writeback_interval * 1e9), int(writeback_expire * 1e9)
         o.exit_wait_ms = 0 if exit_wait is None else (OFF if exit_wait <= 0 else max(1, int(exit_wait * 1e3)))
-        o.flags = _REPORT_SIGNALS if report_signals else 0
+        o.flags = (_LOCK_CACHE if lock_cache else 0) | (_REPORT_SIGNALS if report_signals else 0)
         self._handle = None
         self._handle = _made("runtime", "runtime_new", byref(o))
         if exit_wait is None or exit_wait > 0:
@@ -303,9 +307,10 @@ class Runtime(_Closing):
         fault_around: bool = True,
         native_extents: bool = True,
         granule: int = 0,
+        address: Optional[int] = None,
     ) -> Arena:
-        """Reserves address space, rounded up to 2 MiB."""
-        o = ArenaOptions(size=ctypes.sizeof(ArenaOptions), delivery=delivery, granule_bytes=granule)
+        """Reserves address space, rounded up to 2 MiB; at an address, if one is given: a multiple of 2 MiB."""
+        o = ArenaOptions(size=ctypes.sizeof(ArenaOptions), delivery=delivery, granule_bytes=granule, address=address)
         o.flags = (
             (_KERNEL_ACCESS if kernel_access else 0)
             | (0 if fault_around else _NO_FAULT_AROUND)
@@ -334,6 +339,12 @@ class Runtime(_Closing):
         """Returns a line for each thread that could not take a fault."""
         nr = c_size_t()
         text = _text(lambda buf, length, full: call("runtime_audit_threads", self._raw, byref(nr), buf, length, full))
+        return text.splitlines() if nr.value else []
+
+    def warnings(self) -> list[str]:
+        """Returns a line for each thread that made or mapped something while it blocked our signals."""
+        nr = c_size_t()
+        text = _text(lambda buf, length, full: call("runtime_warnings", self._raw, byref(nr), buf, length, full))
         return text.splitlines() if nr.value else []
 
     def reinstall_handlers(self) -> None:
@@ -392,6 +403,7 @@ def _object_options(
     direct: bool = False,
     exclusive: bool = False,
     huge_pages: bool = False,
+    growable: bool = False,
     on_failure: FailurePolicy = FailurePolicy.POISON,
     max_length: int = 0,
     cache_limit: int = 0,
@@ -408,6 +420,7 @@ def _object_options(
         | (_DIRECT if direct else 0)
         | (_EXCLUSIVE if exclusive else 0)
         | (_HUGE_PAGES if huge_pages else 0)
+        | (_GROWABLE if growable else 0)
     )
     o.cache_limit_bytes, o.deadline_ns = cache_limit, int(deadline * 1e9)
     o.retries, o.retry_backoff_ns = retries, int(retry_backoff * 1e9)
@@ -428,6 +441,11 @@ class Pin(_Closing):
 
     def __init__(self, handle: _Handle) -> None:
         self._handle = handle
+
+    @property
+    def locked(self) -> bool:
+        """Returns whether the pages are locked in memory; if not, what the kernel swaps is read back at a touch."""
+        return bool(_number(c_bool, "pin_is_locked", self._raw))
 
 
 class Object(_Closing):
@@ -456,16 +474,27 @@ class Object(_Closing):
 
     def set_length(self, length: int) -> None:
         """Moves the end, up to the max_length it was made with. BufferError if a buffer looks at what would go."""
-        arenas = list(self._mapped_in) if length < self.length else []
-        for arena in arenas:
-            arena._lock.acquire()
-        try:
-            for arena in arenas:
-                arena._refuse_past(self, _page_up(length))
+        with self._cut_to(length if length < self.length else None):
             call("object_set_len", self._raw, length)
-        finally:
-            for arena in arenas:
-                arena._lock.release()
+
+    def follow_length(self) -> int:
+        """Takes the file's end, which others may have moved, for the object's; returns it. BufferError if a buffer looks at it.
+
+        Where the file ends is not known before, so any buffer forbids it.
+        """
+        end = c_uint64()
+        with self._cut_to(0):
+            call("object_follow_len", self._raw, byref(end))
+        return end.value
+
+    @contextlib.contextmanager
+    def _cut_to(self, length: Optional[int]) -> Iterator[None]:
+        """Keeps buffers from looking at what lies past a lower end; None: there is none."""
+        with contextlib.ExitStack() as locks:
+            for arena in list(self._mapped_in) if length is not None else []:
+                locks.enter_context(arena._lock)
+                arena._refuse_past(self, _page_up(length or 0))
+            yield
 
     def read(self, offset: int, length: int) -> bytes:
         """Returns a copy of bytes, fewer at the end of the object, without a fault."""
@@ -498,6 +527,10 @@ class Object(_Closing):
     @property
     def cached_pages(self) -> int:
         return _number(c_uint64, "object_cached_pages", self._raw)
+
+    def write_back(self, offset: int = 0, length: Optional[int] = None) -> None:
+        """Gives the file what was written before the call, and does not make it durable."""
+        call("object_write_back", self._raw, offset, self._rest(offset, length))
 
     def sync(self, offset: Optional[int] = None, length: Optional[int] = None) -> None:
         """Makes durable what was written before the call: of the range, or all."""
@@ -613,15 +646,36 @@ class Arena(_Closing):
         Writable and not private, stores reach the object; private, they stay in this mapping.
         """
         length = max(what.length - object_offset, 0) if length is None else length
+        self._map("arena_map", what, (offset, object_offset, length), writable, private)
+
+    def replace(
+        self,
+        what: Object,
+        *,
+        offset: int = 0,
+        object_offset: int = 0,
+        length: Optional[int] = None,
+        writable: bool = False,
+        private: bool = False,
+    ) -> None:
+        """Maps as map(), instead of what is mapped there, in one step for whoever touches it (mmap's MAP_FIXED).
+
+        BufferError while a memoryview or array looks at the range.
+        """
+        length = max(what.length - object_offset, 0) if length is None else length
+        self._map("arena_replace", what, (offset, object_offset, length), writable, private)
+
+    def _map(self, by: str, what: Object, at: Tuple[int, int, int], writable: bool, private: bool) -> None:
+        offset, object_offset, length = at
+        end = offset + _page_up(length)
         prot = _PROT_READ | (_PROT_WRITE if writable else 0)
         with self._lock:
-            call(
-                "arena_map", self._raw, offset, what._raw, object_offset, length, prot,
-                _MAP_PRIVATE if private else _MAP_SHARED,
-            )  # fmt: skip
-            end = offset + _page_up(length)
-            self._mappings.append(_Mapping(offset, end, True, writable, what, offset - object_offset))
-            self._mappings.sort(key=lambda m: m.start)
+            self._refuse(offset, end, "replace", lambda export: True)
+            sharing = _MAP_PRIVATE if private else _MAP_SHARED
+            call(by, self._raw, offset, what._raw, object_offset, length, prot, sharing)
+            left = [m for m in self._split(offset, end) if not m.overlaps(offset, end)]
+            mapped = _Mapping(offset, end, True, writable, what, offset - object_offset)
+            self._mappings = sorted([*left, mapped], key=lambda m: m.start)
             what._mapped_in.add(self)
 
     def unmap(self, offset: int, length: int) -> None:

@@ -57,6 +57,7 @@ class ArenaOptions(Structure):
         ("flags", c_uint32),
         ("delivery", c_uint32),
         ("granule_bytes", c_uint64),
+        ("address", c_void_p),
     ]
 
 
@@ -105,6 +106,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "runtime_delivery": [_HANDLE, POINTER(c_uint32)],
     "runtime_delivery_report": [_HANDLE, c_char_p, c_size_t, POINTER(c_size_t)],
     "runtime_audit_threads": [_HANDLE, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
+    "runtime_warnings": [_HANDLE, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
     "runtime_recent_failures": [_HANDLE, POINTER(LastFailure), c_size_t, POINTER(c_size_t)],
     "reinstall_handlers": [_HANDLE],
     "object_open": [_HANDLE, c_char_p, POINTER(ObjectOptions), POINTER(_HANDLE)],
@@ -114,6 +116,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "object_free": [_HANDLE],
     "object_len": [_HANDLE, POINTER(c_uint64)],
     "object_set_len": [_HANDLE, c_uint64],
+    "object_follow_len": [_HANDLE, POINTER(c_uint64)],
     "object_read_at": [_HANDLE, c_uint64, c_void_p, c_size_t, POINTER(c_size_t)],
     "object_write_at": [_HANDLE, c_uint64, c_void_p, c_size_t, POINTER(c_size_t)],
     "object_populate": [_HANDLE, c_uint64, c_uint64],
@@ -121,6 +124,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "object_advise": [_HANDLE, c_uint64, c_uint64, c_uint32],
     "object_evict": [_HANDLE, c_uint64, c_uint64, POINTER(c_uint64)],
     "object_punch_hole": [_HANDLE, c_uint64, c_uint64],
+    "object_write_back": [_HANDLE, c_uint64, c_uint64],
     "object_sync": [_HANDLE, c_uint64, c_uint64],
     "object_sync_all": [_HANDLE],
     "object_barrier": [_HANDLE],
@@ -134,6 +138,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "arena_len": [_HANDLE, POINTER(c_size_t)],
     "arena_delivery": [_HANDLE, POINTER(c_uint32)],
     "arena_map": [_HANDLE, c_size_t, _HANDLE, c_uint64, c_size_t, c_uint32, c_uint32],
+    "arena_replace": [_HANDLE, c_size_t, _HANDLE, c_uint64, c_size_t, c_uint32, c_uint32],
     "arena_unmap": [_HANDLE, c_size_t, c_size_t],
     "arena_protect": [_HANDLE, c_size_t, c_size_t, c_uint32],
     "arena_advise": [_HANDLE, c_size_t, c_size_t, c_uint32],
@@ -142,6 +147,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "arena_read_at": [_HANDLE, c_size_t, c_void_p, c_size_t],
     "arena_write_at": [_HANDLE, c_size_t, c_void_p, c_size_t],
     "arena_pin": [_HANDLE, c_size_t, c_size_t, c_uint32, POINTER(_HANDLE)],
+    "pin_is_locked": [_HANDLE, POINTER(c_bool)],
     "pin_free": [_HANDLE],
     "stats_read": [_HANDLE, POINTER(_HANDLE)],
     "stats_free": [_HANDLE],
