@@ -211,6 +211,11 @@ fn many_arenas_and_many_mappings_in_one() {
 /// What a foreign mprotect opens is found, and closed: it reads right afterwards.
 #[test]
 fn an_mprotect_of_the_programs_is_found_and_undone() {
+    // In a process of its own: looked at are all arenas that it has.
+    common::ended(common::child("an_mprotect_of_the_programs_is_found_and_undone", "alone", open_and_look), Ok(0));
+}
+
+fn open_and_look() {
     each_mode("mprotect", |rt, mode| {
         let file = TempFile::new(2 * EXTENT);
         let object = rt.file_options().open(file.path()).expect("object");
