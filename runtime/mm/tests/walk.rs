@@ -300,6 +300,42 @@ fn oom_is_also_a_page_whose_pins_are_exhausted() {
     assert_eq!(w.fault(at(0), READ), R::LOCKED);
 }
 
+/// Takes every pin that page 0 has; drop them by [`put_pins`].
+fn take_pins(w: &World) -> usize {
+    (0..).take_while(|_| w.word(0, 0).try_pin(0).is_ok()).count()
+}
+
+fn put_pins(w: &World, nr: usize) {
+    (0..nr).for_each(|_| w.word(0, 0).unpin());
+}
+
+#[test]
+fn a_store_is_found_though_the_page_has_no_pin_left() {
+    let w = world(ObjectSpec::pages(1), RW | VmFlags::SHARED | VmFlags::WP_ASYNC | SINGLE);
+    w.read(at(0));
+    w.access(&Ctx::handler(0, false, 0, None), at(0), Some(7));
+    assert!(!w.word(0, 0).load().has(DIRTY), "the kernel alone knows of the store");
+    let pins = take_pins(&w);
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(0), "{pins} pins: it may be stored to all the time");
+    assert!(w.word(0, 0).load().has(DIRTY), "{pins} pins, and the store is lost");
+    put_pins(&w, pins);
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(1));
+    assert_eq!(lock(&w.objects[0].store.content).page(0)[0], 7);
+    w.check_quiescent();
+}
+
+#[test]
+fn a_flush_that_fails_loses_no_page_that_has_no_pin_left() {
+    let w = world(ObjectSpec::pages(1), RW | VmFlags::SHARED | VmFlags::WP_ASYNC | SINGLE);
+    w.access(&Ctx::handler(0, false, 0, None), at(0), Some(7));
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(1));
+    let pins = take_pins(&w);
+    assert_eq!(w.sync(0, false), [0u64; 0], "{pins} pins: it is cached, and no page is lost");
+    put_pins(&w, pins);
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(1), "it is dirty again");
+    w.check_quiescent();
+}
+
 #[test]
 fn sigbus_is_a_page_past_the_end() {
     let object = ObjectSpec { len_bytes: PAGE_SIZE as u64 + 1, fill_window: 4, ..ObjectSpec::pages(4) };

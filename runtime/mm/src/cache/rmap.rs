@@ -389,17 +389,19 @@ fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
     for p in from..to {
         let Some(word) = mapping.folio(p) else { break };
         // A page that is leaving is written on its way.
-        if word.load().has(DIRTY) || word.try_pin(0).is_err() {
+        if word.load().has(DIRTY) {
             continue;
         }
-        if mapping.a_ops.is_written(p)
-            && let Ok(old) = word.try_pin(DIRTY)
-        {
-            mapping.account_dirtied(u64::from(!old.has(DIRTY)));
-            word.unpin();
-            nr += 1;
+        match word.try_pin(0) {
+            Ok(_) => {
+                if mapping.a_ops.is_written(p) {
+                    nr += u64::from(mapping.mark_dirty(word).is_some());
+                }
+                word.unpin();
+            }
+            // No pin is left for a look, so it counts as written; or it is not cached.
+            Err(_) => nr += u64::from(mapping.mark_dirty(word).is_some()),
         }
-        word.unpin();
     }
     nr
 }
@@ -425,8 +427,5 @@ pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
 /// Marks a page dirty to which a store was found; `false`: it is leaving, and was found dirty by who makes it leave.
 fn note_written(mapping: &Mapping<'_>, pgoff: u64) -> bool {
     let Some(word) = mapping.folio(pgoff) else { return false };
-    let Ok(old) = word.try_pin(DIRTY) else { return false };
-    mapping.account_dirtied(u64::from(!old.has(DIRTY)));
-    word.unpin();
-    true
+    mapping.mark_dirty(word).is_some()
 }

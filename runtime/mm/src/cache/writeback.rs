@@ -196,17 +196,11 @@ pub fn fail_flush(mapping: &Mapping<'_>, lost: &mut dyn FnMut(u64)) {
         if !seen.is_unsynced() && seen.state() != State::Writeback {
             continue;
         }
-        match word.try_pin(DIRTY) {
-            Ok(old) => {
-                mapping.account_dirtied(u64::from(!old.has(DIRTY)));
-                word.unpin();
-            }
-            Err(_) => {
-                let [a, b] = UNSYNCED;
-                word.set(LOST);
-                word.clear(a | b);
-                lost(p);
-            }
+        if mapping.mark_dirty(word).is_none() {
+            let [a, b] = UNSYNCED;
+            word.set(LOST);
+            word.clear(a | b);
+            lost(p);
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::extent::ChunkWord;
 use crate::failing::{Asked, Failing};
 use crate::failures::{FailedOp, Failure};
-use crate::folio::FolioWord;
+use crate::folio::{DIRTY, Folio, FolioWord};
 use crate::lru::Entry;
 use crate::memcontrol::CacheAccount;
 use crate::ops::AddressSpaceOps;
@@ -245,6 +245,14 @@ impl Mapping<'_> {
         self.is_flushed.load(Ordering::Relaxed)
     }
 
+    /// Marks a page dirty to which a store was found, and which nobody has pinned for that; `None`: it is not cached, or
+    /// leaving, and was found dirty by who makes it leave.
+    pub fn mark_dirty(&self, word: &FolioWord) -> Option<Folio> {
+        let old = word.try_dirty().ok()?;
+        self.account_dirtied(u64::from(!old.has(DIRTY)));
+        Some(old)
+    }
+
     /// Counts pages that became dirty.
     pub fn account_dirtied(&self, nr: u64) {
         if nr > 0 && self.is_flushed() {
@@ -285,7 +293,7 @@ impl Mapping<'_> {
     /// ```
     /// Hence a flush first lets everybody know, then waits for the sections in which somebody may not have seen it.
     #[must_use]
-    pub fn owes_flush(&self, seen: crate::folio::Folio) -> bool {
+    pub fn owes_flush(&self, seen: Folio) -> bool {
         seen.is_unsynced() && (self.flushing.load(Ordering::SeqCst) != 0 || !self.a_ops.rereads_unflushed())
     }
 

@@ -300,6 +300,14 @@ impl FolioWord {
         })
     }
 
+    /// Sets `DIRTY` if the page is cached, pinned or not: who takes it out wants it clean, by a CAS that fails after this one.
+    ///
+    /// # Errors
+    /// What was seen instead.
+    pub fn try_dirty(&self) -> Result<Folio, Folio> {
+        self.update(|w| w.is_mappable().then_some(w.0 | DIRTY))
+    }
+
     /// Takes a pin for mapping the page because a neighbour was touched: not if reclaim waits for a touch of its own.
     ///
     /// # Errors
@@ -867,6 +875,8 @@ mod tests {
             n += 1;
         }
         assert_eq!(u64::from(n), PINS_MAX);
+        assert!(w.try_dirty().is_ok_and(|old| !old.has(DIRTY)), "a store is noted though no pin is left");
+        assert!(w.load().has(DIRTY) && w.load().pins() == PINS_MAX);
         let v = w.load().version();
         assert_eq!(v, 1, "the version is untouched by {n} pins");
     }

@@ -300,10 +300,8 @@ fn forget_poison(host: &Host, address: usize) {
             // It may have been mapped and written since the fault, and the note of that went with the entry.
             if let Some(word) = vma.mapping.folio(vma.pgoff_at(page))
                 && vma.flags.may_write_shared()
-                && let Ok(old) = word.try_pin(softfault_mm::folio::DIRTY)
             {
-                vma.mapping.account_dirtied(u64::from(!old.has(softfault_mm::folio::DIRTY)));
-                word.unpin();
+                vma.mapping.mark_dirty(word);
             }
         }
         VmFaultReason::empty()
