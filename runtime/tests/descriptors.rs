@@ -207,3 +207,78 @@ fn descriptors_have_high_numbers() {
     });
     print!("{}", ended(out, Ok(0)));
 }
+
+/// The numbers under which this process has its page map open.
+fn pagemaps() -> Vec<i32> {
+    let ours = format!("/proc/{}/pagemap", std::process::id());
+    let names = |n: &i32| std::fs::read_link(format!("/proc/self/fd/{n}")).is_ok_and(|path| path.as_os_str() == &*ours);
+    numbers().into_iter().filter(names).collect()
+}
+
+const ANOTHERS: &str = "the_page_map_of_another_process_is_not_believed";
+
+/// A supervisor closes what it does not know and opens the page maps of its children: one of them gets our number. It answers
+/// as ours does, of memory in which no arena is, and so no store.
+#[test]
+fn the_page_map_of_another_process_is_not_believed() {
+    // Where faults arrive by SIGSEGV, a store that nobody has seen is a fault.
+    for mode in common::MODES.into_iter().filter(|m| *m != Delivery::Segv) {
+        let out = child(ANOTHERS, &format!("{mode:?}"), || believes_no_other(mode));
+        print!("{}", ended(out, Ok(0)));
+    }
+}
+
+fn believes_no_other(mode: Delivery) {
+    const HOUR: std::time::Duration = std::time::Duration::from_secs(3600);
+    setup();
+    let rt = Runtime::builder().cache_limit(64 << 20).writeback(HOUR, HOUR).build().expect("runtime");
+    if !rt.delivery().is_available(mode) {
+        return println!("{mode:?} skipped: not here");
+    }
+    let file = TempFile::new(64 * PAGE);
+    let object = rt.open_file_rw(file.path()).expect("object");
+    let a = rt.arena(EXTENT).delivery(mode).native_extents(false).build().expect("arena");
+    map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    if pagemaps().is_empty() {
+        return println!("{mode:?} skipped: stores are not noted by the kernel here");
+    }
+    // SAFETY: the child makes system calls alone, and ends with this process.
+    let other = unsafe { libc::fork() };
+    if other == 0 {
+        // SAFETY: as above.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        loop {
+            // SAFETY: sleeps until a signal ends the process.
+            unsafe { libc::pause() };
+        }
+    }
+    let foreign = std::fs::File::open(format!("/proc/{other}/pagemap")).expect("the page map of a child");
+    let replace = || {
+        let ours = pagemaps();
+        assert_eq!(ours.len(), 1, "{mode:?}: it was taken back, once");
+        // SAFETY: gives a number of the runtime's to a file of the program's.
+        assert_eq!(unsafe { libc::dup2(foreign.as_raw_fd(), ours[0]) }, ours[0]);
+    };
+    let stores = |byte| (0..64).for_each(|page| assert_eq!(store(&a, page * PAGE, byte), Ok(())));
+    let old = |byte| {
+        let on_disk = std::fs::read(file.path()).expect("read");
+        (0..64).filter(|p| on_disk[p * PAGE] != byte).count()
+    };
+    stores(1);
+    object.sync_all().expect("sync_all");
+    for round in 2..6 {
+        // Every page is mapped, clean and protected: the kernel alone notes these stores.
+        stores(round);
+        replace();
+        object.sync_all().expect("sync_all");
+        assert_eq!(old(round), 0, "{mode:?}: sync_all says Ok, and pages of the file are old");
+        stores(round + 100);
+        replace();
+        object.evict(0..object.len()).expect("evict");
+        (0..64).for_each(|page| assert_eq!(load(&a, page * PAGE), Ok(round + 100), "{mode:?}: page {page}"));
+        object.sync_all().expect("sync_all");
+        assert_eq!(old(round + 100), 0, "{mode:?}: after an eviction");
+    }
+    let lost = rt.stats().get("process_descriptors_lost").expect("a counter");
+    assert!(lost >= 8, "{mode:?}: {lost} descriptors were found lost");
+}

@@ -243,7 +243,8 @@ impl Registry {
         let open: Vec<_> = contexts.chain(self.exclusive.as_ref().map(|mmu| mmu.uffd())).collect();
         // One that the program has closed meanwhile is taken back first, from the thread that is about to end.
         open.iter().for_each(|uffd| _ = uffd.take_back());
-        let Some(keeper) = helper::Keeper::start(open.iter().map(|uffd| uffd.fd()).collect()) else { return };
+        let numbers = open.iter().map(|uffd| uffd.fd()).chain(softfault_platform::sys::pagemap::note_kept());
+        let Some(keeper) = helper::Keeper::start(numbers.collect()) else { return };
         open.iter().for_each(|uffd| uffd.note_kept());
         self.keeper = Some(keeper);
     }

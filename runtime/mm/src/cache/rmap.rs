@@ -130,6 +130,10 @@ fn unmap_from(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: 
     failpoint!(UNMAP_ZAPPED);
     if let Some(seen) = seen {
         look_after(vma, mapping, pages, seen);
+        if !vma.mmu.vouches() {
+            // Nobody knows what was noted here, and it is gone.
+            each_address(vma, mapping.id, pages, |_, pgoff, _| mark_dirty(mapping, pgoff));
+        }
     }
 }
 
@@ -199,7 +203,7 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
             // Nothing to find out: it stays dirty while we hold the pin.
             return;
         }
-        match vma.mmu.pte(addr) {
+        match vma.mmu.pte_glanced(addr) {
             Pte::Written => mark_dirty(mapping, pgoff),
             Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
             // Somebody took a page away here, which may have been stored to.
@@ -227,7 +231,7 @@ fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: 
             vma.note_mapped(addr, 1);
         }
         // A marker may also be a page that is mapped anew, protected, and being moved: not if nobody came.
-        let kept = || vma.mmu.pte(addr) == Pte::Marker && !referenced;
+        let kept = || vma.mmu.pte_glanced(addr) == Pte::Marker && !referenced;
         let lost = (seen.protected & bit != 0 && !kept())
             || (seen.nothing & bit != 0 && (referenced || !is_untouched(vma, addr)));
         if lost {

@@ -106,6 +106,21 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// # Context: handler
     fn pte(&self, addr: usize) -> Pte;
 
+    /// The same where many are looked at: what was said is to be believed only if [`Mmu::vouches`] afterwards.
+    ///
+    /// # Context: handler
+    fn pte_glanced(&self, addr: usize) -> Pte {
+        self.pte(addr)
+    }
+
+    /// Returns whether what [`Mmu::pte_glanced`] has said was of this process's page table: the host may have answered by a
+    /// file that the program has closed, and whose number it has given to the same file of another process.
+    ///
+    /// # Context: handler
+    fn vouches(&self) -> bool {
+        true
+    }
+
     /// Changes the count of vmas that promotions cost the process; `false`: over budget, nothing changed.
     ///
     /// # Context: handler

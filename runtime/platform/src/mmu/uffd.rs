@@ -73,7 +73,11 @@ impl UffdMmu {
         let found = kind == Kind::Sync || pagemap::is_open();
         let like = if have & whole == whole && found { like } else { 0 };
         let wp = like & WP_FEATURES == WP_FEATURES;
-        Ok(Self { uffd: Uffd::open(kind.open_flags(), need | like)?, kind, wp })
+        let uffd = Uffd::open(kind.open_flags(), need | like)?;
+        if wp && kind != Kind::Sync {
+            pagemap::learn(&uffd);
+        }
+        Ok(Self { uffd, kind, wp })
     }
 
     /// Returns whether first stores can be noted or faulted on here (since Linux 5.19, asynchronously since 6.7).
@@ -200,7 +204,8 @@ impl Mmu for UffdMmu {
         if !self.wp {
             return false;
         }
-        if self.kind != Kind::Sync && pagemap::protect(addr, len).is_ok() {
+        // Where the kernel makes no page tables for it, entries would stay as they are, and be written each time.
+        if self.kind != Kind::Sync && pagemap::protects_empty() && pagemap::protect(addr, len).is_ok() {
             return true;
         }
         // By protecting everything; in between a store is noted nowhere only if the range is changing hands, and then
@@ -223,6 +228,12 @@ impl Mmu for UffdMmu {
     }
     fn pte(&self, addr: usize) -> Pte {
         pagemap::look(addr).map_or(Pte::Written, pte_of)
+    }
+    fn pte_glanced(&self, addr: usize) -> Pte {
+        pagemap::glance(addr).map_or(Pte::Written, pte_of)
+    }
+    fn vouches(&self) -> bool {
+        pagemap::vouches()
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)

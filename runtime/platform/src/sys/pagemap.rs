@@ -3,10 +3,19 @@
 //!
 //! An empty entry counts as written there: the kernel knows neither whether it was ever mapped, nor whether a page that was
 //! stored to and is mapped no more was here. Who asks knows the first.
+//!
+//! Of a range that has no page table (the kernel frees one that `MADV_DONTNEED` has emptied) older kernels say nothing of the
+//! kind, and protect nothing there; which kind this one is, [`learn`] finds out.
+//!
+//! The program may close the file by its number and open another: then most requests fail, but the same file of another
+//! process (a supervisor's, say) answers, of that one's memory. An answer is believed only if the number names our file when
+//! it has come; else the file is taken back from the thread that keeps it, or opened anew, and asked again.
 
+use super::fd;
 use super::syscall::{Errno, syscall6};
-use super::{fd, file, mem};
-use core::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use super::uffd::{Uffd, bits};
+use super::{file, mem};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
 /// Not write-protected, or never mapped.
 pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
@@ -48,34 +57,166 @@ struct ScanArg {
     return_mask: u64,
 }
 
+/// The number by now, and that in the table of the thread which keeps the file ([`fd::keep`]); -1: none.
 static FD: AtomicI32 = AtomicI32::new(-1);
-/// Empty entries count as written.
+static KEPT_AS: AtomicI32 = AtomicI32::new(-1);
+/// What the number names, device and inode, while it names the file.
+static DEV: AtomicU64 = AtomicU64::new(0);
+static INO: AtomicU64 = AtomicU64::new(0);
+/// Entries and ranges in which nothing is are told as written, and are protected: see [`learn`].
 static EMPTY_TOLD: AtomicBool = AtomicBool::new(false);
 
-/// Opens the file, once a process; it stays open. Control plane, under the caller's lock.
+/// How often the file is taken back for one question: the program may go on closing it.
+const TRIES: usize = 3;
+
+/// Opens the file, unless it is open. Control plane, under the caller's lock.
 ///
 /// # Errors
 /// `ENOENT` without /proc, `ENOTTY` where the kernel has no PAGEMAP_SCAN (before Linux 6.7).
 pub fn init() -> Result<(), Errno> {
-    if FD.load(Ordering::Relaxed) >= 0 {
-        return Ok(());
+    let seen = FD.load(Ordering::Relaxed);
+    if seen >= 0 {
+        return take_back(seen);
     }
-    let fd = fd::raise(file::open_rdonly(c"/proc/self/pagemap")?);
-    let page = mem::map_zeroed(4096).inspect_err(|_| file::close(fd))?;
+    let number = fd::raise(file::open_rdonly(c"/proc/self/pagemap")?);
+    let page = mem::map_zeroed(4096).inspect_err(|_| file::close(number))?;
     let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask(PAGE_IS_PRESENT) };
-    let works = scan(fd, &mut arg, &mut []);
-    // It is not touched: what is said of it is what is said of an empty entry.
-    let mut told = [Region::default()];
-    let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask_written() };
-    EMPTY_TOLD.store(scan(fd, &mut arg, &mut told) == Ok(1), Ordering::Relaxed);
+    let works = scan(number, &mut arg, &mut []).and_then(|_| publish(seen, number));
     // SAFETY: the page mapped above, which nobody else has seen.
     unsafe { mem::release(page, 4096) };
-    if let Err(e) = works {
-        file::close(fd);
-        return Err(e);
+    works.inspect_err(|_| file::close(number))
+}
+
+/// Makes `number` the one to ask, if it is `seen` until now.
+///
+/// # Errors
+/// `EBADF`: it names nothing by now. `EAGAIN`: another thread was first.
+fn publish(seen: i32, number: i32) -> Result<(), Errno> {
+    let (dev, ino) = fd::identity(number)?;
+    DEV.store(dev, Ordering::Relaxed);
+    INO.store(ino, Ordering::Relaxed);
+    // Release pairs with the Acquire of who asks: who has the number knows what it names.
+    let swapped = FD.compare_exchange(seen, number, Ordering::Release, Ordering::Relaxed);
+    swapped.map(drop).map_err(|_| Errno::EAGAIN)
+}
+
+/// Returns whether `number` names our file; counted in [`fd::lost`] if it does not.
+fn is_ours(number: i32) -> bool {
+    fd::names(number, (DEV.load(Ordering::Relaxed), INO.load(Ordering::Relaxed)))
+}
+
+/// Returns the number, to be kept, and notes that it will be under this one. Control plane.
+#[must_use]
+pub fn note_kept() -> Option<i32> {
+    let number = FD.load(Ordering::Acquire);
+    let is_open = number >= 0 && (is_ours(number) || take_back(number).is_ok());
+    let number = FD.load(Ordering::Acquire);
+    KEPT_AS.store(if is_open { number } else { -1 }, Ordering::Relaxed);
+    is_open.then_some(number)
+}
+
+/// Has another number name the file, if `seen`, which did, does not.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EBADF`: nobody keeps it, and it cannot be opened.
+#[cold]
+#[inline(never)]
+fn take_back(seen: i32) -> Result<(), Errno> {
+    if is_ours(seen) {
+        return Ok(());
     }
-    FD.store(fd, Ordering::Release);
-    Ok(())
+    let is = (DEV.load(Ordering::Relaxed), INO.load(Ordering::Relaxed));
+    let kept = fd::kept(KEPT_AS.load(Ordering::Relaxed)).and_then(|number| match fd::identity(number) {
+        Ok(now) if now == is => Ok(number),
+        _ => {
+            file::close(number);
+            Err(Errno::EBADF)
+        }
+    });
+    let number = match kept {
+        Ok(number) => number,
+        Err(_) => fd::raise(file::open_rdonly(c"/proc/self/pagemap").map_err(|_| Errno::EBADF)?),
+    };
+    match publish(seen, number) {
+        // Another thread was first: its number is as good.
+        Err(e) => {
+            file::close(number);
+            if e == Errno::EAGAIN { Ok(()) } else { Err(e) }
+        }
+        done => done,
+    }
+}
+
+/// Asks by the number, and believes the answer if it was our file's.
+fn with_file<R>(mut asks: impl FnMut(i32) -> Result<R, Errno>) -> Result<R, Errno> {
+    for _ in 0..TRIES {
+        let number = FD.load(Ordering::Acquire);
+        let answer = asks(number);
+        if number < 0 || is_ours(number) {
+            return answer;
+        }
+        take_back(number)?;
+    }
+    Err(Errno::EBADF)
+}
+
+/// Returns whether what was [`glanced`](glance) at was of this process.
+///
+/// # Context: handler
+#[must_use]
+pub fn vouches() -> bool {
+    let number = FD.load(Ordering::Acquire);
+    let ours = is_ours(number);
+    if !ours {
+        // So that the next ones are to be believed.
+        let _ = take_back(number);
+    }
+    ours
+}
+
+/// Finds out what the kernel says of a range without a page table, and whether it protects one, where `uffd` notes stores.
+/// Until then, and where that cannot be found out, it is asked for everything. Control plane.
+pub fn learn(uffd: &Uffd) {
+    const LEN: usize = TABLE_BYTES as usize;
+    EMPTY_TOLD.store(false, Ordering::Relaxed);
+    // Whole, so that no page table of a neighbour's is here; without access, so that nobody populates it.
+    let Ok(base) = mem::reserve(LEN, LEN) else { return };
+    if uffd.register(base, LEN, bits::REGISTER_WP).is_ok() {
+        EMPTY_TOLD.store(tells_empty(base as u64) == Ok(true), Ordering::Relaxed);
+        let _ = uffd.unregister(base, LEN);
+    }
+    // SAFETY: reserved above, and nobody else has seen it.
+    unsafe { mem::release(base, LEN) };
+}
+
+/// Asks about a page table's range at `base`, where nothing ever was.
+fn tells_empty(base: u64) -> Result<bool, Errno> {
+    let told = || {
+        let mut regions = [Region::default(); 3];
+        let mut arg = ScanArg { start: base, end: base + TABLE_BYTES, ..ask_written() };
+        let nr = with_file(|number| scan(number, &mut arg, &mut regions))?;
+        Ok((nr, regions.map(|r| (r.start, r.end))))
+    };
+    let (nr, [whole, ..]) = told()?;
+    let page = 4096;
+    // From the second page on there is a table, if there is a marker.
+    protect((base + page) as usize, page as usize)?;
+    let (nr_around, [below, above, _]) = told()?;
+    Ok(nr == 1
+        && whole == (base, base + TABLE_BYTES)
+        && nr_around == 2
+        && below == (base, base + page)
+        && above == (base + 2 * page, base + TABLE_BYTES))
+}
+
+/// Returns whether [`protect`] leaves a marker where nothing is, also where there is no page table.
+///
+/// # Context: handler
+#[must_use]
+pub fn protects_empty() -> bool {
+    EMPTY_TOLD.load(Ordering::Relaxed)
 }
 
 /// Returns whether stores can be found by scanning.
@@ -94,6 +235,14 @@ fn ask(any_of: u64) -> ScanArg {
 }
 
 fn scan(fd: i32, arg: &mut ScanArg, regions: &mut [Region]) -> Result<usize, Errno> {
+    #[cfg(debug_assertions)]
+    if old::is_on() {
+        return old::scan(fd, arg, regions);
+    }
+    scan_now(fd, arg, regions)
+}
+
+fn scan_now(fd: i32, arg: &mut ScanArg, regions: &mut [Region]) -> Result<usize, Errno> {
     if !regions.is_empty() {
         arg.vec = regions.as_mut_ptr() as u64;
         arg.vec_len = regions.len() as u64;
@@ -110,13 +259,27 @@ fn scan(fd: i32, arg: &mut ScanArg, regions: &mut [Region]) -> Result<usize, Err
 /// # Errors
 /// The kernel's.
 pub fn look(addr: usize) -> Result<u64, Errno> {
+    with_file(|number| look_by(number, addr))
+}
+
+/// The same, to be believed only if [`vouches`] says so afterwards: one look at the number for many at pages.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+pub fn glance(addr: usize) -> Result<u64, Errno> {
+    look_by(FD.load(Ordering::Acquire), addr)
+}
+
+fn look_by(number: i32, addr: usize) -> Result<u64, Errno> {
     let mut region = [Region::default()];
     let mut arg = ScanArg {
         start: addr as u64,
         end: addr as u64 + 4096,
         ..ask(PAGE_IS_PRESENT | PAGE_IS_WRITTEN | PAGE_IS_SWAPPED)
     };
-    let n = scan(FD.load(Ordering::Acquire), &mut arg, &mut region)?;
+    let n = scan(number, &mut arg, &mut region)?;
     let [region] = region;
     Ok(if n > 0 { region.categories } else { 0 })
 }
@@ -130,10 +293,16 @@ pub fn look(addr: usize) -> Result<u64, Errno> {
 /// `EPERM` where part of the range is not registered for asynchronous write protection; the kernel's others.
 pub fn protect(addr: usize, len_bytes: usize) -> Result<(), Errno> {
     let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
+    // Looked at before: it changes what it is asked about. What is not protected, though it was said, counts as written.
+    let mut number = FD.load(Ordering::Acquire);
+    if !is_ours(number) {
+        take_back(number)?;
+        number = FD.load(Ordering::Acquire);
+    }
     while at < end {
         let flags = WP_MATCHING | CHECK_WPASYNC;
         let mut arg = ScanArg { flags, start: at, end, ..ask_written() };
-        scan(FD.load(Ordering::Acquire), &mut arg, &mut [])?;
+        scan(number, &mut arg, &mut [])?;
         if arg.walk_end <= at {
             return Err(Errno::EINVAL);
         }
@@ -160,7 +329,6 @@ fn ask_written() -> ScanArg {
 /// # Errors
 /// The kernel's.
 pub fn each_missing(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, usize)) -> Result<(), Errno> {
-    let fd = FD.load(Ordering::Acquire);
     let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
     let some = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
     while at < end {
@@ -174,7 +342,7 @@ pub fn each_missing(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, 
             return_mask: some,
             ..ScanArg::default()
         };
-        let n = scan(fd, &mut arg, &mut regions)?;
+        let n = with_file(|number| scan(number, &mut arg, &mut regions))?;
         for r in regions.iter().take(n) {
             found(r.start as usize, (r.end - r.start) as usize);
         }
@@ -195,8 +363,12 @@ const TABLE_BYTES: u64 = 2 << 20;
 /// # Errors
 /// The kernel's.
 pub fn each_unprotected(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, usize, u64)) -> Result<(), Errno> {
-    let fd = FD.load(Ordering::Acquire);
-    let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
+    let (at, end) = (addr as u64, (addr + len_bytes) as u64);
+    // What another file has told counts as written for nothing.
+    with_file(|number| each_unprotected_by(number, at, end, found))
+}
+
+fn each_unprotected_by(fd: i32, mut at: u64, end: u64, found: &mut dyn FnMut(usize, usize, u64)) -> Result<(), Errno> {
     // A kernel that passes over empty entries is asked for everything.
     while at < end && !EMPTY_TOLD.load(Ordering::Relaxed) {
         at = each_unprotected_in(fd, at, end, found)?;
@@ -232,4 +404,57 @@ fn each_unprotected_in(fd: i32, at: u64, to: u64, found: &mut dyn FnMut(usize, u
         found(r.start as usize, (r.end - r.start) as usize, r.categories);
     }
     if arg.walk_end <= at { Err(Errno::EINVAL) } else { Ok(arg.walk_end) }
+}
+
+/// A kernel before July 2026, for tests: of a range without a page table it says nothing, and protects nothing there. Taken for
+/// such is every page table's range in which nothing is, whether it has a table or not.
+#[cfg(debug_assertions)]
+pub mod old {
+    use super::{Errno, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, Region, ScanArg, TABLE_BYTES, ask_written};
+    use core::sync::atomic::{AtomicBool, Ordering};
+
+    static IS_ON: AtomicBool = AtomicBool::new(false);
+
+    /// Has the kernel be such a one, before the first runtime is made.
+    pub fn pretend() {
+        IS_ON.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_on() -> bool {
+        IS_ON.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether nothing is in the range of the page table at `table`.
+    fn is_hole(fd: i32, table: u64) -> Result<bool, Errno> {
+        let return_mask = PAGE_IS_PRESENT | PAGE_IS_SWAPPED | PAGE_IS_WRITTEN;
+        let mut regions = [Region::default(); 2];
+        let mut arg =
+            ScanArg { start: table, end: table + TABLE_BYTES, category_mask: 0, return_mask, ..ask_written() };
+        let nr = super::scan_now(fd, &mut arg, &mut regions)?;
+        Ok(regions.iter().take(nr).all(|r| r.categories == PAGE_IS_WRITTEN) && arg.walk_end == arg.end)
+    }
+
+    /// Scans table by table, up to the first that has something to say.
+    pub(super) fn scan(fd: i32, arg: &mut ScanArg, regions: &mut [Region]) -> Result<usize, Errno> {
+        let (mut at, end) = (arg.start, arg.end);
+        let mut nr = 0;
+        while at < end && nr == 0 {
+            let table = at & !(TABLE_BYTES - 1);
+            let to = end.min(table + TABLE_BYTES);
+            if is_hole(fd, table)? {
+                let asks_for_all = arg.category_anyof_mask == 0 && arg.category_mask != PAGE_IS_WRITTEN;
+                if let Some(first) = regions.first_mut().filter(|_| asks_for_all) {
+                    *first = Region { start: at, end: to, categories: 0 };
+                    nr = 1;
+                }
+                at = to;
+            } else {
+                let mut part = ScanArg { start: at, end: to, ..*arg };
+                nr = super::scan_now(fd, &mut part, regions)?;
+                at = part.walk_end;
+            }
+        }
+        arg.walk_end = at;
+        Ok(nr)
+    }
 }
