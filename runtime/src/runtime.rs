@@ -16,6 +16,7 @@ use crate::object::{Object, ObjectBuilder};
 use crate::process::audit::{Offender, Warnings};
 use crate::process::mlock;
 use crate::process::registry::{self, Entered};
+use crate::writeback::exit::LastWriter;
 use crate::writeback::flusher::{Ending, Flusher, Policy, Writables};
 use crate::writeback::state::Flushing;
 use softfault_mm::lru::Lruvec;
@@ -40,6 +41,7 @@ pub(crate) struct RuntimeInner {
     // Dropped in this order: the threads, what they borrow, and what that borrows.
     pub(crate) khugepaged: Khugepaged,
     flusher: Option<Flusher>,
+    last_writer: Option<LastWriter>,
     kswapd: Option<Kswapd>,
     entered: Option<Entered>,
     pub(crate) account: Lease<CacheAccount<'static>>,
@@ -238,10 +240,12 @@ impl RuntimeBuilder {
         lent.dirty_limit
             .store(limit.saturating_mul(self.writeback.limit_percent) / 100, std::sync::atomic::Ordering::Relaxed);
         let flusher = Flusher::start(Arc::clone(&writables), lent, self.writeback)?;
+        let last_writer = LastWriter::start(Arc::clone(&writables), lent, self.writeback.exit_wait)?;
         let inner = RuntimeInner {
             stat,
             khugepaged: Khugepaged::default(),
             flusher: Some(flusher),
+            last_writer: Some(last_writer),
             kswapd: Some(kswapd),
             entered: Some(entered),
             account,
@@ -393,7 +397,7 @@ impl Runtime {
     /// [`Error::Denied`] in a forked child.
     pub fn write_back(&self, timeout: Duration) -> Result<bool> {
         parent_only("Runtime::write_back")?;
-        Ok(self.inner.flusher.as_ref().is_some_and(|f| f.write_back(timeout)))
+        Ok(self.inner.last_writer.as_ref().is_some_and(|w| w.write_back(timeout)))
     }
 
     /// Names the threads that could not take our signals, see [`crate::process::audit`].
@@ -548,11 +552,11 @@ impl Drop for RuntimeInner {
         if self.pid != std::process::id() {
             // A forked child: nothing of this is its own.
             // The lock may have been held by a thread that does not exist here: it is not taken.
-            std::mem::forget((self.flusher.take(), self.kswapd.take()));
+            std::mem::forget((self.last_writer.take(), self.flusher.take(), self.kswapd.take()));
             std::mem::forget(std::mem::take(self.regions.get_mut().unwrap_or_else(PoisonError::into_inner)));
             return;
         }
-        drop(self.flusher.take());
+        drop((self.last_writer.take(), self.flusher.take()));
         drop(self.kswapd.take());
         drop(self.entered.take());
         crate::process::descriptors::sweep();

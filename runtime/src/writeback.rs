@@ -3,6 +3,7 @@
 //! It needs of an object no more than a [`Flushing`](state::Flushing): so the flusher, which holds one for longer than there
 //! is the object, cannot end that, and an object that is dropped writes itself back by calling downwards.
 
+pub(crate) mod exit;
 pub(crate) mod flush;
 pub(crate) mod flusher;
 mod held;

@@ -6,8 +6,11 @@ mod common;
 
 use common::{EXTENT, MODES, PAGE, child, ended, fork, install, map, store};
 use softfault::{Arena, Delivery, Object, PageMut, PageRef, Prot, Runtime, RuntimeBuilder, Sharing, Store, StoreError};
+#[cfg(debug_assertions)]
+use softfault_mm::trace::{self, Point};
 use std::path::Path;
 use std::process::Output;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -161,6 +164,8 @@ fn exit_from_a_signal_handler_waits_for_no_lock() {
     }
 }
 
+static NR_HUNG: AtomicUsize = AtomicUsize::new(0);
+
 /// A store that never comes back from a write.
 #[derive(Debug)]
 struct Hangs;
@@ -171,9 +176,69 @@ impl Store for Hangs {
         Ok(())
     }
     fn write(&self, _pos_bytes: u64, _page: &PageRef<'_>) -> Result<(), StoreError> {
+        NR_HUNG.fetch_add(1, Ordering::Relaxed);
         loop {
             std::thread::sleep(HOUR);
         }
+    }
+}
+
+/// More of them than there are fillers, in objects that are older than the file's: what hangs takes nothing of the others' time.
+#[test]
+fn stores_that_hang_keep_no_other_from_being_written() {
+    for early in [false, true] {
+        let run = after_exit("stores_that_hang_keep_no_other_from_being_written", &format!("{early}"), |path| {
+            let interval = if early { Duration::from_millis(20) } else { HOUR };
+            let builder = lazy().writeback(interval, interval).fillers(2).exit_wait(Duration::from_secs(5));
+            let rt = builder.build().expect("a runtime");
+            let hanging = || {
+                let object = rt.object(PAGE as u64).writable(true).store(Box::new(Hangs)).expect("an object");
+                let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
+                map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+                assert_eq!(store(&arena, 0, 1), Ok(()));
+                (object, arena)
+            };
+            let hung: Vec<_> = (0..6).map(|_| hanging()).collect();
+            if early {
+                // What the runtime writes by itself hangs before the process exits.
+                common::until("a store hangs", || NR_HUNG.load(Ordering::Relaxed) > 0);
+            }
+            let object = rt.open_file_rw(path).expect("the file");
+            let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
+            map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            let m = Mapped { rt: rt.clone(), object, arena };
+            fill(&m);
+            std::mem::forget(hung);
+            exit_now(0);
+        });
+        let Some((out, bytes)) = run else { continue };
+        ended(Some(out), Ok(0));
+        assert_eq!(written(&bytes), NR, "early {early}: pages of the file that have what was stored");
+    }
+}
+
+/// The last handle of an object is gone: who had it has not begun to write back, or is writing.
+#[test]
+#[cfg(debug_assertions)]
+fn an_object_that_ends_is_in_the_file_after_exit() {
+    for point in [Point::OBJECT_ENDS, Point::WRITEBACK_TAKEN] {
+        let test = "an_object_that_ends_is_in_the_file_after_exit";
+        let run = after_exit(test, &format!("{point:?}"), |path| {
+            let m = mapped(lazy(), path, Delivery::Segv);
+            std::mem::forget(m.rt.clone());
+            fill(&m);
+            trace::arm_gate(point);
+            std::thread::spawn(move || drop(m));
+            common::until("it ends", || trace::is_caught(point));
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(300));
+                trace::disarm(point);
+            });
+            exit_now(0);
+        });
+        let Some((out, bytes)) = run else { continue };
+        ended(Some(out), Ok(0));
+        assert_eq!(written(&bytes), NR, "{point:?}: pages of the file that have what was stored");
     }
 }
 

@@ -4,8 +4,8 @@
 //! with it a fault, waits for this thread: in a round it allocates nothing, and the lock of the list is a leaf under which
 //! nobody does.
 //!
-//! When the process exits, and when [`Runtime::write_back`](crate::Runtime::write_back) asks, a round writes everything
-//! ([`softfault_platform::exit`]).
+//! What is written when the process exits is [`exit`](super::exit)'s, which has a thread of its own: this one may be in a store
+//! that hangs.
 
 use super::state::Flushing;
 use super::{flush, writeout};
@@ -18,7 +18,6 @@ use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::vmscan;
-use softfault_platform::exit::Seat;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
 use softfault_platform::thp;
@@ -72,7 +71,7 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // Release pairs with the Acquire in write_everything(): what was written is.
+        // Release pairs with the Acquire in is_ending(): what was written is.
         self.0.ending.fetch_sub(1, Ordering::Release);
     }
 }
@@ -117,9 +116,25 @@ impl Writables {
 
     /// Returns the numbers of the objects that are there. One that is passed over because the list changed meanwhile is met
     /// in the next round.
-    fn ids(&self) -> impl Iterator<Item = u32> {
+    pub(super) fn ids(&self) -> impl Iterator<Item = u32> {
         let id = |w: &Writable| w.is_alive().then_some(w.id);
         (0..).map_while(move |place| self.list().get(place).map(id)).flatten()
+    }
+
+    /// Returns whether an object is being written back by who had its last handle.
+    pub(super) fn is_ending(&self) -> bool {
+        // Acquire pairs with the Release of Ending's drop: what was written is.
+        self.ending.load(Ordering::Acquire) != 0
+    }
+
+    /// Runs `f` on the object with this number, and with what a flush needs of it, unless it is being ended.
+    pub(super) fn with(&self, env: Env<'_>, id: u32, f: impl FnOnce(&Flushing, &Mapping<'_>)) {
+        with_object(env, id, |m| {
+            failpoint!(FLUSHER_HOLDS);
+            if let Some(flushing) = self.claimed(id) {
+                f(&flushing, m);
+            }
+        });
     }
 }
 
@@ -128,7 +143,6 @@ impl Writables {
 pub(crate) struct Flusher {
     stop: Arc<AtomicU32>,
     account: &'static CacheAccount<'static>,
-    seat: Arc<Seat>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -167,41 +181,21 @@ impl Flusher {
     ) -> Result<Self> {
         let stop = Arc::<AtomicU32>::default();
         let stopped = Arc::clone(&stop);
-        let op = "Runtime::build";
-        let wait_ms = u32::try_from(policy.exit_wait.as_millis()).unwrap_or(u32::MAX);
-        let seat = Seat::take(account.flush_key().addr, wait_ms).map_err(|e| match e {
-            Errno::EBUSY => Error::Exhausted { op, what: "runtimes (256)" },
-            errno => Error::System { op, call: "atexit", errno },
-        })?;
-        let seat = Arc::new(seat);
-        let its = Arc::clone(&seat);
         let thread = helper::spawn("softfault-flush", move || {
             host::mask_signals();
-            its.sit();
-            run(&stopped, &objects, account, policy, &its);
+            run(&stopped, &objects, account, policy);
         });
         let thread =
             thread.map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
-        Ok(Self { stop, account, seat, thread: Some(thread) })
-    }
-
-    /// Has everything written that was stored before the call; `false`: it was not in time.
-    pub(crate) fn write_back(&self, timeout: Duration) -> bool {
-        self.seat.write_back(u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX))
+        Ok(Self { stop, account, thread: Some(thread) })
     }
 }
 
 /// Waits for the next round; `None`: stop. `Some(true)`: somebody waits for it.
-fn next_round(
-    stop: &AtomicU32,
-    account: &CacheAccount<'_>,
-    interval: Duration,
-    got_on: bool,
-    seat: &Seat,
-) -> Option<bool> {
+fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, got_on: bool) -> Option<bool> {
     let key = account.flush_key();
     // Pages that cannot be written (held, pinned, a store that fails) are tried again later, not at once.
-    let at_once = (got_on && account.is_dirty_full()) || seat.wanted().is_some();
+    let at_once = got_on && account.is_dirty_full();
     let rung = if stop.load(Ordering::Acquire) == 0 && !at_once {
         let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         futex::wait(key.addr, key.seen, interval_ns) != Err(Errno::ETIMEDOUT)
@@ -233,61 +227,12 @@ fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
 fn flush_wanted(env: Env<'_>, objects: &Writables) {
     for place in 0.. {
         let Some(id) = objects.list().get(place).map(|w| w.id) else { break };
-        with_object(env, id, |m| {
-            failpoint!(FLUSHER_HOLDS);
-            if m.flush_wanted.load(Ordering::Relaxed) == 0 {
-                return;
+        objects.with(env, id, |flushing, m| {
+            if m.flush_wanted.load(Ordering::Relaxed) != 0 {
+                // An error is counted, and the pages are dirty again or lost; who syncs is told.
+                let _ = flush::flush(flushing, "write-back");
             }
-            // An error is counted, and the pages are dirty again or lost; who syncs is told.
-            let _ = objects.claimed(id).map(|f| flush::flush(&f, "write-back"));
         });
-    }
-}
-
-/// How often a write that failed is tried when nobody will try it later.
-const TRIES: u32 = 20;
-/// How often the end of writes that others have begun is looked for, a millisecond apart.
-const LOOKS: u32 = 5_000;
-
-/// Writes everything that was stored before the call, as a sync does but for the flush: what the kernel would have of its own
-/// shared mappings when the process has ended. Errors are counted; nobody is left to be told.
-fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>) {
-    // Those that fail come last: what they take of the time is not the others'.
-    for fails in [false, true] {
-        for id in objects.ids() {
-            with_object(env, id, |m| {
-                if let Some(flushing) = objects.claimed(id).filter(|f| f.is_persistent() && m.failing.is_set() == fails)
-                {
-                    write_object(&flushing, m);
-                }
-            });
-        }
-    }
-    // What fillers, threads that reclaim for themselves, and those that are dropping an object are writing.
-    for _ in 0..LOOKS {
-        if account.nr_writeback.load(Ordering::Relaxed) == 0 && objects.ending.load(Ordering::Acquire) == 0 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// Writes what is dirty of an object, chunk by chunk. What is busy for a moment (a frame of an exclusive page that the kernel
-/// looks at) is not the next time; after a chunk that cannot be written the others are tried once each.
-fn write_object(flushing: &Flushing, m: &Mapping<'_>) {
-    let mut tries = TRIES;
-    for (from, to) in m.nodes.runs(0, m.nr_pages(), 1) {
-        let mut written = writeout::write_back(flushing, "exit", &(from..to)).is_ok();
-        for _ in 1..tries {
-            if written {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(1));
-            written = writeout::write_back(flushing, "exit", &(from..to)).is_ok();
-        }
-        if !written {
-            tries = 1;
-        }
     }
 }
 
@@ -303,17 +248,13 @@ fn retry_failing(env: Env<'_>, m: &Mapping<'_>) {
     }
 }
 
-fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy, seat: &Seat) {
+fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy: Policy) {
     let mut written = Instant::now();
     let mut since = Instant::now();
     let mut tried = Instant::now();
     let mut got_on = false;
-    while let Some(rung) = next_round(stop, account, policy.interval, got_on, seat) {
+    while let Some(rung) = next_round(stop, account, policy.interval, got_on) {
         got_on = false;
-        if let Some(round) = seat.wanted() {
-            write_everything(host::Host::detached().env(), objects, account);
-            seat.made(round);
-        }
         // Scanning costs with the size of the mappings: not for every writer that waits.
         let scan = since.elapsed() >= policy.interval;
         let host = host::Host::detached();

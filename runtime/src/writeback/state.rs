@@ -5,7 +5,7 @@ use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{PAGE_SHIFT, pages_of};
 use softfault_platform::store::Store;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 /// What a flush needs of an object. The flusher has it for longer than there is the object: it must not end that, nor have
@@ -20,13 +20,16 @@ pub(crate) struct Flushing {
     persistent: AtomicBool,
     /// The object is being dropped. Set once, as the first thing that is done then.
     ended: AtomicBool,
+    /// The last round of exit's in which it was written. That thread's alone.
+    exit_round: AtomicU32,
     state: FlushState,
 }
 
 impl Flushing {
     pub(crate) fn new(mapping: &'static Mapping<'static>, store: &'static dyn Store, persistent: bool) -> Self {
         let persistent = AtomicBool::new(persistent);
-        Self { mapping, store, persistent, ended: AtomicBool::new(false), state: FlushState::default() }
+        let (ended, exit_round) = (AtomicBool::new(false), AtomicU32::new(0));
+        Self { mapping, store, persistent, ended, exit_round, state: FlushState::default() }
     }
     pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
         self.mapping
@@ -56,6 +59,14 @@ impl Flushing {
     pub(crate) fn has_ended(&self) -> bool {
         // Acquire pairs with the Release of `end`.
         self.ended.load(Ordering::Acquire)
+    }
+    /// Returns whether it was written in this round of exit's.
+    pub(super) fn is_written_in(&self, round: u32) -> bool {
+        self.exit_round.load(Ordering::Relaxed) == round
+    }
+    /// Says that it was.
+    pub(super) fn set_written_in(&self, round: u32) {
+        self.exit_round.store(round, Ordering::Relaxed);
     }
 }
 
