@@ -9,11 +9,12 @@ use softfault_mm::errno::Errno;
 use softfault_mm::extent::ExtentState;
 use softfault_mm::failing::Asked;
 use softfault_mm::filemap;
-use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, State, UNMAPPED};
-use softfault_mm::host::{BATCH, Woken};
+use softfault_mm::folio::{DIRTY, DSYNCED, OVERDUE, REFERENCED, State, UNMAPPED};
+use softfault_mm::host::{AddressSpace, BATCH, Batch, Woken};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::Installed;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
+use softfault_mm::rmap;
 use softfault_mm::shmem::{self, ShmemVmOps};
 use softfault_mm::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use softfault_mm::vma::{VmFault, VmOps};
@@ -336,6 +337,89 @@ fn a_flush_that_fails_loses_no_page_that_has_no_pin_left() {
     w.check_quiescent();
 }
 
+/// Takes page 0 out of its mapping, as reclaim does.
+fn unmap(w: &World) {
+    let mapping = w.objects[0].mapping;
+    w.word(0, 0).try_unmap().expect("idle");
+    w.with_rmap(&mut |r| {
+        let batch = &mut Batch::new();
+        rmap::try_to_unmap(r, mapping, &[(0, 0)], &mut batch.zaps);
+    });
+    w.word(0, 0).unpin();
+}
+
+/// What was said of the entries was of another process's: the note is gone with the zap, and nobody knows whether there was one.
+#[test]
+fn a_zapped_page_of_which_nobody_vouches_is_dirty() {
+    for lies in [false, true] {
+        let w = world(ObjectSpec::pages(1), RW | VmFlags::SHARED | VmFlags::WP_ASYNC | SINGLE);
+        w.read(at(0));
+        if lies {
+            w.access(&Ctx::handler(0, false, 0, None), at(0), Some(7));
+            w.kernel.tells_anothers.store(true, Ordering::Relaxed);
+        }
+        unmap(&w);
+        assert_eq!(w.word(0, 0).load().has(DIRTY), lies, "tells another's: {lies}");
+        w.kernel.tells_anothers.store(false, Ordering::Relaxed);
+        assert_eq!(w.write_back(0, 0, 1, true), Ok(u64::from(lies)));
+        w.check_quiescent();
+    }
+}
+
+/// ```text
+/// reclaim                                   who maps                            another
+/// looks: nothing is mapped
+///                                           pins: REFERENCED; [bit]
+/// forgets the bit; zaps
+/// looks: somebody came -> dirty
+///                                           maps
+///                                                                               stores; the kernel reclaims
+///                                                                               scans: empty, no bit; but dirty
+///                                           bit; unpins
+/// ```
+/// A page that is pinned is not written back, so it stays dirty until the bit is there again.
+#[test]
+fn what_is_noted_before_a_zap_and_mapped_after_it_is_dirty_until_it_is_noted_again() {
+    let w = world(ObjectSpec::pages(1), RW | VmFlags::SHARED | VmFlags::WP_ASYNC | SINGLE);
+    w.read(at(0));
+    w.kernel.zap(at(0));
+    w.extent(0, 0).note_zapped(0, 1);
+    let (word, extent) = (w.word(0, 0), w.extent(0, 0));
+    w.kernel.after_look(move || {
+        word.try_pin(REFERENCED).expect("cached");
+        extent.note_install(0, 1);
+    });
+    unmap(&w);
+    assert_eq!(w.install(at(0)), Installed::All);
+    w.access(&Ctx::handler(0, false, 0, None), at(0), Some(7));
+    w.kernel.empty(at(0), at(1));
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(0), "who maps it is not done");
+    assert!(word.load().has(DIRTY), "a scan passes over the store");
+    extent.note_mapped(0, 1);
+    word.unpin();
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(1));
+    assert_eq!(lock(&w.objects[0].store.content).page(0)[0], 7);
+    w.check_quiescent();
+}
+
+/// The kernel refuses to unmap a page (it is short of memory, say): that it is mapped must not be forgotten, or what becomes of
+/// its entry later says nothing of a store.
+#[test]
+fn a_page_that_could_not_be_unmapped_is_known_to_be_mapped() {
+    let w = world(ObjectSpec::pages(1), RW | VmFlags::SHARED | VmFlags::WP_ASYNC | SINGLE);
+    w.read(at(0));
+    w.kernel.refuse(1);
+    unmap(&w);
+    w.kernel.refuse(0);
+    assert!(w.extent(0, 0).maybe_mapped(0), "it is mapped, and nobody knows");
+    let _ = w.write_back(0, 0, 1, true);
+    w.access(&Ctx::handler(0, false, 0, None), at(0), Some(7));
+    w.kernel.empty(at(0), at(1));
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(1), "a store to it is not found");
+    assert_eq!(lock(&w.objects[0].store.content).page(0)[0], 7);
+    w.check_quiescent();
+}
+
 #[test]
 fn sigbus_is_a_page_past_the_end() {
     let object = ObjectSpec { len_bytes: PAGE_SIZE as u64 + 1, fill_window: 4, ..ObjectSpec::pages(4) };
@@ -437,7 +521,7 @@ fn locked_comes_with_the_folio_pinned() {
     w.read(at(0));
     let ctx = Ctx::handler(0, false, 0, None);
     for (flags, dirty) in [(READ, false), (WRITE, true)] {
-        let r = softfault_mm::host::AddressSpace::with_vma(&w, at(0), &mut |vma| {
+        let r = AddressSpace::with_vma(&w, at(0), &mut |vma| {
             let mut vmf = VmFault::new(&ctx, vma, at(0), flags);
             let r = shmem::fault(&mut vmf);
             let word = vmf.folio.expect("LOCKED comes with a folio");
@@ -950,7 +1034,7 @@ mod delegated {
         w.map(MapSpec { arena: 1, ..spec(RO, 4) });
         w.read(arena_base(1));
         let ctx = Ctx::handler(0, false, 0, None);
-        let r = softfault_mm::host::AddressSpace::with_vma(&w, at(0), &mut |vma| {
+        let r = AddressSpace::with_vma(&w, at(0), &mut |vma| {
             let told = vma.delegation.expect("delegated");
             assert_eq!(told.begin(2), softfault_mm::delegation::Telltale::Yours);
             told.finish(2, MinorVerdict::Continue);

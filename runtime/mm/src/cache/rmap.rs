@@ -220,14 +220,16 @@ fn is_untouched(vma: &Vma<'_>, addr: usize) -> bool {
     vma.extent(addr).is_some_and(|e| e.is_untouched(Extent::page_index(addr)))
 }
 
-/// Who came for a page between the first look and the zap may have lost its note, and its maybe-mapped bit.
+/// Who came for a page between the first look and the zap may have lost its note, and its maybe-mapped bit. The page is dirty
+/// then, and nobody writes it back before who came unpins it, and has set the bit once more.
 fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: Seen) {
     each_address(vma, mapping.id, pages, |i, pgoff, addr| {
         let bit = 1u64 << i;
         // Who is missed here maps the page after the zap, and its note is still there.
         let referenced = mapping.folio(pgoff).is_some_and(|w| w.load_latest().has(REFERENCED));
         if referenced {
-            // Noted before we cleared it, and mapped after the zap: a scan that comes next must not pass over it.
+            // The zap may have been refused: it is mapped still, and we have forgotten that. Or who came noted it before we
+            // forgot it, and maps it after the zap.
             vma.note_mapped(addr, 1);
         }
         // A marker may also be a page that is mapped anew, protected, and being moved: not if nobody came.

@@ -147,6 +147,19 @@ struct KernelState {
 pub(crate) struct Kernel {
     state: Mutex<KernelState>,
     words: Mutex<Vec<&'static [FolioWord]>>,
+    /// Runs when an entry has been looked at, once.
+    after_look: Mutex<Option<OnLook>>,
+    /// Entries are told of another process's page table, where all are protected.
+    pub(crate) tells_anothers: AtomicBool,
+}
+
+/// What somebody does between two steps of who looks at entries.
+pub(crate) struct OnLook(pub(crate) Box<dyn FnOnce() + Send>);
+
+impl core::fmt::Debug for OnLook {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("OnLook")
+    }
 }
 
 /// What one instruction met.
@@ -312,6 +325,9 @@ impl Kernel {
     }
     /// Empties entries as the host's own reclaim does, of which nobody is told: what is protected leaves a marker, what was
     /// stored to leaves nothing. Bytes stay, in the memfd or the swap. What is exposed by protection is mapped again unasked.
+    pub(crate) fn after_look(&self, f: impl FnOnce() + Send + 'static) {
+        *lock(&self.after_look) = Some(OnLook(Box::new(f)));
+    }
     pub(crate) fn empty(&self, start: usize, end: usize) {
         let mut s = lock(&self.state);
         for at in (start..end).step_by(PAGE_SIZE) {
@@ -475,6 +491,21 @@ impl Mmu for PageTables {
             Some(Entry::Marker) => Pte::Marker,
             Some(_) => Pte::Written,
         }
+    }
+    fn pte_glanced(&self, addr: usize) -> Pte {
+        let pte = self.pte(addr);
+        let hook = lock(&self.0.after_look).take();
+        if let Some(OnLook(f)) = hook {
+            f();
+        }
+        if !self.0.tells_anothers.load(Ordering::Relaxed) {
+            return pte;
+        }
+        // There the page was mapped and clean before, and is not mapped now.
+        if pte == Pte::None { Pte::Marker } else { Pte::Clean }
+    }
+    fn vouches(&self) -> bool {
+        !self.0.tells_anothers.load(Ordering::Relaxed)
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         lock(&self.0.state).vmas_charged += delta;
@@ -846,6 +877,11 @@ impl World {
     }
 
     /// Extent `i` of arena `a`.
+    /// Maps one page, protected, as who has pinned it does.
+    pub(crate) fn install(&self, addr: usize) -> Installed {
+        PageTables(self.kernel).set_ptes(addr, 1, Prot { write: true, wp: true })
+    }
+
     pub(crate) fn extent(&self, a: usize, i: usize) -> &'static Extent {
         &self.arenas[a][i]
     }
