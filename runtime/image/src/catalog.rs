@@ -1,0 +1,299 @@
+//! A folder of images: names for digests, and what may go because nobody needs it.
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::lease::Alone;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+const TAGS: &str = "tags";
+const LOCK: &str = ".lock";
+/// The longest tag.
+const TAG_MAX: usize = 128;
+
+/// A folder with `.sfi` files in it, and a folder `tags` in which a file for each tag has the file digest of an image.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    folder: PathBuf,
+}
+
+/// An image of a catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its file.
+    pub path: PathBuf,
+    /// The digest of the file.
+    pub digest: Digest,
+    /// Its length in bytes.
+    pub len_bytes: u64,
+    /// What names it.
+    pub tags: Vec<String>,
+    /// The files in the folder that it needs.
+    pub needs: Vec<PathBuf>,
+}
+
+/// What a collection would remove, and what it keeps and why.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Images that nothing names, holds or needs; children before their parents.
+    pub remove: Vec<Entry>,
+    /// The others, and why.
+    pub keep: Vec<(Entry, Kept)>,
+    /// Files that call themselves images and cannot be read as such. They are left alone; since nobody knows what they need,
+    /// nothing is removed while there is one.
+    pub damaged: Vec<(PathBuf, String)>,
+}
+
+/// Why an image is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// A tag names it.
+    Tagged,
+    /// Somebody holds it: see [`Image::lease`].
+    Held,
+    /// Another image needs it.
+    Needed(PathBuf),
+}
+
+impl Catalog {
+    /// Opens a folder, which must be there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref().to_path_buf();
+        let tags = folder.join(TAGS);
+        std::fs::create_dir_all(&tags).map_err(Error::io("create the folder", &tags))?;
+        Ok(Self { folder })
+    }
+
+    /// Keeps other processes from changing tags, or collecting, meanwhile.
+    fn lock(&self) -> Result<File> {
+        let path = self.folder.join(LOCK);
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(Error::io("open", &path))?;
+        file.lock().map_err(Error::io("lock", &path))?;
+        Ok(file)
+    }
+
+    fn tag_path(&self, tag: &str) -> Result<PathBuf> {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.:@".contains(c);
+        if tag.is_empty() || tag.len() > TAG_MAX || tag.starts_with('.') || !tag.chars().all(is_plain) {
+            let why = "a tag has 1 to 128 letters, digits and `-_.:@`, and does not begin with a dot";
+            return Err(Error::Argument { op: "Catalog::tag", arg: "tag", value: tag.len() as u64, why });
+        }
+        Ok(self.folder.join(TAGS).join(tag))
+    }
+
+    /// Has a tag name an image of the folder, and none that it named before.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: no such tag can be. [`Error::Io`]: there is no image of this digest.
+    pub fn tag(&self, tag: &str, digest: &Digest) -> Result<()> {
+        let path = self.tag_path(tag)?;
+        let _lock = self.lock()?;
+        self.find(digest)?;
+        let folder = self.folder.join(TAGS);
+        let temp = tempfile::Builder::new().prefix(".tag-").tempfile_in(&folder);
+        let mut temp = temp.map_err(Error::io("create a file beside", &path))?;
+        writeln!(temp, "{digest}").map_err(Error::io("write", &path))?;
+        temp.as_file().sync_all().map_err(Error::io("fsync", &path))?;
+        temp.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
+        let dir = File::open(&folder).map_err(Error::io("open", &folder))?;
+        dir.sync_all().map_err(Error::io("fsync", &folder))
+    }
+
+    /// Takes a tag away.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: there is none.
+    pub fn untag(&self, tag: &str) -> Result<()> {
+        let path = self.tag_path(tag)?;
+        let _lock = self.lock()?;
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))
+    }
+
+    /// Returns what each tag names, in order.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`]: the file of a tag has no digest in it. [`Error::Io`].
+    pub fn tags(&self) -> Result<BTreeMap<String, Digest>> {
+        let folder = self.folder.join(TAGS);
+        let mut tags = BTreeMap::new();
+        for entry in std::fs::read_dir(&folder).map_err(Error::io("read the folder", &folder))? {
+            let entry = entry.map_err(Error::io("read the folder", &folder))?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            if name.starts_with('.') {
+                continue;
+            }
+            let path = entry.path();
+            let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+            let digest = text.trim().parse().map_err(|e: crate::digest::NotADigest| Error::Corrupt {
+                path,
+                what: "a tag",
+                offset: 0,
+                why: e.to_string(),
+            })?;
+            tags.insert(name, digest);
+        }
+        Ok(tags)
+    }
+
+    /// Opens the image that a tag names, or that has this digest.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: there is none; errors of [`Image::open`].
+    pub fn image(&self, name: &str) -> Result<Image> {
+        let digest = match name.parse() {
+            Ok(digest) => digest,
+            Err(_) => {
+                let path = self.tag_path(name)?;
+                let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+                let why = |_| Error::Corrupt { path, what: "a tag", offset: 0, why: "it has no digest in it".into() };
+                text.trim().parse().map_err(why)?
+            }
+        };
+        Image::open(self.find(&digest)?)
+    }
+
+    /// Returns the file of the image with this digest.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: there is none.
+    pub fn find(&self, digest: &Digest) -> Result<PathBuf> {
+        let mut found =
+            self.files()?.into_iter().filter(|p| Image::open(p).is_ok_and(|i| i.file_digest() == Some(*digest)));
+        found.next().ok_or_else(|| {
+            let what = format!("no image with the digest {digest}");
+            Error::io("look in the folder", &self.folder)(std::io::Error::new(std::io::ErrorKind::NotFound, what))
+        })
+    }
+
+    /// Returns the `.sfi` files, in the order of their names.
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let io = || Error::io("read the folder", &self.folder);
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(&self.folder).map_err(io())? {
+            let path = entry.map_err(io())?.path();
+            if path.extension().is_some_and(|e| e == "sfi") {
+                files.push(path);
+            }
+        }
+        files.sort();
+        Ok(files)
+    }
+
+    /// Returns the images of the folder, and the files that are none though they are called so.
+    ///
+    /// # Errors
+    /// As [`Catalog::tags`].
+    #[expect(clippy::type_complexity, reason = "a list of files, and what is wrong with each")]
+    pub fn entries(&self) -> Result<(Vec<Entry>, Vec<(PathBuf, String)>)> {
+        let (tags, mut entries, mut damaged) = (self.tags()?, Vec::new(), Vec::new());
+        for path in self.files()? {
+            let entry = Image::open(&path).and_then(|image| {
+                let digest = image.file_digest().unwrap_or_default();
+                let len_bytes = std::fs::metadata(&path).map_err(Error::io("stat", &path))?.len();
+                let tags = tags.iter().filter(|(_, d)| **d == digest).map(|(t, _)| t.clone()).collect();
+                Ok(Entry { path: path.clone(), digest, len_bytes, tags, needs: image.needs() })
+            });
+            match entry {
+                Ok(entry) => entries.push(entry),
+                Err(e) => damaged.push((path, e.to_string())),
+            }
+        }
+        Ok((entries, damaged))
+    }
+
+    /// Says what a collection would do now.
+    ///
+    /// # Errors
+    /// As [`Catalog::tags`].
+    pub fn plan(&self) -> Result<Plan> {
+        let _lock = self.lock()?;
+        self.decide().map(|(plan, _)| plan)
+    }
+
+    /// Removes what nothing names, holds or needs, and says what that was, and what was kept.
+    ///
+    /// # Errors
+    /// As [`Catalog::tags`]; [`Error::Io`]: a file could not be removed; those before it in [`Plan::remove`] were.
+    pub fn collect(&self) -> Result<Plan> {
+        let _lock = self.lock()?;
+        let (plan, alone) = self.decide()?;
+        for file in alone {
+            file.remove()?;
+        }
+        let dir = File::open(&self.folder).map_err(Error::io("open", &self.folder))?;
+        dir.sync_all().map_err(Error::io("fsync", &self.folder))?;
+        Ok(plan)
+    }
+
+    /// Decides what goes, and takes it for its own, so that nobody comes to hold it meanwhile.
+    fn decide(&self) -> Result<(Plan, Vec<Alone>)> {
+        let (entries, damaged) = self.entries()?;
+        let mut why: BTreeMap<PathBuf, Kept> = BTreeMap::new();
+        let mut alone: BTreeMap<PathBuf, Alone> = BTreeMap::new();
+        for entry in &entries {
+            if !entry.tags.is_empty() {
+                why.insert(entry.path.clone(), Kept::Tagged);
+            } else if let Some(file) = Alone::take(&entry.path)? {
+                alone.insert(entry.path.clone(), file);
+            } else {
+                why.insert(entry.path.clone(), Kept::Held);
+            }
+        }
+        let needs: BTreeMap<&Path, &Entry> = entries.iter().map(|e| (e.path.as_path(), e)).collect();
+        let mut wanted: Vec<PathBuf> = why.keys().cloned().collect();
+        while let Some(path) = wanted.pop() {
+            for below in needs.get(path.as_path()).map(|e| e.needs.as_slice()).unwrap_or_default() {
+                if !why.contains_key(below) {
+                    why.insert(below.clone(), Kept::Needed(path.clone()));
+                    alone.remove(below);
+                    wanted.push(below.clone());
+                }
+            }
+        }
+        let mut plan = Plan { damaged, ..Plan::default() };
+        let mut order = Vec::new();
+        for entry in entries {
+            match why.remove(&entry.path) {
+                Some(kept) => plan.keep.push((entry, kept)),
+                None => match plan.damaged.first() {
+                    Some((by, _)) => plan.keep.push((entry, Kept::Needed(by.clone()))),
+                    None => plan.remove.push(entry),
+                },
+            }
+        }
+        // Whoever needs others goes before them: where this ends half way, no image has lost what it needs.
+        plan.remove.sort_by_key(|e| std::cmp::Reverse(e.needs.len()));
+        for entry in &plan.remove {
+            order.extend(alone.remove(&entry.path));
+        }
+        Ok((plan, order))
+    }
+
+    /// Removes one image.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] names the tag, or the image that needs it; or somebody holds it. [`Error::Io`]: there is none.
+    pub fn remove(&self, digest: &Digest) -> Result<()> {
+        let _lock = self.lock()?;
+        let (entries, _) = self.entries()?;
+        let path = self.find(digest)?;
+        let in_use = |why: String| Err(Error::InUse { path: path.clone(), why });
+        if let Some(tag) = entries.iter().find(|e| e.path == path).and_then(|e| e.tags.first()) {
+            return in_use(format!("the tag `{tag}` names it"));
+        }
+        if let Some(child) = entries.iter().find(|e| e.needs.contains(&path)) {
+            return in_use(format!("{} needs it", child.path.display()));
+        }
+        match Alone::take(&path)? {
+            Some(alone) => alone.remove(),
+            None => in_use("somebody holds it".into()),
+        }
+    }
+}

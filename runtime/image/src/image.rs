@@ -1,0 +1,551 @@
+//! An open image: its regions, its map, and its pages.
+
+use crate::digest::{Content, Digest, GROUP_PAGES, GROUP_SIZE};
+use crate::error::{Error, Result};
+use crate::extent_map::{EXTENT_PAGES, ExtentMap, PAGE_SIZE, Run, Source};
+use crate::layer::{Identity, Layer};
+use crate::lease::Lease;
+use crate::raw;
+use crate::region::Region;
+use crate::sfi::{Below, Integrity, Sfi};
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// An image of memory, whatever its format.
+///
+/// It is opened once, and read from any number of threads, each with a [`Reader`]. Nothing is read but the header until it is
+/// asked for, and files below the image are opened when the first page of theirs is.
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use softfault_image::{Image, PAGE_SIZE};
+///
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("memory.raw");
+/// std::fs::write(&path, vec![7u8; 4 * PAGE_SIZE])?;
+///
+/// let image = Image::open(&path)?;
+/// let mut page = vec![0; PAGE_SIZE];
+/// image.reader().read(3, &mut page)?;
+/// assert_eq!((image.nr_pages(), page[9]), (4, 7));
+/// # Ok(())
+/// # }
+/// ```
+pub struct Image {
+    /// Layer 0 is the image's own file, if it has one.
+    files: Vec<Slot>,
+    map: Map,
+    regions: Vec<Region>,
+    keys: Vec<(String, Vec<u8>)>,
+    nr_pages: u64,
+    integrity: Integrity,
+}
+
+#[derive(Debug)]
+enum Map {
+    Whole(ExtentMap),
+    /// In the tables of layer 0.
+    Tables,
+}
+
+/// A file that pages lie in.
+#[derive(Debug)]
+enum File {
+    Sfi(Box<Sfi>),
+    Raw(Layer),
+}
+
+/// A file that is opened when it is needed, and what it has to be.
+#[derive(Debug)]
+struct Slot {
+    path: PathBuf,
+    below: Option<Below>,
+    file: OnceLock<File>,
+}
+
+impl Slot {
+    fn open(file: File, path: &Path) -> Self {
+        let slot = Self { path: path.into(), below: None, file: OnceLock::new() };
+        let _ = slot.file.set(file);
+        slot
+    }
+
+    /// Returns the file, which is opened and looked at if it was not.
+    fn get(&self) -> Result<&File> {
+        if let Some(file) = self.file.get() {
+            return Ok(file);
+        }
+        let layer = Layer::open(&self.path)?;
+        let file = match &self.below {
+            Some(below) if below.is_sfi => {
+                let sfi = Sfi::open(layer)?;
+                let (wanted, found) = (below.digest, sfi.file_digest());
+                if wanted != found {
+                    let path = self.path.clone();
+                    return Err(Error::Digest { path, what: "the header", offset: 0, wanted, found });
+                }
+                File::Sfi(Box::new(sfi))
+            }
+            Some(below) if layer.len_bytes() != below.len_bytes => {
+                return Err(Error::Changed { path: self.path.clone(), what: "its length" });
+            }
+            Some(below) if below.mtime_ns != 0 && layer.identity().mtime_ns != i128::from(below.mtime_ns) => {
+                return Err(Error::Changed { path: self.path.clone(), what: "its time of modification" });
+            }
+            _ => File::Raw(layer),
+        };
+        // Two threads may open it: one of the two is kept.
+        Ok(self.file.get_or_init(|| file))
+    }
+}
+
+impl fmt::Debug for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path();
+        f.debug_struct("Image").field("path", &path).field("nr_pages", &self.nr_pages).finish_non_exhaustive()
+    }
+}
+
+impl Image {
+    /// Opens an `.sfi` file, or else a raw image: one region at address 0, whose holes are zero.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] and [`Error::Digest`] name what is wrong with the file; [`Error::Unsupported`]; [`Error::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let layer = Layer::open(&path)?;
+        if !Sfi::is_one(&layer) {
+            return raw::stack(layer, Vec::new());
+        }
+        let sfi = Sfi::open(layer)?;
+        let (regions, keys, below) = (sfi.regions()?, sfi.keys()?, sfi.below()?);
+        let (nr_pages, own) = (sfi.nr_pages(), sfi.path().to_path_buf());
+        let folder = own.parent().map(Path::to_path_buf).unwrap_or_default();
+        let mut files = vec![Slot::open(File::Sfi(Box::new(sfi)), &own)];
+        files.extend(below.into_iter().map(|b| {
+            let path = folder.join(&b.name);
+            Slot { path, below: Some(b), file: OnceLock::new() }
+        }));
+        Ok(Self { files, map: Map::Tables, regions, keys, nr_pages, integrity: Integrity::default() })
+    }
+
+    /// Opens a raw image with sparse files over it, the oldest first: their data replaces what is below, their holes show it.
+    /// So Firecracker's diff snapshots are, and QEMU's. Each file is as long as the image.
+    ///
+    /// # Errors
+    /// As [`Image::open`]; [`Error::Corrupt`] where a diff is longer than the image.
+    pub fn raw_stack(base: impl AsRef<Path>, diffs: &[impl AsRef<Path>]) -> Result<Self> {
+        let diffs = diffs.iter().map(Layer::open).collect::<Result<Vec<_>>>()?;
+        raw::stack(Layer::open(base)?, diffs)
+    }
+
+    /// Makes an image of files whose pages a map names: layer 0 is the first.
+    pub(crate) fn of_layers(layers: Vec<Layer>, map: ExtentMap, regions: Vec<Region>) -> Self {
+        let slot = |l: Layer| {
+            let path = l.path().to_path_buf();
+            Slot::open(File::Raw(l), &path)
+        };
+        let (nr_pages, files) = (map.nr_pages(), layers.into_iter().map(slot).collect());
+        let integrity = Integrity::default();
+        Self { files, map: Map::Whole(map), regions, keys: Vec::new(), nr_pages, integrity }
+    }
+
+    /// The same image with other regions: who imports a raw file may know where it was.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] says what is wrong with the first one that is.
+    pub fn with_regions(mut self, regions: Vec<Region>) -> Result<Self> {
+        for (i, region) in regions.iter().enumerate() {
+            let last = i.checked_sub(1).and_then(|i| regions.get(i));
+            region.check(self.nr_pages * PAGE_SIZE as u64, last).map_err(|why| Error::Corrupt {
+                path: self.path().to_path_buf(),
+                what: "the regions that were asked for",
+                offset: region.offset,
+                why,
+            })?;
+        }
+        self.regions = regions;
+        Ok(self)
+    }
+
+    /// The same image, its bytes verified as often as `integrity` says.
+    #[must_use]
+    pub fn with_integrity(mut self, integrity: Integrity) -> Self {
+        self.integrity = integrity;
+        self
+    }
+
+    /// Returns the image's own file, or the oldest of a stack.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.files.first().map(|f| f.path.as_path()).unwrap_or_else(|| Path::new(""))
+    }
+
+    /// Returns the number of pages.
+    #[must_use]
+    pub fn nr_pages(&self) -> u64 {
+        self.nr_pages
+    }
+
+    /// Returns what the image is of, in the order of its pages.
+    #[must_use]
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// Returns what was kept beside the memory, by key, in order: the CPU, the VMM, the application's version.
+    #[must_use]
+    pub fn keys(&self) -> &[(String, Vec<u8>)] {
+        &self.keys
+    }
+
+    /// Returns the value of a key.
+    #[must_use]
+    pub fn key(&self, key: &str) -> Option<&[u8]> {
+        self.keys.iter().find(|(k, _)| k == key).map(|(_, value)| value.as_slice())
+    }
+
+    /// Returns how often bytes are verified.
+    #[must_use]
+    pub fn integrity(&self) -> Integrity {
+        self.integrity
+    }
+
+    fn own(&self) -> Option<&Sfi> {
+        match self.files.first()?.file.get()? {
+            File::Sfi(sfi) => Some(sfi),
+            File::Raw(_) => None,
+        }
+    }
+
+    /// Writes digests of an image that has none (a raw file, a stack, another program's snapshot) into a file of its own, `path`,
+    /// in the same folder: opened, that is the same memory, verified. Reads everything once. Returns the new file's digest.
+    ///
+    /// # Errors
+    /// As [`Writer::over`](crate::Writer::over) and [`Writer::finish`](crate::Writer::finish).
+    pub fn write_sidecar(self: &std::sync::Arc<Self>, path: impl AsRef<Path>) -> Result<Digest> {
+        let over = crate::Writer::over(path, self.nr_pages, std::sync::Arc::clone(self))?;
+        let mut writer = over.digest_parent();
+        self.regions.iter().try_for_each(|r| writer.region(r.clone()))?;
+        self.keys.iter().for_each(|(key, value)| writer.key(key, value));
+        writer.finish()
+    }
+
+    /// Returns the digest of the file, which covers everything in it; `None`: the format has none.
+    #[must_use]
+    pub fn file_digest(&self) -> Option<Digest> {
+        self.own().map(Sfi::file_digest)
+    }
+
+    /// Returns the digest of the memory, if the image knows it; [`Image::compute_content_digest`] finds it out.
+    #[must_use]
+    pub fn content_digest(&self) -> Option<Digest> {
+        self.own().and_then(Sfi::content_digest)
+    }
+
+    /// Returns what the files below are known by: layers of raw files, which have no digests.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: one could not be opened.
+    pub fn identities(&self) -> Result<Vec<(PathBuf, Identity)>> {
+        let mut list = Vec::new();
+        for slot in &self.files {
+            if let File::Raw(layer) = slot.get()? {
+                list.push((slot.path.clone(), layer.identity()));
+            }
+        }
+        Ok(list)
+    }
+
+    /// Returns whether bytes of every layer have digests: else nothing may be called verified.
+    ///
+    /// # Errors
+    /// As [`Image::identities`].
+    pub fn is_verifiable(&self) -> Result<bool> {
+        for slot in &self.files {
+            let has = slot.below.as_ref().is_some_and(|b| !b.groups.is_empty() || b.len_bytes == 0);
+            if matches!(slot.get()?, File::Raw(_)) && !has {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Returns the runs of one extent, in order; `into` is emptied first.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Digest`]: the table is not what it should be.
+    pub fn extent(&self, extent: u64, into: &mut Vec<Run>) -> Result<()> {
+        match (&self.map, self.own()) {
+            (Map::Whole(map), _) => {
+                into.clear();
+                into.extend_from_slice(map.extent(extent));
+            }
+            (Map::Tables, Some(sfi)) => {
+                sfi.extent(extent, into)?;
+                if let Some(run) =
+                    into.iter().find(|r| r.source.layer().is_some_and(|l| usize::from(l) >= self.files.len()))
+                {
+                    return Err(sfi.layer().corrupt("a run", 0, format!("page {} names no layer", run.page)));
+                }
+            }
+            (Map::Tables, None) => into.clear(),
+        }
+        Ok(())
+    }
+
+    /// Returns the whole map: a chain of layers is one map, whatever its length.
+    ///
+    /// # Errors
+    /// As [`Image::extent`].
+    pub fn map(&self) -> Result<ExtentMap> {
+        if let Map::Whole(map) = &self.map {
+            return Ok(map.clone());
+        }
+        let (mut map, mut runs) = (crate::extent_map::Builder::new(self.nr_pages), Vec::new());
+        for extent in 0..self.nr_pages.div_ceil(EXTENT_PAGES) {
+            self.extent(extent, &mut runs)?;
+            runs.iter().for_each(|r| map.put(r.pages(), r.source));
+        }
+        Ok(map.build())
+    }
+
+    /// Returns who reads pages, on one thread.
+    #[must_use]
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { image: self, runs: Vec::new(), extent: None, stored: Vec::new(), frame: None, decoded: Vec::new() }
+    }
+
+    /// Reads the whole image, and returns the digest of its memory.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn compute_content_digest(&self) -> Result<Digest> {
+        let mut content = Content::new(self.nr_pages);
+        self.each_group(0..self.nr_pages.div_ceil(GROUP_PAGES), |_, digest| content.add(&digest))?;
+        Ok(content.finish())
+    }
+
+    /// Calls `f` with the digest of each group of logical pages, in order: out of the tables, or else of the pages.
+    pub(crate) fn each_group(&self, groups: Range<u64>, mut f: impl FnMut(u64, Digest)) -> Result<()> {
+        if let Some(sfi) = self.own().filter(|sfi| sfi.has_content()) {
+            return sfi.each_content(groups, f);
+        }
+        let (mut reader, mut bytes) = (self.reader(), vec![0; GROUP_SIZE]);
+        for g in groups {
+            let first = g * GROUP_PAGES;
+            let nr = GROUP_PAGES.min(self.nr_pages - first) as usize;
+            let bytes = bytes.get_mut(..nr * PAGE_SIZE).unwrap_or_default();
+            reader.read(first, bytes)?;
+            f(g, crate::digest::group(bytes));
+        }
+        Ok(())
+    }
+
+    /// Verifies everything that has digests: tables, frames, pages, and that the pages are the contents that the image says.
+    /// Calls `f` with the bytes done so far.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::Digest`]: the first thing that is wrong; [`Error::Unsupported`]: there are no digests.
+    pub fn verify(&self, f: &mut dyn FnMut(u64)) -> Result<()> {
+        let Some(own) = self.own() else {
+            let why = "write a sidecar of digests, and verify that";
+            return Err(Error::Unsupported { path: self.path().into(), what: "verifying a raw image".into(), why });
+        };
+        let mut done = 0;
+        for slot in &self.files {
+            if let File::Sfi(sfi) = slot.get()? {
+                let before = done;
+                sfi.verify(&mut |now| {
+                    done = before + now;
+                    f(done);
+                })?;
+            }
+        }
+        let Some(wanted) = own.content_digest() else { return Ok(()) };
+        let (mut reader, mut bytes, mut content) = (self.reader(), vec![0; GROUP_SIZE], Content::new(self.nr_pages));
+        for g in 0..self.nr_pages.div_ceil(GROUP_PAGES) {
+            let first = g * GROUP_PAGES;
+            let nr = GROUP_PAGES.min(self.nr_pages - first) as usize;
+            let bytes = bytes.get_mut(..nr * PAGE_SIZE).unwrap_or_default();
+            reader.read(first, bytes)?;
+            content.add(&crate::digest::group(bytes));
+            f(done + first * PAGE_SIZE as u64);
+        }
+        let found = content.finish();
+        if wanted == found {
+            return Ok(());
+        }
+        Err(Error::Digest { path: own.path().into(), what: "the contents", offset: 0, wanted, found })
+    }
+
+    /// Reads a raw layer, and returns the digests of its groups.
+    pub(crate) fn digest_layer(&self, layer: u16) -> Result<Vec<Digest>> {
+        let Some(File::Raw(layer)) = self.files.get(usize::from(layer)).map(Slot::get).transpose()? else {
+            return Ok(Vec::new());
+        };
+        let (mut digests, mut bytes) = (Vec::new(), vec![0; GROUP_SIZE]);
+        let mut pos = 0;
+        while pos < layer.len_bytes() {
+            bytes.truncate((layer.len_bytes() - pos).min(GROUP_SIZE as u64) as usize);
+            layer.read("pages", pos, &mut bytes)?;
+            digests.push(Digest::of(&bytes));
+            pos += bytes.len() as u64;
+        }
+        // It is what was read only if nobody wrote to it meanwhile.
+        layer.check()?;
+        Ok(digests)
+    }
+
+    /// Holds the image's files: who collects in this or another process leaves them alone while the lease lives.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Changed`]: one of them has gone.
+    pub fn lease(&self) -> Result<Lease> {
+        let mut lease = Lease::default();
+        self.files.iter().try_for_each(|slot| lease.hold(&slot.path))?;
+        Ok(lease)
+    }
+
+    /// Returns the files that the image needs beside its own.
+    #[must_use]
+    pub fn needs(&self) -> Vec<PathBuf> {
+        self.files.iter().skip(1).map(|slot| slot.path.clone()).collect()
+    }
+
+    /// Returns the file of a layer.
+    pub(crate) fn layer_path(&self, layer: u16) -> Option<&Path> {
+        self.files.get(usize::from(layer)).map(|s| s.path.as_path())
+    }
+
+    /// Returns what a child has to know of a layer: what it is, and its digests, if it is a raw file that has any.
+    pub(crate) fn describe(&self, layer: u16) -> Result<(Below, Vec<Digest>)> {
+        let Some(slot) = self.files.get(usize::from(layer)) else {
+            return Err(Error::Argument { op: "describe", arg: "layer", value: layer.into(), why: "there is none" });
+        };
+        let name = slot.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        let mut digests = Vec::new();
+        let below = match slot.get()? {
+            File::Sfi(sfi) => {
+                let (digest, len_bytes) = (sfi.file_digest(), sfi.layer().len_bytes());
+                Below { name, is_sfi: true, digest, len_bytes, groups: 0..0, mtime_ns: 0 }
+            }
+            File::Raw(layer) => {
+                if let (Some(own), Some(below)) = (self.own(), &slot.below) {
+                    own.each_stored_group(below.groups.clone(), |d| digests.push(d))?;
+                }
+                let groups = 0..digests.len() as u64;
+                let mtime_ns = u64::try_from(layer.identity().mtime_ns).unwrap_or(0);
+                Below { name, is_sfi: false, digest: Digest::ZERO, len_bytes: layer.len_bytes(), groups, mtime_ns }
+            }
+        };
+        Ok((below, digests))
+    }
+}
+
+/// Reads the pages of an image; each thread has one of its own.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    image: &'a Image,
+    runs: Vec<Run>,
+    /// Whose runs those are.
+    extent: Option<u64>,
+    stored: Vec<u8>,
+    /// Which frame was decoded last, and its pages.
+    frame: Option<(u16, u32)>,
+    decoded: Vec<u8>,
+}
+
+impl Reader<'_> {
+    /// Reads whole pages from page `page` on into `into`, verified as the image's [`Integrity`] says.
+    ///
+    /// What `into` holds after an error is not defined.
+    ///
+    /// # Errors
+    /// [`Error::Digest`], [`Error::Corrupt`]: these pages are not what was saved; other pages can be read. [`Error::Io`];
+    /// [`Error::Changed`]; [`Error::Argument`]: there are not so many pages, or the buffer is not of whole pages.
+    pub fn read(&mut self, page: u64, into: &mut [u8]) -> Result<()> {
+        let argument = |arg, value, why| Error::Argument { op: "Reader::read", arg, value, why };
+        if !into.len().is_multiple_of(PAGE_SIZE) {
+            return Err(argument("into", into.len() as u64, "its length is no multiple of a page"));
+        }
+        let end = page.saturating_add((into.len() / PAGE_SIZE) as u64);
+        if end > self.image.nr_pages {
+            return Err(argument("page", page, "the image ends before"));
+        }
+        let mut at = page;
+        let mut rest = into;
+        while at < end {
+            let run = self.run_at(at)?.cut(&(at..end));
+            let (here, behind) = rest.split_at_mut((run.nr as usize * PAGE_SIZE).min(rest.len()));
+            self.read_run(&run, here)?;
+            (rest, at) = (behind, at + run.nr.max(1));
+        }
+        Ok(())
+    }
+
+    /// Returns the run that holds a page.
+    ///
+    /// # Errors
+    /// As [`Image::extent`].
+    pub fn run_at(&mut self, page: u64) -> Result<Run> {
+        let extent = page / EXTENT_PAGES;
+        if self.extent != Some(extent) {
+            self.extent = None;
+            self.image.extent(extent, &mut self.runs)?;
+            self.extent = Some(extent);
+        }
+        let at = self.runs.partition_point(|r| r.page <= page).checked_sub(1);
+        let run = at.and_then(|at| self.runs.get(at)).filter(|r| r.pages().contains(&page)).copied();
+        run.ok_or(Error::Argument { op: "Reader::run_at", arg: "page", value: page, why: "the image ends before" })
+    }
+
+    fn read_run(&mut self, run: &Run, into: &mut [u8]) -> Result<()> {
+        let (image, integrity) = (self.image, self.image.integrity);
+        let slot = |layer: u16| {
+            let why = "the image has no such layer";
+            let none = || Error::Argument { op: "Reader::read", arg: "layer", value: layer.into(), why };
+            image.files.get(usize::from(layer)).ok_or_else(none)
+        };
+        match run.source {
+            Source::Zero => into.fill(0),
+            Source::Raw { layer, pos } => {
+                let slot = slot(layer)?;
+                match (slot.get()?, &slot.below, image.own()) {
+                    (File::Sfi(sfi), ..) => sfi.read_raw(pos, integrity, into)?,
+                    (File::Raw(file), Some(below), Some(own)) => own.read_below(file, below, pos, integrity, into)?,
+                    (File::Raw(file), ..) => file.read("pages", pos, into)?,
+                }
+            }
+            Source::Frame { layer, frame, page } => {
+                let decoded = self.frame(layer, frame)?;
+                let from = usize::from(page) * PAGE_SIZE;
+                let Some(bytes) = from.checked_add(into.len()).and_then(|to| decoded.get(from..to)) else {
+                    let why = format!("page {} is said to lie behind the end of frame {frame}", run.page);
+                    let path = image.layer_path(layer).unwrap_or_else(|| Path::new("")).into();
+                    return Err(Error::Corrupt { path, what: "a run", offset: 0, why });
+                };
+                into.copy_from_slice(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns all the pages of a frame, decoded: who fills a cache publishes them together.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn frame(&mut self, layer: u16, frame: u32) -> Result<&[u8]> {
+        if self.frame != Some((layer, frame)) {
+            self.frame = None;
+            let why = "a frame lies in no .sfi file";
+            let no_frame = Error::Argument { op: "Reader::frame", arg: "layer", value: layer.into(), why };
+            let slot = self.image.files.get(usize::from(layer));
+            let Some(File::Sfi(sfi)) = slot.map(Slot::get).transpose()? else { return Err(no_frame) };
+            sfi.read_frame(frame, self.image.integrity, &mut self.stored, &mut self.decoded)?;
+            self.frame = Some((layer, frame));
+        }
+        Ok(&self.decoded)
+    }
+}

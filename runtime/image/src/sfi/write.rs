@@ -1,0 +1,496 @@
+//! Writing an `.sfi` file: pages come in order, the tables at the end, the header last, and only then the name.
+
+use super::layout::{
+    self, BLOCK_SIZE, BODY_START, ExtentAt, FrameAt, HEADER_SIZE, Header, KeyAt, LEVELS_MAX, LayerAt, MAGIC, RegionAt,
+    RunAt, Span, Table, TableAt, required,
+};
+use super::{Below, contents::Contents};
+use crate::codec::{Codec, FRAME_MAX};
+use crate::digest::{Digest, GROUP_SIZE, is_zero};
+use crate::error::{Error, Result};
+use crate::extent_map::{Builder, EXTENT_PAGES, ExtentMap, PAGE_SIZE, Source};
+use crate::image::Image;
+use crate::lease::Lease;
+use crate::region::Region;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// Makes an `.sfi` file: of a memory, or of what has changed since another image.
+///
+/// Pages are written in ascending order; those that never are, are zero, or the parent's. The file appears under its name when
+/// [`Writer::finish`] has made everything durable, and not before: whatever happens in between, what was there is there.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    temp: tempfile::NamedTempFile,
+    codec: Codec,
+    frame_pages: usize,
+    nr_pages: u64,
+    next: u64,
+    body: Body,
+    frame: Frame,
+    frames: Vec<FrameAt>,
+    map: Builder,
+    regions: Vec<Region>,
+    keys: Vec<(String, Vec<u8>)>,
+    parent: Option<Arc<Image>>,
+    contents: Contents,
+}
+
+/// Pages that will be one frame.
+#[derive(Debug, Default)]
+struct Frame {
+    bytes: Vec<u8>,
+    pages: Vec<u64>,
+}
+
+/// What has been written of the body, and the digests of its groups.
+#[derive(Debug)]
+struct Body {
+    pos: u64,
+    /// What was not given to the file yet; begins at a group.
+    tail: Vec<u8>,
+    /// In which groups of the tail pages lie as they are.
+    has_raw: Vec<bool>,
+    groups: Vec<Digest>,
+}
+
+/// Bytes of the body that are written at once: a multiple of the group.
+const TAIL_SIZE: usize = 1 << 20;
+
+impl Writer {
+    /// Begins an image of `nr_pages` pages that will be called `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: no temporary file could be made in the folder.
+    pub fn create(path: impl AsRef<Path>, nr_pages: u64) -> Result<Self> {
+        Self::new(path.as_ref(), nr_pages, None)
+    }
+
+    /// Begins an image of what has changed since `parent`, whose pages it shares: the parent's files stay where they are, in the
+    /// same folder, and are needed whenever this one is read. However long the chain, the map is flat.
+    ///
+    /// # Errors
+    /// As [`Writer::create`]; [`Error::Argument`]: a file of the parent lies in another folder.
+    pub fn over(path: impl AsRef<Path>, nr_pages: u64, parent: Arc<Image>) -> Result<Self> {
+        Self::new(path.as_ref(), nr_pages, Some(parent))
+    }
+
+    fn new(path: &Path, nr_pages: u64, parent: Option<Arc<Image>>) -> Result<Self> {
+        let op = "Writer::create";
+        if nr_pages > 1 << 48 {
+            return Err(Error::Argument { op, arg: "nr_pages", value: nr_pages, why: "no memory has so many" });
+        }
+        let mut map = Builder::new(nr_pages);
+        if let Some(parent) = &parent {
+            // The parent's layers come behind the file itself.
+            for run in parent.map()?.runs() {
+                map.put(run.pages(), run.source.in_parent());
+            }
+        }
+        let temp = tempfile::Builder::new().prefix(".softfault-").tempfile_in(folder(path));
+        let temp = temp.map_err(Error::io("create a temporary file beside", path))?;
+        let contents = Contents::new(nr_pages);
+        let (codec, frame_pages) = (Codec::Raw, (64 << 10) / PAGE_SIZE);
+        let body = Body { pos: BODY_START, tail: Vec::new(), has_raw: Vec::new(), groups: Vec::new() };
+        Ok(Self {
+            path: path.into(),
+            temp,
+            codec,
+            frame_pages,
+            nr_pages,
+            next: 0,
+            body,
+            frame: Frame::default(),
+            frames: Vec::new(),
+            map,
+            regions: Vec::new(),
+            keys: Vec::new(),
+            parent,
+            contents,
+        })
+    }
+
+    /// Compresses frames; default: [`Codec::Raw`]. A frame that would not become shorter is stored as it is.
+    #[must_use]
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// How many bytes are compressed together: whole pages, 64 KiB by default, 2 MiB at most. Whoever needs one page of a frame
+    /// decodes all of it.
+    #[must_use]
+    pub fn frame_bytes(mut self, bytes: usize) -> Self {
+        self.frame_pages = (bytes.min(FRAME_MAX) / PAGE_SIZE).max(1);
+        self
+    }
+
+    /// Reads the parent's files that have no digests, and keeps digests of them: then this image can be verified whole.
+    #[must_use]
+    pub fn digest_parent(mut self) -> Self {
+        self.contents.may_read = true;
+        self
+    }
+
+    /// Adds a region; in the order of their pages.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] says what is wrong with it.
+    pub fn region(&mut self, region: Region) -> Result<()> {
+        let checked = region.check(self.nr_pages * PAGE_SIZE as u64, self.regions.last());
+        checked.map_err(|why| Error::Corrupt {
+            path: self.path.clone(),
+            what: "a region that was asked for",
+            offset: region.offset,
+            why,
+        })?;
+        self.regions.push(region);
+        Ok(())
+    }
+
+    /// Keeps a value beside the memory; a key that is there already gets another value.
+    pub fn key(&mut self, key: &str, value: &[u8]) {
+        match self.keys.iter_mut().find(|(k, _)| k == key) {
+            Some((_, old)) => *old = value.to_vec(),
+            None => self.keys.push((key.to_owned(), value.to_vec())),
+        }
+    }
+
+    /// Writes whole pages from page `page` on, behind those that were written before. Pages that are zero take no room.
+    ///
+    /// # Errors
+    /// [`Error::Argument`]: not in order, past the end, or not whole pages. [`Error::Io`]: the disk is full, and so on; then the
+    /// writer can only be dropped, and nothing is left of it. Errors of the parent, where its pages complete what was written.
+    pub fn write(&mut self, page: u64, bytes: &[u8]) -> Result<()> {
+        let argument = |arg, value, why| Error::Argument { op: "Writer::write", arg, value, why };
+        let (chunks, rest) = bytes.as_chunks::<PAGE_SIZE>();
+        let end = page.saturating_add(chunks.len() as u64);
+        if !rest.is_empty() {
+            return Err(argument("bytes", bytes.len() as u64, "they are no whole pages"));
+        }
+        if page < self.next || end > self.nr_pages {
+            return Err(argument("page", page, "pages are written in ascending order, and inside the image"));
+        }
+        if let Some(why) = self.codec.missing() {
+            let what = format!("frames that are stored by {}", self.codec);
+            return Err(Error::Unsupported { path: self.path.clone(), what, why });
+        }
+        for (p, bytes) in (page..end).zip(chunks) {
+            self.contents.write(self.parent.as_deref(), p, bytes)?;
+            if is_zero(bytes) {
+                if self.parent.is_some() {
+                    self.map.put(p..p + 1, Source::Zero);
+                }
+                continue;
+            }
+            let goes_on = self.frame.pages.last().is_none_or(|last| last / EXTENT_PAGES == p / EXTENT_PAGES);
+            if !goes_on || self.frame.pages.len() == self.frame_pages {
+                self.end_frame()?;
+            }
+            self.frame.bytes.extend_from_slice(bytes);
+            self.frame.pages.push(p);
+        }
+        self.next = end;
+        Ok(())
+    }
+
+    /// Stores the pages that were gathered.
+    fn end_frame(&mut self) -> Result<()> {
+        let frame = std::mem::take(&mut self.frame);
+        if frame.pages.is_empty() {
+            return Ok(());
+        }
+        let mut stored = Vec::new();
+        let number = u32::try_from(self.frames.len()).ok().filter(|_| self.codec.encode(&frame.bytes, &mut stored));
+        let pos = self.body.add(
+            self.temp.as_file(),
+            &self.path,
+            if number.is_some() { &stored } else { &frame.bytes },
+            number.is_none(),
+        )?;
+        if number.is_some() {
+            let (stored_len, raw) = (U32::new(stored.len() as u32), U32::new(frame.bytes.len() as u32));
+            let (codec, digest) = (self.codec.code(), Digest::of(&stored));
+            self.frames.push(FrameAt { pos: U64::new(pos), stored: stored_len, raw, codec, zero: [0; 7], digest });
+        }
+        let mut first = 0;
+        for run in frame.pages.chunk_by(|a, b| a + 1 == *b) {
+            let source = match number {
+                Some(frame) => Source::Frame { layer: 0, frame, page: first as u16 },
+                None => Source::Raw { layer: 0, pos: pos + (first * PAGE_SIZE) as u64 },
+            };
+            if let [page, ..] = run {
+                self.map.put(*page..*page + run.len() as u64, source);
+            }
+            first += run.len();
+        }
+        self.frame = Frame { bytes: frame.bytes, pages: frame.pages };
+        self.frame.bytes.clear();
+        self.frame.pages.clear();
+        Ok(())
+    }
+
+    /// Writes the tables and the header, makes everything durable, and gives the file its name. Returns the file digest.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: nothing has got the name, or what had it has it still.
+    pub fn finish(self) -> Result<Digest> {
+        self.finish_held().map(|(digest, _)| digest)
+    }
+
+    /// As [`Writer::finish`]; who collects leaves the file alone until the lease ends, though nothing names it yet.
+    ///
+    /// # Errors
+    /// As [`Writer::finish`].
+    pub fn finish_held(mut self) -> Result<(Digest, Lease)> {
+        self.end_frame()?;
+        let body_end = self.body.end(self.temp.as_file(), &self.path)?;
+        let content = self.contents.finish(self.parent.as_deref())?;
+        let mut tables = Tables::new();
+        let (map, below) = self.layers(&mut tables)?;
+        tables.map(&map);
+        tables.regions(&self.regions);
+        tables.keys(&self.keys);
+        tables.add(Table::Frames, self.frames.as_bytes(), self.frames.len());
+        tables.add(Table::Content, content.groups.as_bytes(), content.groups.len());
+        tables.end();
+        let mut header = Header::new_zeroed();
+        (header.magic, header.version) = (MAGIC, U32::new(layout::VERSION));
+        header.page_size = U32::new(PAGE_SIZE as u32);
+        let zstd = self.frames.iter().any(|f| f.codec == Codec::Zstd { level: 0 }.code());
+        let required = if zstd { required::ZSTD } else { 0 } | if below { required::LAYERS } else { 0 };
+        header.required = U64::new(required);
+        header.nr_pages = U64::new(self.nr_pages);
+        header.body_end = U64::new(body_end);
+        header.content = content.digest.unwrap_or(Digest::ZERO);
+        let levels_at = body_end.next_multiple_of(PAGE_SIZE as u64);
+        header.levels_at = U64::new(levels_at);
+        header.tables = tables.at;
+        let io = |op| Error::io(op, &self.path);
+        let mut at = levels_at;
+        let mut level = tables.bytes;
+        for len in &mut header.levels {
+            *len = U64::new(level.len() as u64);
+            self.temp.as_file().write_all_at(&level, at).map_err(io("write"))?;
+            at += level.len() as u64;
+            let digests: Vec<Digest> = level.chunks(BLOCK_SIZE).map(Digest::of).collect();
+            if let [root] = digests[..] {
+                header.root = root;
+                break;
+            }
+            level = digests.as_bytes().to_vec();
+        }
+        debug_assert!(header.root != Digest::ZERO, "{LEVELS_MAX} levels are enough for any image");
+        header.len_bytes = U64::new(at);
+        header.digest = header.own_digest();
+        self.temp.as_file().write_all_at(header.as_bytes(), 0).map_err(io("write"))?;
+        self.temp.as_file().sync_all().map_err(io("fsync"))?;
+        let mut lease = Lease::default();
+        lease.hold_open(&self.path, self.temp.reopen().map_err(io("open"))?)?;
+        persist(self.temp, &self.path)?;
+        Ok((header.digest, lease))
+    }
+
+    /// Writes the table of layers; returns the map by their final numbers, and whether there are any.
+    fn layers(&mut self, tables: &mut Tables) -> Result<(ExtentMap, bool)> {
+        let map = std::mem::replace(&mut self.map, Builder::new(0)).build();
+        let mut used: Vec<u16> = map.runs().iter().filter_map(|r| r.source.layer()).filter(|l| *l > 0).collect();
+        used.sort_unstable();
+        used.dedup();
+        let mut numbers = vec![0u16; used.last().map_or(1, |l| usize::from(*l) + 1)];
+        let mut groups = std::mem::take(&mut self.body.groups);
+        let mut records = Vec::new();
+        for (to, from) in (1u16..).zip(&used) {
+            let Some(parent) = &self.parent else { break };
+            if let Some(slot) = numbers.get_mut(usize::from(*from)) {
+                *slot = to;
+            }
+            let (below, mut digests) = parent.describe(from - 1)?;
+            if self.contents.may_read && !below.is_sfi && digests.is_empty() {
+                digests = parent.digest_layer(from - 1)?;
+            }
+            let is_beside = parent.layer_path(from - 1).is_some_and(|p| same_folder(p, &self.path));
+            if !is_beside || below.name.is_empty() {
+                let why = "a file of the parent lies in another folder than the image, or has no name that is UTF-8";
+                return Err(Error::Argument { op: "Writer::finish", arg: "parent", value: u64::from(from - 1), why });
+            }
+            records.push(tables.layer(&below, groups.len() as u64, digests.len() as u64));
+            groups.extend(digests);
+        }
+        tables.add(Table::Layers, records.as_bytes(), records.len());
+        tables.add(Table::Groups, groups.as_bytes(), groups.len());
+        Ok((Builder::over(&map, &numbers).build(), !records.is_empty()))
+    }
+}
+
+impl Source {
+    /// The same, said by a child: its own file comes first.
+    fn in_parent(self) -> Self {
+        match self {
+            Self::Zero => Self::Zero,
+            Self::Raw { layer, pos } => Self::Raw { layer: layer.saturating_add(1), pos },
+            Self::Frame { layer, frame, page } => Self::Frame { layer: layer.saturating_add(1), frame, page },
+        }
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
+}
+
+fn same_folder(a: &Path, b: &Path) -> bool {
+    folder(a) == folder(b) || matches!((folder(a).canonicalize(), folder(b).canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Gives a finished file its name, and makes the name durable.
+fn persist(temp: tempfile::NamedTempFile, path: &Path) -> Result<()> {
+    temp.persist(path).map_err(|e| Error::io("rename to", path)(e.error))?;
+    let dir = File::open(folder(path)).map_err(Error::io("open the folder of", path))?;
+    dir.sync_all().map_err(Error::io("fsync the folder of", path))
+}
+
+impl Body {
+    /// Adds bytes; `raw`: pages, at a multiple of the page. Returns where they lie.
+    fn add(&mut self, file: &File, path: &Path, bytes: &[u8], raw: bool) -> Result<u64> {
+        if raw {
+            let at = self.end_pos();
+            self.tail.resize(self.tail.len() + (at.next_multiple_of(PAGE_SIZE as u64) - at) as usize, 0);
+        }
+        let (at, from) = (self.end_pos(), self.tail.len());
+        self.tail.extend_from_slice(bytes);
+        self.has_raw.resize(self.tail.len().div_ceil(GROUP_SIZE), false);
+        if raw {
+            self.has_raw.iter_mut().skip(from / GROUP_SIZE).for_each(|has| *has = true);
+        }
+        if self.tail.len() >= TAIL_SIZE {
+            self.flush(file, path, self.tail.len() / GROUP_SIZE * GROUP_SIZE)?;
+        }
+        Ok(at)
+    }
+
+    fn end_pos(&self) -> u64 {
+        self.pos + self.tail.len() as u64
+    }
+
+    /// Gives the first `len` bytes of the tail to the file.
+    fn flush(&mut self, file: &File, path: &Path, len: usize) -> Result<()> {
+        let bytes = self.tail.get(..len).unwrap_or_default();
+        file.write_all_at(bytes, self.pos).map_err(Error::io("write", path))?;
+        for (group, has_raw) in bytes.chunks(GROUP_SIZE).zip(&self.has_raw) {
+            self.groups.push(if *has_raw { Digest::of(group) } else { Digest::ZERO });
+        }
+        self.pos += len as u64;
+        self.tail.drain(..len);
+        self.has_raw.drain(..len.div_ceil(GROUP_SIZE).min(self.has_raw.len()));
+        Ok(())
+    }
+
+    fn end(&mut self, file: &File, path: &Path) -> Result<u64> {
+        self.flush(file, path, self.tail.len())?;
+        Ok(self.pos)
+    }
+}
+
+/// The tables as they will lie in the file.
+#[derive(Debug)]
+struct Tables {
+    bytes: Vec<u8>,
+    at: [TableAt; layout::TABLES_MAX],
+    nr: usize,
+    /// What becomes the table of bytes.
+    strings: Vec<u8>,
+}
+
+impl Tables {
+    fn new() -> Self {
+        // One byte that nobody names: tables are never empty.
+        Self { bytes: Vec::new(), at: FromZeros::new_zeroed(), nr: 0, strings: vec![0] }
+    }
+
+    /// Adds a table. Small ones share a block.
+    fn add(&mut self, table: Table, bytes: &[u8], nr: usize) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
+        if let Some(at) = self.at.get_mut(self.nr) {
+            at.kind = U32::new(table as u32);
+            at.entry = U32::new(table.entry_size() as u32);
+            at.offset = U64::new(self.bytes.len() as u64);
+            at.nr = U64::new(nr as u64);
+        }
+        self.nr += 1;
+        let _ = self.bytes.write_all(bytes);
+    }
+
+    fn span(&mut self, bytes: &[u8]) -> Span {
+        let offset = U64::new(self.strings.len() as u64);
+        self.strings.extend_from_slice(bytes);
+        Span { offset, len: U64::new(bytes.len() as u64) }
+    }
+
+    fn map(&mut self, map: &ExtentMap) {
+        let (mut extents, mut runs) = (Vec::new(), Vec::new());
+        for extent in 0..map.nr_pages().div_ceil(EXTENT_PAGES) {
+            let of = map.extent(extent);
+            let zero = U32::ZERO;
+            extents.push(ExtentAt { first: U64::new(runs.len() as u64), nr: U32::new(of.len() as u32), zero });
+            for run in of {
+                let (kind, layer, value) = match run.source {
+                    Source::Zero => (RunAt::ZERO, 0, 0),
+                    Source::Raw { layer, pos } => (RunAt::RAW, layer, pos),
+                    Source::Frame { layer, frame, page } => {
+                        (RunAt::FRAME, layer, u64::from(frame) << 16 | u64::from(page))
+                    }
+                };
+                let (page, nr) = (U16::new((run.page % EXTENT_PAGES) as u16), U16::new(run.nr as u16));
+                runs.push(RunAt { page, nr, kind, zero: 0, layer: U16::new(layer), value: U64::new(value) });
+            }
+        }
+        self.add(Table::Extents, extents.as_bytes(), extents.len());
+        self.add(Table::Runs, runs.as_bytes(), runs.len());
+    }
+
+    fn regions(&mut self, regions: &[Region]) {
+        let mut records = Vec::new();
+        for r in regions {
+            let (address, offset, len) = (U64::new(r.address), U64::new(r.offset), U64::new(r.len_bytes));
+            let name = self.span(r.name.as_bytes());
+            records.push(RegionAt { name, address, offset, len, prot: U32::new(r.prot.bits()), zero: U32::ZERO });
+        }
+        self.add(Table::Regions, records.as_bytes(), records.len());
+    }
+
+    fn keys(&mut self, keys: &[(String, Vec<u8>)]) {
+        let mut records = Vec::new();
+        for (key, value) in keys {
+            let (key, value) = (self.span(key.as_bytes()), self.span(value));
+            records.push(KeyAt { key, value });
+        }
+        self.add(Table::Keys, records.as_bytes(), records.len());
+    }
+
+    fn layer(&mut self, below: &Below, first_group: u64, nr_groups: u64) -> LayerAt {
+        LayerAt {
+            name: self.span(below.name.as_bytes()),
+            kind: U32::new(if below.is_sfi { LayerAt::SFI } else { LayerAt::RAW }),
+            zero: U32::ZERO,
+            digest: below.digest,
+            len_bytes: U64::new(below.len_bytes),
+            first_group: U64::new(first_group),
+            nr_groups: U64::new(nr_groups),
+            mtime_ns: U64::new(if nr_groups == 0 { below.mtime_ns } else { 0 }),
+        }
+    }
+
+    /// Adds what names and values are, last.
+    fn end(&mut self) {
+        let strings = std::mem::take(&mut self.strings);
+        self.add(Table::Bytes, &strings, strings.len());
+    }
+}
+
+const _: () = assert!(HEADER_SIZE as u64 <= BODY_START, "the header lies before the body");

@@ -1,0 +1,154 @@
+//! Names, leases, and what a collection takes: never what a name, a holder or a child needs, whatever happens meanwhile.
+
+mod common;
+
+use common::{filled, read_all};
+use softfault_image::{Catalog, Digest, Error, Image, Kept, PAGE_SIZE, Writer};
+use std::path::Path;
+use std::sync::Arc;
+
+fn full(path: &Path, seed: u64) -> Digest {
+    let mut w = Writer::create(path, 50).expect("create");
+    w.write(0, &filled(50, seed).concat()).expect("write");
+    w.finish().expect("finish")
+}
+
+fn child(path: &Path, parent: &Path, value: u8) -> Digest {
+    let parent = Arc::new(Image::open(parent).expect("open"));
+    let mut w = Writer::over(path, 50, parent).expect("create");
+    w.write(3, &[value; PAGE_SIZE]).expect("write");
+    w.finish().expect("finish")
+}
+
+fn removed(plan: &softfault_image::Plan) -> Vec<String> {
+    let name = |p: &Path| p.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut names: Vec<_> = plan.remove.iter().map(|e| name(&e.path)).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn only_what_nobody_needs_is_collected() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(format!("{name}.sfi"));
+    let catalog = Catalog::open(folder.path()).expect("open");
+    full(&at("base"), 1);
+    child(&at("middle"), &at("base"), 2);
+    let top = child(&at("top"), &at("middle"), 3);
+    full(&at("loose"), 4);
+    full(&at("held"), 5);
+    catalog.tag("release:1.4", &top).expect("tag");
+    assert_eq!(catalog.tags().expect("tags").get("release:1.4"), Some(&top));
+    let held = Image::open(at("held")).expect("open").lease().expect("lease");
+
+    let plan = catalog.plan().expect("plan");
+    // The newest shares pages with the base alone: what was between is flat, and is needed only where a page of it is shown.
+    assert_eq!(removed(&plan), ["loose.sfi", "middle.sfi"]);
+    let why = |name: &str| plan.keep.iter().find(|(e, _)| e.path == at(name)).map(|(_, why)| why.clone());
+    assert_eq!((why("top"), why("held")), (Some(Kept::Tagged), Some(Kept::Held)));
+    assert_eq!(why("base"), Some(Kept::Needed(at("top"))));
+    assert!(at("loose").exists(), "a plan changes nothing");
+
+    assert_eq!(removed(&catalog.collect().expect("collect")), ["loose.sfi", "middle.sfi"]);
+    assert!(!at("loose").exists() && at("base").exists() && at("held").exists());
+    assert_eq!(read_all(&catalog.image("release:1.4").expect("by its tag"))[3], [3; PAGE_SIZE]);
+    assert_eq!(catalog.image(&top.to_string()).expect("by its digest").file_digest(), Some(top));
+    drop(held);
+    catalog.untag("release:1.4").expect("untag");
+    assert_eq!(removed(&catalog.collect().expect("collect")), ["base.sfi", "held.sfi", "top.sfi"]);
+}
+
+#[test]
+fn what_is_used_is_not_removed_and_says_why() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(format!("{name}.sfi"));
+    let catalog = Catalog::open(folder.path()).expect("open");
+    let (base, other) = (full(&at("base"), 1), full(&at("other"), 2));
+    child(&at("top"), &at("base"), 3);
+    catalog.tag("x", &other).expect("tag");
+    let refused = |digest: &Digest, wanted: &str| match catalog.remove(digest) {
+        Err(Error::InUse { why, .. }) => assert!(why.contains(wanted), "{why}"),
+        r => panic!("{wanted}: {r:?}"),
+    };
+    refused(&base, "top.sfi needs it");
+    refused(&other, "the tag `x`");
+    catalog.untag("x").expect("untag");
+    let lease = Image::open(at("other")).expect("open").lease().expect("lease");
+    refused(&other, "somebody holds it");
+    drop(lease);
+    catalog.remove(&other).expect("nobody needs it");
+    assert!(matches!(catalog.remove(&other), Err(Error::Io { .. })), "there is none");
+    assert!(matches!(catalog.tag("x", &other), Err(Error::Io { .. })), "there is none to be named");
+    for bad in ["", ".x", "a/b", "..", "é", &"x".repeat(129)] {
+        assert!(matches!(catalog.tag(bad, &base), Err(Error::Argument { .. })), "{bad}");
+    }
+}
+
+#[test]
+fn nothing_goes_while_a_file_cannot_be_read() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let catalog = Catalog::open(folder.path()).expect("open");
+    full(&folder.path().join("a.sfi"), 1);
+    let damaged = folder.path().join("b.sfi");
+    full(&damaged, 2);
+    let mut bytes = std::fs::read(&damaged).expect("read");
+    bytes[100] ^= 1;
+    std::fs::write(&damaged, bytes).expect("write");
+    let plan = catalog.collect().expect("collect");
+    assert!(plan.remove.is_empty() && plan.damaged.len() == 1 && plan.damaged[0].1.contains("b.sfi"), "{plan:?}");
+    assert!(damaged.exists());
+}
+
+/// A lease that is asked for while the file is being removed is refused, or holds the file.
+#[test]
+fn a_lease_and_a_collection_do_not_both_succeed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.sfi");
+    let catalog = Catalog::open(folder.path()).expect("open");
+    let (mut kept, mut gone) = (0, 0);
+    for round in 0..60 {
+        full(&path, round);
+        std::thread::scope(|s| {
+            let other = s.spawn(|| Image::open(&path).and_then(|image| image.lease()));
+            let plan = catalog.collect().expect("collect");
+            let lease = other.join().expect("thread");
+            match lease {
+                Ok(lease) => {
+                    assert!(plan.remove.is_empty() && path.exists(), "round {round}: it is held, and was removed");
+                    drop(lease);
+                    kept += 1;
+                }
+                Err(_) => gone += 1,
+            }
+        });
+        let _ = std::fs::remove_file(&path);
+    }
+    println!("{kept} held, {gone} removed");
+}
+
+#[test]
+fn a_sidecar_makes_a_raw_image_verifiable() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (raw, side) = (folder.path().join("m.raw"), folder.path().join("m.raw.sfi"));
+    let model = filled(200, 7);
+    std::fs::write(&raw, model.concat()).expect("write");
+    let bare = Arc::new(Image::open(&raw).expect("open"));
+    let digest = bare.write_sidecar(&side).expect("sidecar");
+    let image = Image::open(&side).expect("open");
+    assert_eq!((image.file_digest(), image.is_verifiable().expect("layers")), (Some(digest), true));
+    assert_eq!(read_all(&image), model);
+    assert_eq!(image.content_digest(), Some(bare.compute_content_digest().expect("digest")));
+    assert_eq!(image.regions(), bare.regions());
+    image.verify(&mut |_| ()).expect("verify");
+    let len = std::fs::metadata(&side).expect("stat").len();
+    assert!(len < 100_000, "{len} bytes for digests of 200 pages");
+    // A byte of the raw file changes: its group is refused, by the raw file's name.
+    let file = std::fs::OpenOptions::new().write(true).open(&raw).expect("open");
+    std::os::unix::fs::FileExt::write_all_at(&file, &[0xff; 9], 50 * 4096 + 5).expect("write");
+    let image = Image::open(&side).expect("open");
+    let mut page = [0; PAGE_SIZE];
+    let error = image.reader().read(50, &mut page).expect_err("it was changed");
+    assert!(matches!(error, Error::Digest { .. }) && error.to_string().contains("m.raw"), "{error}");
+    image.reader().read(60, &mut page).expect("others are well");
+    assert!(image.verify(&mut |_| ()).expect_err("it was changed").is_corruption());
+}
