@@ -65,6 +65,11 @@ impl Source {
         }
     }
 
+    /// Returns the same, its layer's number `by` higher: where files have come in front of it.
+    pub(crate) fn above(self, by: u16) -> Self {
+        self.layer().map_or(self, |layer| self.on_layer(layer.saturating_add(by)))
+    }
+
     fn on_layer(self, to: u16) -> Self {
         match self {
             Self::Zero => Self::Zero,

@@ -3,11 +3,12 @@
 use crate::digest::{Content, Digest, GROUP_PAGES, GROUP_SIZE};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, ExtentMap, PAGE_SIZE, Run, Source};
+use crate::integrity::Integrity;
 use crate::layer::{Identity, Layer};
 use crate::lease::Lease;
 use crate::raw;
 use crate::region::Region;
-use crate::sfi::{Below, Integrity, Sfi};
+use crate::sfi::{Below, Sfi};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -116,7 +117,7 @@ impl Image {
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let layer = Layer::open(&path)?;
         if !Sfi::is_one(&layer) {
-            return raw::stack(layer, Vec::new());
+            return raw::stack(vec![layer]).map(|(layers, map, regions)| Self::of_layers(layers, map, regions));
         }
         let sfi = Sfi::open(layer)?;
         let (regions, keys, below) = (sfi.regions()?, sfi.keys()?, sfi.below()?);
@@ -136,8 +137,10 @@ impl Image {
     /// # Errors
     /// As [`Image::open`]; [`Error::Corrupt`] where a diff is longer than the image.
     pub fn raw_stack(base: impl AsRef<Path>, diffs: &[impl AsRef<Path>]) -> Result<Self> {
-        let diffs = diffs.iter().map(Layer::open).collect::<Result<Vec<_>>>()?;
-        raw::stack(Layer::open(base)?, diffs)
+        let all = std::iter::once(base.as_ref()).chain(diffs.iter().map(AsRef::as_ref));
+        let layers = all.map(Layer::open).collect::<Result<Vec<_>>>()?;
+        let (layers, map, regions) = raw::stack(layers)?;
+        Ok(Self::of_layers(layers, map, regions))
     }
 
     /// Makes an image of files whose pages a map names: layer 0 is the first.
@@ -217,19 +220,6 @@ impl Image {
             File::Sfi(sfi) => Some(sfi),
             File::Raw(_) => None,
         }
-    }
-
-    /// Writes digests of an image that has none (a raw file, a stack, another program's snapshot) into a file of its own, `path`,
-    /// in the same folder: opened, that is the same memory, verified. Reads everything once. Returns the new file's digest.
-    ///
-    /// # Errors
-    /// As [`Writer::over`](crate::Writer::over) and [`Writer::finish`](crate::Writer::finish).
-    pub fn write_sidecar(self: &std::sync::Arc<Self>, path: impl AsRef<Path>) -> Result<Digest> {
-        let over = crate::Writer::over(path, self.nr_pages, std::sync::Arc::clone(self))?;
-        let mut writer = over.digest_parent();
-        self.regions.iter().try_for_each(|r| writer.region(r.clone()))?;
-        self.keys.iter().for_each(|(key, value)| writer.key(key, value));
-        writer.finish()
     }
 
     /// Returns the digest of the file, which covers everything in it; `None`: the format has none.

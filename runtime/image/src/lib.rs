@@ -27,6 +27,17 @@
 //! # }
 //! ```
 //!
+//! # The floors
+//!
+//! ```text
+//! error digest extent_map         what is wrong, what identifies bytes, where each page comes from
+//! codec layer region integrity lease
+//! sfi raw                         how images lie in files
+//! image                           an open one, and who reads it
+//! write                           a new one
+//! import catalog sidecar          others' snapshots, names, digests for what has none
+//! ```
+//!
 //! # What may be trusted
 //!
 //! A file is taken for hostile until it is verified: every table is copied, verified, then checked against its bounds, and
@@ -45,12 +56,14 @@ mod error;
 mod extent_map;
 mod image;
 pub mod import;
+mod integrity;
 mod layer;
 mod lease;
 mod raw;
 mod region;
-mod seen;
 mod sfi;
+mod sidecar;
+mod write;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
@@ -62,8 +75,9 @@ pub use digest::{Content, Digest, GROUP_PAGES, GROUP_SIZE, NotADigest, group, is
 pub use error::{Error, Result};
 pub use extent_map::{Builder, EXTENT_PAGES, ExtentMap, Fragmentation, PAGE_SIZE, Run, Source};
 pub use image::{Image, Reader};
+pub use integrity::Integrity;
 pub use layer::{Identity, Layer};
 pub use lease::Lease;
 pub use region::{Prot, Region};
-pub use sfi::Integrity;
-pub use sfi::write::Writer;
+pub use sidecar::write_sidecar;
+pub use write::Writer;

@@ -1,24 +1,24 @@
 //! Raw images and sparse diffs over them: the page at an offset of the file is the page at that offset of the memory.
 
 use crate::error::{Error, Result};
-use crate::extent_map::{Builder, PAGE_SIZE, Source};
-use crate::image::Image;
+use crate::extent_map::{Builder, ExtentMap, PAGE_SIZE, Source};
 use crate::layer::Layer;
 use crate::region::{Prot, Region};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 use std::ops::Range;
 
-/// Makes an image of a raw file and the diffs over it, the oldest first.
-pub(crate) fn stack(base: Layer, diffs: Vec<Layer>) -> Result<Image> {
+/// Returns the layers, the map and the one region of a raw file, the first, and the diffs over it, the oldest first.
+pub(crate) fn stack(layers: Vec<Layer>) -> Result<(Vec<Layer>, ExtentMap, Vec<Region>)> {
+    let Some(base) = layers.first() else { return Ok((layers, ExtentMap::default(), Vec::new())) };
     let len = base.len_bytes();
-    if u16::try_from(diffs.len()).is_err() {
-        let (arg, value) = ("diffs", diffs.len() as u64);
+    if u16::try_from(layers.len()).is_err() {
+        let (arg, value) = ("diffs", layers.len() as u64 - 1);
         return Err(Error::Argument { op: "Image::raw_stack", arg, value, why: "65,535 layers are the most" });
     }
-    check_len(&base, len)?;
+    check_len(base, len)?;
     let mut map = Builder::new(len / PAGE_SIZE as u64);
-    for (n, layer) in std::iter::once(&base).chain(&diffs).enumerate() {
+    for (n, layer) in layers.iter().enumerate() {
         check_len(layer, len)?;
         for data in data(layer)? {
             // Diffs are written by whole pages; what a file system with smaller blocks calls a hole in one is zero.
@@ -30,7 +30,7 @@ pub(crate) fn stack(base: Layer, diffs: Vec<Layer>) -> Result<Image> {
     let name = base.path().file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let region = Region { name, address: 0, offset: 0, len_bytes: len, prot: Prot::READ | Prot::WRITE };
     let regions = if len == 0 { Vec::new() } else { vec![region] };
-    Ok(Image::of_layers(std::iter::once(base).chain(diffs).collect(), map.build(), regions))
+    Ok((layers, map.build(), regions))
 }
 
 fn check_len(layer: &Layer, len: u64) -> Result<()> {

@@ -39,6 +39,19 @@ pub(crate) const HOUSES: &[House] = &[
         knots: &[],
     },
     House {
+        root: "runtime/image/src/lib.rs",
+        floors: &[
+            &["error", "digest", "extent_map"],
+            &["codec", "layer", "region", "integrity", "lease"],
+            &["sfi", "raw"],
+            &["image"],
+            &["write"],
+            &["import", "catalog", "sidecar"],
+        ],
+        elsewhere: &[],
+        knots: &[],
+    },
+    House {
         root: "bindings-c/src/lib.rs",
         floors: &[
             &["consts", "error"],

@@ -6,9 +6,9 @@ use crate::codec::{Codec, FRAME_MAX};
 use crate::digest::{Digest, GROUP_SIZE};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, PAGE_SIZE, Run, Source};
+use crate::integrity::{Integrity, Seen};
 use crate::layer::Layer;
 use crate::region::{Prot, Region};
-use crate::seen::Seen;
 use std::ops::Range;
 use std::path::Path;
 
@@ -38,18 +38,6 @@ pub(crate) struct Below {
     pub(crate) groups: Range<u64>,
     /// If it is raw and has no digests: when it was written last; 0: not known.
     pub(crate) mtime_ns: u64,
-}
-
-/// What is done with bytes before they are given out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Integrity {
-    /// Each time that they are read they are verified, where there are digests.
-    #[default]
-    Lazy,
-    /// The first time: who can change the file afterwards is trusted, or cannot.
-    Once,
-    /// Never: the file is what it was when it was written.
-    Trusted,
 }
 
 impl Sfi {

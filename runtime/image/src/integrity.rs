@@ -1,10 +1,21 @@
-//! Which units have been verified once, for [`Integrity::Once`].
+//! How often bytes are verified, and which have been.
 
-use crate::sfi::Integrity;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// One bit a unit, made when the first one is noted.
+/// What is done with bytes before they are given out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Integrity {
+    /// Each time that they are read they are verified, where there are digests.
+    #[default]
+    Lazy,
+    /// The first time: who can change the file afterwards is trusted, or cannot.
+    Once,
+    /// Never: the file is what it was when it was written.
+    Trusted,
+}
+
+/// Which units were verified, for [`Integrity::Once`]: one bit a unit, made when the first one is noted.
 #[derive(Debug)]
 pub(crate) struct Seen {
     nr: u64,

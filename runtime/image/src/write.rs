@@ -1,10 +1,7 @@
 //! Writing an `.sfi` file: pages come in order, the tables at the end, the header last, and only then the name.
 
-use super::layout::{
-    self, BLOCK_SIZE, BODY_START, ExtentAt, FrameAt, HEADER_SIZE, Header, KeyAt, LEVELS_MAX, LayerAt, MAGIC, RegionAt,
-    RunAt, Span, Table, TableAt, required,
-};
-use super::{Below, contents::Contents};
+mod contents;
+
 use crate::codec::{Codec, FRAME_MAX};
 use crate::digest::{Digest, GROUP_SIZE, is_zero};
 use crate::error::{Error, Result};
@@ -12,6 +9,12 @@ use crate::extent_map::{Builder, EXTENT_PAGES, ExtentMap, PAGE_SIZE, Source};
 use crate::image::Image;
 use crate::lease::Lease;
 use crate::region::Region;
+use crate::sfi::Below;
+use crate::sfi::layout::{
+    self, BLOCK_SIZE, BODY_START, ExtentAt, FrameAt, HEADER_SIZE, Header, KeyAt, LEVELS_MAX, LayerAt, MAGIC, RegionAt,
+    RunAt, Span, Table, TableAt, required,
+};
+use contents::Contents;
 use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt;
@@ -90,7 +93,7 @@ impl Writer {
         if let Some(parent) = &parent {
             // The parent's layers come behind the file itself.
             for run in parent.map()?.runs() {
-                map.put(run.pages(), run.source.in_parent());
+                map.put(run.pages(), run.source.above(1));
             }
         }
         let temp = tempfile::Builder::new().prefix(".softfault-").tempfile_in(folder(path));
@@ -326,17 +329,6 @@ impl Writer {
         tables.add(Table::Layers, records.as_bytes(), records.len());
         tables.add(Table::Groups, groups.as_bytes(), groups.len());
         Ok((Builder::over(&map, &numbers).build(), !records.is_empty()))
-    }
-}
-
-impl Source {
-    /// The same, said by a child: its own file comes first.
-    fn in_parent(self) -> Self {
-        match self {
-            Self::Zero => Self::Zero,
-            Self::Raw { layer, pos } => Self::Raw { layer: layer.saturating_add(1), pos },
-            Self::Frame { layer, frame, page } => Self::Frame { layer: layer.saturating_add(1), frame, page },
-        }
     }
 }
 
