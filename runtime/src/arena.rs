@@ -12,6 +12,7 @@ pub(crate) mod pin;
 mod place;
 mod publish;
 mod replace;
+mod room;
 mod set;
 mod unmap;
 pub(crate) mod vma;
@@ -22,6 +23,7 @@ pub use crate::types::{Prot, Sharing};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result, parent_only, system};
 use crate::lease::Table;
+use crate::masked;
 use crate::object::Object;
 use crate::object::fault::{self, Place};
 use crate::process::registry;
@@ -158,7 +160,7 @@ impl ArenaBuilder {
             lookup_first: self.lookup_first,
             extents,
             granules,
-            vmas: Mutex::new(VmaSet::default()),
+            vmas: masked::Mutex::new(VmaSet::default()),
             owed: Mutex::new(Vec::new()),
             pid: std::process::id(),
         };
@@ -223,7 +225,7 @@ pub(crate) struct ArenaInner {
     pub(crate) lookup_first: bool,
     pub(crate) extents: Table<Extent>,
     granules: Table<AtomicU64>,
-    pub(crate) vmas: Mutex<VmaSet>,
+    pub(crate) vmas: masked::Mutex<VmaSet>,
     pub(crate) owed: Mutex<Vec<Owed>>,
     pid: u32,
 }
@@ -310,7 +312,8 @@ impl ArenaInner {
             section::synchronize();
             let (addr, prot) = (self.base + range.start, mem::PROT_READ | mem::PROT_WRITE);
             // SAFETY: the arena's own range; its mapping permits stores, and its pages are pinned, uptodate and dirty.
-            return unsafe { mem::mprotect(addr, range.len(), prot) }.map_err(system(op, "mprotect"));
+            let opened = self.with_room(|| unsafe { mem::mprotect(addr, range.len(), prot) });
+            return opened.map_err(system(op, "mprotect"));
         }
         let advice = if access == Access::Write { mem::MADV_POPULATE_WRITE } else { mem::MADV_POPULATE_READ };
         let mut patience = 1_000;

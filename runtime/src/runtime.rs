@@ -424,7 +424,7 @@ impl Runtime {
     pub fn reinstall_handlers(&self) -> Result<()> {
         parent_only("Runtime::reinstall_handlers")?;
         let _registry = registry::lock();
-        softfault_platform::trap::chain::install(softfault_platform::trap::entry::on_signal)
+        softfault_platform::trap::chain::install(softfault_platform::trap::on_signal)
             .map_err(system("Runtime::reinstall_handlers", "rt_sigaction"))
     }
 }

@@ -282,3 +282,77 @@ fn believes_no_other(mode: Delivery) {
     let lost = rt.stats().get("process_descriptors_lost").expect("a counter");
     assert!(lost >= 8, "{mode:?}: {lost} descriptors were found lost");
 }
+
+/// The numbers that name sockets: the two ends of the monitor's bell, in a process that has no others.
+fn sockets() -> Vec<i32> {
+    let names_one = |n: &i32| {
+        std::fs::read_link(format!("/proc/self/fd/{n}")).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"))
+    };
+    numbers().into_iter().filter(names_one).collect()
+}
+
+/// Monitored arenas, with pages that only a helper can fill, whose end the monitor is told by its bell.
+fn monitored(f: impl FnOnce(&Runtime, &dyn Fn(usize))) {
+    setup();
+    let rt = Runtime::new().expect("runtime");
+    if !rt.delivery().is_available(Delivery::Monitor) {
+        println!("Monitor skipped: not here");
+        return;
+    }
+    let (object, _) = common::knob_object(&rt, LEN as u64, false);
+    let a = arena(&rt, Delivery::Monitor, LEN);
+    map(&a, 0, &object, Prot::Read, Sharing::Shared);
+    let touch = |page: usize| {
+        assert_eq!(load(&a, page * PAGE), Ok(common::byte_of(0, (page * PAGE) as u64)), "page {page}");
+    };
+    touch(0);
+    f(&rt, &touch);
+}
+
+const BELLS: &str = "the_programs_eventfds_are_no_bells";
+
+/// Every eventfd is one inode to the kernel, which tells files apart for us.
+#[test]
+fn the_programs_eventfds_are_no_bells() {
+    let out = child(BELLS, "", || {
+        monitored(|_, touch| {
+            let ours = numbers();
+            close_all();
+            // SAFETY: touches no memory.
+            let theirs = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK) };
+            for n in ours.iter().filter(|n| **n != theirs) {
+                // SAFETY: gives the number, which is closed, to a descriptor that is open.
+                assert_eq!(unsafe { libc::dup2(theirs, *n) }, *n);
+            }
+            (1..LEN / PAGE).step_by(40).for_each(touch);
+            let mut count = 0u64;
+            // SAFETY: writes eight bytes of ours, at most.
+            let n = unsafe { libc::read(theirs, (&raw mut count).cast(), 8) };
+            assert_eq!((n, count), (-1, 0), "the program's eventfd was written to");
+        });
+    });
+    print!("{}", ended(out, Ok(0)));
+}
+
+const NO_NUMBERS: &str = "a_monitor_that_can_have_no_bell_goes_on";
+
+#[test]
+fn a_monitor_that_can_have_no_bell_goes_on() {
+    // Fewer numbers than the monitor polls, and none for another bell.
+    for (key, nr) in [("closed", 3), ("one", 1), ("none", 0)] {
+        let out = child(NO_NUMBERS, key, || {
+            monitored(|rt, touch| {
+                let bell = sockets();
+                assert_eq!(bell.len(), 2, "the bell is a pair of sockets");
+                common::limit(libc::RLIMIT_NOFILE, nr);
+                if key == "closed" {
+                    // SAFETY: closes the monitor's bell, as a program might that closes what it does not know.
+                    bell.iter().for_each(|n| assert_eq!(unsafe { libc::close(*n) }, 0));
+                }
+                (1..LEN / PAGE).step_by(40).for_each(touch);
+                assert_eq!(rt.stats().get("monitor_poison"), Some(0));
+            });
+        });
+        print!("{}", ended(out, Ok(0)));
+    }
+}

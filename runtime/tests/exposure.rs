@@ -4,9 +4,10 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, child, ended, fill_the_table, load, setup, store};
-use softfault::{Access, Arena, Delivery, Object, Prot, Runtime, Sharing};
+use common::{EXTENT, PAGE, child, ended, fill_the_table, load, setup, store, until};
+use softfault::{Access, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
 use std::io::{Seek, SeekFrom, Write};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 fn max_map_count() -> usize {
     std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("max_map_count").trim().parse().expect("a number")
@@ -146,6 +147,153 @@ fn many_threads() {
         });
         bounded("afterwards");
         assert!(w.arena.len() >= EXTENT);
+    });
+    ended(out, Ok(0));
+}
+
+/// Every mapping is the program's but for those of the page that it has pinned, which nobody hides: there is no room to be
+/// made. Returns what has the table.
+fn take_everything(w: &World) -> common::FullTable {
+    let mut full = fill_the_table();
+    // What is kept for such a case is given up, and then the program has that, too.
+    assert_eq!(load(&w.arena, 4 * EXTENT), Ok(World::want(4 * EXTENT / PAGE)));
+    w.arena.zap(4 * EXTENT..4 * EXTENT + PAGE).expect("hidden again");
+    full.take_what_is_free();
+    full
+}
+
+/// What /proc says of a thread: S, it sleeps.
+fn state_of(tid: i32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{tid}/stat")).expect("a thread");
+    stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next()).expect("a state")
+}
+
+static ALARMS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn on_alarm(_: i32) {
+    ALARMS.fetch_add(1, Ordering::SeqCst);
+}
+
+#[test]
+fn a_touch_without_room_sleeps_and_takes_signals_until_there_is_some() {
+    let out = child("a_touch_without_room_sleeps_and_takes_signals_until_there_is_some", "", || {
+        let w = world(max_map_count(), false, Sharing::Shared);
+        let pin = w.arena.pin(0..PAGE, Access::Read).expect("pin");
+        common::install(libc::SIGALRM, on_alarm as *const () as usize, libc::SA_ONSTACK);
+        let (tid, begin, done) = (AtomicI32::new(0), AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|s| {
+            let w = &w;
+            // Before there is no mapping for its stack.
+            s.spawn(|| {
+                // SAFETY: no argument.
+                tid.store(unsafe { libc::gettid() }, Ordering::SeqCst);
+                until("everything is taken", || begin.load(Ordering::SeqCst));
+                assert_eq!(load(&w.arena, 8 * EXTENT), Ok(World::want(8 * EXTENT / PAGE)));
+                done.store(true, Ordering::SeqCst);
+            });
+            until("it runs", || tid.load(Ordering::SeqCst) != 0);
+            let tid = tid.load(Ordering::SeqCst);
+            let full = take_everything(w);
+            begin.store(true, Ordering::SeqCst);
+            let entered = w.rt.stats()["handler_entry"];
+            until("it faults", || w.rt.stats()["handler_entry"] > entered);
+            // It has been in vain for a while, and does not go round: each look finds a sleeper, but for some.
+            let mut asleep = 0;
+            for _ in 0..200 {
+                asleep += usize::from(state_of(tid) == 'S');
+                std::thread::sleep(std::time::Duration::from_micros(500));
+            }
+            assert!(!done.load(Ordering::SeqCst), "there was room");
+            assert!(asleep > 20, "it goes round: asleep at {asleep} of 200 looks");
+            for n in 1..=5 {
+                // SAFETY: a signal to a thread of this process, which waits for us.
+                unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid, libc::SIGALRM) };
+                until("the handler ran", || ALARMS.load(Ordering::SeqCst) == n);
+            }
+            assert!(!done.load(Ordering::SeqCst), "there was room");
+            drop(full);
+        });
+        assert!(done.load(Ordering::SeqCst));
+        drop(pin);
+    });
+    ended(out, Ok(0));
+}
+
+#[test]
+fn calls_make_room_as_touches_do() {
+    for sharing in [Sharing::Shared, Sharing::Private] {
+        let out = child("calls_make_room_as_touches_do", &format!("{sharing:?}"), || {
+            let w = world(max_map_count(), true, sharing);
+            // Mappings that are exposures: what can be had back.
+            let expose = |full: &mut common::FullTable| {
+                w.touch("exposed", 512, |_| ());
+                full.take_what_is_free();
+            };
+            w.touch("before", 4096, |_| ());
+            let mut full = fill_the_table();
+            let at = |extent: usize, page: usize| extent * EXTENT + page * PAGE;
+            for (i, access) in [Access::Read, Access::Write].into_iter().enumerate() {
+                expose(&mut full);
+                let pin = w.arena.pin(at(8 + i, 7)..at(8 + i, 9), access).expect("a pin");
+                drop(pin);
+            }
+            expose(&mut full);
+            w.arena.protect(at(12, 3)..at(12, 5), Prot::None).expect("protect");
+            expose(&mut full);
+            w.arena.protect(at(12, 3)..at(12, 5), Prot::ReadWrite).expect("protect");
+            expose(&mut full);
+            if sharing == Sharing::Shared {
+                w.arena.zap(at(13, 3)..at(13, 5)).expect("zap");
+                expose(&mut full);
+            }
+            w.arena.unmap(at(14, 3)..at(14, 5)).expect("unmap");
+            expose(&mut full);
+            w.arena.map(at(14, 3), &w.object, at(14, 3) as u64, 2 * PAGE, Prot::Read, sharing).expect("map");
+            assert_eq!(load(&w.arena, at(14, 4)), Ok(World::want(at(14, 4) / PAGE)));
+            drop(full);
+            w.touch("afterwards", 512, |_| ());
+        });
+        ended(out, Ok(0));
+    }
+}
+
+#[test]
+fn calls_that_find_no_room_end_with_an_error() {
+    let out = child("calls_that_find_no_room_end_with_an_error", "", || {
+        let w = world(max_map_count(), false, Sharing::Shared);
+        let pin = w.arena.pin(0..PAGE, Access::Read).expect("pin");
+        let full = take_everything(&w);
+        let range = 8 * EXTENT + 3 * PAGE..8 * EXTENT + 5 * PAGE;
+        let refused = |r: Result<(), Error>| assert!(matches!(r, Err(Error::Exhausted { .. })), "{r:?}");
+        refused(w.arena.pin(range.clone(), Access::Read).map(drop));
+        refused(w.arena.fault_in(range.clone(), Access::Read));
+        drop(full);
+        drop(w.arena.pin(range, Access::Read).expect("now"));
+        drop(pin);
+    });
+    ended(out, Ok(0));
+}
+
+/// Bytes that this thread has read, by /proc.
+fn bytes_read() -> u64 {
+    let io = std::fs::read_to_string("/proc/thread-self/io").expect("/proc");
+    let line = io.lines().find_map(|l| l.strip_prefix("rchar: ")).expect("rchar");
+    line.trim().parse().expect("a number")
+}
+
+/// To find what an mprotect(2) of the program's has opened every mapping of the process is looked at: not with every number.
+#[test]
+fn statistics_do_not_read_the_table_of_mappings_each_time() {
+    let out = child("statistics_do_not_read_the_table_of_mappings_each_time", "", || {
+        let w = world(max_map_count(), false, Sharing::Shared);
+        w.touch("exposed", 8192, |_| ());
+        let table = std::fs::read("/proc/self/maps").expect("maps").len() as u64;
+        let before = bytes_read();
+        for _ in 0..200 {
+            assert!(w.rt.stats()["process_exposed_vmas"] > 4096);
+        }
+        let looks = (bytes_read() - before) / table;
+        assert!(looks < 40, "200 readings of the statistics have read the table {looks} times");
     });
     ended(out, Ok(0));
 }

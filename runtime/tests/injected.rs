@@ -638,7 +638,7 @@ fn runtimes() {
     in_child("runtimes", "build", || {
         each_failed_making("build a runtime", &|| (), &|made| small().build().map(|rt| _ = keep(made, rt)));
         // Counted out each time: the handlers are what they were.
-        assert!(!softfault_platform::trap::chain::is_installed(softfault_platform::trap::entry::on_signal));
+        assert!(!softfault_platform::trap::chain::is_installed(softfault_platform::trap::on_signal));
     });
     in_child("runtimes", "swap", || {
         let swap = std::env::temp_dir();

@@ -271,3 +271,18 @@ fn who_wants_everything_written_waits_for_what_is_being_dropped() {
     assert!(rt.write_back(Duration::from_secs(30)).expect("the parent"));
     assert_eq!(byte_in(&file, 0), 255);
 }
+
+/// A file is read in the faulting thread, which nothing times out: whoever opens it is told so, the second as the first.
+#[test]
+fn a_deadline_is_refused_however_often_the_file_is_open() {
+    let rt = quiet();
+    let file = TempFile::new(PAGE);
+    let open = || rt.file_options().with(|o| o.deadline(Duration::from_secs(1))).open(file.path());
+    let refused =
+        |r: &Result<Object, Error>| matches!(r, Err(Error::Argument { arg: "deadline (ms)", value: 1000, .. }));
+    let first = open();
+    assert!(refused(&first), "{first:?}");
+    let _object = rt.file_options().open(file.path()).expect("without one");
+    let second = open();
+    assert!(refused(&second), "{second:?}");
+}

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{EXTENT, PAGE, StopOnDrop, TempFile, arena, bytes, each_mode, load, map, runtime, same, store};
+use common::{EXTENT, PAGE, StopOnDrop, TempFile, arena, bytes, each_mode, load, map, runtime, same, store, until};
 use softfault::{Access, Advice, Arena, Delivery, Error, Object, Prot, Runtime, Sharing};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -226,6 +226,10 @@ fn open_and_look() {
         let before = found();
         // SAFETY: loads stay permitted where they were.
         assert_eq!(unsafe { libc::mprotect(a.as_ptr().cast(), 2 * EXTENT, libc::PROT_READ) }, 0);
+        if mode == Delivery::Segv {
+            // Statistics look now and then.
+            until("it is found", || found() > before);
+        }
         let after = found();
         if mode == Delivery::Segv {
             // What was exposed beside the page that was touched is no more than its granule.
@@ -236,6 +240,7 @@ fn open_and_look() {
             assert_eq!(after, before, "{mode:?}: there it does no harm");
         }
         same(&format!("{mode:?}"), &bytes(&a, 0..2 * EXTENT), &file.data);
+        let _ = rt.audit_threads().expect("it looks");
         assert_eq!(found(), after, "{mode:?}: what faults have opened is not foreign");
     });
 }
@@ -260,4 +265,20 @@ fn stores_before_a_replacement_reach_the_store() {
             assert_eq!(now[p * PAGE], 100 + p as u8, "{mode:?}: the store to page {p} is lost");
         }
     });
+}
+
+/// An error names the call that was made.
+#[test]
+fn a_refused_replacement_is_named_so() {
+    let rt = runtime();
+    if !rt.delivery().is_available(Delivery::InThread) {
+        println!("skipped: exclusive objects need userfaultfd");
+        return;
+    }
+    let object = rt.object(PAGE as u64).exclusive(true).anonymous().expect("object");
+    let a = arena(&rt, Delivery::InThread, EXTENT);
+    let denied = a.replace(0, &object, 0, PAGE, Prot::Read, Sharing::Shared);
+    assert!(matches!(denied, Err(Error::Denied { op: "Arena::replace", .. })), "{denied:?}");
+    let denied = a.map(0, &object, 0, PAGE, Prot::Read, Sharing::Shared);
+    assert!(matches!(denied, Err(Error::Denied { op: "Arena::map", .. })), "{denied:?}");
 }

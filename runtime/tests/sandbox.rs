@@ -22,7 +22,7 @@ macro_rules! numbers {
 fn numbers() -> BTreeMap<&'static str, libc::c_long> {
     numbers! {
         SYS_sysinfo
-        SYS_brk SYS_clock_gettime SYS_clock_nanosleep SYS_clone SYS_clone3 SYS_close SYS_dup SYS_eventfd2 SYS_exit
+        SYS_brk SYS_clock_gettime SYS_clock_nanosleep SYS_clone SYS_clone3 SYS_close SYS_dup SYS_exit SYS_socketpair
         SYS_exit_group SYS_fadvise64 SYS_fallocate SYS_fcntl SYS_fdatasync SYS_fstat SYS_ftruncate SYS_futex SYS_getdents64
         SYS_getpid SYS_getrandom SYS_gettid SYS_getrlimit SYS_ioctl SYS_lseek SYS_madvise SYS_memfd_create SYS_mincore
         SYS_mlock2 SYS_mmap SYS_mprotect SYS_mremap SYS_munmap SYS_nanosleep SYS_newfstatat SYS_open SYS_openat SYS_poll
@@ -30,7 +30,7 @@ fn numbers() -> BTreeMap<&'static str, libc::c_long> {
         SYS_rt_sigaction SYS_rt_sigpending SYS_rt_sigprocmask SYS_rt_sigreturn SYS_sched_getaffinity SYS_sched_setaffinity
         SYS_sched_yield SYS_sendfile SYS_set_robust_list SYS_sigaltstack SYS_statx SYS_tgkill SYS_unlink SYS_userfaultfd
         SYS_close_range SYS_faccessat2 SYS_readlink SYS_pidfd_open SYS_pidfd_getfd SYS_write SYS_munlock SYS_mlock SYS_fstatfs
-        SYS_copy_file_range
+        SYS_copy_file_range SYS_sendto SYS_recvfrom
     }
 }
 

@@ -32,7 +32,29 @@ fn me() -> usize {
     unsafe { libc::__errno_location() as usize }
 }
 
+/// The thread (as above) that asks at its next allocation whether a sync gets on, and who answers.
+static ASKER: AtomicUsize = AtomicUsize::new(0);
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+static ANSWERED: AtomicUsize = AtomicUsize::new(0);
+static STUCK: AtomicUsize = AtomicUsize::new(0);
+
+fn ask() {
+    ASKED.fetch_add(1, Ordering::SeqCst);
+    let began = std::time::Instant::now();
+    while ANSWERED.load(Ordering::SeqCst) != ASKED.load(Ordering::SeqCst) {
+        if began.elapsed() > std::time::Duration::from_secs(10) {
+            STUCK.fetch_add(1, Ordering::SeqCst);
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
 fn locked<R>(f: impl FnOnce() -> R) -> R {
+    if ASKER.load(Ordering::SeqCst) == me() {
+        ASKER.store(0, Ordering::SeqCst);
+        ask();
+    }
     while HEAP_LOCK.swap(true, Ordering::Acquire) {
         std::thread::yield_now();
     }
@@ -104,6 +126,83 @@ fn a_fault_while_the_thread_holds_a_lock() {
         object.evict(0..object.len()).unwrap();
         touch(2);
         let _ = writeln!(held, "stdout was ours");
+    });
+}
+
+/// A store that refuses another end, or a flush, once: what its caller allocates from then on is asked about.
+#[derive(Default)]
+struct Refuses {
+    /// The thread that is refused; 0: nobody.
+    end_of: AtomicUsize,
+    flush_of: AtomicUsize,
+}
+
+impl Refuses {
+    fn refuse(whom: &AtomicUsize) -> Result<(), StoreError> {
+        if whom.compare_exchange(me(), 0, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            return Ok(());
+        }
+        ASKER.store(me(), Ordering::SeqCst);
+        Err(StoreError::Io(softfault::Errno::EIO))
+    }
+}
+
+struct RefusesOnce(Arc<Refuses>);
+
+impl Store for RefusesOnce {
+    fn read(&self, _: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(1);
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &softfault::PageRef<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        Refuses::refuse(&self.0.flush_of)
+    }
+    fn set_len(&self, _: u64) -> Result<(), StoreError> {
+        Refuses::refuse(&self.0.end_of)
+    }
+    fn rereads_unflushed(&self) -> bool {
+        false
+    }
+}
+
+/// Faults may wait for who has an object's turn: for memory it would wait for the thread that has the allocator's lock, and faults.
+#[test]
+fn an_error_of_the_stores_end_is_made_when_the_turn_is_given_back() {
+    let _serial = serial();
+    let rt = runtime();
+    let refuses = Arc::new(Refuses::default());
+    let builder = rt.object(64 * PAGE as u64).max_len(128 * PAGE as u64).writable(true);
+    let object = builder.store(Box::new(RefusesOnce(Arc::clone(&refuses)))).expect("object");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(Ordering::SeqCst) {
+                if ASKED.load(Ordering::SeqCst) != ANSWERED.load(Ordering::SeqCst) {
+                    // Its turn comes, or never.
+                    let _ = object.sync_all();
+                    ANSWERED.store(ASKED.load(Ordering::SeqCst), Ordering::SeqCst);
+                }
+                std::thread::yield_now();
+            }
+        });
+        let _stop = common::StopOnDrop(&done);
+        for (what, whom, pages) in [
+            ("to grow", &refuses.end_of, 96),
+            ("to grow, and to show it", &refuses.flush_of, 80),
+            ("to be cut", &refuses.end_of, 32),
+            ("to be cut, and to show it", &refuses.flush_of, 16),
+        ] {
+            let asked = ASKED.load(Ordering::SeqCst);
+            object.write_at(0, &[7]).expect("something to flush");
+            whom.store(me(), Ordering::SeqCst);
+            let refused = object.set_len(pages * PAGE as u64);
+            assert!(refused.is_err(), "{what}");
+            assert_eq!(ASKED.load(Ordering::SeqCst), asked + 1, "{what}: an error takes memory");
+            assert_eq!(STUCK.load(Ordering::SeqCst), 0, "{what}: the error was made under the turn");
+        }
     });
 }
 
@@ -226,6 +325,128 @@ fn a_handler_that_calls_us_in_turn_makes_no_circle() {
         }
     });
     ended(out, Ok(0));
+}
+
+/// What was the handler of SIGSEGV and SIGBUS before the one of the test, and calls it meanwhile.
+static OURS: AtomicUsize = AtomicUsize::new(0);
+/// Calls of the handlers below.
+static CHAINED: AtomicUsize = AtomicUsize::new(0);
+/// The bytes of the caller's frame that were not what it had put there; and signals that came while ours ran.
+static BROKEN: AtomicUsize = AtomicUsize::new(0);
+
+type Three = extern "C" fn(i32, *mut libc::siginfo_t, *mut std::ffi::c_void);
+
+/// Calls ours as a function, with something on its own stack that nobody else is to write to.
+extern "C" fn chains(signo: i32, info: *mut libc::siginfo_t, uc: *mut std::ffi::c_void) {
+    CHAINED.fetch_add(1, Ordering::SeqCst);
+    let mut mine = [0xa5u8; 2048];
+    std::hint::black_box(&mut mine);
+    // SAFETY: what stood there before, installed with SA_SIGINFO.
+    let ours: Three = unsafe { std::mem::transmute(OURS.load(Ordering::SeqCst)) };
+    ours(signo, info, uc);
+    let broken = std::hint::black_box(&mine).iter().filter(|b| **b != 0xa5).count();
+    BROKEN.fetch_add(broken, Ordering::SeqCst);
+}
+
+std::arch::global_asm!(
+    // The same by a jump, as a compiler makes of a call that is the last thing a function does.
+    ".globl sf_chains_by_jump",
+    "sf_chains_by_jump:",
+    "lock inc qword ptr [rip + {chained}]",
+    "jmp qword ptr [rip + {ours}]",
+    chained = sym CHAINED,
+    ours = sym OURS,
+);
+
+unsafe extern "C" {
+    fn sf_chains_by_jump(signo: i32, info: *mut libc::siginfo_t, uc: *mut std::ffi::c_void);
+}
+
+static TICKS: AtomicUsize = AtomicUsize::new(0);
+
+/// Ticks that came while the thread was on neither its own stack nor its alternate one; and where those are.
+static WALKED: AtomicUsize = AtomicUsize::new(0);
+static STACKS: [[AtomicUsize; 2]; 2] = [const { [const { AtomicUsize::new(0) }; 2] }; 2];
+
+extern "C" fn tick(_: i32, _: *mut libc::siginfo_t, uc: *mut std::ffi::c_void) {
+    // SAFETY: the kernel's third argument.
+    let gregs = unsafe { &(*uc.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let sp = usize::try_from(gregs[libc::REG_RSP.cast_unsigned() as usize]).unwrap_or(0);
+    let is_in = |s: &[AtomicUsize; 2]| s[0].load(Ordering::SeqCst) <= sp && sp < s[1].load(Ordering::SeqCst);
+    if !STACKS.iter().any(is_in) {
+        WALKED.fetch_add(1, Ordering::SeqCst);
+    }
+    TICKS.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Notes the calling thread's stacks.
+fn note_stacks() {
+    let (alternate, len) = common::alternate_stack();
+    let here = &raw const len as usize;
+    let stacks = [[alternate as usize, alternate as usize + len], [here - (1 << 20), here + (1 << 20)]];
+    for (to, from) in STACKS.iter().flatten().zip(stacks.into_iter().flatten()) {
+        to.store(from, Ordering::SeqCst);
+    }
+}
+
+/// Touches pages in each mode while `handler` stands before ours, and alarms come.
+fn chained_faults(handler: usize) {
+    let rt = runtime();
+    note_stacks();
+    for mode in IN_HANDLER.into_iter().filter(|m| rt.delivery().is_available(*m)) {
+        let (object, knobs) = knob_object(&rt, 4 * EXTENT as u64, true);
+        let a = arena(&rt, mode, 4 * EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        knobs.slow_us.store(3_000, Ordering::SeqCst);
+        for signo in [BUS, SEGV] {
+            let old = install(signo, handler, libc::SA_SIGINFO | libc::SA_ONSTACK);
+            if old.sa_sigaction != handler {
+                OURS.store(old.sa_sigaction, Ordering::SeqCst);
+            }
+        }
+        // Its frame goes to the alternate stack, too.
+        install(libc::SIGALRM, tick as *const () as usize, libc::SA_SIGINFO | libc::SA_ONSTACK);
+        TICKS.store(0, Ordering::SeqCst);
+        CHAINED.store(0, Ordering::SeqCst);
+        let done = AtomicBool::new(false);
+        // SAFETY: no argument.
+        let tid = unsafe { libc::gettid() };
+        std::thread::scope(|s| {
+            s.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    // SAFETY: a signal to a thread of this process, which waits for us.
+                    unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid, libc::SIGALRM) };
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                }
+            });
+            let _stop = common::StopOnDrop(&done);
+            for p in (0..32).map(|p| 64 * p) {
+                let want = byte_of(0, (p * PAGE) as u64);
+                assert_eq!(load(&a, p * PAGE), Ok(want), "{mode:?}");
+                // The mask is what it was: the signals that waited come.
+                let before = TICKS.load(Ordering::SeqCst);
+                until("a tick", || TICKS.load(Ordering::SeqCst) > before);
+            }
+        });
+        done.store(true, Ordering::SeqCst);
+        assert!(CHAINED.load(Ordering::SeqCst) >= 8, "{mode:?}: it was called");
+        assert_eq!(WALKED.load(Ordering::SeqCst), 0, "{mode:?}: signals came on a walk stack");
+        assert_eq!(BROKEN.load(Ordering::SeqCst), 0, "{mode:?}: bytes of the caller's frame were written over");
+        println!("{mode:?}: {} ticks", TICKS.load(Ordering::SeqCst));
+    }
+}
+
+/// A library that came after us, passes on what is not its own, and has an empty mask: its signals stay open, and their frames
+/// would begin at the top of the alternate stack, over its own, while we are on a walk stack.
+#[test]
+fn signals_wait_while_a_handler_with_an_empty_mask_calls_ours() {
+    for (key, handler) in [("call", chains as *const () as usize), ("jump", sf_chains_by_jump as *const () as usize)] {
+        let out = child("signals_wait_while_a_handler_with_an_empty_mask_calls_ours", key, || {
+            // Two frames, and what a handler takes between them.
+            on_stack_of(1 << 16, || chained_faults(handler));
+        });
+        print!("{}", ended(out, Ok(0)));
+    }
 }
 
 /// Python's faulthandler: it reports, puts back who was there before it, and sends itself the signal once more.

@@ -8,7 +8,7 @@ use common::{
     EXTENT, Knobs, PAGE, arena, byte_of, child, each_mode, each_of, ended, install, knob_object, load, load_at, map,
     min_frame, on_stack_of, serial, store, until,
 };
-use softfault::{Access, Arena, Delivery, Object, Prot, Runtime, Sharing};
+use softfault::{Access, Arena, Delivery, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError};
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -543,6 +543,58 @@ fn a_call_that_waits_for_a_store_can_be_interrupted() {
             drop(storm);
         }
     });
+}
+
+/// A store whose flush takes until the flag is false.
+struct Flushes(Arc<Knobs>);
+
+impl Store for Flushes {
+    fn read(&self, _: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(1);
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &PageRef<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        self.0.blocked.fetch_add(1, Ordering::SeqCst);
+        while self.0.block.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+    fn set_len(&self, _: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_call_that_waits_for_another_can_be_interrupted() {
+    for key in ["sync", "set_len", "punch_hole"] {
+        let out = child("a_call_that_waits_for_another_can_be_interrupted", key, || {
+            let rt = common::runtime();
+            let knobs = Arc::new(Knobs::default());
+            let builder = rt.object(8 * PAGE as u64).writable(true);
+            let object = builder.store(Box::new(Flushes(Arc::clone(&knobs)))).expect("object");
+            object.write_at(0, &[2]).expect("write");
+            knobs.block.store(true, Ordering::SeqCst);
+            std::thread::scope(|s| {
+                s.spawn(|| object.sync_all().expect("the first sync"));
+                until("it flushes", || knobs.blocked.load(Ordering::SeqCst) > 0);
+                // Whoever else wants the object's turn waits; a signal of the waiter's is what ends the flush.
+                UNBLOCKS.store(&raw const knobs.block as usize, Ordering::SeqCst);
+                let storm = Storm::begin(Duration::from_millis(50), libc::SA_RESTART);
+                match key {
+                    "sync" => object.sync_all().expect("sync"),
+                    "set_len" => object.set_len(4 * PAGE as u64).expect("set_len"),
+                    _ => object.punch_hole(0..2 * PAGE as u64).expect("punch_hole"),
+                }
+                assert_ne!(ALARMS.load(Ordering::SeqCst), 0, "nobody else would have ended it");
+                drop(storm);
+            });
+        });
+        ended(out, Ok(0));
+    }
 }
 
 // ---- hosts that do not say what kind of access it was ------------------------------------------------------------------

@@ -12,17 +12,21 @@
 //! walks again
 //! ```
 //! An extent in which the program holds a pin stays: who pins counts first, and waits for the sections that may have looked
-//! before. A hint is cleared before the page is hidden, as everywhere: one that is set for a page which is hidden says "maybe".
+//! before. Where nothing can be hidden, since the program has every mapping that was ever given back, a touch waits: it looks
+//! again after a pause (`mm::fault`), and its signals come between. A call makes room as a fault does, and ends with an error.
+//!
+//! A hint is cleared before the page is hidden, as everywhere: one that is set for a page which is hidden says "maybe".
 //! Stores need no look, because a page that is exposed for them is dirty.
 //!
 //! # Context: handler
 
 use crate::mmu::budget;
 use crate::section::Slot;
-use crate::sys::mem;
+use crate::sys::{futex, mem};
 use crate::vmatree;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use softfault_mm::extent::Extent;
+use softfault_mm::ops::WaitKey;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::vma::Vma;
 
@@ -34,17 +38,63 @@ static BUSY: AtomicU32 = AtomicU32::new(0);
 /// Arena and granule where the next one begins.
 static HAND: AtomicU64 = AtomicU64::new(0);
 
-/// Makes room for more exposures: `false`, there is none to be made for now.
-pub fn make_room(slot: &Slot) -> bool {
-    // Acquire pairs with the Release below.
-    if BUSY.swap(1, Ordering::Acquire) != 0 {
-        return false;
-    }
-    let made = recount_and_hide(slot);
-    BUSY.store(0, Ordering::Release);
-    made
+/// Moves when somebody has made room; who found none sleeps on it, for a while.
+static MADE: AtomicU32 = AtomicU32::new(0);
+
+/// There is no room to be made for now.
+#[derive(Clone, Copy, Debug)]
+pub struct Crowded {
+    /// What to sleep on before looking again.
+    pub key: WaitKey,
+    /// Somebody else is hiding: there will be some.
+    pub is_being_made: bool,
 }
 
+impl Crowded {
+    /// Returns what to sleep on from now on.
+    #[must_use]
+    pub fn now() -> Self {
+        let key = WaitKey { addr: MADE.as_ptr() as usize, seen: MADE.load(Ordering::Relaxed) };
+        Self { key, is_being_made: false }
+    }
+}
+
+/// Makes room for more exposures, by hiding others; for a touch also by what is kept for when nothing can be hidden.
+///
+/// # Errors
+/// [`Crowded`]: there is none to be made for now.
+pub fn make_room(slot: &Slot) -> Result<(), Crowded> {
+    hide_others(slot, true)
+}
+
+/// Makes room for a call that changes mappings: what is kept for touches stays theirs.
+///
+/// # Errors
+/// As [`make_room`].
+pub fn make_room_for_call(slot: &Slot) -> Result<(), Crowded> {
+    // Whatever was counted, the kernel says that there is none left.
+    budget::note_full();
+    hide_others(slot, false)
+}
+
+fn hide_others(slot: &Slot, for_a_touch: bool) -> Result<(), Crowded> {
+    let crowded = Crowded::now();
+    // Acquire pairs with the Release below.
+    if BUSY.swap(1, Ordering::Acquire) != 0 {
+        return Err(Crowded { is_being_made: true, ..crowded });
+    }
+    let made = recount_and_hide(slot) || for_a_touch && budget::release_reserve();
+    BUSY.store(0, Ordering::Release);
+    if !made {
+        // Nobody is woken: they would wake each other.
+        return Err(crowded);
+    }
+    MADE.fetch_add(1, Ordering::Relaxed);
+    futex::wake_word(&MADE);
+    Ok(())
+}
+
+/// Returns whether there is room, as far as is known.
 fn recount_and_hide(slot: &Slot) -> bool {
     let was_full = budget::take_full();
     let counted = budget::exposed();
@@ -70,7 +120,7 @@ fn recount_and_hide(slot: &Slot) -> bool {
         });
     }
     budget::note_hidden(total - left);
-    left < total || budget::release_reserve()
+    left < total
 }
 
 /// Calls `f(vma, lo, hi)` for each piece of a mapping that lies in one granule of an arena served by SIGSEGV, once round from

@@ -1,12 +1,12 @@
 //! What the walk asks of its host, for the thread that runs it: sections, sleeping, and the queues to the helpers.
 
 use crate::section::{self, Refused, Slot};
-use crate::sys::{Errno, fd, file, futex, signal, thread};
+use crate::sys::{Errno, futex, signal, thread};
 use crate::vmatree::{self, Lists};
-use crate::{batches, leave, staging};
+use crate::{batches, bell, crowd, leave, staging};
 use core::cell;
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
@@ -78,57 +78,15 @@ pub fn count_helper(alive: bool) {
 /// Whether the monitor wants to know when a job is done.
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
-/// The monitor's bell, an eventfd, once there is one; and what such a number names.
-static BELL_FD: AtomicI32 = AtomicI32::new(-1);
-static BELL_IS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
-
-/// Returns the eventfd that wakes the monitor, making it at first use, or anew where the program has closed it. Control
-/// plane under the caller's lock, and the monitor.
-///
-/// It lives as long as the process: a helper that is abandoned inside a store may still write to it, and must not find
-/// a file of the program's under its number.
-///
-/// # Errors
-/// `EMFILE`, `ENOMEM`.
-pub fn monitor_bell() -> Result<i32, Errno> {
-    let bell = BELL_FD.load(Ordering::Acquire);
-    if bell >= 0 && fd::names(bell, bell_is()) {
-        return Ok(bell);
-    }
-    let bell = fd::raise(file::eventfd()?);
-    let [dev, ino] = &BELL_IS;
-    let is = fd::identity(bell)?;
-    dev.store(is.0, Ordering::Relaxed);
-    ino.store(is.1, Ordering::Relaxed);
-    // Release pairs with the Acquire here and in ring_monitor(): every eventfd is the same inode to the kernel, so what was
-    // noted of one that is gone holds for this one, too.
-    BELL_FD.store(bell, Ordering::Release);
-    Ok(bell)
-}
-
-fn bell_is() -> (u64, u64) {
-    let [dev, ino] = &BELL_IS;
-    (dev.load(Ordering::Relaxed), ino.load(Ordering::Relaxed))
-}
-
-/// Has the bell rung when a job is done, or not.
+/// Has the monitor's bell rung when a job is done, or not.
 pub fn watch_jobs(yes: bool) {
     WATCHED.store(yes, Ordering::SeqCst);
-}
-
-/// Wakes the monitor.
-pub fn ring_monitor() {
-    let bell = BELL_FD.load(Ordering::Acquire);
-    // Eight bytes in a file of the program's would be eight bytes of that file.
-    if bell >= 0 && fd::names(bell, bell_is()) {
-        let _ = file::write(bell, &1u64.to_ne_bytes());
-    }
 }
 
 /// Says that a job is done. Helpers call it after each.
 pub fn job_done() {
     if WATCHED.load(Ordering::SeqCst) {
-        ring_monitor();
+        bell::ring();
     }
 }
 
@@ -242,7 +200,7 @@ impl Uninterrupted {
     }
 
     /// Runs `f` with the signals open that were when this guard was made: the caller has nothing that a fault could want.
-    fn opened<R>(&self, f: impl FnOnce() -> R) -> R {
+    pub fn opened<R>(&self, f: impl FnOnce() -> R) -> R {
         let ours = signal::set_mask(self.outside);
         let r = f();
         signal::set_mask(ours);
@@ -387,8 +345,9 @@ impl AddressSpace for Host {
         }
         entered
     }
-    fn make_room(&self) -> bool {
-        self.with_slot(crate::crowd::make_room).unwrap_or(false)
+    fn make_room(&self) -> Option<WaitKey> {
+        let made = self.with_slot(crowd::make_room).unwrap_or_else(|| Err(crowd::Crowded::now()));
+        made.err().map(|crowded| crowded.key)
     }
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
         // A handler of the program's that jumps away would keep the batch for ever: none comes, see `Host`.

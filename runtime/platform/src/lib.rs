@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! sys        raw system calls; alone names libc
-//! handler    what a handler stands on: stack, section, batches, staging; forked? does the process end?
+//! handler    what a handler stands on: stack, section, batches, staging; the monitor's bell; forked? does the process end?
 //! memory     the memfds and the words of their pages, frames of exclusive objects, tables that are opened as they are used
 //! mmu store  installing pages, filling them
 //! vmatree    from an address to its vma
@@ -46,7 +46,7 @@ pub mod sys;
 pub mod trap;
 pub mod vmatree;
 
-pub use handler::{batches, child, exit, leave, section, stack, staging};
+pub use handler::{batches, bell, child, exit, leave, section, stack, staging};
 pub use memory::{cache, sparse, thp};
 #[cfg(feature = "userfaultfd")]
 pub use memory::{digest, frames};

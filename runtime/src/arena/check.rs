@@ -39,7 +39,7 @@ impl ArenaInner {
             let why = "the object's room ends before the range does (its maximal length, rounded up to 2 MiB)";
             return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
         }
-        exclusive::check_map(self, object, prot, sharing)?;
+        exclusive::check_map(op, self, object, prot, sharing)?;
         if prot == Prot::ReadWrite && sharing == Sharing::Shared && !value.writable {
             return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
         }

@@ -7,14 +7,13 @@ use crate::process::registry;
 use softfault_mm::sync::Ordering;
 use softfault_platform::sys::mem;
 use softfault_platform::vmatree;
-use std::sync::PoisonError;
 
 impl Drop for ArenaInner {
     fn drop(&mut self) {
         if self.pid != std::process::id() {
             // A forked child has no arena: its address space may hold something else by now.
             // The lock may have been held by a thread that does not exist here: it is not taken.
-            self.vmas.get_mut().unwrap_or_else(PoisonError::into_inner).forget();
+            self.vmas.get_mut().forget();
             return;
         }
         let old = self.take_out_all(&mut self.vmas());

@@ -19,9 +19,9 @@ struct Faulted {
 }
 
 /// How often, and with which pauses, a call looks for room to expose its page: other threads may be hiding some, and the
-/// program may give mappings back.
-const CROWDED_ROUNDS: u32 = 16;
-const CROWDED_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+/// program may give mappings back. A fifth of a second.
+const CROWDED_ROUNDS: u32 = 100;
+const CROWDED_PAUSE: std::time::Duration = std::time::Duration::from_millis(2);
 
 impl ArenaInner {
     /// Resolves a touch of `offset` without touching.

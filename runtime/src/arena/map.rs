@@ -84,7 +84,8 @@ impl ArenaInner {
     /// The first of these steps. If it fails, what was there still is.
     pub(super) fn mmap_closed(&self, op: &'static str, v: &VmaEntry) -> Result<()> {
         let fd = if v.object.is_exclusive() { Ok(-1) } else { v.object.space.region.fd().check() };
-        self.mmap(v, fd.map_err(system(op, "fstat"))?).map(drop).map_err(system(op, "mmap"))
+        let fd = fd.map_err(system(op, "fstat"))?;
+        self.with_room(|| self.mmap(v, fd)).map(drop).map_err(system(op, "mmap"))
     }
 
     /// The others; undone, nothing is mapped there.
@@ -191,7 +192,7 @@ impl ArenaInner {
     pub(super) fn unmap_kernel(&self, range: &Range<usize>) -> std::result::Result<(), Errno> {
         let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_NORESERVE | mem::MAP_FIXED;
         // SAFETY: the arena's own range; its vmas are unpublished and drained.
-        unsafe { mem::mmap(self.address(range.start), range.len(), mem::PROT_NONE, flags, -1, 0) }?;
+        self.with_room(|| unsafe { mem::mmap(self.address(range.start), range.len(), mem::PROT_NONE, flags, -1, 0) })?;
         self.forget_mapped(range);
         self.forget_unknown(range);
         Ok(())

@@ -9,7 +9,7 @@ use crate::memory;
 use crate::object::ObjectInner;
 use crate::object::fault::Call;
 use crate::object::io;
-use crate::process::mlock::{How, Locked};
+use crate::process::mlock::{How, Locked, Refusal};
 use crate::types::Access;
 use crate::types::{Prot, Sharing};
 use softfault_mm::folio::{DIRTY, FolioWord};
@@ -117,13 +117,14 @@ impl Pin {
             return Ok(());
         }
         let piece = v.range.start.max(self.range.start)..v.range.end.min(self.range.end);
-        let locked = if v.sharing == Sharing::Private {
-            Locked::new(self.arena.address(piece.start)..self.arena.address(piece.end), How::OnFault)
+        let (range, how) = if v.sharing == Sharing::Private {
+            (self.arena.address(piece.start)..self.arena.address(piece.end), How::OnFault)
         } else {
             let page = |at: usize| v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
-            Locked::new(v.object.lockable(page(piece.start)..page(piece.end)), How::Populate)
+            (v.object.lockable(page(piece.start)..page(piece.end)), How::Populate)
         };
-        match locked {
+        let lock = &mut || Locked::new(range.clone(), how);
+        match self.arena.with_room_for(|refusal| *refusal == Refusal::Mappings, lock) {
             Ok(locked) => self.locks.push(locked),
             Err(refusal) if memory::can_swap() => return Err(refusal.into_error(op)),
             Err(_) => self.is_locked = false,

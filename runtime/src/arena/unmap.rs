@@ -141,7 +141,7 @@ impl ArenaInner {
         // By protection, what is exposed is hidden again and comes back with the next touch, as the vma says.
         let bits = if self.trap == Trap::Segv { mem::PROT_NONE } else { prot_bits(prot) };
         // SAFETY: the arena's own range, wholly mapped (the caller checked).
-        let r = unsafe { mem::mprotect(self.address(range.start), range.len(), bits) };
+        let r = self.with_room(|| unsafe { mem::mprotect(self.address(range.start), range.len(), bits) });
         if self.trap == Trap::Segv && r.is_ok() {
             self.forget_mapped(range);
         }

@@ -64,7 +64,7 @@ impl ArenaInner {
         let (addr, len) = (self.address(range.start), range.len());
         if self.trap == Trap::Segv {
             // SAFETY: the arena's own range; touching it faults again.
-            unsafe { mem::mprotect(addr, len, mem::PROT_NONE) }?;
+            self.with_room(|| unsafe { mem::mprotect(addr, len, mem::PROT_NONE) })?;
         } else {
             #[cfg(feature = "userfaultfd")]
             // SAFETY: shared mappings only (the callers check): pages stay in the cache.

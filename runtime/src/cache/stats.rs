@@ -63,7 +63,7 @@ impl Stats {
         counters.push(("cache_memfds", rt.nr_regions() as u64));
         counters.extend(rt.swap.iter().flat_map(crate::cache::swap::Swap::counters));
         counters.push(("process_direct_fallbacks", softfault_platform::store::direct::fallbacks()));
-        counters.push(("process_opened_pages", crate::process::opened::close()));
+        counters.push(("process_opened_pages", crate::process::opened::close_now_and_then()));
         counters.push(("process_descriptors_lost", softfault_platform::sys::fd::lost()));
         counters.push(("process_buffer_bytes", softfault_platform::store::bounce::pool_bytes()));
         #[cfg(feature = "userfaultfd")]

@@ -11,8 +11,8 @@ use lz4_flex::block::{self, CompressTable};
 use softfault_platform::host::Uninterrupted;
 use softfault_platform::store::swap::Frontswap;
 use softfault_platform::store::{PageMut, PageRef, StoreError};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 const PAGE_SIZE: usize = 4096;
 const GRANULE: usize = 64;
@@ -26,7 +26,7 @@ const GRANULE_BITS: u32 = 28;
 
 /// The pool of a runtime.
 pub(crate) struct Zpool {
-    shards: Box<[Mutex<Shard>]>,
+    shards: Box<[masked::Mutex<Shard>]>,
     turn: AtomicUsize,
 }
 
@@ -66,14 +66,14 @@ impl Zpool {
             let out = [0; block::get_maximum_output_size(PAGE_SIZE)];
             let work = Box::new(Workspace { page: [0; PAGE_SIZE], out, table });
             let (bytes, taken) = (vec![0; blocks * PAGE_SIZE], vec![0; blocks]);
-            Mutex::new(Shard { bytes, taken, next: 0, none_of: usize::MAX, nr_pages: 0, nr_granules: 0, work })
+            masked::Mutex::new(Shard { bytes, taken, next: 0, none_of: usize::MAX, nr_pages: 0, nr_granules: 0, work })
         };
         Self { shards: (0..NR_SHARDS).map(|_| shard()).collect(), turn: AtomicUsize::new(0) }
     }
 
     /// Returns the pages in the pool and the bytes they take.
     pub(crate) fn usage(&self) -> (u64, u64) {
-        let of = |s: &Mutex<Shard>| {
+        let of = |s: &masked::Mutex<Shard>| {
             let s = masked::lock(s);
             (s.nr_pages, s.nr_granules * GRANULE as u64)
         };
@@ -84,7 +84,7 @@ impl Zpool {
         // Also while it tries.
         let _uninterrupted = Uninterrupted::new();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % NR_SHARDS;
-        let index = (turn..turn + NR_SHARDS).map(|i| i % NR_SHARDS).find(|i| self.shards[*i].try_lock().is_ok());
+        let index = (turn..turn + NR_SHARDS).map(|i| i % NR_SHARDS).find(|i| self.shards[*i].is_free());
         let index = index.unwrap_or(turn);
         let granule = masked::lock(&self.shards[index]).store(page)?;
         Some((index as u32) << GRANULE_BITS | granule as u32)

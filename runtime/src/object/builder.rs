@@ -229,19 +229,24 @@ impl ObjectBuilder {
         self.handler_store_or_file(store, Some(file))
     }
 
+    /// Refuses a deadline of an object that is read in the faulting thread.
+    pub(crate) fn check_deadline(&self, op: &'static str) -> Result<()> {
+        self.deadline.map_or(Ok(()), |d| {
+            Err(Error::Argument {
+                op,
+                arg: "deadline (ms)",
+                value: u64::try_from(d.as_millis()).unwrap_or(u64::MAX),
+                why: "a store that runs in the faulting thread cannot be timed out; use `store`",
+            })
+        })
+    }
+
     fn handler_store_or_file<S: HandlerStore + 'static>(
         self,
         store: Box<S>,
         file: Option<*const FileStore>,
     ) -> Result<Object> {
-        if let Some(d) = self.deadline {
-            return Err(Error::Argument {
-                op: "ObjectBuilder::handler_store",
-                arg: "deadline (ms)",
-                value: u64::try_from(d.as_millis()).unwrap_or(u64::MAX),
-                why: "a store that runs in the faulting thread cannot be timed out; use `store`",
-            });
-        }
+        self.check_deadline("ObjectBuilder::handler_store")?;
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
         let store_faults = store.touches_arenas();
         self.build(Backing {

@@ -140,6 +140,8 @@ impl FileOptions {
         let op = source.op;
         parent_only(op)?;
         descriptors::sweep();
+        // Whether or not it is open already.
+        self.object.check_deadline(op)?;
         let status = file::status(at).map_err(|e| io_error(op, source.path, e))?;
         kind::check(op, source.name, at, &status)?;
         match inodes::find(Inode::from(&status)) {

@@ -17,6 +17,7 @@ use softfault_mm::filemap::{self, Lookup};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::host::Woken;
 use softfault_mm::mapping::Mapping;
+use softfault_mm::ops::WaitKey;
 use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
 use softfault_mm::vmscan;
@@ -60,8 +61,18 @@ fn get_pinned_of(
     }
     // From the claim to what becomes of it no handler of the program's runs on this thread; while it waits it has no claim.
     let host = Host::detached();
-    let (env, ctx) = (host.env(), host.ctx());
-    let mut tried = false;
+    get_missing(host.env(), &host.ctx(), object, (pgoff, set, req))
+}
+
+/// The same of a page that was not there at the first look.
+fn get_missing(
+    env: Env<'_>,
+    ctx: &Ctx<'_>,
+    object: &ObjectInner,
+    (pgoff, set, req): (u64, u64, u32),
+) -> std::result::Result<&'static FolioWord, FillError> {
+    let mapping = object.mapping();
+    let (mut tried, mut queued_since) = (false, None);
     loop {
         if let Some(error) = mapping.refuses_stores().filter(|_| set & DIRTY != 0) {
             let dirty = mapping.folio(pgoff).is_some_and(|w| w.load().is_mappable() && w.load().has(DIRTY));
@@ -78,14 +89,18 @@ fn get_pinned_of(
             Lookup::Poisoned(error) if tried => return Err(error),
             Lookup::Absent | Lookup::Poisoned(_) => {
                 // Who had to make room first has not asked the store yet: a poisoned page is still to be healed.
-                tried |= fill_missing(env, &ctx, object, pgoff, req)?;
+                match fill_missing(env, ctx, object, pgoff, req)? {
+                    Asked::Yes => tried = true,
+                    Asked::NoRoom => {}
+                    Asked::NoFiller => wait_for_filler(env, ctx, mapping, pgoff, &mut queued_since)?,
+                }
             }
             Lookup::Busy(key) => {
                 tried = true;
                 // As in filemap::fault(): a fill may be late, a flush that keeps the page takes as long as it takes.
                 let filling = mapping.folio(pgoff).filter(|w| w.load().state() == State::Filling);
                 let deadline = if filling.is_some() { mapping.deadline_ns } else { u64::MAX };
-                if env.park.wait(&ctx, key, deadline) == Woken::TimedOut
+                if env.park.wait(ctx, key, deadline) == Woken::TimedOut
                     && let Some(word) = filling
                 {
                     word.mark_overdue();
@@ -102,15 +117,47 @@ fn out_of_memory(mapping: &Mapping<'_>, error: FillError) -> FillError {
     error
 }
 
+/// Whether a missing page was asked for.
+enum Asked {
+    Yes,
+    /// There was no room for it, which was made instead.
+    NoRoom,
+    /// The fillers have as much to do as can be queued.
+    NoFiller,
+}
+
+/// How long a call waits before it looks again whether a filler may be had.
+const FILLER_PAUSE_NS: u64 = 1_000_000;
+
+/// Waits a little for the fillers, with nothing in our hands and the program's signals open; that goes on for as long as the page
+/// may take to come, `since` being when it began.
+fn wait_for_filler(
+    env: Env<'_>,
+    ctx: &Ctx<'_>,
+    mapping: &Mapping<'_>,
+    pgoff: u64,
+    since: &mut Option<u64>,
+) -> std::result::Result<(), FillError> {
+    let now_ns = env.park.now_ns();
+    if now_ns.saturating_sub(*since.get_or_insert(now_ns)) >= mapping.deadline_ns {
+        return Err(FillError::Deadline);
+    }
+    if let Some(word) = mapping.folio(pgoff) {
+        // Another thread's claim moves the word, and is worth a look.
+        let key = WaitKey { addr: word.futex_addr(), seen: word.load().low() };
+        let _ = env.park.wait(ctx, key, FILLER_PAUSE_NS);
+    }
+    Ok(())
+}
+
 /// Claims what readahead plans for a miss at `pgoff` and reads it: here, or on a filler where the object has a deadline.
-/// `false`: there was no room, which was made instead.
 fn fill_missing(
     env: Env<'_>,
     ctx: &Ctx<'_>,
     object: &ObjectInner,
     pgoff: u64,
     req: u32,
-) -> std::result::Result<bool, FillError> {
+) -> std::result::Result<Asked, FillError> {
     let mapping = object.mapping();
     let rq = mapping.request(pgoff, req);
     let plan = match req {
@@ -119,17 +166,16 @@ fn fill_missing(
     };
     let claim = match read_pages::claim_plan(mapping, env.park, ctx.stripe, pgoff, &plan) {
         Ok(Some(claim)) => claim,
-        Ok(None) => return Ok(true),
+        Ok(None) => return Ok(Asked::Yes),
         Err(FillError::NoMemory) => {
             return match memcg::try_to_free_pages(env, ctx, mapping) {
                 Freed::Nothing => Err(out_of_memory(mapping, mapping.why_full())),
-                Freed::Some | Freed::Later => Ok(false),
+                Freed::Some | Freed::Later => Ok(Asked::NoRoom),
             };
         }
         Err(error) => return Err(error),
     };
-    fault::fill(env, ctx, claim);
-    Ok(true)
+    Ok(if fault::fill(env, ctx, claim) { Asked::Yes } else { Asked::NoFiller })
 }
 
 /// Forgets what the host has taken away below the pages. The program's signals are open again when it returns: who waits for a
@@ -309,4 +355,76 @@ pub(crate) fn populate(object: &Arc<ObjectInner>, range: std::ops::Range<u64>, a
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use softfault_mm::claim::{Claim, Telling};
+    use softfault_mm::host::Park;
+    use softfault_platform::store::{PageMut, Store, StoreError};
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    /// The fillers' queue is full, and stays so; it is told how often somebody waited.
+    struct Full<'h> {
+        host: &'h Host,
+        submits: Cell<u32>,
+        waits: Cell<u32>,
+    }
+
+    impl Park for Full<'_> {
+        fn submit(&self, claim: Claim) -> std::result::Result<(), Claim> {
+            self.submits.set(self.submits.get() + 1);
+            assert!(self.submits.get() < 10_000, "it goes round");
+            Err(claim)
+        }
+        fn wait(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
+            self.waits.set(self.waits.get() + 1);
+            self.host.wait(ctx, key, timeout_ns)
+        }
+        fn nap(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
+            self.host.nap(ctx, key, timeout_ns)
+        }
+        fn now_ns(&self) -> u64 {
+            self.host.now_ns()
+        }
+        fn wake(&self, addr: usize) {
+            self.host.wake(addr);
+        }
+        fn is_congested(&self) -> bool {
+            true
+        }
+        fn submit_telling(&self, telling: Telling) -> std::result::Result<(), Telling> {
+            Err(telling)
+        }
+        fn submit_writeback(&self, claim: Claim) -> std::result::Result<(), Claim> {
+            Err(claim)
+        }
+        fn relax(&self) {}
+    }
+
+    struct Never;
+
+    impl Store for Never {
+        fn read(&self, _: u64, _: &mut PageMut<'_>) -> std::result::Result<(), StoreError> {
+            panic!("no filler was asked");
+        }
+    }
+
+    #[test]
+    fn a_full_queue_is_waited_for_until_the_deadline() {
+        let rt = crate::Runtime::new().expect("runtime");
+        let deadline = Duration::from_millis(30);
+        let object = rt.object(8 * PAGE_SIZE as u64).deadline(deadline).store(Box::new(Never)).expect("object");
+        let host = Host::detached();
+        let park = Full { host: &host, submits: Cell::new(0), waits: Cell::new(0) };
+        let env = Env { mm: &host, park: &park };
+        let began = host.now_ns();
+        let got = get_missing(env, &host.ctx(), &object.inner, (3, 0, 0));
+        assert_eq!(got.err(), Some(FillError::Deadline));
+        assert!(host.now_ns() - began >= 30_000_000);
+        assert!(park.waits.get() > 0, "the program's signals come in waits");
+        assert_eq!(object.inner.mapping().folio(3).map(|w| w.load().state()), Some(State::Absent));
+    }
 }

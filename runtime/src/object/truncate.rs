@@ -47,8 +47,24 @@ impl Drop for Void<'_> {
     }
 }
 
-fn moved(op: &'static str, object: &str, end: u64) -> impl Fn(StoreError) -> Error {
-    move |e| error::writeback(op, object, end..end, e.fill_error())
+/// What a store has refused while its end moves. It is an [`Error`] when the turn has been given back: that takes memory, which may
+/// be asked of a thread whose fault waits for who has the turn.
+#[derive(Clone, Copy, Debug)]
+enum Below {
+    /// Another end.
+    End(StoreError),
+    /// To show what it has.
+    Flush(StoreError),
+}
+
+impl Below {
+    fn into_error(self, op: &'static str, object: &ObjectInner, end: u64) -> Error {
+        let label = object.mapping().label;
+        match self {
+            Self::End(e) => error::writeback(op, label, end..end, e.fill_error()),
+            Self::Flush(e) => error::flush(op, label, e),
+        }
+    }
 }
 
 impl ObjectInner {
@@ -124,12 +140,18 @@ impl Object {
 
     /// The store grows first: bytes past its end cannot be read. The caller has the gate.
     fn grow(&self, op: &'static str, len_bytes: u64) -> Result<()> {
-        let inner = &self.inner;
         // A flush that fails tells the store where the object ends: by then both have moved, or neither.
-        let turn = inner.flushing().state().turn();
+        let turn = self.inner.flushing().state().turn();
+        let grown = self.grow_below(len_bytes, &turn);
+        drop(turn);
+        grown.map_err(|below| below.into_error(op, &self.inner, len_bytes))
+    }
+
+    fn grow_below(&self, len_bytes: u64, turn: &Turn<'_>) -> std::result::Result<(), Below> {
+        let inner = &self.inner;
         if inner.is_writable() {
-            inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
-            flush::show(inner.flushing(), op, &turn)?;
+            inner.store().set_len(len_bytes).map_err(Below::End)?;
+            flush::show(inner.flushing(), turn).map_err(Below::Flush)?;
         }
         inner.move_end(len_bytes);
         Ok(())
@@ -158,7 +180,9 @@ impl Object {
             let turn = inner.flushing().state().turn();
             let dropped = truncate::truncate_pagecache(Host::detached().env(), m, 0, to) == 0;
             if dropped && io::zero_tail(inner, len_bytes) {
-                return self.cut_below(op, len_bytes, &turn);
+                let cut = self.cut_below(len_bytes, &turn);
+                drop(turn);
+                return cut.map_err(|below| below.into_error(op, inner, len_bytes));
             }
             drop(turn);
             std::thread::sleep(Duration::from_millis(1));
@@ -167,17 +191,17 @@ impl Object {
     }
 
     /// The store shrinks last: nobody writes past the new end any more.
-    fn cut_below(&self, op: &'static str, len_bytes: u64, turn: &Turn<'_>) -> Result<()> {
+    fn cut_below(&self, len_bytes: u64, turn: &Turn<'_>) -> std::result::Result<(), Below> {
         let (inner, state) = (&self.inner, self.inner.flushing().state());
         if inner.is_writable() {
             // Until it is told, nothing is durable.
             state.owe_end(true);
-            inner.store().set_len(len_bytes).map_err(moved(op, inner.mapping().label, len_bytes))?;
+            inner.store().set_len(len_bytes).map_err(Below::End)?;
             state.owe_end(false);
             lost::forget(inner.mapping(), &(pages_of(len_bytes)..u64::MAX));
         }
         state.forget_cut();
-        if inner.is_writable() { flush::show(inner.flushing(), op, turn) } else { Ok(()) }
+        if inner.is_writable() { flush::show(inner.flushing(), turn).map_err(Below::Flush) } else { Ok(()) }
     }
 
     /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
@@ -210,7 +234,10 @@ impl Object {
         }
         if !self.inner.store().rereads_unflushed() {
             // What was read before the flush is from before the hole.
-            flush::show(self.inner.flushing(), op, &self.inner.flushing().state().turn())?;
+            let turn = self.inner.flushing().state().turn();
+            let shown = flush::show(self.inner.flushing(), &turn);
+            drop(turn);
+            shown.map_err(|e| Below::Flush(e).into_error(op, &self.inner, end))?;
             self.discard(op, &(from..to))?;
         }
         Ok(())

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::short::Short;
 use softfault_platform::sys::signal::{self, EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_bit};
 use softfault_platform::sys::thread;
-use softfault_platform::trap::{chain, entry};
+use softfault_platform::trap::{self, chain};
 use std::fmt;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
@@ -94,7 +94,7 @@ fn named(set: u64) -> String {
 pub(crate) fn audit_threads() -> Result<Audit> {
     let io = |source| Error::Io { op: "audit_threads", path: None, source };
     let mut offenders = Vec::new();
-    if !chain::is_installed(entry::on_signal) {
+    if !chain::is_installed(trap::on_signal) {
         let why = "SIGBUS or SIGSEGV belongs to another handler; call Runtime::reinstall_handlers";
         offenders.push(Offender { tid: 0, name: "process".into(), why: why.into() });
     }

@@ -9,6 +9,8 @@ use crate::masked;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
 use softfault_mm::vmscan;
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::bell;
 use softfault_platform::host::{self, Host, Job};
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd::UffdMmu;
@@ -17,8 +19,8 @@ use softfault_platform::section;
 use softfault_platform::sys::{Errno, fd};
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::trap::monitor;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,7 +31,7 @@ const NR_FILLERS_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Pool {
     stop: Arc<AtomicU32>,
-    threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
+    threads: Arc<masked::Mutex<Vec<JoinHandle<()>>>>,
     starter: Option<JoinHandle<()>>,
 }
 
@@ -75,7 +77,7 @@ fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
 /// keeps its own pages waiting, and nobody else's.
 ///
 /// This thread allocates, so it is not one that a fault waits for.
-fn run_starter(stop: &Arc<AtomicU32>, threads: &Mutex<Vec<JoinHandle<()>>>, running: &AtomicU32) {
+fn run_starter(stop: &Arc<AtomicU32>, threads: &masked::Mutex<Vec<JoinHandle<()>>>, running: &AtomicU32) {
     host::mask_signals();
     running.store(1, Ordering::Release);
     while stop.load(Ordering::Acquire) == 0 {
@@ -86,7 +88,7 @@ fn run_starter(stop: &Arc<AtomicU32>, threads: &Mutex<Vec<JoinHandle<()>>>, runn
         if !host::is_starved() || host::jobs_taken() != taken || stop.load(Ordering::Acquire) != 0 {
             continue;
         }
-        let mut threads = threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = masked::lock(threads);
         match threads.len() < NR_FILLERS_MAX {
             true => threads.extend(start_filler(stop)),
             false => {
@@ -105,7 +107,7 @@ impl Drop for Pool {
             return;
         }
         self.stop.store(1, Ordering::Release);
-        let fillers = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let fillers = std::mem::take(&mut *masked::lock(&self.threads));
         for thread in starter.into_iter().chain(fillers) {
             // Each turn wakes whoever sleeps; a filler that is inside a store which never returns is left behind.
             let mut patience = 200;
@@ -169,7 +171,7 @@ pub(crate) struct Monitor {
 #[cfg(feature = "userfaultfd")]
 impl Monitor {
     pub(crate) fn start(mmu: &'static UffdMmu) -> std::result::Result<Self, Errno> {
-        let _ = host::monitor_bell()?;
+        let _ = bell::get()?;
         let stop = Arc::new(AtomicU32::new(0));
         let stopped = Arc::clone(&stop);
         let (running, is_running) = started();
@@ -198,7 +200,7 @@ impl Drop for Monitor {
             return;
         }
         self.stop.store(1, Ordering::Release);
-        host::ring_monitor();
+        bell::ring();
         if let Some(thread) = thread {
             let _ = thread.join();
         }

@@ -43,8 +43,10 @@ pub(crate) enum How {
 pub(crate) enum Refusal {
     /// `RLIMIT_MEMLOCK`: the bytes that are needed, and what it is.
     Limit { needed_bytes: u64, limit_bytes: u64 },
-    /// Mappings: the budget, or `vm.max_map_count`.
+    /// Mappings: `vm.max_map_count`.
     Mappings,
+    /// The part of it that locks and promotions may use.
+    Budget,
     /// Something else.
     Other(Errno),
 }
@@ -69,7 +71,7 @@ impl Refusal {
                 let what = "RLIMIT_MEMLOCK (bytes to be locked in memory without CAP_IPC_LOCK)";
                 Error::Limit { op, what, limit: limit_bytes, needed: needed_bytes }
             }
-            Self::Mappings => Error::Exhausted {
+            Self::Mappings | Self::Budget => Error::Exhausted {
                 op,
                 what: "mappings (vm.max_map_count): each locked range between others that are not costs two",
             },
@@ -144,7 +146,7 @@ fn cost(pages: &BTreeMap<usize, u32>, run: &Range<usize>) -> i64 {
 fn lock_run(pages: &BTreeMap<usize, u32>, run: &Range<usize>, how: How) -> Result<(), Refusal> {
     let cost = cost(pages, run);
     if !budget::charge(cost) {
-        return Err(Refusal::Mappings);
+        return Err(Refusal::Budget);
     }
     let locked = match how {
         How::Populate => mlock::mlock(run.start, run.len()),

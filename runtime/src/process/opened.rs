@@ -12,12 +12,11 @@ use crate::by_std;
 use crate::process::registry;
 use softfault_mm::extent::Extent;
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SIZE};
-use softfault_platform::section::Slot;
-use softfault_platform::sys::mem;
+use softfault_platform::section::{self, Slot};
+use softfault_platform::sys::{mem, thread};
 use softfault_platform::vmatree::{self, Trap};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 /// Pages that were found so, since the process began.
 static FOUND: AtomicU64 = AtomicU64::new(0);
@@ -28,8 +27,9 @@ pub(crate) fn close() -> u64 {
     let arenas = arenas();
     let suspects = if arenas.is_empty() { arenas } else { look(&arenas) };
     if !suspects.is_empty() {
-        // A thread of ours may be between opening a page and noting it.
-        std::thread::sleep(Duration::from_millis(2));
+        // What was read there and what is noted are of two moments. Who was hiding a page in between, and had taken its note away,
+        // was in a section, and so was who opened one: it has ended both when these have.
+        section::synchronize();
         // An arena that is there stays while the registry is locked: its addresses are nobody else's.
         let _registry = registry::lock();
         let arenas = self::arenas();
@@ -41,6 +41,25 @@ pub(crate) fn close() -> u64 {
         }
     }
     FOUND.load(Ordering::Relaxed)
+}
+
+/// Has stats look no more often than this many times as long as a look takes: it reads what the kernel says of every mapping of the
+/// process, which may be megabytes.
+const REST: u64 = 50;
+/// When stats may look again.
+static NEXT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// The same where it is one number of many: what was found, as far as is known, if the last look was a moment ago.
+pub(crate) fn close_now_and_then() -> u64 {
+    let began_ns = thread::monotonic_ns();
+    if began_ns < NEXT_NS.load(Ordering::Relaxed) {
+        return FOUND.load(Ordering::Relaxed);
+    }
+    let found = close();
+    let ended_ns = thread::monotonic_ns();
+    // Two threads may both look, once.
+    NEXT_NS.store(ended_ns + REST * (ended_ns - began_ns), Ordering::Relaxed);
+    found
 }
 
 fn arenas() -> Vec<Range<usize>> {

@@ -15,7 +15,7 @@ use softfault_platform::mmu::uffd::{self, Kind, UffdMmu};
 use softfault_platform::mmu::{budget, segv};
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::sys::Errno;
-use softfault_platform::trap::{chain, entry};
+use softfault_platform::trap::{self, chain};
 use softfault_platform::vmatree::{self, Numbered};
 use softfault_platform::{child, host, stack, staging};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -166,7 +166,7 @@ impl Registry {
             Some(pool) => pool.grow(fillers)?,
             None => self.helpers = Some(helper::Pool::start(fillers)?),
         }
-        chain::install(entry::on_signal).map_err(system(OP, "rt_sigaction"))
+        chain::install(trap::on_signal).map_err(system(OP, "rt_sigaction"))
     }
 
     /// Counts a runtime out; the last one restores the dispositions and closes what was open.
@@ -179,7 +179,7 @@ impl Registry {
         if self.runtimes > 0 {
             return leftover;
         }
-        chain::uninstall(entry::on_signal);
+        chain::uninstall(trap::on_signal);
         leftover.helpers = self.helpers.take();
         #[cfg(feature = "userfaultfd")]
         {

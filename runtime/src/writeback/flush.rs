@@ -33,11 +33,11 @@ pub(crate) fn flush(f: &Flushing, op: &'static str) -> Result<()> {
 /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
 ///
 /// # Context: control plane
-pub(crate) fn show(f: &Flushing, op: &'static str, turn: &Turn<'_>) -> Result<()> {
+pub(crate) fn show(f: &Flushing, turn: &Turn<'_>) -> std::result::Result<(), StoreError> {
     if f.store().rereads_unflushed() {
         return Ok(());
     }
-    flush_in(f, turn).map_err(|error| error::flush(op, f.mapping().label, error))
+    flush_in(f, turn)
 }
 
 /// Flushes; the caller has the turn.

@@ -21,8 +21,8 @@ use softfault_mm::vmscan;
 use softfault_platform::host;
 use softfault_platform::sys::{Errno, futex};
 use softfault_platform::thp;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ impl Writable {
 /// Objects that may have dirty pages.
 #[derive(Debug, Default)]
 pub(crate) struct Writables {
-    list: Mutex<Vec<Writable>>,
+    list: masked::Mutex<Vec<Writable>>,
     /// Objects whose last handle is gone, and which are being written back by who had it: an exit waits for them.
     ending: AtomicU32,
 }

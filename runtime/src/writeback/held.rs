@@ -65,7 +65,7 @@ pub(crate) fn hold(
     drop(host);
     // The same goes for a page that is pinned, and is being written as it is. The program's signals may come meanwhile,
     // because the store may take its time.
-    drop(state.direct_interruptibly());
+    drop(state.direct());
     Ok(Held { flushing: Arc::clone(flushing), pages, _object: object })
 }
 

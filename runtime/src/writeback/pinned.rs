@@ -37,7 +37,7 @@ pub(super) fn settle(env: Env<'_>, f: &Flushing, word: &FolioWord, p: u64) -> Re
             _ => return Ok(false),
         }
         if turns >= PATIENCE
-            && let Some(held) = write_pinned(f, word, p)?
+            && let Some(held) = write_pinned((env, &ctx), f, word, p)?
         {
             return Ok(held);
         }
@@ -61,10 +61,15 @@ fn wait_for(env: Env<'_>, ctx: &Ctx<'_>, word: &FolioWord, state: State) {
 ///                                          a store to it; sync: the newer bytes are written and flushed
 /// and puts its copy there
 /// ```
-fn write_pinned(f: &Flushing, word: &FolioWord, p: u64) -> Result<Option<bool>, (u64, FillError)> {
+fn write_pinned(
+    (env, ctx): (Env<'_>, &Ctx<'_>),
+    f: &Flushing,
+    word: &FolioWord,
+    p: u64,
+) -> Result<Option<bool>, (u64, FillError)> {
     let m = f.mapping();
     // With hold_dirty(): either we see the hold, or it waits for us.
-    let _alone = f.state().direct_interruptibly();
+    let _alone = f.state().direct_beside(env, ctx);
     let old = match word.try_pin(0) {
         Ok(old) => old,
         // There is no pin left.

@@ -1,6 +1,8 @@
 //! What write-back knows of an object, and all that it needs of one: the pages, the store, and what is owed to it.
 
 use crate::masked::{self, Masked};
+use softfault_mm::ctx::Ctx;
+use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{PAGE_SHIFT, pages_of};
 use softfault_platform::store::Store;
@@ -84,7 +86,7 @@ pub(crate) struct FlushState {
     pub(super) failures: AtomicU64,
     /// Keeps flushes apart, and away from who punches holes or moves the store's end. Faults may wait for who has it: nothing
     /// is allocated under it, and no other lock taken.
-    turn: Mutex<()>,
+    turn: masked::Mutex<()>,
     /// The store has not been told where the object ends since a flush failed, or the end moved. Protected by `turn`.
     end_owed: AtomicBool,
     /// Of which lost pages the program was told. Protected by nothing: bits of their own.
@@ -92,7 +94,7 @@ pub(crate) struct FlushState {
     /// Pages up to here, past the end, may still be cached, and in the store; 0: none. Protected by the object's gate.
     cut_owed: AtomicU64,
     /// Keeps those apart who write a pinned page as it is. A leaf, but for the store's own locks.
-    direct: Mutex<()>,
+    direct: masked::Mutex<()>,
     /// Page ranges that are held. A leaf.
     held: Mutex<Vec<Range<u64>>>,
     /// Read by who walks the object's nodes without the turn, and must not miss one; written by who prunes them, with the
@@ -132,9 +134,9 @@ impl FlushState {
     pub(crate) fn direct(&self) -> Masked<'_, ()> {
         masked::lock(&self.direct)
     }
-    /// The same, with the program's signals as they are: they may come while the caller waits for the store.
-    pub(super) fn direct_interruptibly(&self) -> MutexGuard<'_, ()> {
-        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The same for who has a `Host`, which masks the program's signals already: they come while the caller waits.
+    pub(super) fn direct_beside(&self, env: Env<'_>, ctx: &Ctx<'_>) -> Masked<'_, ()> {
+        masked::lock_beside(env, ctx, &self.direct)
     }
     /// Returns the page ranges that are held.
     pub(super) fn held(&self) -> MutexGuard<'_, Vec<Range<u64>>> {

@@ -584,15 +584,9 @@ pub(crate) fn fill_the_table() -> FullTable {
     // SAFETY: a fresh mapping, which nobody uses.
     let base = unsafe { libc::mmap(std::ptr::null_mut(), 2 * max * PAGE, libc::PROT_NONE, flags, -1, 0) };
     assert_ne!(base, libc::MAP_FAILED);
-    let full = FullTable { base: base as usize, len_bytes: 2 * max * PAGE };
-    for i in 0..max {
-        let at = base.wrapping_byte_add(2 * i * PAGE);
-        // SAFETY: inside the mapping above.
-        if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
-            return full;
-        }
-    }
-    panic!("the table never fills");
+    let mut full = FullTable { base: base as usize, len_bytes: 2 * max * PAGE, nr: 0 };
+    full.take_what_is_free();
+    full
 }
 
 /// What fills the kernel's table of mappings.
@@ -600,6 +594,23 @@ pub(crate) fn fill_the_table() -> FullTable {
 pub(crate) struct FullTable {
     base: usize,
     len_bytes: usize,
+    /// Pages that stand alone.
+    nr: usize,
+}
+
+impl FullTable {
+    /// Takes the mappings that somebody has given back meanwhile.
+    pub(crate) fn take_what_is_free(&mut self) {
+        while 2 * self.nr * PAGE < self.len_bytes {
+            let at = (self.base + 2 * self.nr * PAGE) as *mut c_void;
+            // SAFETY: inside the mapping of `fill_the_table`, which nobody uses.
+            if unsafe { libc::mprotect(at, PAGE, libc::PROT_READ) } != 0 {
+                return;
+            }
+            self.nr += 1;
+        }
+        panic!("the table never fills");
+    }
 }
 
 impl Drop for FullTable {

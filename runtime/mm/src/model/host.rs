@@ -50,11 +50,12 @@ pub trait AddressSpace {
         f();
     }
 
-    /// Hides pages that are exposed by protection, so that others can be; `false`: there is no room to be made for now.
+    /// Hides pages that are exposed by protection, so that others can be: `None`. There is no room to be made for now: what
+    /// moves when somebody has made some; the program gives mappings back without a word.
     ///
     /// # Context: handler, outside the section
-    fn make_room(&self) -> bool {
-        false
+    fn make_room(&self) -> Option<WaitKey> {
+        None
     }
 
     /// Claims a staging page; `None`: all are in use.

@@ -205,10 +205,7 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
             // Noted whether or not there is room now: the next attempt forgets it, and where the host refuses that one too, what
             // seemed to be room was none.
             ctx.note_crowded();
-            if !env.mm.make_room() {
-                env.park.relax();
-            }
-            Next::Again
+            do_crowded(env, ctx)
         }
         Work::Change(key) => match env.park.nap(ctx, key, CHANGE_NS) {
             Woken::NotNow => Next::Later,
@@ -219,6 +216,26 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
 
 /// How long a thread sleeps at once while a mapping is exchanged: some system calls.
 const CHANGE_NS: u64 = 1_000_000;
+
+/// Pauses of who finds no room to expose a page, at least and at most.
+const CROWDED_NS: core::ops::RangeInclusive<u64> = 1_000_000..=8_000_000;
+
+/// Makes room for a page to be exposed. Where there is none to be made, because the program has every mapping, nothing but
+/// patience helps: who looks for room pays for it, so a thread pauses for longer than it looked, and its signals come between. A
+/// call goes back instead: it has an error for that.
+#[inline(never)]
+fn do_crowded(env: Env<'_>, ctx: &Ctx<'_>) -> Next {
+    let began_ns = env.park.now_ns();
+    let Some(key) = env.mm.make_room() else { return Next::Again };
+    if ctx.can_block {
+        return Next::Later;
+    }
+    let looked_ns = env.park.now_ns().saturating_sub(began_ns);
+    match env.park.nap(ctx, key, (4 * looked_ns).clamp(*CROWDED_NS.start(), *CROWDED_NS.end())) {
+        Woken::NotNow => Next::Later,
+        _ => Next::Again,
+    }
+}
 
 /// Returns the claim of pages to be read, if that is the work; claims a missing page, and has the fillers read what lies
 /// ahead of it first, where the walk has left both to be done.
@@ -360,16 +377,28 @@ fn do_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
 /// Has a filler read the claimed pages.
 #[inline(never)]
 fn fill_elsewhere(env: Env<'_>, claim: Claim) -> Next {
-    if let Err(claim) = env.park.submit(claim) {
-        give_up(env, claim);
+    if !pass_on(env, claim) {
         env.park.relax();
     }
     Next::Again
 }
 
-/// Has a filler read the pages that a call claimed, or reads them here; see `do_fill`.
-pub fn fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
-    let _ = do_fill(env, ctx, claim);
+/// Gives the claimed pages to a filler; `false`: the queue is full, and the claim was given up.
+fn pass_on(env: Env<'_>, claim: Claim) -> bool {
+    let passed = env.park.submit(claim);
+    passed.map_err(|claim| give_up(env, claim)).is_ok()
+}
+
+/// Has a filler read the pages that a call claimed, or reads them here; `false`: the fillers have as much to do as can be
+/// queued, and the claim was given up.
+pub fn fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> bool {
+    if !may_fill(env, ctx, &claim) {
+        return pass_on(env, claim);
+    }
+    match try_fill(env, ctx, claim) {
+        Ok(()) => true,
+        Err(claim) => pass_on(env, claim),
+    }
 }
 
 /// Reads the claimed pages on this thread.

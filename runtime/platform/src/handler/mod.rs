@@ -2,6 +2,7 @@
 //! forked, or ends.
 
 pub mod batches;
+pub mod bell;
 pub mod child;
 pub mod exit;
 pub mod leave;

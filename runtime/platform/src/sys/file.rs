@@ -401,14 +401,38 @@ pub fn poll_in(fds: [i32; 2], timeout_ms: i32) -> Result<u32, Errno> {
     Ok(u32::from(p[0].revents != 0) | (u32::from(p[1].revents != 0) << 1))
 }
 
-/// Creates an eventfd, close-on-exec; see eventfd(2). Control plane.
+/// Creates two sockets that are connected, close-on-exec and non-blocking; see socketpair(2). Control plane, and the monitor.
 ///
 /// # Errors
-/// `EMFILE`, `ENOMEM`.
-pub fn eventfd() -> Result<i32, Errno> {
-    // SAFETY: touches no memory.
-    let fd = unsafe { syscall6(libc::SYS_eventfd2, [0, libc::EFD_CLOEXEC as usize, 0, 0, 0, 0]) }?;
-    Ok(i32::try_from(fd).unwrap_or(i32::MAX))
+/// `EMFILE`, `ENFILE`, `ENOMEM`.
+pub fn socketpair() -> Result<[i32; 2], Errno> {
+    let mut pair = [-1i32; 2];
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let args = [libc::AF_UNIX as usize, kind as usize, 0, pair.as_mut_ptr() as usize, 0, 0];
+    // SAFETY: writes two numbers, exclusively borrowed.
+    unsafe { syscall6(libc::SYS_socketpair, args) }?;
+    Ok(pair)
+}
+
+/// Sends bytes to a socket, without a signal where nobody is there to receive, and without waiting; see sendto(2).
+///
+/// # Errors
+/// `ENOTSOCK`: it is none, and was left alone. `EAGAIN`, `EPIPE`, `EBADF`.
+pub fn send(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    let args = [fd as usize, bytes.as_ptr() as usize, bytes.len(), flags as usize, 0, 0];
+    // SAFETY: reads `bytes`, borrowed for the length of the call.
+    unsafe { syscall6(libc::SYS_sendto, args) }
+}
+
+/// Receives bytes from a socket without waiting; see recvfrom(2).
+///
+/// # Errors
+/// `ENOTSOCK`: it is none, and was left alone. `EAGAIN`, `EBADF`.
+pub fn receive(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
+    let args = [fd as usize, buf.as_mut_ptr() as usize, buf.len(), libc::MSG_DONTWAIT as usize, 0, 0];
+    // SAFETY: writes at most `buf.len()` bytes of `buf`, exclusively borrowed.
+    unsafe { syscall6(libc::SYS_recvfrom, args) }
 }
 
 /// Drops a whole file's clean pages from the kernel's page cache; see posix_fadvise(2), `POSIX_FADV_DONTNEED`.

@@ -147,7 +147,7 @@ fn possible_error(nr: libc::c_long, args: &[usize; 6]) -> Option<Errno> {
         | libc::SYS_ftruncate => Some(Errno::ENOMEM),
         libc::SYS_madvise => advice_error(i32::try_from(third).unwrap_or(0)),
         libc::SYS_ioctl => ioctl_error(second),
-        libc::SYS_userfaultfd | libc::SYS_memfd_create | libc::SYS_eventfd2 | libc::SYS_openat | libc::SYS_open => {
+        libc::SYS_userfaultfd | libc::SYS_memfd_create | libc::SYS_socketpair | libc::SYS_openat | libc::SYS_open => {
             Some(Errno::EMFILE)
         }
         libc::SYS_pidfd_open | libc::SYS_pidfd_getfd => Some(Errno::EMFILE),

@@ -65,9 +65,15 @@ pub struct KernelSigaction {
     pub mask: u64,
 }
 
-/// Returns from a signal handler: the two instructions debuggers and unwinders recognise.
+/// The number of rt_sigprocmask(2) and its request to replace the mask, for instructions that call it without a stack.
+pub(crate) const NR_SIGPROCMASK: i32 = libc::SYS_rt_sigprocmask as i32;
+/// See [`NR_SIGPROCMASK`].
+pub(crate) const SET_MASK: i32 = libc::SIG_SETMASK;
+
+/// Returns from a signal handler: the two instructions debuggers and unwinders recognise. The kernel returns through it from
+/// what [`set`] installs without another restorer, and from nothing else: so the handler knows by whom it was entered.
 #[unsafe(naked)]
-unsafe extern "C" fn restorer() {
+pub(crate) unsafe extern "C" fn restorer() {
     naked_asm!("mov rax, 15", "syscall")
 }
 

@@ -171,14 +171,18 @@ impl Uffd {
     /// # Context: handler
     ///
     /// # Errors
-    /// `EBADF` where nobody keeps it, or the kernel cannot give it (before Linux 6.9; a filter).
+    /// `EBADF` where nobody keeps it, or the kernel cannot give it (before Linux 6.9; a filter). `EMFILE`, `ENFILE`, `ENOMEM`:
+    /// not now.
     #[cold]
     pub fn take_back(&self) -> Result<(), Errno> {
         let seen = self.fd.load(Ordering::Relaxed);
         if self.is.renumbered(seen).check().is_ok() {
             return Ok(());
         }
-        let new = fd::kept(self.kept_as.load(Ordering::Relaxed)).map_err(|_| Errno::EBADF)?;
+        let new = fd::kept(self.kept_as.load(Ordering::Relaxed)).map_err(|e| match e {
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => e,
+            _ => Errno::EBADF,
+        })?;
         self.is.renumbered(new).check()?;
         // Another thread may have been first: both numbers name the context, and one of them is enough.
         if self.fd.compare_exchange(seen, new, Ordering::Relaxed, Ordering::Relaxed).is_err() {
@@ -331,7 +335,7 @@ impl Uffd {
     /// Reads up to `out.len()` messages; returns how many. None are ready: 0.
     ///
     /// # Errors
-    /// The kernel's, except `EAGAIN`.
+    /// The kernel's, except `EAGAIN`; those of [`Uffd::take_back`].
     pub fn read(&self, out: &mut [PageFaultMsg; 16]) -> Result<usize, Errno> {
         let mut raw = [0u8; 16 * 32];
         if !self.is_ours() {

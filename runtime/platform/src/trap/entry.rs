@@ -32,8 +32,6 @@ use softfault_mm::vmstat::{Event, Stage, VmStat};
 /// Counts what belongs to no runtime: signals passed on.
 pub static PROCESS_STAT: VmStat = VmStat::new();
 
-pub use super::trampoline::on_signal;
-
 /// Why the last refused fault was refused: bit 0 too deep, bit 1 in a section, bit 2 on a helper thread.
 static REFUSALS: AtomicU64 = AtomicU64::new(0);
 

@@ -4,6 +4,7 @@
 //! the helpers, and the access is kept in a list and looked at again when a helper has finished something. User code
 //! runs on this thread only if it is handler-safe.
 
+use crate::bell;
 use crate::host::{self, Host};
 use crate::mmu::uffd::UffdMmu;
 use crate::section::Slot;
@@ -23,6 +24,9 @@ use softfault_mm::vmstat::Event;
 const NR_PENDING: usize = 1024;
 /// How long the list waits for a helper's word before it is looked at anyway.
 const LOOK_AGAIN_MS: i32 = 20;
+/// How long the thread sleeps when nothing waits: between a look at a number and poll(2) the program may close it and open another
+/// file, which is never ready.
+const IDLE_MS: i32 = 1_000;
 
 /// An access that waits for a fill, a delegate or another thread.
 #[derive(Clone, Copy, Debug, Default)]
@@ -85,22 +89,26 @@ pub fn serve(mmu: &UffdMmu, stop: &core::sync::atomic::AtomicU32) -> Result<(), 
     let mut waiting = 0usize;
     // From before the first message on: a helper may be done before this thread looks again.
     let _watching = Watching::new();
-    let mut bell_fd = host::monitor_bell()?;
+    let mut hears = bell::get().ok();
+    let mut has_read = false;
     loop {
-        let timeout = if waiting > 0 { LOOK_AGAIN_MS } else { -1 };
-        let ready = match file::poll_in([mmu.uffd().fd(), bell_fd], timeout) {
+        // Whatever else the number names by now may never be ready. Who has just read from it has looked.
+        let is_ours = has_read || mmu.uffd().take_back().map(|()| true).or_else(put_off)?;
+        let timeout = if waiting > 0 || hears.is_none() || !is_ours { LOOK_AGAIN_MS } else { IDLE_MS };
+        let polled = if is_ours { mmu.uffd().fd() } else { -1 };
+        let ready = match file::poll_in([polled, hears.unwrap_or(-1)], timeout) {
             Err(Errno::EINTR) => 0,
-            r => r?,
+            // RLIMIT_NOFILE is below the two of them: what is read is looked at unasked.
+            Err(Errno::EINVAL) => put_off(Errno::EAGAIN).map(|()| 3)?,
+            r => r.or_else(put_off)?,
         };
         if stop.load(core::sync::atomic::Ordering::Acquire) != 0 {
             return Ok(());
         }
-        if ready & 2 != 0 {
-            let bell = host::monitor_bell()?;
-            if bell == bell_fd {
-                let _ = file::read(bell_fd, &mut [0u8; 8]);
-            }
-            bell_fd = bell;
+        if ready & 1 == 0 {
+            bell::hush();
+            // Whatever cannot be had now is asked for again: nobody's page depends on a bell.
+            hears = bell::get().ok();
         }
         waiting = 0;
         for entry in pending.iter_mut().filter(|p| p.page != 0) {
@@ -110,7 +118,8 @@ pub fn serve(mmu: &UffdMmu, stop: &core::sync::atomic::AtomicU32) -> Result<(), 
                 waiting += 1;
             }
         }
-        let nr = if ready & 1 != 0 { mmu.uffd().read(&mut messages)? } else { 0 };
+        let nr = if ready & 1 != 0 { mmu.uffd().read(&mut messages).or_else(put_off)? } else { 0 };
+        has_read = nr > 0;
         for message in messages.iter().take(nr).filter(|m| m.event == bits::EVENT_PAGEFAULT) {
             let mut new = pending_of(message);
             if serve_one(mmu, &mut new) {
@@ -123,6 +132,15 @@ pub fn serve(mmu: &UffdMmu, stop: &core::sync::atomic::AtomicU32) -> Result<(), 
             waiting += 1;
         }
     }
+}
+
+/// The process has no number left, or the kernel no memory, for now: whoever waits for a page waits a little longer.
+fn put_off<T: Default>(e: Errno) -> Result<T, Errno> {
+    if !matches!(e, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::EAGAIN) {
+        return Err(e);
+    }
+    thread::sleep_ns(u64::from(LOOK_AGAIN_MS.unsigned_abs()) * 1_000_000);
+    Ok(T::default())
 }
 
 /// Has helpers ring the bell, until dropped.

@@ -16,8 +16,23 @@
 //!                            claim a walk stack, xmm0..8 -> Trip
 //!                            step(trip) again
 //! ```
-//! So there may be more sleepers than walk stacks. A handler that was installed later may call us as a function, so
-//! the registers that a callee saves are put back; for the kernel's frame that would not be needed.
+//! So there may be more sleepers than walk stacks.
+//!
+//! # Called as a function
+//!
+//! A handler that was installed later may call us, or jump to us, with its own arguments. So the registers that a callee saves
+//! are put back; for the kernel's frame that would not be needed. And its mask need not be ours: with another signal open, that
+//! one's frame would begin at the top of the alternate stack, over the live one, while we are on a walk stack (`stack`).
+//! ```text
+//! our caller, a handler with an empty mask    on_signal                  SIGALRM
+//! calls us                                    walk stack, sp elsewhere
+//!                                                                        its frame: at the top of the alternate stack
+//! its frame and its locals: overwritten
+//! ```
+//! So the entry looks where it would return to. The kernel returns through the restorer that our disposition was installed with,
+//! which nobody else's has: who comes with another return address was not entered with our mask, and goes the way at the end,
+//! which masks every signal first and puts the mask back last. That way needs 48 bytes of its caller's stack, as a function may.
+//! The stack pointer would not tell: a handler that ends in a call of ours jumps here, with the kernel's frame above.
 //!
 //! # Context: handler
 
@@ -25,7 +40,7 @@ use super::entry;
 use super::trip::{SLEEP, TRIP_BYTES, Trip};
 use crate::stack::{BASE, BUSY, BUSY_BYTES, NR_LONG, NR_STACKS, STRIDE_BYTES};
 use crate::sys::futex::{NR_FUTEX, WAIT_PRIVATE};
-use crate::sys::signal::SigInfo;
+use crate::sys::signal::{self, EVERY_SIGNAL, NR_SIGPROCMASK, SET_MASK, SigInfo};
 use crate::sys::thread::{NR_NANOSLEEP, Timespec};
 use crate::{child, leave};
 use core::arch::naked_asm;
@@ -36,6 +51,9 @@ const _: () = assert!(BUSY_BYTES == 64 && NR_LONG.is_power_of_two() && NR_STACKS
 
 /// How long an entry sleeps when every walk stack is in use.
 static CROWDED: Timespec = Timespec { sec: 0, nsec: 20_000 };
+
+/// What is masked before the stack is changed.
+static MASK: u64 = EVERY_SIGNAL;
 
 /// Claims a walk stack: its number is in r9, our stack pointer in r11, and rsp at the place for a trip. Uses rax, rcx and
 /// r8 to r11. `$crowded`: what to do each time that none is free.
@@ -87,11 +105,15 @@ macro_rules! claim {
 ///
 /// # Safety
 /// Called by the kernel, as a handler installed with `SA_SIGINFO` and every signal in its mask, after `stack::init`; or by
-/// another handler of that kind, with its own arguments.
+/// another handler installed with `SA_SIGINFO`, whatever its mask, with its own arguments.
 #[unsafe(naked)]
 pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
     naked_asm!(
         ".cfi_startproc",
+        "mov rax, qword ptr [rip + {restorer}@GOTPCREL]",
+        "cmp qword ptr [rsp], rax",
+        "jne 60f",
+        "12:",
         // In: edi, rsi, rdx. Crowded: a forked child inherits claims whose threads it has not.
         claim!(
             "mov rax, qword ptr [rip + {child}@GOTPCREL]
@@ -124,11 +146,11 @@ pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_vo
         "mov qword ptr [rsp + {frame} + 8], rax",
         "30:",
         "lea rbp, [rsp + {frame}]",
-        // The frame's address is what `from` says, plus 8; rbp is where rbp points: DW_CFA_def_cfa_expression {{breg6 -8,
-        // deref, plus_uconst 8}}, DW_CFA_expression rbp {{breg6 0}}.
-        ".cfi_remember_state",
+        // The frame's address is what `from` says, plus 8; the caller's rbp is where rbp points, its r12 40 bytes below:
+        // DW_CFA_def_cfa_expression {{breg6 -8, deref, plus_uconst 8}}, DW_CFA_expression rbp {{breg6 0}}, r12 {{breg6 -40}}.
         ".cfi_escape 0x0f, 0x05, 0x76, 0x78, 0x06, 0x23, 0x08",
         ".cfi_escape 0x10, 0x06, 0x02, 0x76, 0x00",
+        ".cfi_escape 0x10, 0x0c, 0x02, 0x76, 0x58",
         "mov r12d, r9d",
         "mov rdi, rsp",
         "mov esi, r12d",
@@ -148,9 +170,11 @@ pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_vo
         "mov r14, qword ptr [rsp + {saved} + 24]",
         "mov r15, qword ptr [rsp + {saved} + 32]",
         "mov r11, qword ptr [rsp + {from}]",
-        "mov rbp, qword ptr [rsp + {frame}]",
-        ".cfi_restore_state",
         ".cfi_remember_state",
+        "mov rbp, qword ptr [rsp + {frame}]",
+        ".cfi_def_cfa r11, 8",
+        ".cfi_restore rbp",
+        ".cfi_restore r12",
         "mov rsp, r11",
         ".cfi_def_cfa rsp, 8",
         "mov dword ptr [rcx], 0",
@@ -160,7 +184,8 @@ pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_vo
         "41:",
         "jmp {pass}",
         ".cfi_restore_state",
-        // A slice of sleep. The kernel keeps every register but rax, rcx and r11.
+        // A slice of sleep. The kernel keeps every register but rax, rcx and r11. The caller's rbp and r12 are back in their places
+        // meanwhile, for who looks at the stack of a thread that waits.
         "40:",
         "movaps xmm0, xmmword ptr [rsp]",
         "movaps xmm1, xmmword ptr [rsp + 16]",
@@ -179,7 +204,12 @@ pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_vo
         "mov esi, {wait}",
         "xor r8d, r8d",
         "xor r9d, r9d",
+        "mov r12, qword ptr [rsp + {saved} + 8]",
         "mov r11, qword ptr [rsp + {from}]",
+        "mov rbp, qword ptr [rsp + {frame}]",
+        ".cfi_def_cfa r11, 8",
+        ".cfi_restore rbp",
+        ".cfi_restore r12",
         "mov rsp, r11",
         ".cfi_def_cfa rsp, 8",
         "mov dword ptr [rcx], 0",
@@ -204,7 +234,38 @@ pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_vo
         "movaps xmmword ptr [rsp + 128], xmm8",
         "movq qword ptr [rsp + {slept}], xmm9",
         "jmp 30b",
+        // Called as a function: the same with every signal masked. What is pushed keeps the stack where a call expects it.
+        "60:",
+        ".cfi_def_cfa rsp, 8",
+        "sub rsp, 40",
+        ".cfi_def_cfa_offset 48",
+        "mov qword ptr [rsp + 8], rdi",
+        "mov qword ptr [rsp + 16], rsi",
+        "mov qword ptr [rsp + 24], rdx",
+        "mov edi, {set_mask}",
+        "mov rsi, qword ptr [rip + {mask}@GOTPCREL]",
+        "mov rdx, rsp",
+        "mov r10d, 8",
+        "mov eax, {sigprocmask}",
+        "syscall",
+        "mov rdi, qword ptr [rsp + 8]",
+        "mov rsi, qword ptr [rsp + 16]",
+        "mov rdx, qword ptr [rsp + 24]",
+        "call 12b",
+        "mov edi, {set_mask}",
+        "mov rsi, rsp",
+        "xor edx, edx",
+        "mov r10d, 8",
+        "mov eax, {sigprocmask}",
+        "syscall",
+        "add rsp, 40",
+        ".cfi_def_cfa_offset 8",
+        "ret",
         ".cfi_endproc",
+        restorer = sym signal::restorer,
+        mask = sym MASK,
+        set_mask = const SET_MASK,
+        sigprocmask = const NR_SIGPROCMASK,
         busy = sym BUSY,
         base = sym BASE,
         child = sym child::PAGE,

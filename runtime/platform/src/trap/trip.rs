@@ -1,9 +1,12 @@
-//! What one signal carries from the first instruction of the handler to the last, and the answers in between.
+//! What lies at the top of a walk stack: one signal's way through the handler, and what its instructions are told.
+//!
+//! `trampoline` makes it and knows where its fields lie; `entry` reads and writes them.
 //!
 //! # Context: handler
 
 use crate::sys::signal::SigInfo;
 use core::ffi::c_void;
+use core::mem::offset_of;
 use softfault_mm::types::{FaultFlags, VmFaultReason};
 
 /// What `step` answers: return to the interrupted instruction.
@@ -50,3 +53,9 @@ pub(super) const FRESH: u32 = u32::MAX;
 /// A trip fits xmm0..8.
 pub(super) const TRIP_BYTES: usize = 9 * 16;
 const _: () = assert!(size_of::<Trip>() == TRIP_BYTES);
+// What the trampoline says to debuggers and unwinders, in bytes from the frame pointer.
+const _: () = {
+    let frame = offset_of!(Trip, frame) as isize;
+    assert!(offset_of!(Trip, from) as isize - frame == -8);
+    assert!(offset_of!(Trip, saved) as isize + 8 - frame == -40);
+};

@@ -58,7 +58,13 @@ impl ObjectInner {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the other build refuses")]
-pub(crate) fn check_map(_arena: &ArenaInner, _object: &ObjectInner, _prot: Prot, _sharing: Sharing) -> Result<()> {
+pub(crate) fn check_map(
+    _op: &'static str,
+    _arena: &ArenaInner,
+    _object: &ObjectInner,
+    _prot: Prot,
+    _sharing: Sharing,
+) -> Result<()> {
     Ok(())
 }
 pub(crate) fn refusal(_object: &ObjectInner) -> Option<Error> {

@@ -124,8 +124,14 @@ impl ObjectInner {
 }
 
 /// Refuses to map an exclusive object in a way that it cannot be mapped.
-pub(crate) fn check_map(arena: &ArenaInner, object: &ObjectInner, prot: Prot, sharing: Sharing) -> Result<()> {
-    let denied = |what| Err(Error::Denied { op: "Arena::map", what });
+pub(crate) fn check_map(
+    op: &'static str,
+    arena: &ArenaInner,
+    object: &ObjectInner,
+    prot: Prot,
+    sharing: Sharing,
+) -> Result<()> {
+    let denied = |what| Err(Error::Denied { op, what });
     if object.exclusive().is_none() {
         return Ok(());
     }

@@ -118,13 +118,16 @@ impl Object {
             }
             let turn = inner.flushing().state().turn();
             if let Some(void) = Void::take(m, &(last..last + 1)) {
-                if m.folio(last).is_some_and(|w| !w.load().is_vacant()) {
-                    self.read_tail(op, old, end)?;
+                let is_cached = m.folio(last).is_some_and(|w| !w.load().is_vacant());
+                let read = if is_cached { self.read_tail(old, end) } else { Ok(()) };
+                if read.is_ok() {
+                    inner.file_store(|store| store.adopt_len(end));
+                    inner.move_end(end);
                 }
-                inner.file_store(|store| store.adopt_len(end));
-                inner.move_end(end);
+                // The page is back, and the turn, before there is an error: it takes memory.
                 drop((void, turn));
-                return Ok(());
+                let place = Place { mapping: Some(m), object_offset: Some(old), arena_offset: None };
+                return read.map_err(|e| fault::fault(op, Access::Read, place, Some(e.fill_error()), None));
             }
             drop(turn);
             std::thread::sleep(Duration::from_micros(500));
@@ -133,15 +136,13 @@ impl Object {
     }
 
     /// Reads what the file has of the last page from the old end on into the cached page, which the caller has.
-    fn read_tail(&self, op: &'static str, old: u64, end: u64) -> Result<()> {
+    fn read_tail(&self, old: u64, end: u64) -> std::result::Result<(), StoreError> {
         let (pgoff, from) = (old >> PAGE_SHIFT, old as usize & PAGE_MASK);
         let first = pgoff << PAGE_SHIFT;
         let mut bytes = [0u8; PAGE_SIZE];
         let to = PAGE_SIZE.min(usize::try_from(end - first).unwrap_or(PAGE_SIZE));
         let Some(wanted) = bytes.get_mut(..to) else { return Ok(()) };
-        let place = Place { mapping: Some(self.inner.mapping()), object_offset: Some(old), arena_offset: None };
-        let failed = |e: StoreError| fault::fault(op, Access::Read, place, Some(e.fill_error()), None);
-        self.inner.store().read(first, &mut PageMut::from(&mut *wanted)).map_err(failed)?;
+        self.inner.store().read(first, &mut PageMut::from(&mut *wanted))?;
         io::set_tail(&self.inner, pgoff, from, wanted);
         Ok(())
     }

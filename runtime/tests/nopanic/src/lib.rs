@@ -31,7 +31,7 @@ use softfault_platform::store::swapfile::SwapFile;
 use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{PageMut, PageRef, Store};
 use softfault_platform::sys::signal::SigInfo;
-use softfault_platform::trap::{entry, monitor};
+use softfault_platform::trap::{self, monitor};
 
 unsafe extern "C" {
     /// Defined nowhere: a panic that can be reached makes the link fail with this name.
@@ -55,7 +55,7 @@ extern "C" fn rust_eh_personality() {}
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn nopanic_on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_void) {
     // SAFETY: the caller's contract is the handler's.
-    unsafe { entry::on_signal(signo, info, uc) }
+    unsafe { trap::on_signal(signo, info, uc) }
 }
 
 /// The monitor thread's loop: not a handler, but threads sleep until it answers.
