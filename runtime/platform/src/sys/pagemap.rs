@@ -13,6 +13,7 @@
 
 use super::fd;
 use super::syscall::{Errno, syscall6};
+#[cfg(feature = "userfaultfd")]
 use super::uffd::{Uffd, bits};
 use super::{file, mem};
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -178,6 +179,7 @@ pub fn vouches() -> bool {
 
 /// Finds out what the kernel says of a range without a page table, and whether it protects one, where `uffd` notes stores.
 /// Until then, and where that cannot be found out, it is asked for everything. Control plane.
+#[cfg(feature = "userfaultfd")]
 pub fn learn(uffd: &Uffd) {
     const LEN: usize = TABLE_BYTES as usize;
     EMPTY_TOLD.store(false, Ordering::Relaxed);
@@ -192,6 +194,7 @@ pub fn learn(uffd: &Uffd) {
 }
 
 /// Asks about a page table's range at `base`, where nothing ever was.
+#[cfg(feature = "userfaultfd")]
 fn tells_empty(base: u64) -> Result<bool, Errno> {
     let told = || {
         let mut regions = [Region::default(); 3];
