@@ -45,17 +45,22 @@ enum Kind {
     Bounded,
     /// Pages of private memory.
     Exclusive,
+    /// The same, copied where they could be moved.
+    Copied,
 }
 
-const KINDS: [Kind; 5] = [Kind::Quiet, Kind::Busy, Kind::Tracked, Kind::Bounded, Kind::Exclusive];
+const KINDS: [Kind; 6] = [Kind::Quiet, Kind::Busy, Kind::Tracked, Kind::Bounded, Kind::Exclusive, Kind::Copied];
 
 impl Kind {
     fn fits(self, mode: Delivery) -> bool {
         match self {
             Self::Tracked => mode != Delivery::Segv,
-            Self::Exclusive => mode == Delivery::InThread,
+            Self::Exclusive | Self::Copied => mode == Delivery::InThread,
             _ => true,
         }
+    }
+    fn is_private(self) -> bool {
+        matches!(self, Self::Exclusive | Self::Copied)
     }
     fn limit_pages(self) -> usize {
         if self == Self::Bounded { NR / 2 } else { 2 * NR }
@@ -110,11 +115,14 @@ impl World {
             return None;
         }
         let below = Below::new(&format!("{mode:?}-{kind:?}"));
-        let exclusive = kind == Kind::Exclusive;
-        let options = rt.file_options().writable(true).with(|o| o.exclusive(exclusive));
+        let options = rt.file_options().writable(true).with(|o| match kind {
+            Kind::Exclusive => o.exclusive(true),
+            Kind::Copied => o.exclusive_by_copy(),
+            _ => o,
+        });
         let object = options.open(&below.0).expect("open");
         let arena = rt.arena(LEN).delivery(mode).native_extents(kind == Kind::Tracked).build().expect("arena");
-        let sharing = if exclusive { Sharing::Private } else { Sharing::Shared };
+        let sharing = if kind.is_private() { Sharing::Private } else { Sharing::Shared };
         arena.map(0, &object, 0, LEN, Prot::ReadWrite, sharing).expect("map");
         arena.fault_in(0..LEN, Access::Read).expect("fault_in");
         if kind == Kind::Tracked {
@@ -296,6 +304,33 @@ fn stores_beside_compaction() {
     });
 }
 
+/// Swap that is switched off brings every page in that is there, wherever it was moved meanwhile.
+#[test]
+fn stores_beside_swap_that_comes_and_goes() {
+    let _serial = serial();
+    let Some(group) = Group::of_lane("swapoff") else { return };
+    let Some(spare) = group::Spare::of_lane() else {
+        println!("swapoff skipped: {} names no swap that may come and go", group::SPARE);
+        return;
+    };
+    let turns = AtomicU64::new(0);
+    each_world("swapoff", &[Kind::Quiet, Kind::Exclusive, Kind::Copied], |w| {
+        let (stores, _) = w.round(false, |stop| {
+            loop {
+                spare.on();
+                group.reclaim();
+                spare.off();
+                turns.fetch_add(1, Ordering::Relaxed);
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        println!("{}: {stores} stores", w.what);
+    });
+    println!("swapoff: {} times", turns.load(Ordering::Relaxed));
+}
+
 /// Splitting a huge page of shared memory takes its entries away, whoever asked for the huge page.
 #[test]
 fn stores_with_each_setting_of_huge_pages() {
@@ -383,10 +418,10 @@ fn stores_beside_an_agent() {
         };
         let out = common::child_beside("stores_beside_an_agent", name, beside, || {
             let pageout = name == "pageout";
-            let kinds = KINDS.into_iter().filter(|k| pageout || *k == Kind::Quiet);
+            let kinds = KINDS.into_iter().filter(|k| pageout || *k == Kind::Quiet || k.is_private());
             each_world(&format!("agent {name}"), &kinds.collect::<Vec<_>>(), |w| {
                 // What is moved comes and goes beside the advice each time.
-                for _ in 0..if w.kind == Kind::Exclusive { 4 } else { 1 } {
+                for _ in 0..if pageout && w.kind.is_private() { 3 } else { 1 } {
                     let (stores, _) = w.round(false, |_| ());
                     println!("{}: {stores} stores", w.what);
                 }

@@ -71,6 +71,37 @@ pub(crate) fn hindrance() -> String {
     format!("{used} of {all} KiB of swap are in use; the group's memory.stat: {}", told.join(", "))
 }
 
+/// The environment variable that names swap which a test may switch on and off.
+pub(crate) const SPARE: &str = "SOFTFAULT_PRESSURE_SPARE_SWAP";
+
+/// Swap that comes and goes; off on drop. It is preferred while it is on, so that what is swapped goes there.
+#[derive(Debug)]
+pub(crate) struct Spare(std::ffi::CString);
+
+impl Spare {
+    pub(crate) fn of_lane() -> Option<Self> {
+        std::env::var(SPARE).ok().map(|path| Self(std::ffi::CString::new(path).expect("a path")))
+    }
+    pub(crate) fn on(&self) {
+        const PREFERRED: libc::c_int = 0x8000 | 0x7fff;
+        // SAFETY: reads a path.
+        let r = unsafe { libc::swapon(self.0.as_ptr(), PREFERRED) };
+        assert_eq!(r, 0, "swapon: {}", std::io::Error::last_os_error());
+    }
+    pub(crate) fn off(&self) {
+        // SAFETY: reads a path; every page of it is brought in.
+        let r = unsafe { libc::swapoff(self.0.as_ptr()) };
+        assert_eq!(r, 0, "swapoff: {}", std::io::Error::last_os_error());
+    }
+}
+
+impl Drop for Spare {
+    fn drop(&mut self) {
+        // SAFETY: reads a path; EINVAL where it is off.
+        unsafe { libc::swapoff(self.0.as_ptr()) };
+    }
+}
+
 /// The machine's swap, in bytes.
 pub(crate) fn swap_bytes() -> u64 {
     swap_column(2)
