@@ -101,8 +101,9 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, seat: 
     }
 }
 
-/// How often a write that failed is tried when nobody will try it later.
-const TRIES: u32 = 20;
+/// How often a write that failed is tried when nobody will try it later, a millisecond apart: what is busy (a page in a list of
+/// another processor's, say) may stay so for as long as that one has other things to do.
+const TRIES: u32 = 200;
 /// How often the end of writes that others have begun is looked for, a millisecond apart.
 const LOOKS: u32 = 5_000;
 /// How long nothing may get on before what is left counts as hanging.
