@@ -250,6 +250,14 @@ fn a_limit_that_forbids_the_lock() {
                 let again = a.pin(base + 100 * PAGE..base + 116 * PAGE, Access::Read).unwrap();
                 assert!(again.is_locked());
                 assert_eq!(locked_bytes(), 16 * PAGE as u64);
+                drop(again);
+                // Of a range with locked pages in its middle the first part fits, and the second does not: neither stays.
+                let middle = a.pin(base + 4 * PAGE..base + 6 * PAGE, Access::Read).unwrap();
+                let around = a.pin(base..base + 20 * PAGE, Access::Read);
+                assert!(around.as_ref().map_or(true, |pin| !pin.is_locked()), "20 pages are locked");
+                assert_eq!(locked_bytes(), 2 * PAGE as u64, "the part that fitted is locked still");
+                drop((around, middle));
+                assert_eq!(locked_bytes(), 0);
             }
         });
         print!("{}", ended(out, Ok(0)));
