@@ -272,11 +272,21 @@ mod tests {
         assert!(all(&ring).is_empty());
     }
 
+    /// Ends the writers when the reader has had enough, or has panicked: the scope waits for them.
+    struct Stop<'a>(&'a core::sync::atomic::AtomicBool);
+
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn nobody_reads_half_of_one() {
         let (ring, stop) = (Failures::new(), core::sync::atomic::AtomicBool::new(false));
         let label = |n: u64| format!("{n:0>90}");
         std::thread::scope(|s| {
+            let _stop = Stop(&stop);
             for t in 0..4 {
                 let (ring, stop) = (&ring, &stop);
                 s.spawn(move || {
@@ -296,7 +306,6 @@ mod tests {
                     assert_eq!(r.cause, failure(n, "").cause);
                 });
             }
-            stop.store(true, Ordering::Relaxed);
         });
     }
 }
