@@ -63,7 +63,18 @@ fn sieve_page(first: u64, page: &mut [u8]) {
     }
 }
 
+const HELP: &str =
+    "usage: custom_vm_ops\n\nA table of primes whose pages are computed when they are first touched. No options.";
+
 fn main() -> ExitCode {
+    if let Some(arg) = std::env::args().nth(1) {
+        if arg == "--help" || arg == "-h" {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("custom_vm_ops: {arg}: no such option\n\n{HELP}");
+        return ExitCode::from(2);
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

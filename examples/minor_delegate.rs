@@ -43,7 +43,17 @@ fn content(page: usize, i: usize) -> u8 {
     u8::try_from((page * 31 + i) % 251).unwrap_or(0)
 }
 
+const HELP: &str = "usage: minor_delegate\n\nA delegate is told of the first touch of each of 2048 cached pages, and rewrites it. No options.";
+
 fn main() -> ExitCode {
+    if let Some(arg) = std::env::args().nth(1) {
+        if arg == "--help" || arg == "-h" {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("minor_delegate: {arg}: no such option\n\n{HELP}");
+        return ExitCode::from(2);
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

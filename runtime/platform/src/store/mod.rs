@@ -9,6 +9,8 @@ pub mod direct;
 #[cfg(feature = "userfaultfd")]
 pub mod exclusive;
 pub mod file;
+#[cfg(feature = "std")]
+mod io_error;
 pub mod object;
 mod part;
 pub mod retry;
