@@ -7,6 +7,7 @@ mod end;
 mod extents;
 mod fault_in;
 mod map;
+mod mapper;
 mod owed;
 pub(crate) mod pin;
 mod place;
@@ -20,6 +21,7 @@ mod zap;
 
 pub use crate::types::{Prot, Sharing};
 
+use crate::cache::state::RuntimeInner;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result, parent_only, system};
 use crate::lease::Table;
@@ -27,7 +29,6 @@ use crate::masked;
 use crate::object::Object;
 use crate::object::fault::{self, Place};
 use crate::process::registry;
-use crate::runtime::{Runtime, RuntimeInner};
 use crate::types::Access;
 use owed::Owed;
 use pin::Pin;
@@ -43,10 +44,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use vma::VmaEntry;
 
-/// Options of an arena; see [`Runtime::arena`].
+/// Options of an arena; see [`Runtime::arena`](crate::Runtime::arena).
 #[derive(Debug)]
 pub struct ArenaBuilder {
-    runtime: Runtime,
+    rt: Arc<RuntimeInner>,
     len_bytes: usize,
     delivery: Delivery,
     kernel_access: bool,
@@ -58,9 +59,9 @@ pub struct ArenaBuilder {
 }
 
 impl ArenaBuilder {
-    pub(crate) fn new(runtime: Runtime, len_bytes: usize) -> Self {
+    pub(crate) fn new(rt: Arc<RuntimeInner>, len_bytes: usize) -> Self {
         Self {
-            runtime,
+            rt,
             len_bytes,
             delivery: Delivery::Auto,
             kernel_access: false,
@@ -138,7 +139,7 @@ impl ArenaBuilder {
         place::open_contexts(&mut registry, trap, self.mode_of(trap))?;
         let slot = registry.arenas.get().ok_or_else(registry::exhausted(op, "arenas (32768)"))?;
         let base = self.reserve(len_bytes).inspect_err(|_| registry.arenas.put(slot))?;
-        let facts = ArenaFacts { base, len_bytes, granules: granules.lend(), trap, stat: self.runtime.inner.stat };
+        let facts = ArenaFacts { base, len_bytes, granules: granules.lend(), trap, stat: self.rt.stat };
         // SAFETY: the slot's number was free; the arena withdraws it before its range and tables go.
         unsafe { vmatree::publish_arena(slot, &facts) }.map_err(|e| {
             registry.arenas.put(slot);
@@ -147,9 +148,9 @@ impl ArenaBuilder {
             system(op, "mmap")(e)
         })?;
         drop(registry);
-        self.runtime.inner.arena_table_bytes.fetch_add(table_bytes(nr), Ordering::Relaxed);
+        self.rt.arena_table_bytes.fetch_add(table_bytes(nr), Ordering::Relaxed);
         let inner = ArenaInner {
-            rt: Arc::clone(&self.runtime.inner),
+            rt: Arc::clone(&self.rt),
             slot,
             base,
             len_bytes,
@@ -169,7 +170,7 @@ impl ArenaBuilder {
 
     /// Settles the mode, and looks at no other. Auto never gives `InThread` to an arena that wants kernel access.
     fn choose(&self) -> Result<Trap> {
-        let findings = &self.runtime.inner.findings;
+        let findings = &self.rt.findings;
         let mode = match (self.delivery, self.kernel_access) {
             (Delivery::Auto, true) => findings.choose_for_kernel_access().unwrap_or(Delivery::Monitor),
             (Delivery::Auto, false) => findings.choose(),
@@ -360,7 +361,7 @@ impl Arena {
     ///
     /// System calls that change mappings (mprotect, mmap, munmap, mremap, madvise) are the arena's alone. **Under `Segv` an
     /// mprotect(2) of the program's shows zeros where nothing is cached**: pages are told from holes by their protection there.
-    /// It cannot be prevented; [`Stats`](crate::Stats) and [`Runtime::audit_threads`] find it, close what was opened, and count
+    /// It cannot be prevented; [`Stats`](crate::Stats) and [`Runtime::audit_threads`](crate::Runtime::audit_threads) find it, close what was opened, and count
     /// (`process_opened_pages`). Use [`Arena::protect`].
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
@@ -409,7 +410,7 @@ impl Arena {
     /// # Errors
     /// [`Error::Argument`], [`Error::Occupied`], [`Error::Denied`] for shared stores to an object that is not
     /// writable, [`Error::Exhausted`], [`Error::System`]. Nothing is mapped then. A calling thread that blocks our signals is
-    /// named by [`Runtime::warnings`].
+    /// named by [`Runtime::warnings`](crate::Runtime::warnings).
     pub fn map(
         &self,
         offset: usize,

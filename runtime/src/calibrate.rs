@@ -5,25 +5,33 @@
 
 #![expect(unsafe_code, reason = "touches pages of an arena made for it")]
 
+use crate::arena::ArenaBuilder;
+use crate::cache::state::RuntimeInner;
 use crate::delivery::Delivery;
 use crate::error::Result;
-use crate::runtime::Runtime;
+use crate::object::ObjectBuilder;
 use crate::types::{Prot, Sharing};
 use softfault_mm::vmstat::Stage;
 use softfault_platform::sys::signal::{self, SIGBUS, SIGSEGV, mask_bit};
 use softfault_platform::sys::thread;
 use softfault_platform::trap::entry;
+use std::sync::Arc;
 
 const NR_PAGES: usize = 64;
 
 /// Measures `mode` and records it; the calling thread's own signals must be open, else nothing is measured.
-pub(crate) fn measure_delivery(rt: &Runtime, mode: Delivery) -> Result<u64> {
+pub(crate) fn measure_delivery(rt: &Arc<RuntimeInner>, mode: Delivery) -> Result<u64> {
     if signal::block(0) & (mask_bit(SIGBUS) | mask_bit(SIGSEGV)) != 0 {
         return Ok(0);
     }
     let len = NR_PAGES * 4096;
-    let object = rt.anonymous(len as u64)?;
-    let arena = rt.arena(len).delivery(mode).fault_around(false).native_extents(false).granule(4096).build()?;
+    let object = ObjectBuilder::new(Arc::clone(rt), len as u64).anonymous()?;
+    let arena = ArenaBuilder::new(Arc::clone(rt), len)
+        .delivery(mode)
+        .fault_around(false)
+        .native_extents(false)
+        .granule(4096)
+        .build()?;
     arena.map(0, &object, 0, len, Prot::Read, Sharing::Shared)?;
     object.populate(0..len as u64)?;
     let mut nr = 0;
@@ -35,7 +43,7 @@ pub(crate) fn measure_delivery(rt: &Runtime, mode: Delivery) -> Result<u64> {
         let _ = unsafe { at.read_volatile() };
         let entered = entry::take_stamp();
         if entered > touched {
-            rt.inner.stat.stage(0, Stage::Delivery, entered - touched);
+            rt.stat.stage(0, Stage::Delivery, entered - touched);
             nr += 1;
         }
     }

@@ -15,8 +15,8 @@ mod truncate;
 
 pub use builder::ObjectBuilder;
 
-use crate::arena::ArenaInner;
 use crate::cache::space::Space;
+use crate::cache::state::RuntimeInner;
 use crate::error::{Error, Result, parent_only};
 use crate::lease::Lease;
 use crate::memory::limit_pages;
@@ -25,7 +25,6 @@ use crate::object::file::FileOf;
 use crate::object::rmap::IMmap;
 use crate::process::mlock;
 use crate::process::registry;
-use crate::runtime::RuntimeInner;
 use crate::short::Short;
 use crate::types::Access;
 use crate::types::Invalidated;
@@ -130,7 +129,7 @@ impl ObjectInner {
     ) -> Self {
         let store: Lease<dyn Store> = Lease::new(backing.store);
         let vm_ops: Lease<dyn VmOps> = Lease::new(backing.ops);
-        let i_mmap = Lease::new(Box::<IMmap>::default());
+        let i_mmap = Lease::new(Box::new(IMmap::new(id)));
         // SAFETY: `Drop` withdraws the object and waits for its users before any lease goes.
         let store_ref = unsafe { store.lend() };
         // SAFETY: the object holds the runtime, which holds the account.
@@ -313,22 +312,9 @@ impl ObjectInner {
         self.rt.lock_cache
     }
 
-    /// Returns the arenas that map the object now.
-    pub(crate) fn arenas(&self) -> Vec<Arc<ArenaInner>> {
-        self.i_mmap().arenas()
-    }
     /// Returns who maps the object.
     pub(crate) fn i_mmap(&self) -> &'static IMmap {
         lend(self.i_mmap.as_ref())
-    }
-
-    /// Takes back every native extent over pages `from..to`, in every arena.
-    pub(crate) fn demote(self: &Arc<Self>, from: u64, to: u64) -> Result<usize> {
-        let mut nr = 0;
-        for arena in self.arenas() {
-            nr += arena.demote_object(self, from, to)?;
-        }
-        Ok(nr)
     }
 }
 
@@ -408,7 +394,7 @@ impl Drop for ObjectInner {
         if let Some(addr) = mapping.account.progressed() {
             softfault_platform::sys::futex::wake_all(addr);
         }
-        Self::forget_huge(&mapping);
+        collapse::forget_huge(&mapping);
         drop((mapping, nodes, a_ops, exclusive, vm_ops, store, i_mmap));
         if self.rt.lock_cache {
             mlock::unlock(self.space.region.alias_at(self.offset), self.len_max);
@@ -574,5 +560,19 @@ impl Object {
         let op = "Object::invalidate";
         parent_only(op)?;
         invalidate::invalidate(&self.inner, &range)
+    }
+
+    /// Makes the complete chunks (2 MiB) of the byte range huge pages, now: as `MADV_COLLAPSE`. Returns how many of the
+    /// chunks that lie in the range are huge pages then.
+    ///
+    /// Chunks are left as they are that are not cached whole, that a pin touches, or that the kernel refuses
+    /// (`thp_collapse_alloc_failed` counts those); all chunks of an object that was not made with
+    /// [`huge_pages`](crate::ObjectBuilder::huge_pages), or cannot have them.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] in a forked child.
+    pub fn collapse(&self, range: Range<u64>) -> Result<u64> {
+        parent_only("Object::collapse")?;
+        Ok(collapse::collapse(&self.inner, &range))
     }
 }

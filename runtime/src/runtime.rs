@@ -1,33 +1,23 @@
 //! `Runtime`: the value that owns the cache and the counters, and makes objects and arenas.
 
 use crate::arena::ArenaBuilder;
-use crate::cache::kswapd::Kswapd;
+use crate::cache::failures::{self, RecentFailure};
 use crate::cache::share;
-use crate::cache::space::Space;
+use crate::cache::start::{self, Options};
+use crate::cache::state::RuntimeInner;
 use crate::cache::stats::Stats;
-use crate::cache::swap::{Swap, SwapOptions};
-use crate::delivery::{Delivery, DeliveryReport, Findings};
+use crate::cache::swap::SwapOptions;
+use crate::calibrate;
+use crate::delivery::{Delivery, DeliveryReport};
 use crate::error::{Error, Result, parent_only, system};
-use crate::lease::{Lease, Table};
 use crate::memory;
-use crate::object::collapse::Khugepaged;
 use crate::object::file::FileOptions;
 use crate::object::{Object, ObjectBuilder};
-use crate::process::audit::{Offender, Warnings};
-use crate::process::mlock;
-use crate::process::registry::{self, Entered};
-use crate::writeback::exit::LastWriter;
-use crate::writeback::flusher::{Ending, Flusher, Policy, Writables};
-use crate::writeback::state::Flushing;
-use softfault_mm::lru::Lruvec;
-use softfault_mm::memcontrol::CacheAccount;
-use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT};
-use softfault_mm::sync::AtomicU64;
-use softfault_mm::vmstat::VmStat;
-use softfault_platform::sys::Errno;
+use crate::process::audit::{self, Audit, Offender};
+use crate::process::registry;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A page-fault runtime. Cheap to clone; the last clone, arena and object end it.
@@ -36,59 +26,10 @@ pub struct Runtime {
     pub(crate) inner: Arc<RuntimeInner>,
 }
 
-pub(crate) struct RuntimeInner {
-    pub(crate) stat: &'static VmStat,
-    // Dropped in this order: the threads, what they borrow, and what that borrows.
-    pub(crate) khugepaged: Khugepaged,
-    flusher: Option<Flusher>,
-    last_writer: Option<LastWriter>,
-    kswapd: Option<Kswapd>,
-    entered: Option<Entered>,
-    pub(crate) account: Lease<CacheAccount<'static>>,
-    queues: [Table<AtomicU64>; 3],
-    /// Callers that could not take our signals.
-    pub(crate) warnings: Warnings,
-    /// Who has it opens more of the queues.
-    growing: Mutex<()>,
-    writables: Arc<Writables>,
-    dirty_percent: u64,
-    pub(crate) findings: Findings,
-    pub(crate) fill_window_pages: u32,
-    /// Where anonymous memory goes; `None`: it stays.
-    pub(crate) swap: Option<Swap>,
-    pub(crate) readahead_pages: Option<u32>,
-    /// What is cached is locked in memory.
-    pub(crate) lock_cache: bool,
-    /// Bytes of the arenas' tables.
-    pub(crate) arena_table_bytes: AtomicU64,
-    regions: Mutex<Vec<Arc<Space>>>,
-    /// The frames of exclusive objects.
-    #[cfg(feature = "userfaultfd")]
-    pub(crate) frames: Mutex<Option<Lease<softfault_platform::frames::Frames>>>,
-    pid: u32,
-}
-
-impl std::fmt::Debug for RuntimeInner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Not the tables: they have a word a page, and what they are of may be a terabyte.
-        f.debug_struct("Runtime")
-            .field("cached_pages", &self.account.nr_pages)
-            .field("limit_pages", &self.account.limit_pages)
-            .finish_non_exhaustive()
-    }
-}
-
 /// Options of a [`Runtime`].
 #[derive(Clone, Debug)]
 pub struct RuntimeBuilder {
-    cache_limit_bytes: Option<u64>,
-    writeback: Policy,
-    fillers: usize,
-    fill_window_pages: u32,
-    swap: Option<SwapOptions>,
-    readahead_pages: Option<u32>,
-    lock_cache: bool,
-    report_signals: bool,
+    options: Options,
 }
 
 impl RuntimeBuilder {
@@ -99,8 +40,8 @@ impl RuntimeBuilder {
     /// Pages of zeros take neither space nor I/O.
     #[must_use]
     pub fn swap(mut self, path: impl Into<PathBuf>, bytes: u64) -> Self {
-        let zswap_bytes = self.swap.take().map_or(0, |s| s.zswap_bytes);
-        self.swap = Some(SwapOptions { path: path.into(), bytes, zswap_bytes });
+        let zswap_bytes = self.options.swap.take().map_or(0, |s| s.zswap_bytes);
+        self.options.swap = Some(SwapOptions { path: path.into(), bytes, zswap_bytes });
         self
     }
     /// Keeps pages that lz4 makes smaller than three quarters in up to `bytes` of memory in front of the swap file, where
@@ -109,7 +50,7 @@ impl RuntimeBuilder {
     #[must_use]
     pub fn zswap(mut self, bytes: u64) -> Self {
         let none = SwapOptions { path: PathBuf::new(), bytes: 0, zswap_bytes: 0 };
-        self.swap.get_or_insert(none).zswap_bytes = bytes;
+        self.options.swap.get_or_insert(none).zswap_bytes = bytes;
         self
     }
     /// Bounds the bytes of cached pages over all objects. Pages that are not used leave the cache for others.
@@ -126,20 +67,20 @@ impl RuntimeBuilder {
     /// up: it comes from the store once there is room.
     #[must_use]
     pub fn cache_limit(mut self, bytes: u64) -> Self {
-        self.cache_limit_bytes = Some(bytes);
+        self.options.cache_limit_bytes = Some(bytes);
         self
     }
     /// Sets how many threads call stores that are not handler-safe; default 4. More are started, up to 64, while work
     /// waits and none of them gets on: a store that hangs keeps only its own pages waiting.
     #[must_use]
     pub fn fillers(mut self, nr: usize) -> Self {
-        self.fillers = nr.clamp(1, 64);
+        self.options.fillers = nr.clamp(1, 64);
         self
     }
     /// Sets how many pages the thread that misses one reads at most (rounded to a power of two, 1 to 512); default 16.
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
-        self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self.options.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
         self
     }
     /// Sets the largest readahead window in pages; default twice the fill window, or 0 where that is one page.
@@ -150,7 +91,7 @@ impl RuntimeBuilder {
     /// arenas (a filler may not) and objects whose failures end the process.
     #[must_use]
     pub fn readahead_pages(mut self, max: u32) -> Self {
-        self.readahead_pages = Some(max);
+        self.options.readahead_pages = Some(max);
         self
     }
 
@@ -163,7 +104,7 @@ impl RuntimeBuilder {
     /// mappings are the program's, and not locked.
     #[must_use]
     pub fn lock_cache(mut self, yes: bool) -> Self {
-        self.lock_cache = yes;
+        self.options.lock_cache = yes;
         self
     }
 
@@ -171,8 +112,8 @@ impl RuntimeBuilder {
     /// defaults 500 ms and 5 s.
     #[must_use]
     pub fn writeback(mut self, interval: Duration, expire: Duration) -> Self {
-        self.writeback.interval = interval.max(Duration::from_millis(1));
-        self.writeback.expire = expire;
+        self.options.writeback.interval = interval.max(Duration::from_millis(1));
+        self.options.writeback.expire = expire;
         self
     }
 
@@ -180,7 +121,7 @@ impl RuntimeBuilder {
     /// [`Runtime::recent_failures`].
     #[must_use]
     pub fn report_signals(mut self, yes: bool) -> Self {
-        self.report_signals = yes;
+        self.options.report_signals = yes;
         self
     }
 
@@ -188,8 +129,8 @@ impl RuntimeBuilder {
     /// writers to stores that wait for a device are made to wait themselves; defaults 10 and 40.
     #[must_use]
     pub fn dirty_limits(mut self, background_percent: u32, percent: u32) -> Self {
-        self.writeback.background_percent = u64::from(background_percent.min(100));
-        self.writeback.limit_percent = u64::from(percent.clamp(1, 100));
+        self.options.writeback.background_percent = u64::from(background_percent.min(100));
+        self.options.writeback.limit_percent = u64::from(percent.clamp(1, 100));
         self
     }
 
@@ -204,7 +145,7 @@ impl RuntimeBuilder {
     #[must_use]
     pub fn exit_wait(mut self, limit: Duration) -> Self {
         // In milliseconds, of which a short wait is one.
-        self.writeback.exit_wait = if limit.is_zero() { limit } else { limit.max(Duration::from_millis(1)) };
+        self.options.writeback.exit_wait = if limit.is_zero() { limit } else { limit.max(Duration::from_millis(1)) };
         self
     }
 
@@ -213,63 +154,12 @@ impl RuntimeBuilder {
     /// # Errors
     /// [`Error::Limit`] where `RLIMIT_AS` is too small, or `RLIMIT_MEMLOCK` while everything is locked that is mapped
     /// (mlockall(2)): nothing was done. [`Error::Exhausted`], [`Error::System`], [`Error::Io`].
-    #[expect(unsafe_code, reason = "the helper threads borrow the account")]
     pub fn build(self) -> Result<Runtime> {
         if softfault_platform::child::in_child() {
             let what = "a forked child of a process with a runtime cannot make its own: exec first";
             return Err(Error::Denied { op: "RuntimeBuilder::build", what });
         }
-        let limit = self.cache_limit_bytes.map_or_else(share::next_limit_pages, memory::limit_pages);
-        memory::check_room(
-            "RuntimeBuilder::build",
-            memory::runtime_bytes(limit, self.fillers, registry::lock().is_in_use()),
-        )?;
-        let swap = self.swap.as_ref().map(Swap::open).transpose()?;
-        let entered = Entered::enter(self.fillers)?;
-        let stat = entered.stat;
-        stat.failures.set_speaking(self.report_signals);
-        let queues = new_queues(limit)?;
-        let [small, main, probation] = &queues;
-        let lru = Lruvec::new(small.lend(), main.lend(), probation.lend(), limit);
-        let account = Lease::new(Box::new(CacheAccount::new(limit, lru)));
-        // SAFETY: `RuntimeInner` drops the thread before the account.
-        let kswapd = unsafe { Kswapd::start(&account, stat) }?;
-        let writables = Arc::<Writables>::default();
-        // SAFETY: as above.
-        let lent = unsafe { account.lend() };
-        lent.dirty_limit
-            .store(limit.saturating_mul(self.writeback.limit_percent) / 100, std::sync::atomic::Ordering::Relaxed);
-        let flusher = Flusher::start(Arc::clone(&writables), lent, self.writeback)?;
-        let last_writer = LastWriter::start(Arc::clone(&writables), lent, self.writeback.exit_wait)?;
-        let inner = RuntimeInner {
-            stat,
-            khugepaged: Khugepaged::default(),
-            flusher: Some(flusher),
-            last_writer: Some(last_writer),
-            kswapd: Some(kswapd),
-            entered: Some(entered),
-            account,
-            queues,
-            warnings: Warnings::default(),
-            growing: Mutex::new(()),
-            writables,
-            dirty_percent: self.writeback.limit_percent,
-            findings: Findings::default(),
-            fill_window_pages: self.fill_window_pages,
-            swap,
-            readahead_pages: self.readahead_pages,
-            lock_cache: self.lock_cache,
-            arena_table_bytes: AtomicU64::new(0),
-            regions: Mutex::new(Vec::new()),
-            #[cfg(feature = "userfaultfd")]
-            frames: Mutex::new(None),
-            pid: std::process::id(),
-        };
-        let inner = Arc::new(inner);
-        inner.warnings.note("RuntimeBuilder::build");
-        if self.cache_limit_bytes.is_none() {
-            share::join(&inner);
-        }
+        let inner = start::start(&self.options)?;
         Ok(Runtime { inner })
     }
 }
@@ -278,16 +168,7 @@ impl Runtime {
     /// Returns options at their defaults.
     #[must_use]
     pub fn builder() -> RuntimeBuilder {
-        RuntimeBuilder {
-            cache_limit_bytes: None,
-            writeback: Policy::default(),
-            fillers: 4,
-            fill_window_pages: 16,
-            swap: None,
-            readahead_pages: None,
-            lock_cache: false,
-            report_signals: false,
-        }
+        RuntimeBuilder { options: Options::default() }
     }
 
     /// Makes a runtime with default options.
@@ -333,7 +214,7 @@ impl Runtime {
     /// Begins an object of a file: writable or not, past the kernel's cache or not.
     #[must_use]
     pub fn file_options(&self) -> FileOptions {
-        FileOptions::new(self.clone())
+        FileOptions::new(Arc::clone(&self.inner))
     }
 
     /// Makes `len_bytes` of anonymous memory, which begins as zeros.
@@ -347,13 +228,13 @@ impl Runtime {
     /// Begins an object of `len_bytes` over a store or vtable of the user's.
     #[must_use]
     pub fn object(&self, len_bytes: u64) -> ObjectBuilder {
-        ObjectBuilder::new(self.clone(), len_bytes)
+        ObjectBuilder::new(Arc::clone(&self.inner), len_bytes)
     }
 
     /// Begins an arena: `len_bytes` of address space, rounded up to 2 MiB.
     #[must_use]
     pub fn arena(&self, len_bytes: usize) -> ArenaBuilder {
-        ArenaBuilder::new(self.clone(), len_bytes)
+        ArenaBuilder::new(Arc::clone(&self.inner), len_bytes)
     }
 
     /// Returns what can be had here, what was chosen and why. The first call tries each mode, by opening a userfaultfd: where
@@ -376,7 +257,7 @@ impl Runtime {
     /// # Errors
     /// As [`ArenaBuilder::build`].
     pub fn measure_delivery(&self, mode: Delivery) -> Result<u64> {
-        crate::calibrate::measure_delivery(self, mode)
+        calibrate::measure_delivery(&self.inner, mode)
     }
 
     /// Changes the cache's limit. Pages above a lower one leave in the background; until then nothing new comes in but for
@@ -397,15 +278,22 @@ impl Runtime {
     /// [`Error::Denied`] in a forked child.
     pub fn write_back(&self, timeout: Duration) -> Result<bool> {
         parent_only("Runtime::write_back")?;
-        Ok(self.inner.last_writer.as_ref().is_some_and(|w| w.write_back(timeout)))
+        Ok(self.inner.write_back(timeout))
     }
 
-    /// Names the threads that could not take our signals, see [`crate::process::audit`].
+    /// Returns the last failures, up to 64, oldest first: of stores, whoever was told, and of touches that became signals.
+    /// Thread-safe, and at any time; nobody is stopped.
+    #[must_use]
+    pub fn recent_failures(&self) -> Vec<RecentFailure> {
+        failures::read(&self.inner.stat.failures)
+    }
+
+    /// Names the threads that could not take our signals, see [`crate::audit`].
     ///
     /// # Errors
     /// [`Error::Io`] when `/proc` cannot be read.
-    pub fn audit_threads(&self) -> Result<crate::process::audit::Audit> {
-        crate::process::audit::audit_threads()
+    pub fn audit_threads(&self) -> Result<Audit> {
+        audit::audit_threads()
     }
 
     /// Returns the threads that made this runtime, or mapped something where faults arrive by signals, while they blocked SIGBUS
@@ -426,140 +314,5 @@ impl Runtime {
         let _registry = registry::lock();
         softfault_platform::trap::chain::install(softfault_platform::trap::on_signal)
             .map_err(system("Runtime::reinstall_handlers", "rt_sigaction"))
-    }
-}
-
-impl RuntimeInner {
-    /// Says that an object has ended, and is being written back for the last time until the value is dropped.
-    pub(crate) fn ending(&self, flushing: &Flushing) -> Ending {
-        Ending::begin(&self.writables, flushing)
-    }
-    pub(crate) fn set_limit(&self, pages: u64) {
-        let account = &self.account;
-        {
-            // Two at a time would open one queue's memory twice.
-            let _alone = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
-            let len = Lruvec::len_for(pages) as usize;
-            if self.queues.iter().any(|q| q.open_to(len).is_err()) {
-                return;
-            }
-            account.lru.grow(pages);
-        }
-        account.limit_pages.store(pages, std::sync::atomic::Ordering::SeqCst);
-        let dirty = pages.saturating_mul(self.dirty_percent) / 100;
-        account.dirty_limit.store(dirty, std::sync::atomic::Ordering::Relaxed);
-        if account.wants_kswapd() {
-            softfault_platform::sys::futex::wake_all(account.bell_addr());
-        }
-    }
-
-    /// Finds `len_bytes` (a multiple of 2 MiB) of cache, in a region that exists or a new one.
-    pub(crate) fn allocate(&self, len_bytes: usize) -> Result<(Arc<Space>, u64)> {
-        let (space, offset) = self.take(len_bytes)?;
-        if self.lock_cache
-            && let Err(refusal) = mlock::lock_for_good(space.region.alias_at(offset), len_bytes)
-        {
-            space.put(offset, len_bytes);
-            return Err(refusal.into_error("object"));
-        }
-        Ok((space, offset))
-    }
-
-    fn take(&self, len_bytes: usize) -> Result<(Arc<Space>, u64)> {
-        let chunks = len_bytes / EXTENT_SIZE;
-        let mut regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        for space in regions.iter() {
-            if let Some(at) = space.take(chunks) {
-                let at = at.map_err(system("object", "mprotect"))?;
-                return Ok((Arc::clone(space), (at * EXTENT_SIZE) as u64));
-            }
-        }
-        let space = Arc::new(Space::new(len_bytes)?);
-        regions.push(Arc::clone(&space));
-        let at = space.take(chunks).ok_or(Error::Exhausted { op: "object", what: "cache address space" })?;
-        let at = at.map_err(system("object", "mprotect"))?;
-        Ok((space, (at * EXTENT_SIZE) as u64))
-    }
-
-    /// Returns how many bytes an object gets that does not know how long it will be.
-    pub(crate) fn room_to_grow(&self) -> u64 {
-        let regions = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        let longest = regions.iter().map(|space| space.region.len_bytes()).max();
-        let longest = longest.unwrap_or_else(|| memory::address_space_share(8));
-        (longest as u64 / 16).min(1 << (crate::cache::space::REGION_SHIFTS.end() - 4))
-    }
-
-    /// Has the flusher look after an object.
-    pub(crate) fn add_writable(&self, flushing: &Arc<Flushing>) {
-        self.writables.add(Arc::clone(flushing));
-    }
-
-    /// Returns the bytes of address space and of memory, at most, that the queues of reclaim take.
-    pub(crate) fn queue_bytes(&self) -> u64 {
-        self.queues.iter().map(|q| q.lend().len() as u64 * 8).sum()
-    }
-
-    /// Returns the bytes of memory that those take.
-    pub(crate) fn queue_bytes_resident(&self) -> u64 {
-        self.queues.iter().map(Table::resident_bytes).sum()
-    }
-
-    /// Returns the bytes of memory that the words of pages and chunks take; 0 while an object is being made.
-    pub(crate) fn folio_table_bytes(&self) -> u64 {
-        let resident =
-            |s: &Arc<Space>| s.free.try_lock().map_or(0, |free| s.region.table_bytes_resident(free.tail * EXTENT_SIZE));
-        self.regions.try_lock().map_or(0, |regions| regions.iter().map(resident).sum())
-    }
-
-    /// Returns the bytes of memory that the cache's memfds occupy. Statistics wait for nobody: 0 while an object is
-    /// being made.
-    pub(crate) fn allocated_bytes(&self) -> u64 {
-        self.regions.try_lock().map_or(0, |regions| regions.iter().map(|s| s.region.allocated_bytes()).sum())
-    }
-
-    /// Returns how many memfds the cache has.
-    pub(crate) fn nr_regions(&self) -> usize {
-        self.regions.try_lock().map_or(0, |regions| regions.len())
-    }
-}
-
-/// Makes the queues of reclaim: for all memory, so that the limit may be raised, or for the limit alone where address space is
-/// scarce; opened as far as the limit needs.
-fn new_queues(limit_pages: u64) -> Result<[Table<AtomicU64>; 3]> {
-    let most = memory::total_bytes() >> PAGE_SHIFT;
-    let budget = memory::address_space_share(16);
-    let bytes = |pages: u64| 3 * 8 * Lruvec::len_for(pages) as usize;
-    let needed = Lruvec::len_for(limit_pages) as usize;
-    let mut last = Errno::ENOMEM;
-    for pages in [most, limit_pages.min(most)] {
-        if pages > limit_pages && bytes(pages) > budget {
-            continue;
-        }
-        let new = || {
-            let table = Table::closed(Lruvec::len_for(pages) as usize)?;
-            table.open_to(needed).map(|()| table)
-        };
-        match (new(), new(), new()) {
-            (Ok(a), Ok(b), Ok(c)) => return Ok([a, b, c]),
-            (Err(e), _, _) | (_, Err(e), _) | (_, _, Err(e)) => last = e,
-        }
-    }
-    Err(system("Runtime::build", "mmap")(last))
-}
-
-impl Drop for RuntimeInner {
-    fn drop(&mut self) {
-        if self.pid != std::process::id() {
-            // A forked child: nothing of this is its own.
-            // The lock may have been held by a thread that does not exist here: it is not taken.
-            std::mem::forget((self.last_writer.take(), self.flusher.take(), self.kswapd.take()));
-            std::mem::forget(std::mem::take(self.regions.get_mut().unwrap_or_else(PoisonError::into_inner)));
-            return;
-        }
-        drop((self.last_writer.take(), self.flusher.take()));
-        drop(self.kswapd.take());
-        drop(self.entered.take());
-        crate::process::descriptors::sweep();
-        share::divide();
     }
 }

@@ -26,8 +26,10 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "arena/unmap.rs",
     "arena/vma.rs",
     "arena/zap.rs",
+    "cache/frames.rs",
     "cache/kswapd.rs",
     "cache/space.rs",
+    "cache/start.rs",
     "cache/swap.rs",
     "calibrate.rs",
     "lease.rs",
@@ -37,7 +39,6 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "object/io.rs",
     "process/opened.rs",
     "process/registry.rs",
-    "runtime.rs",
 ];
 
 /// Files of `bindings-c/src` that may contain `unsafe`: whoever exports something does, or takes pointers from outside.

@@ -3,11 +3,9 @@
 use super::ArenaInner;
 use super::vma::{VmaEntry, range_of};
 use crate::error::{Result, system};
-use crate::object::ObjectInner;
 use crate::object::advise;
 use softfault_mm::readahead::Mode;
 use std::ops::Range;
-use std::sync::Arc;
 
 impl ArenaInner {
     /// Says how the range, which is mapped throughout, is read. As `protect`: new records in place of the old.
@@ -24,9 +22,9 @@ impl ArenaInner {
     }
 
     /// Drops the page-table entries of the object's pages `from..to` from this arena's shared mappings.
-    pub(crate) fn zap_object(&self, op: &'static str, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<()> {
+    pub(super) fn zap_object(&self, op: &'static str, object: u32, from: u64, to: u64) -> Result<()> {
         let vmas = self.vmas();
-        let ours = |v: &&VmaEntry| Arc::ptr_eq(&v.object, object) && v.sharing == crate::types::Sharing::Shared;
+        let ours = |v: &&VmaEntry| v.is_of(object) && v.sharing == crate::types::Sharing::Shared;
         let ranges: Vec<_> = vmas.iter().filter(ours).filter_map(|v| Some((v, range_of(v, from, to)?))).collect();
         ranges.iter().try_for_each(|(_, range)| vmas.check_pins(op, range))?;
         ranges.iter().try_for_each(|(v, range)| self.zap_kernel(v, range)).map_err(system(op, "madvise"))

@@ -3,14 +3,12 @@
 use super::ArenaInner;
 use super::vma::{VmaEntry, range_of};
 use crate::error::{Error, Result};
-use crate::object::ObjectInner;
 use softfault_mm::extent::Extent;
 use softfault_mm::huge_memory;
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, chunk_of};
 use softfault_mm::types::VmFlags;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
-use std::sync::Arc;
 
 impl ArenaInner {
     pub(crate) fn promote(&self, range: &Range<usize>) -> usize {
@@ -52,11 +50,11 @@ impl ArenaInner {
     }
 
     /// Takes back the extents of `object`'s pages `from..to` in this arena.
-    pub(crate) fn demote_object(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<usize> {
+    pub(super) fn demote_object(&self, object: u32, from: u64, to: u64) -> Result<usize> {
         let vmas = self.vmas();
         let (from, to) = (chunk_of(from) * EXTENT_PAGES as u64, to.next_multiple_of(EXTENT_PAGES as u64));
         let mut nr = 0;
-        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object)) {
+        for v in vmas.iter().filter(|v| v.is_of(object)) {
             if let Some(range) = range_of(v, from, to) {
                 nr += self.demote_entry(v, &range)?;
             }

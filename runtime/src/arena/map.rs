@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "maps objects over the arena's own address range")]
 
 use super::ArenaInner;
+use super::mapper;
 use super::vma::{VmaEntry, prot_bits};
 use crate::error::{Error, Result, system};
 use crate::object::Object;
@@ -42,7 +43,7 @@ impl ArenaInner {
             return Err(Error::Occupied { range: v.range.clone() });
         }
         exclusive::refusal(&entry.object).map_or(Ok(()), Err)?;
-        entry.object.i_mmap().add(self);
+        entry.object.i_mmap().add(mapper::weak(self));
         let opened = open(&entry);
         let mapped = self.map_kernel(OP, &entry)?;
         let entered = exclusive::enter(self, &entry);
@@ -126,7 +127,7 @@ impl ArenaInner {
         {
             let (addr, len) = (self.address(v.range.start), v.range.len());
             let registered = if v.object.is_exclusive() {
-                exclusive::mmu()?.register(addr, len)
+                registry::exclusive_mmu()?.register(addr, len)
             } else if let Some(kind) = self.kind_of(v) {
                 let mmu = uffd::context(kind).ok_or(Error::Exhausted { op, what: "userfaultfd contexts" })?;
                 mmu.register(addr, len, v.may_write_shared())

@@ -7,6 +7,7 @@ use crate::arena::vma::VmaEntry;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::object::ObjectInner;
+use crate::object::collapse;
 use crate::object::fault::Call;
 use crate::object::io;
 use crate::process::mlock::{How, Locked, Refusal};
@@ -76,7 +77,7 @@ impl Pin {
             for v in covering.iter().filter(|v| v.object.huge) {
                 let page = |at: usize| v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
                 let piece = v.range.start.max(range.start)..v.range.end.min(range.end);
-                v.object.wait_for_collapse(page(piece.start), page(piece.end));
+                collapse::wait_for_collapse(v.object.mapping(), page(piece.start), page(piece.end));
             }
         }
         let mut pin = Self {

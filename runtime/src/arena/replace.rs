@@ -15,6 +15,7 @@
 
 use super::ArenaInner;
 use super::map::open;
+use super::mapper;
 use super::publish::Swap;
 use super::set::VmaSet;
 use super::vma::VmaEntry;
@@ -86,7 +87,7 @@ impl ArenaInner {
         let mut new = self.cut_around(OP, &hit, &range)?;
         new.add(OP, standin)?;
         demote(&hit)?;
-        object.inner.i_mmap().add(self);
+        object.inner.i_mmap().add(mapper::weak(self));
         let swap = self.replace(OP, &mut vmas, hit, new, &range)?;
         // What was promoted since the first look.
         let changed = match demote(&swap.old) {

@@ -81,6 +81,10 @@ impl VmaEntry {
     pub(crate) fn may_write_shared(&self) -> bool {
         self.sharing == Sharing::Shared && self.may_write
     }
+    /// Returns whether it maps the object with this number.
+    pub(super) fn is_of(&self, object: u32) -> bool {
+        self.object.mapping().id == object
+    }
     pub(crate) fn is_private(&self) -> bool {
         self.sharing == Sharing::Private
     }
@@ -112,7 +116,7 @@ impl ArenaInner {
     pub(super) fn mmu_of(&self, v: &VmaEntry) -> (&'static dyn Mmu, VmFlags) {
         #[cfg(feature = "userfaultfd")]
         if v.object.is_exclusive()
-            && let Ok(mmu) = exclusive::mmu()
+            && let Ok(mmu) = registry::exclusive_mmu()
         {
             return (mmu, VmFlags::empty());
         }

@@ -5,7 +5,6 @@
 use super::ArenaInner;
 use super::vma::{VmaEntry, range_of};
 use crate::error::{Error, Result, system};
-use crate::object::ObjectInner;
 use crate::types::Sharing;
 use softfault_mm::folio::{FolioWord, Wake};
 use softfault_mm::host::{BATCH, Batch};
@@ -17,7 +16,6 @@ use softfault_platform::mmu::uffd;
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::Duration;
 
 impl ArenaInner {
@@ -75,12 +73,12 @@ impl ArenaInner {
     }
 
     /// Removes poison markers that system calls would meet (Monitor).
-    pub(crate) fn unpoison(&self, object: &Arc<ObjectInner>, from: u64, to: u64) -> Result<()> {
+    pub(super) fn unpoison_object(&self, op: &'static str, object: u32, from: u64, to: u64) -> Result<()> {
         let vmas = self.vmas();
-        for v in vmas.iter().filter(|v| Arc::ptr_eq(&v.object, object) && v.sharing == Sharing::Shared) {
+        for v in vmas.iter().filter(|v| v.is_of(object) && v.sharing == Sharing::Shared) {
             if let Some(range) = range_of(v, from, to) {
-                vmas.check_pins("Object::heal", &range)?;
-                self.unpoison_vma(v, &range).map_err(system("Object::heal", "madvise"))?;
+                vmas.check_pins(op, &range)?;
+                self.unpoison_vma(v, &range).map_err(system(op, "madvise"))?;
             }
         }
         Ok(())

@@ -1,7 +1,6 @@
 //! The last failures of a runtime: what stores said, and which touches became signals.
 
-use crate::runtime::Runtime;
-use softfault_mm::failures::FailedOp;
+use softfault_mm::failures::{FailedOp, Failures};
 use softfault_mm::types::FillError;
 use softfault_platform::sys::thread;
 use std::fmt;
@@ -35,25 +34,21 @@ impl fmt::Display for RecentFailure {
     }
 }
 
-impl Runtime {
-    /// Returns the last failures, up to 64, oldest first: of stores, whoever was told, and of touches that became signals.
-    /// Thread-safe, and at any time; nobody is stopped.
-    #[must_use]
-    pub fn recent_failures(&self) -> Vec<RecentFailure> {
-        let now_ns = thread::monotonic_ns();
-        let mut all = Vec::new();
-        self.inner.stat.failures.read(&mut |r| {
-            all.push(RecentFailure {
-                number: r.ticket,
-                op: r.op,
-                cause: r.cause,
-                object: r.label().to_owned(),
-                object_offset: r.object_offset,
-                address: usize::try_from(r.address).ok().filter(|at| *at != 0),
-                age: Duration::from_nanos(now_ns.saturating_sub(r.when_ns)),
-            });
+/// Returns the failures that are kept, oldest first.
+pub(crate) fn read(kept: &Failures) -> Vec<RecentFailure> {
+    let now_ns = thread::monotonic_ns();
+    let mut all = Vec::new();
+    kept.read(&mut |r| {
+        all.push(RecentFailure {
+            number: r.ticket,
+            op: r.op,
+            cause: r.cause,
+            object: r.label().to_owned(),
+            object_offset: r.object_offset,
+            address: usize::try_from(r.address).ok().filter(|at| *at != 0),
+            age: Duration::from_nanos(now_ns.saturating_sub(r.when_ns)),
         });
-        all.sort_by_key(|r| r.number);
-        all
-    }
+    });
+    all.sort_by_key(|r| r.number);
+    all
 }

@@ -6,8 +6,8 @@
 //! The lock of the list is a leaf but for the locks of queues that grow; a reference that is made under it is dropped behind it,
 //! since it may be the last one.
 
+use super::state::RuntimeInner;
 use crate::memory;
-use crate::runtime::RuntimeInner;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 static SHARERS: Mutex<Vec<Weak<RuntimeInner>>> = Mutex::new(Vec::new());

@@ -1,7 +1,7 @@
 //! A reading of the counters: `/proc/vmstat` names, one per reason bit, and the latency of the walk's stages.
 
+use super::state::RuntimeInner;
 use crate::memory;
-use crate::runtime::RuntimeInner;
 use softfault_mm::types::VmFaultReason;
 use softfault_mm::vmstat::{Event, NR_BUCKETS, Stage};
 use softfault_platform::mmu::budget;
@@ -68,7 +68,7 @@ impl Stats {
         counters.push(("process_buffer_bytes", softfault_platform::store::bounce::pool_bytes()));
         #[cfg(feature = "userfaultfd")]
         {
-            let (mapped, free) = rt.exclusive_pages();
+            let (mapped, free) = rt.frames.nr_pages();
             counters.push(("exclusive_frames", mapped + free));
             counters.push(("exclusive_pool_bytes", free << softfault_mm::page::PAGE_SHIFT));
         }

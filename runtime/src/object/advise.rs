@@ -47,7 +47,7 @@ fn page_out(object: &Arc<ObjectInner>, op: &'static str, from: u64, to: u64) -> 
 }
 
 fn zap_everywhere(object: &Arc<ObjectInner>, op: &'static str, from: u64, to: u64) -> Result<()> {
-    object.arenas().iter().try_for_each(|arena| arena.zap_object(op, object, from, to))
+    object.i_mmap().zap(op, from, to)
 }
 
 /// Has the fillers read what is missing of the object's pages.

@@ -1,10 +1,10 @@
 //! `ObjectBuilder`: what an object is made of, and how it is to behave.
 
 use super::{Backing, Object, ObjectInner};
+use crate::cache::state::RuntimeInner;
 use crate::error::{Error, Result, parent_only};
 use crate::object::guarded::Guarded;
 use crate::process::registry;
-use crate::runtime::Runtime;
 use crate::short::Short;
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
@@ -22,9 +22,9 @@ use std::time::Duration;
 /// The longest object: a queue's entry has 34 bits for a page.
 const LEN_MAX: u64 = 1 << (34 + PAGE_SHIFT);
 
-/// Options of an object; see [`Runtime::object`].
+/// Options of an object; see [`Runtime::object`](crate::Runtime::object).
 pub struct ObjectBuilder {
-    pub(crate) runtime: Runtime,
+    pub(crate) rt: Arc<RuntimeInner>,
     pub(crate) len_bytes: u64,
     pub(super) max_len_bytes: u64,
     pub(crate) writable: bool,
@@ -56,11 +56,11 @@ impl std::fmt::Debug for ObjectBuilder {
 }
 
 impl ObjectBuilder {
-    pub(crate) fn new(runtime: Runtime, len_bytes: u64) -> Self {
-        let fill_window_pages = runtime.inner.fill_window_pages;
-        let readahead_pages = runtime.inner.readahead_pages;
+    pub(crate) fn new(rt: Arc<RuntimeInner>, len_bytes: u64) -> Self {
+        let fill_window_pages = rt.fill_window_pages;
+        let readahead_pages = rt.readahead_pages;
         Self {
-            runtime,
+            rt,
             len_bytes,
             max_len_bytes: len_bytes,
             writable: false,
@@ -93,7 +93,7 @@ impl ObjectBuilder {
         self.label.get_or_insert_with(label);
         self
     }
-    /// Says what the object is called in errors and in [`Runtime::recent_failures`]; default the path of a file, and a
+    /// Says what the object is called in errors and in [`Runtime::recent_failures`](crate::Runtime::recent_failures); default the path of a file, and a
     /// number of others.
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
@@ -191,6 +191,19 @@ impl ObjectBuilder {
         self
     }
 
+    /// Keeps 2 MiB of the object that are cached whole as one huge page, mapped by one entry where the extent is native,
+    /// and dropped whole; a thread of the runtime collapses them in the background, [`Object::collapse`] at once.
+    ///
+    /// Not for objects whose shared stores are noted page by page or fault (writable ones, but anonymous memory without
+    /// swap; [`synchronous_writes`](ObjectBuilder::synchronous_writes), `page_mkwrite`): there it has no effect, and
+    /// `thp_unsupported` of [`Stats`](crate::Stats) counts the object. A pin keeps the whole huge page cached.
+    /// `nr_shmem_hugepages` and `thp_*` say what came of it.
+    #[must_use]
+    pub fn huge_pages(mut self, yes: bool) -> Self {
+        self.huge_pages = yes;
+        self
+    }
+
     /// Makes the object over a store that filler threads call.
     ///
     /// # Errors
@@ -269,7 +282,7 @@ impl ObjectBuilder {
     pub fn anonymous(mut self) -> Result<Object> {
         self.writable = true;
         let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
-        let (store, handler_safe): (Box<dyn Store>, bool) = match &self.runtime.inner.swap {
+        let (store, handler_safe): (Box<dyn Store>, bool) = match &self.rt.swap {
             None => (Box::new(ZeroStore), true),
             Some(swap) => {
                 // The object may grow to the end of its last chunk.
@@ -280,7 +293,7 @@ impl ObjectBuilder {
             }
         };
         // Without swap its bytes are nowhere else: stores need no tracking, and nothing ever leaves.
-        let always_dirty = self.runtime.inner.swap.is_none();
+        let always_dirty = self.rt.swap.is_none();
         let dirty_goes = !always_dirty;
         self.build(Backing {
             store,
@@ -327,7 +340,7 @@ impl ObjectBuilder {
     }
 
     fn build(self, backing: Backing) -> Result<Object> {
-        let room = if self.growable { self.runtime.inner.room_to_grow() } else { 0 };
+        let room = if self.growable { self.rt.room_to_grow() } else { 0 };
         let max = self.max_len_bytes.max(self.len_bytes).max(room);
         let len = usize::try_from(max.max(1)).ok().and_then(|l| l.checked_next_multiple_of(EXTENT_SIZE)).ok_or(
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
@@ -343,7 +356,7 @@ impl ObjectBuilder {
         }
         parent_only("object")?;
         let plan = self.plan_exclusive(len / PAGE_SIZE, &*backing.store, backing.always_dirty)?;
-        let rt = Arc::clone(&self.runtime.inner);
+        let rt = Arc::clone(&self.rt);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
         let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
@@ -351,7 +364,8 @@ impl ObjectBuilder {
             inner.rt.add_writable(inner.flushing());
         }
         if inner.huge {
-            inner.rt.khugepaged.add(&inner)?;
+            let weak = Arc::downgrade(&inner);
+            inner.rt.khugepaged.add(weak)?;
         } else if self.huge_pages {
             inner.rt.stat.add(0, Event::THP_UNSUPPORTED, 1);
         }

@@ -7,10 +7,10 @@ mod options;
 pub(crate) use inodes::FileOf;
 
 use crate::by_std;
+use crate::cache::state::RuntimeInner;
 use crate::error::{Error, Result, parent_only, system};
 use crate::object::{Object, ObjectBuilder, ObjectInner};
 use crate::process::descriptors::{self, Inode};
-use crate::runtime::Runtime;
 use inodes::{Found, Place};
 use options::Asked;
 use softfault_platform::store::direct::DirectFile;
@@ -24,7 +24,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Options of a file's object; see [`Runtime::file_options`].
+/// Options of a file's object; see [`Runtime::file_options`](crate::Runtime::file_options).
 ///
 /// A file that is open as an object already, in whatever runtime of the process and by whatever name, is that object: it is
 /// given again, with the rights that are asked for here. What the options say of the object must be what it was opened with
@@ -48,8 +48,8 @@ struct Source<'a> {
 }
 
 impl FileOptions {
-    pub(crate) fn new(runtime: Runtime) -> Self {
-        Self { object: ObjectBuilder::new(runtime, 0), direct: false }
+    pub(crate) fn new(rt: Arc<RuntimeInner>) -> Self {
+        Self { object: ObjectBuilder::new(rt, 0), direct: false }
     }
     /// Permits shared mappings with stores, and [`Object::write_at`]; default: not. The file is written, too.
     #[must_use]

@@ -19,9 +19,7 @@ impl Object {
         let m = self.inner.mapping();
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end).min(m.nr_pages());
         let healed = pages.clone().filter(|p| m.folio(*p).is_some_and(|w| w.forget_poison().is_ok())).count();
-        for arena in self.inner.arenas() {
-            arena.unpoison(&self.inner, pages.start, pages.end)?;
-        }
+        self.inner.i_mmap().unpoison("Object::heal", pages.start, pages.end)?;
         Ok(healed as u64)
     }
 

@@ -27,7 +27,7 @@ pub(crate) fn invalidate(object: &Arc<ObjectInner>, range: &Range<u64>) -> Resul
     let mut dropped = 0;
     let _walk = object.flushing().state().walk();
     for _ in 0..ROUNDS {
-        object.demote(pages.start, pages.end)?;
+        object.i_mmap().demote(pages.start, pages.end)?;
         dropped += if m.exclusive {
             // What was written here stays, once that is known.
             writeout::harvest(host.env(), m, &pages);

@@ -90,7 +90,7 @@ impl Object {
         let from = pages_of(range.start);
         let to = (range.end >> PAGE_SHIFT).max(from).min(m.folios.len() as u64);
         let to = if range.end >= self.len() { m.nr_pages().max(to) } else { to };
-        self.inner.demote(from, to)?;
+        self.inner.i_mmap().demote(from, to)?;
         Ok(vmscan::reclaim_range(Host::detached().env(), m, 0, from, to))
     }
 
@@ -117,7 +117,7 @@ impl Object {
             return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
         }
         let inner = &self.inner;
-        let _arenas = inner.arenas();
+        let _arenas = inner.i_mmap().arenas();
         let _gate = inner.i_mmap().gate();
         if self.writable && !inner.is_exclusive() && len_bytes > self.len() {
             // What others have appended is not made zeros.
@@ -175,7 +175,7 @@ impl Object {
         // ```
         drop(inner.flushing().state().direct());
         for _ in 0..2_000 {
-            inner.demote(len_bytes >> PAGE_SHIFT, to)?;
+            inner.i_mmap().demote(len_bytes >> PAGE_SHIFT, to)?;
             // Not while a flush keeps pages: it may take longer than our patience.
             let turn = inner.flushing().state().turn();
             let dropped = truncate::truncate_pagecache(Host::detached().env(), m, 0, to) == 0;
@@ -255,7 +255,7 @@ impl Object {
         let inner = &self.inner;
         let _gate = inner.i_mmap().gate();
         for _ in 0..2_000 {
-            inner.demote(pages.start, pages.end)?;
+            inner.i_mmap().demote(pages.start, pages.end)?;
             // From here on faults may wait for us: no lock, no memory. What cannot be had is waited for with empty hands.
             let turn = inner.flushing().state().turn();
             if let Some(void) = Void::take(inner.mapping(), pages) {
@@ -297,7 +297,7 @@ impl Object {
         let m = self.inner.mapping();
         let host = Host::detached();
         for _ in 0..2_000 {
-            self.inner.demote(pages.start, pages.end)?;
+            self.inner.i_mmap().demote(pages.start, pages.end)?;
             vmscan::discard_range(host.env(), m, 0, pages.start, pages.end);
             let left = pages
                 .clone()

@@ -3,6 +3,8 @@
 //! Lock order: an arena's `vmas` < an object's `vmas` < [`lock`]. None of them is ever taken by a handler or a helper.
 
 use crate::by_std;
+#[cfg(feature = "userfaultfd")]
+use crate::delivery::Delivery;
 use crate::error::{Error, Result, system};
 #[cfg(feature = "userfaultfd")]
 use crate::lease::Lease;
@@ -283,6 +285,18 @@ impl Drop for Leftover {
 /// Reads `vm.max_map_count`; the kernel's default where it cannot be read.
 fn max_map_count() -> i64 {
     by_std::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|s| s.trim().parse().ok()).unwrap_or(65_530)
+}
+
+/// Returns the page tables of exclusive objects.
+///
+/// # Errors
+/// [`Error::Delivery`] where there is no userfaultfd.
+#[cfg(feature = "userfaultfd")]
+pub(crate) fn exclusive_mmu() -> Result<&'static ExclusiveMmu> {
+    lock().exclusive().map_err(|e| {
+        let why = format!("exclusive objects need a userfaultfd context: {e}");
+        Error::Delivery { mode: Delivery::InThread, why }
+    })
 }
 
 /// Returns the page tables of arenas served by SIGSEGV.

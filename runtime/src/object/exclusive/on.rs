@@ -9,9 +9,6 @@ use crate::error::{Error, Result, system};
 use crate::lease::{Lease, Table};
 use crate::object::fault::Call;
 use crate::object::{ObjectBuilder, ObjectInner};
-use crate::process::mlock;
-use crate::process::registry;
-use crate::runtime::RuntimeInner;
 use crate::types::Access;
 use crate::types::{Prot, Sharing};
 use crate::undo::Done;
@@ -24,11 +21,10 @@ use softfault_mm::types::{FillError, VmFlags};
 use softfault_mm::{vmscan, writeback};
 use softfault_platform::frames::Frames;
 use softfault_platform::host::Host;
-use softfault_platform::mmu::exclusive::ExclusiveMmu;
 use softfault_platform::store::exclusive::{ExclusiveOps, Facts, Filled};
 use softfault_platform::sys::Errno;
 use softfault_platform::vmatree::Trap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What an exclusive object has beside the parts of every object.
@@ -54,7 +50,7 @@ impl Plan {
     pub(crate) fn new(b: &ObjectBuilder, nr_pages: usize, always_dirty: bool) -> Result<Option<Self>> {
         let op = "ObjectBuilder::exclusive";
         let Some(by_copy) = b.exclusive else { return Ok(None) };
-        let (frames, can_move) = b.runtime.inner.frames(op)?;
+        let (frames, can_move) = b.rt.frames.get(op, b.rt.lock_cache)?;
         let filled = Table::new(nr_pages).map_err(system(op, "mmap"))?;
         let facts = Facts { writes_back: b.writable && !always_dirty, always_dirty, by_copy: by_copy || !can_move };
         Ok(Some(Self { frames, filled, facts }))
@@ -188,39 +184,6 @@ pub(crate) fn enter<'a>(arena: &ArenaInner, v: &'a VmaEntry) -> Done<impl FnOnce
         unsafe { ops.enter(arena.address(v.range.start), v.pgoff, nr, writable) };
     }
     Done::new(|| _ = leave(&v.object))
-}
-
-/// Returns the page tables of exclusive objects.
-pub(crate) fn mmu() -> Result<&'static ExclusiveMmu> {
-    registry::lock().exclusive().map_err(|e| {
-        let mode = crate::delivery::Delivery::InThread;
-        Error::Delivery { mode, why: format!("exclusive objects need a userfaultfd context: {e}") }
-    })
-}
-
-impl RuntimeInner {
-    /// Returns the pool of frames, making it at first use.
-    fn frames(&self, op: &'static str) -> Result<(&'static Frames, bool)> {
-        let mmu = mmu()?;
-        let mut pool = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if pool.is_none() {
-            let frames = Frames::new(mmu.uffd()).map_err(system(op, "UFFDIO_REGISTER"))?;
-            if self.lock_cache {
-                let (addr, len) = frames.range();
-                mlock::lock_for_good(addr, len).map_err(|refusal| refusal.into_error(op))?;
-            }
-            *pool = Some(Lease::new(Box::new(frames)));
-        }
-        let lease = pool.as_ref().ok_or(Error::Exhausted { op, what: "frames" })?;
-        // SAFETY: the pool goes with the runtime, which every object holds.
-        Ok((unsafe { lease.lend() }, mmu.can_move()))
-    }
-
-    /// Returns the pages of exclusive objects: in arenas, and free in the pool.
-    pub(crate) fn exclusive_pages(&self) -> (u64, u64) {
-        let pool = self.frames.try_lock();
-        pool.ok().and_then(|p| p.as_ref().map(|f| (f.nr_mapped(), f.nr_full()))).unwrap_or_default()
-    }
 }
 
 /// Drops every page of an exclusive object whose vma is gone and drained, writing what was changed where the object does

@@ -24,7 +24,7 @@ pub(crate) struct Asked {
 
 impl Asked {
     pub(super) fn new(b: &ObjectBuilder, direct: bool) -> Self {
-        let runtime = &b.runtime.inner;
+        let runtime = &b.rt;
         Self {
             direct,
             policy: b.policy,

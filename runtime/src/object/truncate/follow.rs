@@ -41,7 +41,7 @@ impl Object {
         if self.inner.is_exclusive() {
             return Err(Error::Denied { op, what: "an exclusive object's end is moved by `set_len`" });
         }
-        let _arenas = self.inner.arenas();
+        let _arenas = self.inner.i_mmap().arenas();
         let _gate = self.inner.i_mmap().gate();
         self.finish_cut(op)?;
         let end = self.file_end(op)?.ok_or(Error::Denied { op, what: "only a file has an end that others move" })?;
@@ -63,7 +63,7 @@ impl Object {
         if self.inner.is_exclusive() || self.file_end(op)?.is_none_or(|end| end <= self.len()) {
             return Ok(());
         }
-        let _arenas = self.inner.arenas();
+        let _arenas = self.inner.i_mmap().arenas();
         let _gate = self.inner.i_mmap().gate();
         self.finish_cut(op)?;
         let end = self.file_end(op)?.unwrap_or(0);
@@ -112,7 +112,7 @@ impl Object {
             return Ok(());
         }
         for turn in 0..1_000 {
-            inner.demote(last, last + 1)?;
+            inner.i_mmap().demote(last, last + 1)?;
             if turn < 3 {
                 self.forget_page(op, last);
             }
