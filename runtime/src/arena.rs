@@ -4,6 +4,7 @@ mod advise;
 mod check;
 mod delegate;
 mod end;
+mod exclusive;
 mod extents;
 mod fault_in;
 mod map;
@@ -29,7 +30,7 @@ use crate::masked;
 use crate::object::Object;
 use crate::object::fault::{self, Place};
 use crate::process::registry;
-use crate::types::Access;
+use crate::types::{Access, Advice};
 use owed::Owed;
 use pin::Pin;
 use set::VmaSet;
@@ -554,5 +555,19 @@ impl Arena {
     pub fn native_extents(&self) -> usize {
         let native = |e: &&Extent| matches!(e.state(), ExtentState::Native | ExtentState::Tracked);
         self.inner.extents.lend().iter().filter(native).count()
+    }
+
+    /// Says how a range will be used, or what is to be done with it now. Linux: `madvise(2)`.
+    ///
+    /// `Normal`, `Sequential` and `Random` split mappings at the range's ends. The range must be mapped throughout.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Exhausted`]: nothing was changed. [`Error::Pinned`] and
+    /// [`Error::Denied`] over an exclusive object, for `DontNeed`. For `PageOut` [`Error::Writeback`] and as [`Object::evict`].
+    /// [`Error::Fault`] naming the first page that cannot be populated; those before it are resident.
+    pub fn advise(&self, range: Range<usize>, advice: Advice) -> Result<()> {
+        let op = "Arena::advise";
+        self.inner.check_range(op, &range)?;
+        advise::advise(&self.inner, op, &range, advice)
     }
 }

@@ -1,69 +1,40 @@
 //! `Object`: a file, anonymous memory, a user's store or a user's vtable, as a range of the cache.
+//!
+//! The face: each method says who may call it and what it does, and passes the call on to the file that is named after it.
 
 pub(crate) mod advise;
 mod builder;
 pub(crate) mod collapse;
+mod end;
+mod evict;
 pub(crate) mod exclusive;
 pub(crate) mod fault;
 pub(crate) mod file;
+mod follow;
 mod guarded;
 mod heal;
 mod invalidate;
 pub(crate) mod io;
+mod make;
+pub(crate) mod options;
+mod punch_hole;
 pub(crate) mod rmap;
+mod set_len;
+pub(crate) mod state;
 mod truncate;
+mod void;
 
 pub use builder::ObjectBuilder;
 
-use crate::cache::space::Space;
-use crate::cache::state::RuntimeInner;
 use crate::error::{Error, Result, parent_only};
-use crate::lease::Lease;
 use crate::memory::limit_pages;
-use crate::object::exclusive::{Exclusive, Parts, Plan};
-use crate::object::file::FileOf;
-use crate::object::rmap::IMmap;
-use crate::process::mlock;
-use crate::process::registry;
-use crate::short::Short;
-use crate::types::Access;
-use crate::types::Invalidated;
-use crate::writeback::state::Flushing;
-use crate::writeback::{self, Held, lost, state, sync, writeout};
-use softfault_mm::extent::ChunkWord;
-use softfault_mm::failing::{Asked, Failing};
-use softfault_mm::failpoint;
-use softfault_mm::folio::{DIRTY, FolioWord, State};
-use softfault_mm::mapping::{DYING, Mapping};
-use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT, pages_of};
-use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering};
-use softfault_mm::vma::VmOps;
-use softfault_mm::xarray::Nodes;
-use softfault_platform::store::file::FileStore;
-use softfault_platform::store::object::{FolioMemory, ObjectOps};
-use softfault_platform::store::{Store, bounce};
-use softfault_platform::{section, vmatree};
+use crate::types::{Access, Advice, Invalidated};
+use crate::writeback::{self, Held, lost, sync, writeout};
+use softfault_mm::page::{PAGE_SHIFT, pages_of};
+use state::ObjectInner;
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
-
-/// What an object is made over.
-struct Backing {
-    store: Box<dyn Store>,
-    handler_safe: bool,
-    store_faults: bool,
-    always_dirty: bool,
-    /// What is written is to be found in the store later: the object is synced, and written back when it goes.
-    persistent: bool,
-    /// Dirty pages have somewhere to go.
-    dirty_goes: bool,
-    /// A filler may fill pages that nobody asked for.
-    reads_ahead: bool,
-    ops: Box<dyn VmOps>,
-    /// The store again, if it is a file's.
-    file: Option<*const FileStore>,
-}
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Bytes that can be mapped into arenas and read and written by calls. Cheap to clone.
 ///
@@ -76,340 +47,11 @@ pub struct Object {
     pub(crate) writable: bool,
 }
 
-pub(crate) struct ObjectInner {
-    pub(crate) rt: Arc<RuntimeInner>,
-    pub(crate) space: Arc<Space>,
-    pub(crate) offset: u64,
-    pub(crate) len_max: usize,
-    /// Somebody may write it: set at the beginning, or once, by who opens a file again for writing.
-    writable: AtomicBool,
-    pub(crate) dsync: bool,
-    pub(crate) sync_wp: bool,
-    /// Complete chunks are to be huge pages.
-    pub(crate) huge: bool,
-    // Dropped in this order: what borrows before what is borrowed.
-    mapping: Option<Lease<Mapping<'static>>>,
-    nodes: Option<Lease<[AtomicU64]>>,
-    a_ops: Option<Lease<ObjectOps<'static>>>,
-    pub(crate) exclusive: Option<Exclusive>,
-    store: Option<Lease<dyn Store>>,
-    vm_ops: Option<Lease<dyn VmOps>>,
-    /// The store again, if it is a file's: valid for as long.
-    file_store: Option<&'static FileStore>,
-    /// Which file that is, once others may find the object by it.
-    file: OnceLock<FileOf>,
-    id: u32,
-    i_mmap: Option<Lease<IMmap>>,
-    flushing: Arc<Flushing>,
-    /// What people call it.
-    label: Option<Lease<str>>,
-    pid: u32,
-}
-
-impl std::fmt::Debug for ObjectInner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Object")
-            .field("id", &self.id)
-            .field("label", &self.mapping.as_ref().map(|m| Short(m.label)))
-            .field("offset", &self.offset)
-            .finish_non_exhaustive()
-    }
-}
-
-impl ObjectInner {
-    #[expect(unsafe_code, reason = "the object's parts are lent to handlers until it is dropped")]
-    fn new(
-        b: &ObjectBuilder,
-        backing: Backing,
-        plan: Option<Plan>,
-        rt: Arc<RuntimeInner>,
-        space: Arc<Space>,
-        (offset, len): (u64, usize),
-        id: u32,
-    ) -> Self {
-        let store: Lease<dyn Store> = Lease::new(backing.store);
-        let vm_ops: Lease<dyn VmOps> = Lease::new(backing.ops);
-        let i_mmap = Lease::new(Box::new(IMmap::new(id)));
-        // SAFETY: `Drop` withdraws the object and waits for its users before any lease goes.
-        let store_ref = unsafe { store.lend() };
-        // SAFETY: the object holds the runtime, which holds the account.
-        let account = unsafe { rt.account.lend() };
-        // SAFETY: the object holds the space, and with it the ports.
-        let ports = unsafe { &*std::ptr::from_ref(space.region.ports()) };
-        let region = &space.region;
-        let memory = FolioMemory {
-            ports,
-            fd: region.fd(),
-            fd_offset: offset,
-            alias: region.alias_at(offset),
-            len_bytes: len,
-            is_locked: rt.lock_cache,
-        };
-        let read_align = (store_ref.read_align_bytes() >> PAGE_SHIFT) as u32;
-        if plan.is_none() && !store_ref.uses_descriptors() || read_align > 1 {
-            bounce::init();
-        }
-        // SAFETY: `allocate` gave this range of the region to this object alone, until `give`.
-        let a_ops = unsafe {
-            ObjectOps::new(memory, store_ref, b.len_bytes, b.retries, backing.handler_safe, b.policy, u64::from(id))
-        };
-        let a_ops = Lease::new(Box::new(a_ops));
-        // SAFETY: the object holds the space, so the words outlive it.
-        let folios = unsafe { space.region.folios(offset, len) };
-        let (handler_safe, name) = (backing.handler_safe, u64::from(id));
-        let exclusive = plan.map(|p| p.build(&Parts::new(b, store_ref, folios, handler_safe, name)));
-        // SAFETY: as above.
-        let chunks = unsafe { space.region.chunks(offset, len) };
-        let nodes: Lease<[AtomicU64]> =
-            Lease::new((0..Nodes::words(chunks.len())).map(|_| AtomicU64::new(0)).collect());
-        let label: Lease<str> = Lease::new(b.label_of(id).into_boxed_str());
-        let mapping = Mapping {
-            id,
-            // SAFETY: as for the store.
-            label: unsafe { label.lend() },
-            folios,
-            chunks,
-            // SAFETY: the object keeps the nodes for as long as the mapping, which is dropped or leaked with them.
-            nodes: Nodes::new(unsafe { nodes.lend() }),
-            i_size: AtomicU64::new(b.len_bytes),
-            a_ops: match &exclusive {
-                Some(exclusive) => exclusive.as_ops(),
-                // SAFETY: as for the store.
-                None => unsafe { a_ops.lend() },
-            },
-            policy: b.policy,
-            handler_safe: backing.handler_safe,
-            store_faults: backing.store_faults,
-            always_dirty: backing.always_dirty,
-            dirty_goes: backing.dirty_goes && (exclusive.is_none() || b.writable),
-            is_flushed: AtomicBool::new(b.writable && backing.persistent),
-            write_blocks: store_ref.write_blocks(),
-            exclusive: exclusive.is_some(),
-            // What is read of a block past the cache, the next page of it would read again.
-            staging: b.private_past_cache
-                && !backing.always_dirty
-                && !b.mkwrite
-                && exclusive.is_none()
-                && read_align <= 1,
-            fill_window: b.fill_window_pages,
-            read_align,
-            ra: advise::readahead_of(b.readahead_pages, b.fill_window_pages, b.policy, backing.reads_ahead),
-            deadline_ns: b.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
-            users: AtomicU32::new(0),
-            nr_maps: AtomicU32::new(0),
-            account,
-            own_limit: AtomicU64::new(b.cache_limit_bytes.map_or(u64::MAX, limit_pages)),
-            nr_own: AtomicU64::new(0),
-            hand: AtomicU64::new(0),
-            flush_turn: AtomicU32::new(0),
-            flushing: AtomicU32::new(0),
-            flush_wanted: AtomicU32::new(0),
-            failing: Failing::new(),
-            stat: rt.stat,
-        };
-        let mapping = Lease::new(Box::new(mapping));
-        // SAFETY: as for the store.
-        let mapping_ref = unsafe { mapping.lend() };
-        vmatree::publish_mapping(id, Some(mapping_ref));
-        let flushing = Flushing::new(mapping_ref, store_ref, b.writable && backing.persistent);
-        let has_mkwrite = vm_ops.has_page_mkwrite();
-        Self {
-            rt,
-            space,
-            offset,
-            len_max: len,
-            writable: AtomicBool::new(b.writable),
-            dsync: b.dsync,
-            sync_wp: b.mkwrite || has_mkwrite,
-            huge: b.huge_pages && (!b.writable || backing.always_dirty) && !b.mkwrite && !has_mkwrite,
-            mapping: Some(mapping),
-            nodes: Some(nodes),
-            a_ops: Some(a_ops),
-            exclusive,
-            store: Some(store),
-            vm_ops: Some(vm_ops),
-            // SAFETY: it points to what `store` has on the heap, which goes when nobody can have this value any more.
-            file_store: backing.file.map(|file| unsafe { &*file }),
-            file: OnceLock::new(),
-            id,
-            i_mmap: Some(i_mmap),
-            flushing: Arc::new(flushing),
-            label: Some(label),
-            pid: std::process::id(),
-        }
-    }
-
-    /// Returns whether somebody may write the object.
-    pub(crate) fn is_writable(&self) -> bool {
-        // Acquire pairs with the Release of allow_writes(): the store can be written.
-        self.writable.load(Ordering::Acquire)
-    }
-    /// Returns whether what is written is to be found in the store later: the object is synced, and written back when it goes.
-    pub(crate) fn is_persistent(&self) -> bool {
-        self.flushing.is_persistent()
-    }
-    /// Has the object written from now on: its store can be.
-    pub(crate) fn allow_writes(&self) {
-        self.mapping().is_flushed.store(true, Ordering::Relaxed);
-        self.flushing.allow_writes();
-        if !self.writable.swap(true, Ordering::Release) {
-            self.rt.add_writable(&self.flushing);
-        }
-    }
-
-    /// Returns of which file the object is, if others may find it by that.
-    pub(crate) fn file(&self) -> Option<&FileOf> {
-        self.file.get()
-    }
-    /// Says of which file it is.
-    pub(crate) fn is_file(&self, file: FileOf) {
-        let _ = self.file.set(file);
-    }
-    /// Calls `f` with the store, if it is a file's.
-    pub(crate) fn file_store<R>(&self, f: impl FnOnce(&FileStore) -> R) -> Option<R> {
-        self.file_store.map(f)
-    }
-
-    pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
-        lend(self.mapping.as_ref())
-    }
-    /// Returns what people call the object.
-    pub(crate) fn label(&self) -> Arc<str> {
-        self.mapping().label.into()
-    }
-    pub(crate) fn vm_ops(&self) -> &'static dyn VmOps {
-        lend(self.vm_ops.as_ref())
-    }
-    pub(crate) fn a_ops(&self) -> &'static ObjectOps<'static> {
-        lend(self.a_ops.as_ref())
-    }
-    pub(crate) fn store(&self) -> &'static dyn Store {
-        lend(self.store.as_ref())
-    }
-    /// Returns what write-back needs of the object. Its borrows are good while the object lives.
-    pub(crate) fn flushing(&self) -> &Arc<Flushing> {
-        &self.flushing
-    }
-    /// Returns whether first stores must fault.
-    pub(crate) fn is_synchronous(&self) -> bool {
-        self.sync_wp
-    }
-    /// Returns the address of the alias of page `pgoff`.
-    pub(crate) fn alias_at(&self, pgoff: u64) -> usize {
-        self.space.region.alias_at(self.offset + (pgoff << PAGE_SHIFT))
-    }
-
-    /// Returns the address range to lock for some of its pages: a huge page is locked whole, or not at all.
-    pub(crate) fn lockable(&self, pages: Range<u64>) -> Range<usize> {
-        let nr = EXTENT_PAGES as u64;
-        let is_huge = |p: u64| self.mapping().chunks.get((p / nr) as usize).is_some_and(ChunkWord::is_huge);
-        let start = if is_huge(pages.start) { pages.start / nr * nr } else { pages.start };
-        let end = if is_huge(pages.end - 1) { pages.end.next_multiple_of(nr) } else { pages.end };
-        self.alias_at(start)..self.alias_at(end)
-    }
-    /// Returns whether everything that is cached of it is locked in memory.
-    pub(crate) fn is_locked(&self) -> bool {
-        self.rt.lock_cache
-    }
-
-    /// Returns who maps the object.
-    pub(crate) fn i_mmap(&self) -> &'static IMmap {
-        lend(self.i_mmap.as_ref())
-    }
-}
-
-#[expect(unsafe_code, reason = "the object's parts are lent to handlers until it is dropped")]
-fn lend<T: ?Sized>(part: Option<&Lease<T>>) -> &'static T {
-    match part {
-        // SAFETY: every vma and claim that holds the borrow is gone before `ObjectInner::drop` takes the parts.
-        Some(lease) => unsafe { lease.lend() },
-        None => unreachable!("the parts are taken only by drop"),
-    }
-}
-
-/// Dropped, it lets others open the file anew.
-struct Forgotten(FileOf);
-
-impl Drop for Forgotten {
-    fn drop(&mut self) {
-        self.0.forget();
-    }
-}
-
-impl Drop for ObjectInner {
-    #[expect(unsafe_code, reason = "gives the object's range of the cache back")]
-    fn drop(&mut self) {
-        // Last, whatever becomes of the rest: who opens the file meanwhile waits for it.
-        let _file = self.file.take().filter(|_| self.pid == std::process::id()).map(Forgotten);
-        // The flusher passes it over from here on, and an exit waits until it has been written back.
-        let ours = self.pid == std::process::id();
-        let ending = (ours && self.is_persistent()).then(|| self.rt.ending(&self.flushing));
-        failpoint!(OBJECT_ENDS);
-        if ending.is_some() {
-            writeout::write_back_last(&self.flushing);
-        }
-        drop(ending);
-        let (Some(mapping), Some(a_ops)) = (self.mapping.take(), self.a_ops.take()) else { return };
-        let (store, vm_ops, i_mmap) = (self.store.take(), self.vm_ops.take(), self.i_mmap.take());
-        let nodes = self.nodes.take();
-        let exclusive = self.exclusive.take();
-        let mut patience = 2_000;
-        // A flush takes what it takes; for a while.
-        let mut flush_patience = 60_000;
-        // Acquire pairs with the Release of filemap::release(): everything done under the claims has happened.
-        // No new user from then on: reclaim finds the object by its number for as long as that is published.
-        let end = || mapping.users.compare_exchange(0, DYING, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        let mut ended = ours && end();
-        while !ended && patience > 0 && ours {
-            std::thread::sleep(Duration::from_millis(1));
-            let flushes = mapping.flushing.load(Ordering::Relaxed) != 0 && flush_patience > 0;
-            *if flushes { &mut flush_patience } else { &mut patience } -= 1;
-            ended = end();
-        }
-        if !ended {
-            // A store that never returns still owns its pages (or this is a forked child): the range is given up, not
-            // reused. `store` and `vm_ops` are what such a thread may be running in.
-            mapping.leak();
-            nodes.into_iter().for_each(Lease::leak);
-            a_ops.leak();
-            exclusive.into_iter().for_each(Exclusive::leak);
-            store.into_iter().for_each(Lease::leak);
-            vm_ops.into_iter().for_each(Lease::leak);
-            i_mmap.into_iter().for_each(Lease::leak);
-            self.label.take().into_iter().for_each(Lease::leak);
-            std::mem::forget((Arc::clone(&self.space), Arc::clone(&self.rt)));
-            return;
-        }
-        vmatree::publish_mapping(self.id, None);
-        section::synchronize();
-        // Every page that is paid for: reclaim that took one, and did not find the object by its number again, left it
-        // `evicting`, and has ended its section since.
-        let free = |w: &FolioWord| matches!(w.load().state(), State::Absent | State::Poisoned);
-        let used = || mapping.each_folio(0, u64::MAX).map(|(_, word)| word);
-        let cached = used().filter(|w| !free(w)).count();
-        let dirty = used().filter(|w| w.load().is_mappable() && w.load().has(DIRTY)).count();
-        mapping.account_cleaned(dirty as u64);
-        [Asked::Write, Asked::Flush].into_iter().for_each(|asked| mapping.note_success(asked));
-        mapping.uncharge(cached as u64);
-        if let Some(addr) = mapping.account.progressed() {
-            softfault_platform::sys::futex::wake_all(addr);
-        }
-        collapse::forget_huge(&mapping);
-        drop((mapping, nodes, a_ops, exclusive, vm_ops, store, i_mmap));
-        if self.rt.lock_cache {
-            mlock::unlock(self.space.region.alias_at(self.offset), self.len_max);
-        }
-        // SAFETY: no vma (they hold the object), no claim (users is 0), and no section that saw either.
-        unsafe { self.space.give(self.offset, self.len_max) };
-        registry::lock().mappings.put(self.id);
-    }
-}
-
 impl Object {
     /// Returns the end of the object, in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {
-        self.inner.mapping().i_size.load(Ordering::Acquire)
+        self.inner.len_bytes()
     }
     /// Returns whether the object has no bytes.
     #[must_use]
@@ -482,7 +124,7 @@ impl Object {
         if !self.inner.is_persistent() {
             return Ok(());
         }
-        sync::sync(self.inner.flushing(), op, &state::pages(self.inner.mapping(), &range), false)
+        sync::sync(self.inner.flushing(), op, &writeback::state::pages(self.inner.mapping(), &range), false)
     }
 
     /// Gives the store every byte of the range that was written before the call, and does not flush it: other readers of a
@@ -496,8 +138,11 @@ impl Object {
         if !self.inner.is_persistent() {
             return Ok(());
         }
-        let held = writeout::write_back(self.inner.flushing(), op, &state::pages(self.inner.mapping(), &range))?;
-        held.map_or(Ok(()), |p| Err(Error::Held { op, object: self.inner.label(), range: state::bytes(&(p..p + 1)) }))
+        let held =
+            writeout::write_back(self.inner.flushing(), op, &writeback::state::pages(self.inner.mapping(), &range))?;
+        held.map_or(Ok(()), |p| {
+            Err(Error::Held { op, object: self.inner.label(), range: writeback::state::bytes(&(p..p + 1)) })
+        })
     }
 
     /// Makes everything durable that was written before the call.
@@ -574,5 +219,113 @@ impl Object {
     pub fn collapse(&self, range: Range<u64>) -> Result<u64> {
         parent_only("Object::collapse")?;
         Ok(collapse::collapse(&self.inner, &range))
+    }
+
+    /// Drops clean, unpinned pages of the byte range from the cache; native extents over it are taken back first.
+    ///
+    /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
+    /// first); a writable exclusive object's are written on their way.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when an extent cannot be taken back.
+    pub fn evict(&self, range: Range<u64>) -> Result<u64> {
+        parent_only("Object::evict")?;
+        evict::evict(&self.inner, &range)
+    }
+
+    /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] past the maximal length, [`Error::Denied`] when a page past the end stays pinned for long (the
+    /// end is the new one all the same: such a page is SIGBUS to new touches), [`Error::Exhausted`] when an extent cannot be
+    /// taken back, [`Error::Writeback`] when the store does not follow. What is left to do for a lower end is done by the next
+    /// call, whatever end that sets.
+    pub fn set_len(&self, len_bytes: u64) -> Result<()> {
+        let op = "Object::set_len";
+        parent_only(op)?;
+        if self.inner.is_writable() || self.inner.file().is_some() {
+            // Who may only read a file does not move its end, nor where others see it.
+            self.check_writable(op)?;
+        }
+        set_len::set_len(&self.inner, op, len_bytes, self.writable)
+    }
+
+    /// Takes the file's end for the object's, where others have appended to the file or cut it: returns it, in bytes. The
+    /// file is not changed.
+    ///
+    /// What was appended can be read and written from then on; what lies behind a lower end is dropped, stores that were not
+    /// written back with it, and touching it is SIGBUS. Opening the file again follows what was appended, too.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] on what is no file, on an exclusive object, and when a page at the end stays pinned;
+    /// [`Error::Argument`] where the file is longer than the maximal length: nothing has changed then, but for a lower end, as
+    /// in [`Object::set_len`]. [`Error::Io`], [`Error::Fault`].
+    pub fn follow_len(&self) -> Result<u64> {
+        let op = "Object::follow_len";
+        parent_only(op)?;
+        follow::follow_len(&self.inner, op)
+    }
+
+    /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`]. The hole is
+    /// made up to some page then, and from there on everything is as it was.
+    pub fn punch_hole(&self, range: Range<u64>) -> Result<()> {
+        let op = "Object::punch_hole";
+        parent_only(op)?;
+        self.check_writable(op)?;
+        punch_hole::punch_hole(&self.inner, op, range)
+    }
+
+    /// Says how a byte range will be used, or what is to be done with it now.
+    ///
+    /// `Normal`, `Sequential` and `Random` hold for the whole object, as with `posix_fadvise(2)`, wherever an arena
+    /// knows nothing better. Of the rest, pages that the range only touches count as in it, except for `PageOut`,
+    /// which drops pages that lie in it wholly.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the range runs backwards, [`Error::Denied`] for `PopulateWrite` on an object that is
+    /// not writable, [`Error::Fault`] naming the first page that cannot be populated, for `DontNeed` as
+    /// [`Arena::zap`] of each mapping, for `PageOut` [`Error::Writeback`] and as [`Object::evict`]. The others do not fail
+    /// once the range is one.
+    pub fn advise(&self, range: Range<u64>, advice: Advice) -> Result<()> {
+        let op = "Object::advise";
+        parent_only(op)?;
+        if range.start > range.end {
+            let why = "must not lie before range.start";
+            return Err(Error::Argument { op, arg: "range.end", value: range.end, why });
+        }
+        if advice == Advice::PopulateWrite {
+            self.check_writable(op)?;
+        }
+        advise::advise(&self.inner, op, &range, advice)
+    }
+
+    /// Forgets that pages of the byte range were poisoned: the next touch asks the store anew.
+    ///
+    /// Touches heal pages by themselves; this is for system calls on `Monitor` arenas, whose poison is in the page
+    /// tables.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn heal(&self, range: Range<u64>) -> Result<u64> {
+        let op = "Object::heal";
+        parent_only(op)?;
+        heal::heal(&self.inner, op, &range)
+    }
+
+    /// Changes the object's own limit (at least 64 pages). Pages above a lower one leave as others come.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] where the object was made without one: its pages are not counted.
+    pub fn set_cache_limit(&self, bytes: u64) -> Result<()> {
+        let limit = &self.inner.mapping().own_limit;
+        if limit.load(Ordering::Relaxed) == u64::MAX {
+            let what = "the object was made without a limit of its own";
+            return Err(Error::Denied { op: "Object::set_cache_limit", what });
+        }
+        limit.store(limit_pages(bytes).min(u64::MAX - 1), Ordering::Relaxed);
+        Ok(())
     }
 }

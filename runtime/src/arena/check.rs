@@ -1,11 +1,11 @@
 //! What a call of `map` must fulfil, checked before anything changes.
 
 use super::ArenaInner;
+use super::exclusive;
 use super::set::VmaSet;
 use crate::error::{Error, Result};
 use crate::masked::{self, Masked};
 use crate::object::Object;
-use crate::object::exclusive;
 use crate::types::{Prot, Sharing};
 use softfault_mm::page::PAGE_SIZE;
 use std::ops::Range;

@@ -3,11 +3,11 @@
 #![expect(unsafe_code, reason = "maps objects over the arena's own address range")]
 
 use super::ArenaInner;
+use super::exclusive;
 use super::mapper;
 use super::vma::{VmaEntry, prot_bits};
 use crate::error::{Error, Result, system};
 use crate::object::Object;
-use crate::object::exclusive;
 use crate::process::mlock;
 use crate::process::registry;
 use crate::types::{Prot, Sharing};

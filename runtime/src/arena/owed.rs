@@ -10,7 +10,7 @@
 use super::ArenaInner;
 use super::vma::VmaEntry;
 use crate::error::{Error, Result};
-use crate::object::ObjectInner;
+use crate::object::state::ObjectInner;
 use softfault_platform::sys::mem;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;

@@ -3,11 +3,11 @@
 #![expect(unsafe_code, reason = "protects the arena's own address range")]
 
 use super::ArenaInner;
+use super::exclusive;
 use super::publish::{Successors, Swap};
 use super::set::VmaSet;
 use super::vma::{VmaEntry, prot_bits};
 use crate::error::{Error, Result, system};
-use crate::object::exclusive;
 use crate::types::{Prot, Sharing};
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::Trap;

@@ -15,10 +15,11 @@
 #![expect(unsafe_code, reason = "lends a delegation to the record that its entry publishes")]
 
 use super::delegate::DelegationInner;
+use super::exclusive;
 use crate::arena::ArenaInner;
-use crate::object::exclusive;
+use crate::object::Object;
 use crate::object::fault::Call;
-use crate::object::{Object, ObjectInner};
+use crate::object::state::ObjectInner;
 use crate::process::registry;
 use crate::types::{Prot, Sharing};
 use softfault_mm::host::Which;

@@ -1,6 +1,8 @@
 //! `ObjectBuilder`: what an object is made of, and how it is to behave.
 
-use super::{Backing, Object, ObjectInner};
+use super::make::{self, Backing, Facts};
+use super::options::ObjectOptions;
+use super::{Object, exclusive};
 use crate::cache::state::RuntimeInner;
 use crate::error::{Error, Result, parent_only};
 use crate::object::guarded::Guarded;
@@ -24,93 +26,47 @@ const LEN_MAX: u64 = 1 << (34 + PAGE_SHIFT);
 
 /// Options of an object; see [`Runtime::object`](crate::Runtime::object).
 pub struct ObjectBuilder {
-    pub(crate) rt: Arc<RuntimeInner>,
-    pub(crate) len_bytes: u64,
-    pub(super) max_len_bytes: u64,
-    pub(crate) writable: bool,
-    pub(crate) policy: FailurePolicy,
-    pub(super) deadline: Option<Duration>,
-    pub(crate) retries: Retries,
-    pub(crate) mkwrite: bool,
-    pub(crate) dsync: bool,
-    pub(crate) fill_window_pages: u32,
-    pub(crate) readahead_pages: Option<u32>,
-    pub(crate) private_past_cache: bool,
-    pub(crate) cache_limit_bytes: Option<u64>,
-    /// Exclusive; by copying only.
-    pub(crate) exclusive: Option<bool>,
-    pub(crate) huge_pages: bool,
-    pub(crate) growable: bool,
-    label: Option<String>,
+    pub(super) rt: Arc<RuntimeInner>,
+    pub(super) options: ObjectOptions,
 }
 
 impl std::fmt::Debug for ObjectBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ObjectBuilder")
-            .field("len_bytes", &self.len_bytes)
-            .field("max_len_bytes", &self.max_len_bytes)
-            .field("writable", &self.writable)
-            .field("label", &self.label.as_ref().map(Short))
+            .field("len_bytes", &self.options.len_bytes)
+            .field("max_len_bytes", &self.options.max_len_bytes)
+            .field("writable", &self.options.writable)
+            .field("label", &self.options.label.as_ref().map(Short))
             .finish_non_exhaustive()
     }
 }
 
 impl ObjectBuilder {
     pub(crate) fn new(rt: Arc<RuntimeInner>, len_bytes: u64) -> Self {
-        let fill_window_pages = rt.fill_window_pages;
-        let readahead_pages = rt.readahead_pages;
-        Self {
-            rt,
-            len_bytes,
-            max_len_bytes: len_bytes,
-            writable: false,
-            policy: FailurePolicy::Poison,
-            deadline: None,
-            retries: Retries::default(),
-            mkwrite: false,
-            dsync: false,
-            fill_window_pages,
-            readahead_pages,
-            private_past_cache: true,
-            cache_limit_bytes: None,
-            exclusive: None,
-            huge_pages: false,
-            growable: false,
-            label: None,
-        }
+        let options = ObjectOptions::new(len_bytes, rt.fill_window_pages, rt.readahead_pages);
+        Self { rt, options }
     }
     /// Sets the length, where it is known only after the other options.
     pub(crate) fn len(mut self, bytes: u64) -> Self {
-        self.len_bytes = bytes;
+        self.options.len_bytes = bytes;
         self
-    }
-    /// Returns what the object is called: what the program says, or else its number.
-    pub(super) fn label_of(&self, id: u32) -> String {
-        self.label.clone().unwrap_or_else(|| format!("object {id}"))
     }
     /// Sets the label, where the program has said none.
     pub(crate) fn label_or(mut self, label: impl FnOnce() -> String) -> Self {
-        self.label.get_or_insert_with(label);
+        self.options.label.get_or_insert_with(label);
         self
     }
     /// Says what the object is called in errors and in [`Runtime::recent_failures`](crate::Runtime::recent_failures); default the path of a file, and a
     /// number of others.
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
-        self.label = Some(label.into());
+        self.options.label = Some(label.into());
         self
-    }
-    /// Returns the maximal length that was asked for, in bytes.
-    pub(crate) fn max_len_asked(&self) -> u64 {
-        self.max_len_bytes
-    }
-    pub(crate) fn is_writable(&self) -> bool {
-        self.writable
     }
     /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
     #[must_use]
     pub fn max_len(mut self, bytes: u64) -> Self {
-        self.max_len_bytes = bytes;
+        self.options.max_len_bytes = bytes;
         self
     }
     /// Reserves room to grow without a maximum that is known beforehand: a sixteenth of a region of the cache, which is 64 GiB
@@ -118,54 +74,54 @@ impl ObjectBuilder {
     /// locks all its memory (`mlockall(2)`): give [`ObjectBuilder::max_len`] then.
     #[must_use]
     pub fn growable(mut self, yes: bool) -> Self {
-        self.growable = yes;
+        self.options.growable = yes;
         self
     }
     /// Permits shared mappings with stores, and [`Object::write_at`]. What is written goes to the store in time,
     /// and for certain by [`Object::sync`].
     #[must_use]
     pub fn writable(mut self, yes: bool) -> Self {
-        self.writable = yes;
+        self.options.writable = yes;
         self
     }
     /// Says what happens to accesses whose page the store cannot give; default [`FailurePolicy::Poison`].
     #[must_use]
     pub fn on_failure(mut self, policy: FailurePolicy) -> Self {
-        self.policy = policy;
+        self.options.policy = policy;
         self
     }
     /// Bounds how long a touch waits for a fill. Needs a filler: not for handler-safe stores, which run in the
     /// faulting thread itself.
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
-        self.deadline = Some(deadline);
+        self.options.deadline = Some(deadline);
         self
     }
     /// Tries a failing read `times` more, sleeping `backoff`, then twice that, and so on (fillers only).
     #[must_use]
     pub fn retries(mut self, times: u32, backoff: Duration) -> Self {
-        self.retries = Retries { times, backoff_ns: u64::try_from(backoff.as_nanos()).unwrap_or(u64::MAX) };
+        self.options.retries = Retries { times, backoff_ns: u64::try_from(backoff.as_nanos()).unwrap_or(u64::MAX) };
         self
     }
     /// Makes the first store to each page of a shared mapping fault (`page_mkwrite`) instead of being noted silently.
     /// Not for [`Delivery::Monitor`](crate::Delivery::Monitor) arenas.
     #[must_use]
     pub fn synchronous_writes(mut self, yes: bool) -> Self {
-        self.mkwrite = yes;
+        self.options.mkwrite = yes;
         self
     }
     /// Makes shared mappings synchronous as `MAP_SYNC`: before the first store to a page lands, the store has made its
     /// block durable ([`Store::dsync`]). Implies synchronous writes.
     #[must_use]
     pub fn dsync(mut self, yes: bool) -> Self {
-        self.dsync = yes;
-        self.mkwrite |= yes;
+        self.options.dsync = yes;
+        self.options.mkwrite |= yes;
         self
     }
     /// Sets how many pages the thread that misses one reads at most (1 to 512); default the runtime's.
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
-        self.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
+        self.options.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
         self
     }
     /// Sets the largest readahead window; default the runtime's. See [`RuntimeBuilder::readahead_pages`].
@@ -173,21 +129,55 @@ impl ObjectBuilder {
     /// [`RuntimeBuilder::readahead_pages`]: crate::RuntimeBuilder::readahead_pages
     #[must_use]
     pub fn readahead_pages(mut self, max: u32) -> Self {
-        self.readahead_pages = Some(max);
+        self.options.readahead_pages = Some(max);
         self
     }
     /// Bounds the bytes of the object's cached pages, below the cache's own limit (at least 64 pages); see
     /// [`Object::set_cache_limit`].
     #[must_use]
     pub fn cache_limit(mut self, bytes: u64) -> Self {
-        self.cache_limit_bytes = Some(bytes);
+        self.options.cache_limit_bytes = Some(bytes);
         self
     }
     /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
     /// private page (default), or fills the cache first.
     #[must_use]
     pub fn private_past_cache(mut self, yes: bool) -> Self {
-        self.private_past_cache = yes;
+        self.options.private_past_cache = yes;
+        self
+    }
+
+    /// Makes the object *exclusive*: its pages live in the private memory of the one arena that maps it, and nowhere
+    /// else. For restores that are used once, and for buffer pools: pages come from and go to a pool of recycled frames
+    /// (`UFFDIO_MOVE`), so that the kernel allocates and frees none.
+    ///
+    /// It is mapped at most once at a time, `Sharing::Private`, into an arena with `InThread` delivery, and unmapped whole;
+    /// its protection cannot be changed. [`Object::read_at`](crate::Object::read_at) and
+    /// [`Object::write_at`](crate::Object::write_at) work while it is mapped. Unmapping drops its pages.
+    ///
+    /// What is stored through the mapping belongs to the object: if it is [`writable`](Self::writable), changed pages are
+    /// given to [`Store::write`] when they are reclaimed, evicted, synced or unmapped (which waits for a flush that is under
+    /// way); what the store does not take at the end is named by [`Object::lost`](crate::Object::lost). If not, they stay
+    /// until the object is unmapped, and are then gone. Anonymous memory goes to the runtime's swap file if it has one, else it stays; it is
+    /// gone when it is unmapped. A page that was stored to is told from one that was not by a keyed
+    /// digest of its bytes (they are mistaken for each other with a chance of 2^-64).
+    ///
+    /// Pages are reclaimed in the order in which they came, or came back soon: a mapped page gives no sign of being used.
+    /// Map it `Prot::Read` where it is not stored to: nothing is looked at then when pages leave, and they leave by the
+    /// batch. [`Object::sync`](crate::Object::sync) looks at every cached page of its range and writes copies of those that
+    /// were changed. A system call that only references a page (vmsplice) instead of pinning it may see the frame's
+    /// next content; [`Arena::pin`](crate::Arena::pin) keeps it.
+    #[must_use]
+    pub fn exclusive(mut self, yes: bool) -> Self {
+        self.options.exclusive = yes.then(|| self.options.exclusive.unwrap_or(false));
+        self
+    }
+
+    /// As [`ObjectBuilder::exclusive`], but pages are copied instead of moved, as they are where the kernel knows no
+    /// `UFFDIO_MOVE` (before Linux 6.8).
+    #[must_use]
+    pub fn exclusive_by_copy(mut self) -> Self {
+        self.options.exclusive = Some(true);
         self
     }
 
@@ -200,7 +190,7 @@ impl ObjectBuilder {
     /// `nr_shmem_hugepages` and `thp_*` say what came of it.
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
-        self.huge_pages = yes;
+        self.options.huge_pages = yes;
         self
     }
 
@@ -209,22 +199,24 @@ impl ObjectBuilder {
     /// # Errors
     /// [`Error::Exhausted`], [`Error::Argument`].
     pub fn store(self, store: Box<dyn Store>) -> Result<Object> {
-        if self.dsync {
+        if self.options.dsync {
             let why = "must be made durable in the faulting thread; use `handler_store`";
             return Err(Error::Argument { op: "ObjectBuilder::store", arg: "dsync", value: 1, why });
         }
         let store = Box::new(Guarded(store));
-        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        let ops = Box::new(ShmemVmOps { mkwrite: self.options.mkwrite });
         self.build(Backing {
             store,
-            handler_safe: false,
-            store_faults: false,
-            always_dirty: false,
-            persistent: true,
-            dirty_goes: true,
-            reads_ahead: true,
             ops,
             file: None,
+            facts: Facts {
+                handler_safe: false,
+                store_faults: false,
+                always_dirty: false,
+                persistent: true,
+                dirty_goes: true,
+                reads_ahead: true,
+            },
         })
     }
 
@@ -243,8 +235,8 @@ impl ObjectBuilder {
     }
 
     /// Refuses a deadline of an object that is read in the faulting thread.
-    pub(crate) fn check_deadline(&self, op: &'static str) -> Result<()> {
-        self.deadline.map_or(Ok(()), |d| {
+    pub(super) fn check_deadline(&self, op: &'static str) -> Result<()> {
+        self.options.deadline.map_or(Ok(()), |d| {
             Err(Error::Argument {
                 op,
                 arg: "deadline (ms)",
@@ -260,18 +252,20 @@ impl ObjectBuilder {
         file: Option<*const FileStore>,
     ) -> Result<Object> {
         self.check_deadline("ObjectBuilder::handler_store")?;
-        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        let ops = Box::new(ShmemVmOps { mkwrite: self.options.mkwrite });
         let store_faults = store.touches_arenas();
         self.build(Backing {
             store,
-            handler_safe: true,
-            store_faults,
-            always_dirty: false,
-            persistent: true,
-            dirty_goes: true,
-            reads_ahead: !store_faults,
             ops,
             file,
+            facts: Facts {
+                handler_safe: true,
+                store_faults,
+                always_dirty: false,
+                persistent: true,
+                dirty_goes: true,
+                reads_ahead: !store_faults,
+            },
         })
     }
 
@@ -280,13 +274,13 @@ impl ObjectBuilder {
     /// # Errors
     /// [`Error::Exhausted`].
     pub fn anonymous(mut self) -> Result<Object> {
-        self.writable = true;
-        let ops = Box::new(ShmemVmOps { mkwrite: self.mkwrite });
+        self.options.writable = true;
+        let ops = Box::new(ShmemVmOps { mkwrite: self.options.mkwrite });
         let (store, handler_safe): (Box<dyn Store>, bool) = match &self.rt.swap {
             None => (Box::new(ZeroStore), true),
             Some(swap) => {
                 // The object may grow to the end of its last chunk.
-                let max = self.max_len_bytes.max(self.len_bytes);
+                let max = self.options.max_len_bytes.max(self.options.len_bytes);
                 let max = max.checked_next_multiple_of(EXTENT_SIZE as u64).unwrap_or(max);
                 let (store, handler_safe) = swap.store("ObjectBuilder::anonymous", max)?;
                 (if handler_safe { store } else { Box::new(Guarded(store)) }, handler_safe)
@@ -297,14 +291,16 @@ impl ObjectBuilder {
         let dirty_goes = !always_dirty;
         self.build(Backing {
             store,
-            handler_safe,
-            store_faults: false,
-            always_dirty,
-            persistent: false,
-            dirty_goes,
-            reads_ahead: false,
             ops,
             file: None,
+            facts: Facts {
+                handler_safe,
+                store_faults: false,
+                always_dirty,
+                persistent: false,
+                dirty_goes,
+                reads_ahead: false,
+            },
         })
     }
 
@@ -325,23 +321,25 @@ impl ObjectBuilder {
     /// [`filemap::fault`]: crate::filemap::fault
     #[expect(unsafe_code, reason = "the caller promises a handler-safe vtable")]
     pub unsafe fn vm_ops(self, ops: Box<dyn VmOps>) -> Result<Object> {
-        self.check_exclusive(true)?;
+        exclusive::check(&self.options, true)?;
         self.build(Backing {
             store: Box::new(ZeroStore),
-            handler_safe: true,
-            store_faults: false,
-            always_dirty: false,
-            persistent: false,
-            dirty_goes: false,
-            reads_ahead: false,
             ops,
             file: None,
+            facts: Facts {
+                handler_safe: true,
+                store_faults: false,
+                always_dirty: false,
+                persistent: false,
+                dirty_goes: false,
+                reads_ahead: false,
+            },
         })
     }
 
     fn build(self, backing: Backing) -> Result<Object> {
-        let room = if self.growable { self.rt.room_to_grow() } else { 0 };
-        let max = self.max_len_bytes.max(self.len_bytes).max(room);
+        let room = if self.options.growable { self.rt.room_to_grow() } else { 0 };
+        let max = self.options.max_len_bytes.max(self.options.len_bytes).max(room);
         let len = usize::try_from(max.max(1)).ok().and_then(|l| l.checked_next_multiple_of(EXTENT_SIZE)).ok_or(
             Error::Argument { op: "object", arg: "len_bytes", value: max, why: "larger than the address space" },
         )?;
@@ -355,20 +353,21 @@ impl ObjectBuilder {
             return Err(Error::Argument { op: "object", arg: "read_align_bytes", value: align, why });
         }
         parent_only("object")?;
-        let plan = self.plan_exclusive(len / PAGE_SIZE, &*backing.store, backing.always_dirty)?;
+        let plan =
+            exclusive::plan(&self.rt, &self.options, len / PAGE_SIZE, &*backing.store, backing.facts.always_dirty)?;
         let rt = Arc::clone(&self.rt);
         let id = registry::lock().mappings.get().ok_or_else(registry::exhausted("object", "objects (262144)"))?;
         let (space, offset) = rt.allocate(len).inspect_err(|_| registry::lock().mappings.put(id))?;
-        let inner = Arc::new(ObjectInner::new(&self, backing, plan, rt, space, (offset, len), id));
+        let inner = Arc::new(make::make(&self.options, backing, plan, rt, (space, offset, len), id));
         if inner.is_persistent() {
             inner.rt.add_writable(inner.flushing());
         }
         if inner.huge {
             let weak = Arc::downgrade(&inner);
             inner.rt.khugepaged.add(weak)?;
-        } else if self.huge_pages {
+        } else if self.options.huge_pages {
             inner.rt.stat.add(0, Event::THP_UNSUPPORTED, 1);
         }
-        Ok(Object { inner, writable: self.writable })
+        Ok(Object { inner, writable: self.options.writable })
     }
 }

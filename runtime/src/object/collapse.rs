@@ -1,7 +1,7 @@
 //! Chunks that are cached whole become huge pages: at once where the program asks, and in rounds of a thread's. Linux:
 //! `MADV_COLLAPSE`, and the object's side of `khugepaged`.
 
-use super::ObjectInner;
+use super::state::ObjectInner;
 use crate::cache::khugepaged::CollapseRound;
 use softfault_mm::khugepaged::{self, Collapse};
 use softfault_mm::mapping::Mapping;

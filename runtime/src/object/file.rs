@@ -1,18 +1,17 @@
 //! Files as objects: what can be one, one object for each inode, and descriptors that take nobody's locks away.
 
-mod inodes;
+pub(crate) mod inodes;
 mod kind;
-mod options;
-
-pub(crate) use inodes::FileOf;
+pub(crate) mod options;
 
 use crate::by_std;
 use crate::cache::state::RuntimeInner;
 use crate::error::{Error, Result, parent_only, system};
-use crate::object::{Object, ObjectBuilder, ObjectInner};
+use crate::object::state::ObjectInner;
+use crate::object::{Object, ObjectBuilder, follow};
 use crate::process::descriptors::{self, Inode};
 use inodes::{Found, Place};
-use options::Asked;
+use options::{Asked, FileOf};
 use softfault_platform::store::direct::DirectFile;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::sys::file::{self, Status};
@@ -125,7 +124,7 @@ impl FileOptions {
         if !is.read {
             return Err(Error::Denied { op, what: "the file is not open for reading" });
         }
-        if self.object.is_writable() && !is.write {
+        if self.object.options.writable && !is.write {
             return Err(Error::Denied { op, what: "the file is not open for reading and writing" });
         }
         let name = || {
@@ -153,7 +152,7 @@ impl FileOptions {
     /// Nobody else has the file as an object.
     fn open_first(self, source: &Source<'_>, place: Place, status: &Status) -> Result<Object> {
         let op = source.op;
-        let write = self.object.is_writable();
+        let write = self.object.options.writable;
         let fd = acquire(source, place.inode(), write)?;
         let store = if self.direct { FileStore::direct(fd, 0, write) } else { FileStore::new(fd, 0) };
         let store = Box::new(store.closed_by(descriptors::close));
@@ -163,7 +162,7 @@ impl FileOptions {
             return Err(io_error(op, source.path, Errno::ESTALE));
         }
         let len = store.len_bytes().map_err(|e| io_error(op, source.path, e))?;
-        let asked = Asked::new(&self.object, self.direct);
+        let asked = Asked::new(&self.object.rt, &self.object.options, self.direct);
         let object = self.object.len(len).label_or(|| (source.name)()).file_store(store)?;
         place.fill(&object.inner, asked);
         Ok(object)
@@ -171,14 +170,14 @@ impl FileOptions {
 
     /// The file is open: the object that there is, with the rights that are asked for.
     fn join(self, source: &Source<'_>, inner: Arc<ObjectInner>) -> Result<Object> {
-        let writable = self.object.is_writable();
+        let writable = self.object.options.writable;
         (source.permits)(writable)?;
         let conflict = |option| Error::Conflict { op: source.op, name: (source.name)(), option };
         let Some(file) = inner.file() else { return Err(conflict("store")) };
-        if let Some(option) = Asked::new(&self.object, self.direct).differs_from(&file.asked) {
+        if let Some(option) = Asked::new(&self.object.rt, &self.object.options, self.direct).differs_from(&file.asked) {
             return Err(conflict(option));
         }
-        if self.object.max_len_asked() > inner.len_max as u64 {
+        if self.object.options.max_len_bytes > inner.len_max as u64 {
             return Err(conflict("max_len"));
         }
         if writable != inner.is_writable() {
@@ -194,7 +193,7 @@ impl FileOptions {
             }
         }
         let object = Object { inner, writable };
-        object.follow_appended(source.op).map_err(|error| match error {
+        follow::follow_appended(&object.inner, source.op).map_err(|error| match error {
             Error::Argument { arg: "max_len", .. } => conflict("max_len"),
             error => error,
         })?;

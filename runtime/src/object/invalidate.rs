@@ -1,6 +1,6 @@
 //! Dropping what is cached because somebody else has changed the store. Linux: `invalidate_inode_pages2_range`.
 
-use super::ObjectInner;
+use super::state::ObjectInner;
 use crate::error::Result;
 use crate::types::Invalidated;
 use crate::writeback::{state, writeout};
@@ -8,7 +8,6 @@ use softfault_mm::folio::{DIRTY, State};
 use softfault_mm::vmscan;
 use softfault_platform::host::Host;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// How often pages that are clean and busy are tried.
 const ROUNDS: u32 = 100;
@@ -19,7 +18,7 @@ const ROUNDS: u32 = 100;
 /// [`Error::Exhausted`](crate::Error::Exhausted) when an extent cannot be taken back.
 ///
 /// # Context: control plane
-pub(crate) fn invalidate(object: &Arc<ObjectInner>, range: &Range<u64>) -> Result<Invalidated> {
+pub(crate) fn invalidate(object: &ObjectInner, range: &Range<u64>) -> Result<Invalidated> {
     let m = object.mapping();
     let pages = state::pages(m, range);
     let host = Host::detached();

@@ -6,9 +6,9 @@
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned pages of the cache")]
 
 use crate::error::{Error, Result};
-use crate::object::ObjectInner;
 use crate::object::exclusive;
 use crate::object::fault::Call;
+use crate::object::state::ObjectInner;
 use crate::types::Access;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::discarded;
@@ -28,8 +28,6 @@ use softfault_platform::host::Host;
 use softfault_platform::store::object::copy_in;
 use softfault_platform::sys::mem;
 use softfault_platform::vmatree;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 /// Finds page `pgoff`, filling it if need be, and pins it with `set`.
 ///
@@ -194,7 +192,7 @@ fn for_each_page(
     f: &mut dyn FnMut(*mut u8, usize, usize),
 ) -> Result<usize> {
     object.check_mapped(call.op)?;
-    let end = offset.saturating_add(len as u64).min(object.mapping().i_size.load(Ordering::Acquire));
+    let end = offset.saturating_add(len as u64).min(object.len_bytes());
     let set = if access == Access::Write { DIRTY } else { 0 };
     let mut at = offset;
     drop_missing(object.mapping(), offset >> PAGE_SHIFT, softfault_mm::page::pages_of(end));
@@ -206,7 +204,7 @@ fn for_each_page(
         let word = match get_pinned_of(object, at >> PAGE_SHIFT, set, req) {
             Ok(word) => word,
             // The end moved below us: a short answer, as read(2) gives.
-            Err(FillError::PastEnd) if at >= object.mapping().i_size.load(Ordering::Acquire) => break,
+            Err(FillError::PastEnd) if at >= object.len_bytes() => break,
             Err(error) => return Err(call.error(object.mapping(), access, at, error)),
         };
         let page = object.page_at(at >> PAGE_SHIFT, access);
@@ -336,7 +334,7 @@ pub(crate) fn set_tail(object: &ObjectInner, pgoff: u64, from: usize, bytes: &[u
     }
 }
 
-pub(crate) fn populate(object: &Arc<ObjectInner>, range: std::ops::Range<u64>, access: Access) -> Result<()> {
+pub(crate) fn populate(object: &ObjectInner, range: std::ops::Range<u64>, access: Access) -> Result<()> {
     let pages = (range.start >> PAGE_SHIFT)..softfault_mm::page::pages_of(range.end).min(object.mapping().nr_pages());
     for p in pages {
         if object.mapping().folio(p).is_some_and(|w| w.load().is_mappable()) {

@@ -1,18 +1,15 @@
 //! Without userfaultfd there are no exclusive objects: asking for one is a typed error, and the rest is never called.
 
-use super::Parts;
-use crate::arena::ArenaInner;
-use crate::arena::vma::VmaEntry;
+#![expect(unsafe_code, reason = "has the contract of the other build")]
+
+use super::parts::Parts;
+use crate::cache::state::RuntimeInner;
 use crate::delivery::Delivery;
 use crate::error::{Error, Result};
-use crate::object::{ObjectBuilder, ObjectInner};
+use crate::object::options::ObjectOptions;
 use crate::types::Access;
-use crate::types::{Prot, Sharing};
-use crate::undo::Done;
 use softfault_mm::ops::AddressSpaceOps;
-use softfault_mm::types::VmFlags;
 use std::convert::Infallible;
-use std::sync::Arc;
 
 /// There is none.
 #[derive(Debug)]
@@ -23,14 +20,19 @@ pub(crate) struct Exclusive(Infallible);
 pub(crate) struct Plan(Infallible);
 
 impl Plan {
-    pub(crate) fn new(b: &ObjectBuilder, _nr_pages: usize, _always_dirty: bool) -> Result<Option<Self>> {
-        if b.exclusive.is_none() {
+    pub(super) fn new(
+        _rt: &RuntimeInner,
+        options: &ObjectOptions,
+        _nr_pages: usize,
+        _always_dirty: bool,
+    ) -> Result<Option<Self>> {
+        if options.exclusive.is_none() {
             return Ok(None);
         }
         let why = "exclusive objects need userfaultfd, and this was built without the feature `userfaultfd`".into();
         Err(Error::Delivery { mode: Delivery::InThread, why })
     }
-    pub(crate) fn build(self, _parts: &Parts) -> Exclusive {
+    pub(crate) fn build(self, _parts: &Parts<'_>) -> Exclusive {
         match self.0 {}
     }
 }
@@ -45,38 +47,27 @@ impl Exclusive {
     pub(crate) fn leak(self) {
         match self.0 {}
     }
-}
-
-impl ObjectInner {
-    pub(crate) fn page_at(&self, pgoff: u64, _access: Access) -> Option<usize> {
-        Some(self.alias_at(pgoff))
+    pub(crate) fn address(&self, _pgoff: u64, _access: Access) -> Option<usize> {
+        match self.0 {}
     }
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "the other build refuses")]
-    pub(crate) fn check_mapped(&self, _op: &'static str) -> Result<()> {
-        Ok(())
+    pub(crate) fn is_mapped(&self) -> bool {
+        match self.0 {}
     }
-}
-
-#[expect(clippy::unnecessary_wraps, reason = "the other build refuses")]
-pub(crate) fn check_map(
-    _op: &'static str,
-    _arena: &ArenaInner,
-    _object: &ObjectInner,
-    _prot: Prot,
-    _sharing: Sharing,
-) -> Result<()> {
-    Ok(())
-}
-pub(crate) fn refusal(_object: &ObjectInner) -> Option<Error> {
-    None
-}
-pub(crate) fn flags_of(_v: &VmaEntry) -> VmFlags {
-    VmFlags::empty()
-}
-pub(crate) fn enter(_arena: &ArenaInner, _v: &VmaEntry) -> Done<impl FnOnce() + use<>> {
-    Done::new(|| ())
-}
-#[expect(clippy::unnecessary_wraps, reason = "the other build has something to lose")]
-pub(crate) fn leave(_object: &Arc<ObjectInner>) -> Result<()> {
-    Ok(())
+    /// # Safety
+    /// It cannot be called.
+    pub(crate) unsafe fn enter(&self, _address: usize, _first: u64, _nr: u64, _writable: bool) {
+        match self.0 {}
+    }
+    pub(crate) fn leave(&self) {
+        match self.0 {}
+    }
+    pub(crate) fn writes_back(&self) -> bool {
+        match self.0 {}
+    }
+    pub(crate) fn write_errors(&self) -> u64 {
+        match self.0 {}
+    }
+    pub(crate) fn may_be_stored_to(&self, _pgoff: u64) -> bool {
+        match self.0 {}
+    }
 }

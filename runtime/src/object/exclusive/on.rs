@@ -1,31 +1,16 @@
 //! Exclusive objects, where there is userfaultfd.
 
-#![expect(unsafe_code, reason = "lends the object's parts to handlers, and publishes where it is mapped")]
+#![expect(unsafe_code, reason = "lends the object's parts to handlers, and passes on what says where it is mapped")]
 
-use super::{Parts, not_there};
-use crate::arena::ArenaInner;
-use crate::arena::vma::VmaEntry;
-use crate::error::{Error, Result, system};
+use super::parts::Parts;
+use crate::cache::state::RuntimeInner;
+use crate::error::{Result, system};
 use crate::lease::{Lease, Table};
-use crate::object::fault::Call;
-use crate::object::{ObjectBuilder, ObjectInner};
+use crate::object::options::ObjectOptions;
 use crate::types::Access;
-use crate::types::{Prot, Sharing};
-use crate::undo::Done;
-use softfault_mm::folio::{DIRTY, FolioWord, LOST, State};
-use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::AddressSpaceOps;
-use softfault_mm::page::PAGE_SHIFT;
-use softfault_mm::sync::Ordering;
-use softfault_mm::types::{FillError, VmFlags};
-use softfault_mm::{vmscan, writeback};
 use softfault_platform::frames::Frames;
-use softfault_platform::host::Host;
 use softfault_platform::store::exclusive::{ExclusiveOps, Facts, Filled};
-use softfault_platform::sys::Errno;
-use softfault_platform::vmatree::Trap;
-use std::sync::Arc;
-use std::time::Duration;
 
 /// What an exclusive object has beside the parts of every object.
 #[derive(Debug)]
@@ -43,30 +28,33 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Returns what the builder asks for, `None` for an object of the ordinary kind.
-    ///
-    /// # Errors
-    /// [`Error::Argument`] for options that exclude each other, [`Error::Delivery`] without userfaultfd.
-    pub(crate) fn new(b: &ObjectBuilder, nr_pages: usize, always_dirty: bool) -> Result<Option<Self>> {
+    /// Returns what the options ask for, `None` for an object of the ordinary kind.
+    pub(super) fn new(
+        rt: &RuntimeInner,
+        options: &ObjectOptions,
+        nr_pages: usize,
+        always_dirty: bool,
+    ) -> Result<Option<Self>> {
         let op = "ObjectBuilder::exclusive";
-        let Some(by_copy) = b.exclusive else { return Ok(None) };
-        let (frames, can_move) = b.rt.frames.get(op, b.rt.lock_cache)?;
+        let Some(by_copy) = options.exclusive else { return Ok(None) };
+        let (frames, can_move) = rt.frames.get(op, rt.lock_cache)?;
         let filled = Table::new(nr_pages).map_err(system(op, "mmap"))?;
-        let facts = Facts { writes_back: b.writable && !always_dirty, always_dirty, by_copy: by_copy || !can_move };
+        let facts =
+            Facts { writes_back: options.writable && !always_dirty, always_dirty, by_copy: by_copy || !can_move };
         Ok(Some(Self { frames, filled, facts }))
     }
 
-    pub(crate) fn build(self, parts: &Parts) -> Exclusive {
+    pub(crate) fn build(self, parts: &Parts<'_>) -> Exclusive {
         let ops = ExclusiveOps::new(
             self.frames,
             parts.store,
             parts.folios,
             self.filled.lend(),
             self.facts,
-            parts.len_bytes,
-            parts.retries,
+            parts.options.len_bytes,
+            parts.options.retries,
             parts.handler_safe,
-            parts.policy,
+            parts.options.policy,
             parts.name,
         );
         Exclusive { ops: Lease::new(Box::new(ops)), filled: self.filled }
@@ -75,7 +63,7 @@ impl Plan {
 
 impl Exclusive {
     /// Lends the operations for as long as the object lives.
-    pub(crate) fn lend(&self) -> &'static ExclusiveOps<'static> {
+    fn lend(&self) -> &'static ExclusiveOps<'static> {
         let _ = &self.filled;
         // SAFETY: the object drops this part after every vma and claim that holds the borrow.
         unsafe { self.ops.lend() }
@@ -94,210 +82,45 @@ impl Exclusive {
         self.ops.leak();
         std::mem::forget(self.filled);
     }
-}
 
-impl ObjectInner {
-    /// Returns the operations of an exclusive object.
-    pub(crate) fn exclusive(&self) -> Option<&'static ExclusiveOps<'static>> {
-        self.exclusive.as_ref().map(Exclusive::lend)
-    }
-
-    /// Returns the address of pinned page `pgoff`, for a call that reads or writes its bytes; `None`: an exclusive object
-    /// that is not mapped there, or not for stores.
-    pub(crate) fn page_at(&self, pgoff: u64, access: Access) -> Option<usize> {
-        let Some(ops) = self.exclusive() else { return Some(self.alias_at(pgoff)) };
-        let (address, writable) = ops.address(pgoff)?;
+    /// Returns the address of page `pgoff`, which is pinned, for a call that reads or writes its bytes; `None`: the object is
+    /// not mapped there, or not for stores.
+    pub(crate) fn address(&self, pgoff: u64, access: Access) -> Option<usize> {
+        let (address, writable) = self.lend().address(pgoff)?;
         (writable || access == Access::Read).then_some(address)
     }
 
-    /// Refuses calls that need the object's pages while there is nowhere for them to be.
-    pub(crate) fn check_mapped(&self, op: &'static str) -> Result<()> {
-        match self.exclusive() {
-            Some(ops) if !ops.is_mapped() => Err(not_there(op)),
-            _ => Ok(()),
-        }
+    /// Returns whether an arena maps the object.
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.lend().is_mapped()
     }
-}
 
-/// Refuses to map an exclusive object in a way that it cannot be mapped.
-pub(crate) fn check_map(
-    op: &'static str,
-    arena: &ArenaInner,
-    object: &ObjectInner,
-    prot: Prot,
-    sharing: Sharing,
-) -> Result<()> {
-    let denied = |what| Err(Error::Denied { op, what });
-    if object.exclusive().is_none() {
-        return Ok(());
+    /// Says where the object is mapped from now on, up to [`leave`](Self::leave).
+    ///
+    /// # Safety
+    /// As [`ExclusiveOps::enter`].
+    pub(crate) unsafe fn enter(&self, address: usize, first: u64, nr: u64, writable: bool) {
+        // SAFETY: the caller's contract.
+        unsafe { self.lend().enter(address, first, nr, writable) };
     }
-    if arena.trap != Trap::Uffd {
-        return denied("an exclusive object needs an arena with InThread delivery");
-    }
-    if sharing != Sharing::Private {
-        return denied("an exclusive object is mapped Sharing::Private: nobody else has its pages");
-    }
-    if prot == Prot::None {
-        return denied("an exclusive object's mapping permits loads at least: its protection cannot be changed");
-    }
-    Ok(())
-}
 
-/// Returns why an exclusive object cannot be mapped now; the caller holds the object's gate.
-pub(crate) fn refusal(object: &ObjectInner) -> Option<Error> {
-    let denied = |what| Some(Error::Denied { op: "Arena::map", what });
-    let ops = object.exclusive()?;
-    if ops.is_mapped() {
-        return denied("an exclusive object is mapped at most once");
+    /// Says that the object is mapped nowhere.
+    pub(crate) fn leave(&self) {
+        self.lend().leave();
     }
-    let m = object.mapping();
-    // A read that began under the former mapping may be about to publish pages that went with it.
-    let mut patience = 2_000;
-    while m.users.load(Ordering::Acquire) != 0 {
-        if patience == 0 {
-            return denied("the store is still reading for the former mapping");
-        }
-        patience -= 1;
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let host = Host::detached();
-    vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
-    None
-}
 
-/// Returns the flags of an exclusive object's vma.
-///
-/// `SHARED` without `MAYWRITE`: a store reaches the object (its page is this one) and makes the page dirty; nothing is
-/// protected for its sake. No fault-around: what is cached is mapped.
-pub(crate) fn flags_of(v: &VmaEntry) -> VmFlags {
-    let write = if v.prot == Prot::ReadWrite { VmFlags::WRITE } else { VmFlags::empty() };
-    VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE | v.advice | write
-}
-
-/// Tells an exclusive object where it is mapped from now on; undone, it has left.
-pub(crate) fn enter<'a>(arena: &ArenaInner, v: &'a VmaEntry) -> Done<impl FnOnce() + 'a> {
-    if let Some(ops) = v.object.exclusive() {
-        let nr = (v.range.len() >> PAGE_SHIFT) as u64;
-        let writable = v.prot == Prot::ReadWrite;
-        // SAFETY: mapped and registered for this object by the steps before; `leave` is called before it goes. It is opened
-        // to stores as the last step of `map`, before anybody can know of it.
-        unsafe { ops.enter(arena.address(v.range.start), v.pgoff, nr, writable) };
+    /// Returns whether changed pages go to the store.
+    pub(crate) fn writes_back(&self) -> bool {
+        self.lend().facts().writes_back
     }
-    Done::new(|| _ = leave(&v.object))
-}
 
-/// Drops every page of an exclusive object whose vma is gone and drained, writing what was changed where the object does
-/// so, and forgets where it is mapped.
-///
-/// # Errors
-/// [`Error::Fault`] naming the first page whose changes the store did not take: it and the others are `LOST`.
-pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
-    let Some(ops) = object.exclusive() else { return Ok(()) };
-    let m = object.mapping();
-    let host = Host::detached();
-    // No flush from here on until the pages are gone:
-    // ```text
-    // flush                                  unmapping
-    // begins: unsynced pages must stay
-    //                                        gives up waiting for them, drops what was stored to them since
-    // ```
-    // And one that failed would mark pages to be written again, which are being dropped.
-    let turn = object.flushing().state().turn();
-    let lost = if object.is_persistent() { write_all(object, ops) } else { None };
-    ops.leave();
-    // Now dropping only changes words. Who pinned a page before is copying from the mapping, and is waited for.
-    let discard = || vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
-    discard();
-    while first_present(m, ops).is_some() {
-        std::thread::sleep(TURN);
-        discard();
+    /// Returns how many writes the store has refused.
+    pub(crate) fn write_errors(&self) -> u64 {
+        self.lend().write_errors()
     }
-    drop(turn);
-    if !object.is_persistent() && ops.facts().writes_back {
-        // Swap: what reclaim has put there goes the way of what it has not.
-        let _ = object.store().punch(0, object.len_max as u64);
-    }
-    let call = Call::on_object("Arena::unmap");
-    let cause = m.failing.cause().unwrap_or(FillError::Io(Errno::EIO));
-    lost.map_or(Ok(()), |p| Err(call.error(object.mapping(), Access::Write, p << PAGE_SHIFT, cause)))
-}
 
-const TURN: Duration = Duration::from_micros(100);
-/// Turns to wait for pages that are pinned, by calls that copy them, for moments.
-const PATIENCE: u32 = 2_000;
-/// The same for a page that was put in place and is not published yet: the store is reading its neighbours.
-const READ_PATIENCE: u32 = 20_000;
-/// Writes that the store may refuse before it is asked no more.
-const REFUSED_MAX: u64 = 3;
-
-/// Takes every page out and has those that were changed written; returns the first that the store did not take. The caller
-/// has the object's turn to flush.
-fn write_all(object: &ObjectInner, ops: &ExclusiveOps<'_>) -> Option<u64> {
-    let (m, host) = (object.mapping(), Host::detached());
-    let refused = ops.write_errors();
-    let (mut patience, mut read_patience) = (PATIENCE, READ_PATIENCE);
-    while patience > 0 && read_patience > 0 && ops.write_errors() < refused + REFUSED_MAX {
-        vmscan::evict_exclusive(host.env(), m, 0, m.folios.len() as u64, true);
-        // What is being written now is waited for, however long the store takes.
-        match m.folio(first_present(m, ops)?).map(|w| w.load().state()) {
-            Some(State::Uptodate) => patience -= 1,
-            Some(State::Filling) => read_patience -= 1,
-            _ => {}
-        }
-        std::thread::sleep(TURN);
+    /// Returns whether page `pgoff` lies in the arena, where it may be stored to before it is published.
+    pub(crate) fn may_be_stored_to(&self, pgoff: u64) -> bool {
+        self.lend().may_be_stored_to(pgoff)
     }
-    let refused = ops.write_errors();
-    let mut first = None;
-    for (p, word) in (0u64..).zip(m.folios) {
-        let ask = ops.write_errors() < refused + REFUSED_MAX;
-        if !write_here(object, ops, p, word, ask) {
-            first = first.or(Some(p));
-        }
-    }
-    first
-}
-
-/// Has a page that cannot be taken out written as it is; `false`: what was changed of it is lost, the store did not take it or
-/// was not to be asked.
-fn write_here(object: &ObjectInner, ops: &ExclusiveOps<'_>, p: u64, word: &FolioWord, ask: bool) -> bool {
-    let m = object.mapping();
-    // Alone, and not while it is `writeback`: as in sync(), the older bytes may be put there last.
-    let _alone = loop {
-        let alone = object.flushing().state().direct();
-        match word.load().state() {
-            State::Uptodate => match word.try_pin(0) {
-                Ok(old) if old.state() == State::Uptodate => break alone,
-                Ok(_) => word.unpin(),
-                Err(_) => {}
-            },
-            State::Writeback | State::Evicting => {}
-            // Its reader hangs, and whether it was stored to nobody can say.
-            State::Filling if ops.may_be_stored_to(p) => {
-                word.set(LOST);
-                return false;
-            }
-            State::Absent | State::Filling | State::Poisoned => return true,
-        }
-        drop(alone);
-        std::thread::sleep(TURN);
-    };
-    let changed = word.load().has(DIRTY) || m.a_ops.is_written(p);
-    let written = changed && ask && m.a_ops.write_folio(p, 1).is_ok();
-    if written {
-        word.set(writeback::unsynced_bit(m));
-    } else if changed {
-        word.set(LOST);
-    }
-    word.unpin();
-    written || !changed
-}
-
-/// Returns the first page that is in the cache, on its way out, or in the arena before it is in the cache.
-fn first_present(m: &Mapping<'_>, ops: &ExclusiveOps<'_>) -> Option<u64> {
-    let present = |p: u64, w: &FolioWord| match w.load().state() {
-        State::Uptodate | State::Writeback | State::Evicting => true,
-        State::Filling => ops.may_be_stored_to(p),
-        State::Absent | State::Poisoned => false,
-    };
-    (0u64..).zip(m.folios).find(|(p, w)| present(*p, w)).map(|(p, _)| p)
 }

@@ -21,8 +21,8 @@
 //! ```
 //! Who waits has nothing in hand, and who drops may have any lock of ours: nobody waits for a lock while this one is held.
 
-use super::options::Asked;
-use crate::object::ObjectInner;
+use super::options::{Asked, FileOf};
+use crate::object::state::ObjectInner;
 use crate::process::descriptors::Inode;
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -46,21 +46,6 @@ pub(super) enum Found {
     Open(Arc<ObjectInner>),
     /// Nothing: the caller makes it, and nobody else.
     Nothing(Place),
-}
-
-/// Of which file an object is, and how that was opened.
-#[derive(Debug)]
-pub(crate) struct FileOf {
-    pub(super) inode: Inode,
-    pub(super) asked: Asked,
-}
-
-impl FileOf {
-    /// Says that the object has ended: what was dirty has been written. Not in a forked child, where the lock may be held by a
-    /// thread that does not exist.
-    pub(crate) fn forget(&self) {
-        forget(self.inode);
-    }
 }
 
 /// The right to make a file's object.
@@ -113,7 +98,9 @@ impl Drop for Place {
     }
 }
 
-fn forget(inode: Inode) {
+/// Says that the object has ended: what was dirty has been written. Not in a forked child, where the lock may be held by a
+/// thread that does not exist.
+pub(crate) fn forget(inode: Inode) {
     lock().get_or_insert_default().remove(&inode);
     CHANGED.notify_all();
 }

@@ -1,8 +1,17 @@
-//! What was asked of a file's object: whoever opens the file again asks for the same.
+//! What is known of a file's object: which file it is, and what was asked of it: whoever opens it again asks for the same.
 
-use crate::object::ObjectBuilder;
+use crate::cache::state::RuntimeInner;
+use crate::object::options::ObjectOptions;
+use crate::process::descriptors::Inode;
 use softfault_mm::mapping::FailurePolicy;
 use softfault_platform::store::retry::Retries;
+
+/// Of which file an object is, and how that was opened.
+#[derive(Debug)]
+pub(crate) struct FileOf {
+    pub(crate) inode: Inode,
+    pub(crate) asked: Asked,
+}
 
 /// The options that are the object's, and not one value's.
 #[derive(Clone, Debug)]
@@ -23,8 +32,7 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn new(b: &ObjectBuilder, direct: bool) -> Self {
-        let runtime = &b.rt;
+    pub(super) fn new(runtime: &RuntimeInner, b: &ObjectOptions, direct: bool) -> Self {
         Self {
             direct,
             policy: b.policy,
