@@ -1,8 +1,9 @@
 //! What advice changes in the mappings of an arena: how they are read, and which page-table entries go.
 
-use super::ArenaInner;
-use super::vma::{VmaEntry, range_of};
-use crate::error::{Result, system};
+use super::state::ArenaInner;
+use super::vma::VmaEntry;
+use super::{change, dont_need, fault_in, publish};
+use crate::error::Result;
 use crate::object::advise as of_object;
 use crate::object::state::ObjectInner;
 use crate::types::{Access, Advice};
@@ -21,7 +22,7 @@ pub(super) fn advise(arena: &ArenaInner, op: &'static str, range: &Range<usize>,
     let mapped = || pieces(arena, op, range);
     match advice {
         Advice::Normal | Advice::Sequential | Advice::Random => {
-            arena.set_read_mode(op, range, advice.mode().unwrap_or_default())
+            set_read_mode(arena, op, range, advice.mode().unwrap_or_default())
         }
         Advice::WillNeed => {
             mapped()?.iter().for_each(|(object, p)| of_object::will_need(object, p.start, p.end));
@@ -29,7 +30,7 @@ pub(super) fn advise(arena: &ArenaInner, op: &'static str, range: &Range<usize>,
         }
         Advice::DontNeed => {
             mapped()?;
-            arena.dont_need(op, range)
+            dont_need::dont_need(arena, op, range)
         }
         Advice::Cold => {
             mapped()?.iter().for_each(|(object, p)| of_object::deactivate(object, p.start, p.end));
@@ -38,11 +39,11 @@ pub(super) fn advise(arena: &ArenaInner, op: &'static str, range: &Range<usize>,
         Advice::PageOut => mapped()?.iter().try_for_each(|(object, p)| of_object::page_out(object, op, p.start, p.end)),
         Advice::PopulateRead => {
             mapped()?;
-            arena.fault_in(op, range, Access::Read, false)
+            fault_in::fault_in(arena, op, range, Access::Read, false)
         }
         Advice::PopulateWrite => {
             mapped()?;
-            arena.fault_in(op, range, Access::Write, false)
+            fault_in::fault_in(arena, op, range, Access::Write, false)
         }
     }
 }
@@ -69,26 +70,15 @@ fn pieces(arena: &ArenaInner, op: &'static str, range: &Range<usize>) -> Result<
     Ok(hit.iter().map(piece).collect())
 }
 
-impl ArenaInner {
-    /// Says how the range, which is mapped throughout, is read. As `protect`: new records in place of the old.
-    pub(crate) fn set_read_mode(&self, op: &'static str, range: &Range<usize>, mode: Mode) -> Result<()> {
-        let advice = mode_flag(mode);
-        let mut vmas = self.vmas();
-        let hit = vmas.covering(op, range)?;
-        if hit.iter().all(|v| v.advice == advice) {
-            return Ok(());
-        }
-        let swap = self.replace_inside(op, &mut vmas, hit, range, |v| v.advice = advice)?;
-        self.retire(swap);
-        Ok(())
+/// Says how the range, which is mapped throughout, is read. As `protect`: new records in place of the old.
+pub(super) fn set_read_mode(arena: &ArenaInner, op: &'static str, range: &Range<usize>, mode: Mode) -> Result<()> {
+    let advice = mode_flag(mode);
+    let mut vmas = arena.vmas();
+    let hit = vmas.covering(op, range)?;
+    if hit.iter().all(|v| v.advice == advice) {
+        return Ok(());
     }
-
-    /// Drops the page-table entries of the object's pages `from..to` from this arena's shared mappings.
-    pub(super) fn zap_object(&self, op: &'static str, object: u32, from: u64, to: u64) -> Result<()> {
-        let vmas = self.vmas();
-        let ours = |v: &&VmaEntry| v.is_of(object) && v.sharing == crate::types::Sharing::Shared;
-        let ranges: Vec<_> = vmas.iter().filter(ours).filter_map(|v| Some((v, range_of(v, from, to)?))).collect();
-        ranges.iter().try_for_each(|(_, range)| vmas.check_pins(op, range))?;
-        ranges.iter().try_for_each(|(v, range)| self.zap_kernel(v, range)).map_err(system(op, "madvise"))
-    }
+    let swap = change::replace_inside(arena, op, &mut vmas, hit, range, |v| v.advice = advice)?;
+    publish::retire(arena, swap);
+    Ok(())
 }

@@ -2,7 +2,8 @@
 
 #![expect(unsafe_code, reason = "gives the arena's address space back")]
 
-use super::{ArenaInner, table_bytes};
+use super::state::{ArenaInner, table_bytes};
+use super::unmap;
 use crate::process::registry;
 use softfault_mm::sync::Ordering;
 use softfault_platform::sys::mem;
@@ -16,14 +17,14 @@ impl Drop for ArenaInner {
             self.vmas.get_mut().forget();
             return;
         }
-        let old = self.take_out_all(&mut self.vmas());
+        let old = unmap::take_out_all(self, &mut self.vmas());
         let mut registry = registry::lock();
         vmatree::withdraw_arena(self.slot);
         registry.arenas.put(self.slot);
         drop(registry);
         // SAFETY: reserved by `build`; withdrawn and drained, so neither handlers nor mappings use it.
         let gone = unsafe { mem::release(self.base, self.len_bytes) };
-        self.end_vmas(old, gone);
+        unmap::end_vmas(self, old, gone);
         self.rt.arena_table_bytes.fetch_sub(table_bytes(self.granules.lend().len()), Ordering::Relaxed);
     }
 }

@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "says where an exclusive object is mapped")]
 
-use super::ArenaInner;
+use super::state::ArenaInner;
 use super::vma::VmaEntry;
 use crate::error::{Error, Result};
 use crate::object::exclusive::Exclusive;

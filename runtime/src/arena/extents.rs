@@ -1,6 +1,7 @@
 //! Extents: handing them to the kernel and taking them back, for the control plane.
 
-use super::ArenaInner;
+use super::record;
+use super::state::ArenaInner;
 use super::vma::{VmaEntry, range_of};
 use crate::error::{Error, Result};
 use softfault_mm::extent::Extent;
@@ -10,109 +11,126 @@ use softfault_mm::types::VmFlags;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 
-impl ArenaInner {
-    pub(crate) fn promote(&self, range: &Range<usize>) -> usize {
-        let vmas = self.vmas();
-        let mut nr = 0;
-        for v in vmas.overlapping(range) {
-            let mut vma = self.vma_of(&v);
-            if self.trap == Trap::Segv || v.object.is_exclusive() {
-                continue;
+/// Hands the fully cached extents of a range to the kernel; returns how many went.
+///
+/// # Context: control plane
+pub(super) fn promote(arena: &ArenaInner, range: &Range<usize>) -> usize {
+    let vmas = arena.vmas();
+    let mut nr = 0;
+    for v in vmas.overlapping(range) {
+        let mut vma = record::vma_of(arena, &v);
+        if arena.trap == Trap::Segv || v.object.is_exclusive() {
+            continue;
+        }
+        // Asked for by the user: also where it is not done automatically.
+        vma.flags |= VmFlags::NATIVE_OK;
+        let end = arena.address(range.end.min(v.range.end));
+        let mut at = arena.address(range.start.max(v.range.start)).next_multiple_of(EXTENT_SIZE);
+        while at + EXTENT_SIZE <= end {
+            let run = if huge_memory::may_promote(&vma, at) {
+                huge_memory::promote_run(&vma, 0, at, (end - at) / EXTENT_SIZE)
+            } else {
+                0
+            };
+            if v.is_private() {
+                // Nothing could be taken away there to make room for a huge entry.
+                huge_memory::map_huge(&vma, 0, at, run);
             }
-            // Asked for by the user: also where it is not done automatically.
-            vma.flags |= VmFlags::NATIVE_OK;
-            let end = self.address(range.end.min(v.range.end));
-            let mut at = self.address(range.start.max(v.range.start)).next_multiple_of(EXTENT_SIZE);
-            while at + EXTENT_SIZE <= end {
-                let run = if huge_memory::may_promote(&vma, at) {
-                    huge_memory::promote_run(&vma, 0, at, (end - at) / EXTENT_SIZE)
-                } else {
-                    0
-                };
-                if v.is_private() {
-                    // Nothing could be taken away there to make room for a huge entry.
-                    huge_memory::map_huge(&vma, 0, at, run);
-                }
-                nr += run;
-                at += run.max(1) * EXTENT_SIZE;
-            }
-        }
-        nr
-    }
-
-    pub(crate) fn demote(&self, range: &Range<usize>) -> Result<usize> {
-        let vmas = self.vmas();
-        let mut nr = 0;
-        for v in vmas.overlapping(range) {
-            nr += self.demote_entry(&v, range)?;
-        }
-        Ok(nr)
-    }
-
-    /// Takes back the extents of `object`'s pages `from..to` in this arena.
-    pub(super) fn demote_object(&self, object: u32, from: u64, to: u64) -> Result<usize> {
-        let vmas = self.vmas();
-        let (from, to) = (chunk_of(from) * EXTENT_PAGES as u64, to.next_multiple_of(EXTENT_PAGES as u64));
-        let mut nr = 0;
-        for v in vmas.iter().filter(|v| v.is_of(object)) {
-            if let Some(range) = range_of(v, from, to) {
-                nr += self.demote_entry(v, &range)?;
-            }
-        }
-        Ok(nr)
-    }
-
-    /// Takes back every extent that `range` touches within the entry.
-    pub(super) fn demote_entry(&self, v: &VmaEntry, range: &Range<usize>) -> Result<usize> {
-        let start = range.start.max(v.range.start) & !(EXTENT_SIZE - 1);
-        let end = range.end.min(v.range.end).next_multiple_of(EXTENT_SIZE);
-        if start >= end || self.trap == Trap::Segv {
-            return Ok(0);
-        }
-        let vma = self.vma_of(v);
-        huge_memory::demote_run(&vma, 0, self.address(start), (end - start) / EXTENT_SIZE)
-            .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })
-    }
-
-    /// Forgets the native extents of an entry whose address range is gone.
-    pub(super) fn forget_native(&self, v: &VmaEntry) {
-        let start = v.range.start & !(EXTENT_SIZE - 1);
-        huge_memory::forget_run(&self.vma_of(v), self.address(start), (v.range.end - start).div_ceil(EXTENT_SIZE));
-    }
-
-    /// Returns whether a pin of the program's touches an extent of the range.
-    pub(super) fn has_user_pins(&self, range: &Range<usize>) -> bool {
-        let last = (range.end - 1) >> EXTENT_SHIFT;
-        self.extents.lend()[range.start >> EXTENT_SHIFT..=last].iter().any(|e| e.user_pins() != 0)
-    }
-
-    /// Takes back the extents at both ends of `range`, where a vma begins or ends inside one now.
-    pub(super) fn demote_borders(&self, v: &VmaEntry, range: &Range<usize>) -> Result<()> {
-        for edge in [range.start, range.end] {
-            if !edge.is_multiple_of(EXTENT_SIZE) && v.range.start < edge && edge < v.range.end {
-                self.demote_entry(v, &(edge..edge + 1))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Clears the maybe-mapped hints of a range.
-    pub(crate) fn forget_mapped(&self, range: &Range<usize>) {
-        let mut at = range.start;
-        while at < range.end {
-            let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
-            if let Some(extent) = self.extents.lend().get(at >> EXTENT_SHIFT) {
-                extent.note_zapped((at % EXTENT_SIZE) >> PAGE_SHIFT, (next - at) >> PAGE_SHIFT);
-                extent.reset_window();
-            }
-            at = next;
+            nr += run;
+            at += run.max(1) * EXTENT_SIZE;
         }
     }
+    nr
+}
 
-    /// Forgets, of the extents that lie in a range whole, that the kernel mapped pages of theirs: it does no more.
-    pub(super) fn forget_unknown(&self, range: &Range<usize>) {
-        let (first, end) = (range.start.div_ceil(EXTENT_SIZE), range.end >> EXTENT_SHIFT);
-        let whole = self.extents.lend().get(first..end.max(first)).unwrap_or(&[]);
-        whole.iter().for_each(Extent::forget_unknown);
+/// Takes back the native extents of a range; returns how many came.
+///
+/// # Errors
+/// [`Error::Exhausted`] when the process has no mapping left to split.
+///
+/// # Context: control plane
+pub(super) fn demote(arena: &ArenaInner, range: &Range<usize>) -> Result<usize> {
+    let vmas = arena.vmas();
+    let mut nr = 0;
+    for v in vmas.overlapping(range) {
+        nr += demote_entry(arena, &v, range)?;
     }
+    Ok(nr)
+}
+
+/// Takes back the extents of `object`'s pages `from..to` in this arena.
+pub(super) fn demote_object(arena: &ArenaInner, object: u32, from: u64, to: u64) -> Result<usize> {
+    let vmas = arena.vmas();
+    let (from, to) = (chunk_of(from) * EXTENT_PAGES as u64, to.next_multiple_of(EXTENT_PAGES as u64));
+    let mut nr = 0;
+    for v in vmas.iter().filter(|v| v.is_of(object)) {
+        if let Some(range) = range_of(v, from, to) {
+            nr += demote_entry(arena, v, &range)?;
+        }
+    }
+    Ok(nr)
+}
+
+/// Takes back every extent that `range` touches within the entry.
+pub(super) fn demote_entry(arena: &ArenaInner, v: &VmaEntry, range: &Range<usize>) -> Result<usize> {
+    let start = range.start.max(v.range.start) & !(EXTENT_SIZE - 1);
+    let end = range.end.min(v.range.end).next_multiple_of(EXTENT_SIZE);
+    if start >= end || arena.trap == Trap::Segv {
+        return Ok(0);
+    }
+    let vma = record::vma_of(arena, v);
+    huge_memory::demote_run(&vma, 0, arena.address(start), (end - start) / EXTENT_SIZE)
+        .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })
+}
+
+/// Forgets the native extents of an entry whose address range is gone.
+pub(super) fn forget_native(arena: &ArenaInner, v: &VmaEntry) {
+    let start = v.range.start & !(EXTENT_SIZE - 1);
+    huge_memory::forget_run(
+        &record::vma_of(arena, v),
+        arena.address(start),
+        (v.range.end - start).div_ceil(EXTENT_SIZE),
+    );
+}
+
+/// Returns whether a pin of the program's touches an extent of the range.
+pub(super) fn has_user_pins(arena: &ArenaInner, range: &Range<usize>) -> bool {
+    let last = (range.end - 1) >> EXTENT_SHIFT;
+    arena.extents.lend()[range.start >> EXTENT_SHIFT..=last].iter().any(|e| e.user_pins() != 0)
+}
+
+/// Counts a pin in or out of the extents that `range` touches.
+pub(super) fn count_user_pins(arena: &ArenaInner, range: &Range<usize>, more: bool) {
+    let last = (range.end - 1) >> EXTENT_SHIFT;
+    arena.extents.lend()[range.start >> EXTENT_SHIFT..=last].iter().for_each(|e| e.count_user_pin(more));
+}
+
+/// Takes back the extents at both ends of `range`, where a vma begins or ends inside one now.
+pub(super) fn demote_borders(arena: &ArenaInner, v: &VmaEntry, range: &Range<usize>) -> Result<()> {
+    for edge in [range.start, range.end] {
+        if !edge.is_multiple_of(EXTENT_SIZE) && v.range.start < edge && edge < v.range.end {
+            demote_entry(arena, v, &(edge..edge + 1))?;
+        }
+    }
+    Ok(())
+}
+
+/// Clears the maybe-mapped hints of a range.
+pub(super) fn forget_mapped(arena: &ArenaInner, range: &Range<usize>) {
+    let mut at = range.start;
+    while at < range.end {
+        let next = (((at >> EXTENT_SHIFT) + 1) << EXTENT_SHIFT).min(range.end);
+        if let Some(extent) = arena.extents.lend().get(at >> EXTENT_SHIFT) {
+            extent.note_zapped((at % EXTENT_SIZE) >> PAGE_SHIFT, (next - at) >> PAGE_SHIFT);
+            extent.reset_window();
+        }
+        at = next;
+    }
+}
+
+/// Forgets, of the extents that lie in a range whole, that the kernel mapped pages of theirs: it does no more.
+pub(super) fn forget_unknown(arena: &ArenaInner, range: &Range<usize>) {
+    let (first, end) = (range.start.div_ceil(EXTENT_SIZE), range.end >> EXTENT_SHIFT);
+    let whole = arena.extents.lend().get(first..end.max(first)).unwrap_or(&[]);
+    whole.iter().for_each(Extent::forget_unknown);
 }

@@ -1,7 +1,8 @@
 //! What objects ask of the arenas that map them.
 
-use super::ArenaInner;
+use super::state::ArenaInner;
 use super::vma::range_of;
+use super::{extents, record, zap};
 use crate::error::Result;
 use crate::object::rmap::Mapper;
 use softfault_mm::huge_memory;
@@ -19,13 +20,13 @@ impl Mapper for ArenaInner {
         self.slot
     }
     fn demote(&self, object: u32, from: u64, to: u64) -> Result<usize> {
-        self.demote_object(object, from, to)
+        extents::demote_object(self, object, from, to)
     }
     fn zap(&self, op: &'static str, object: u32, from: u64, to: u64) -> Result<()> {
-        self.zap_object(op, object, from, to)
+        zap::zap_object(self, op, object, from, to)
     }
     fn unpoison(&self, op: &'static str, object: u32, from: u64, to: u64) -> Result<()> {
-        self.unpoison_object(op, object, from, to)
+        zap::unpoison_object(self, op, object, from, to)
     }
     /// In private mappings the page table of the time before stays, so they are the ones that are mapped here.
     fn map_huge(&self, object: u32, first: u64) {
@@ -33,7 +34,7 @@ impl Mapper for ArenaInner {
         for v in vmas.iter().filter(|v| v.is_of(object) && v.is_private()) {
             let Some(range) = range_of(v, first, first + EXTENT_PAGES as u64) else { continue };
             if range.start.is_multiple_of(EXTENT_SIZE) && range.len() == EXTENT_SIZE {
-                huge_memory::map_huge(&self.vma_of(v), 0, self.address(range.start), 1);
+                huge_memory::map_huge(&record::vma_of(self, v), 0, self.address(range.start), 1);
             }
         }
     }

@@ -5,67 +5,70 @@
 //! memory stays visible there to the kernel, and must not become another object's: so the object stays until the range
 //! has been let go of, which every later call that maps or unmaps in the arena tries again.
 
-#![expect(unsafe_code, reason = "hides a range of the arena")]
+#![expect(unsafe_code, reason = "unmaps and hides ranges of the arena")]
 
-use super::ArenaInner;
+use super::set::Owed;
+use super::state::ArenaInner;
 use super::vma::VmaEntry;
+use super::{extents, room};
 use crate::error::{Error, Result};
-use crate::object::state::ObjectInner;
-use softfault_platform::sys::mem;
+use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-/// A range, and the object that the kernel maps there.
-#[derive(Debug)]
-pub(crate) struct Owed {
-    range: Range<usize>,
-    _object: Arc<ObjectInner>,
+/// Has the kernel let go of a part of an entry, now or later. The caller has the lock of the arena's vmas.
+pub(super) fn unmap_or_owe(arena: &ArenaInner, v: &VmaEntry, range: &Range<usize>) {
+    if unmap_kernel(arena, range).is_ok() {
+        return;
+    }
+    if arena.trap == Trap::Segv && !extents::has_user_pins(arena, &v.range) {
+        // Under userfaultfd the old mapping is trapped, and a touch finds no vma; by protection it must be hidden: with
+        // the rest of its mapping, which splits nothing, and whose pages come back by touch. A pin of the program's on
+        // the rest is worth more than the signal that a touch of what was unmapped should raise.
+        let (addr, len) = (arena.address(v.range.start), v.range.len());
+        // SAFETY: the arena's own range; what is hidden comes back as its vma says.
+        let _ = unsafe { mem::mprotect(addr, len, mem::PROT_NONE) };
+        extents::forget_mapped(arena, &v.range);
+    }
+    arena.owed().push(Owed { range: range.clone(), _object: Arc::clone(&v.object) });
 }
 
-impl ArenaInner {
-    fn owed(&self) -> MutexGuard<'_, Vec<Owed>> {
-        self.owed.lock().unwrap_or_else(PoisonError::into_inner)
+/// Tries again what is owed. The caller has the lock of the arena's vmas.
+///
+/// # Errors
+/// [`Error::Exhausted`]: some of `range` is owed yet.
+pub(super) fn settle(arena: &ArenaInner, op: &'static str, range: &Range<usize>) -> Result<()> {
+    let mut owed = std::mem::take(&mut *arena.owed());
+    owed.retain(|o| unmap_kernel(arena, &o.range).is_err());
+    let overlaps = owed.iter().any(|o| o.range.start < range.end && range.start < o.range.end);
+    arena.owed().extend(owed);
+    if overlaps {
+        let what = "mappings (vm.max_map_count): the kernel has not let go of what was unmapped there";
+        return Err(Error::Exhausted { op, what });
     }
+    Ok(())
+}
 
-    /// Has the kernel let go of a part of an entry, now or later. The caller has the lock of the arena's vmas.
-    pub(super) fn unmap_or_owe(&self, v: &VmaEntry, range: &Range<usize>) {
-        if self.unmap_kernel(range).is_ok() {
-            return;
-        }
-        if self.trap == Trap::Segv && !self.has_user_pins(&v.range) {
-            // Under userfaultfd the old mapping is trapped, and a touch finds no vma; by protection it must be hidden: with
-            // the rest of its mapping, which splits nothing, and whose pages come back by touch. A pin of the program's on
-            // the rest is worth more than the signal that a touch of what was unmapped should raise.
-            let (addr, len) = (self.address(v.range.start), v.range.len());
-            // SAFETY: the arena's own range; what is hidden comes back as its vma says.
-            let _ = unsafe { mem::mprotect(addr, len, mem::PROT_NONE) };
-            self.forget_mapped(&v.range);
-        }
-        self.owed().push(Owed { range: range.clone(), _object: Arc::clone(&v.object) });
-    }
+/// Puts the bare reservation back over a range that no vma covers any more.
+///
+/// # Errors
+/// The kernel's: it goes on mapping the object there.
+pub(super) fn unmap_kernel(arena: &ArenaInner, range: &Range<usize>) -> std::result::Result<(), Errno> {
+    let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_NORESERVE | mem::MAP_FIXED;
+    // SAFETY: the arena's own range; its vmas are unpublished and drained.
+    room::with_room(arena, || unsafe {
+        mem::mmap(arena.address(range.start), range.len(), mem::PROT_NONE, flags, -1, 0)
+    })?;
+    extents::forget_mapped(arena, range);
+    extents::forget_unknown(arena, range);
+    Ok(())
+}
 
-    /// Tries again what is owed. The caller has the lock of the arena's vmas.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`]: some of `range` is owed yet.
-    pub(super) fn settle(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
-        let mut owed = std::mem::take(&mut *self.owed());
-        owed.retain(|o| self.unmap_kernel(&o.range).is_err());
-        let overlaps = owed.iter().any(|o| o.range.start < range.end && range.start < o.range.end);
-        self.owed().extend(owed);
-        if overlaps {
-            let what = "mappings (vm.max_map_count): the kernel has not let go of what was unmapped there";
-            return Err(Error::Exhausted { op, what });
-        }
-        Ok(())
-    }
-
-    /// The arena's address space is gone (`true`), and with it all that was owed; or it is not, and the objects stay.
-    pub(crate) fn end_owed(&self, gone: bool) {
-        let owed = std::mem::take(&mut *self.owed());
-        if !gone {
-            std::mem::forget(owed);
-        }
+/// The arena's address space is gone (`true`), and with it all that was owed; or it is not, and the objects stay.
+pub(super) fn end_owed(arena: &ArenaInner, gone: bool) {
+    let owed = std::mem::take(&mut *arena.owed());
+    if !gone {
+        std::mem::forget(owed);
     }
 }

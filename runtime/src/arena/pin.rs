@@ -1,24 +1,20 @@
-//! Pins for users: ranges that stay resident, and reading and writing arenas by calls.
+//! Pins for users: ranges that stay resident.
 
-#![expect(unsafe_code, reason = "copies between the caller's slices and pinned arena pages")]
-
-use crate::arena::ArenaInner;
-use crate::arena::vma::VmaEntry;
+use super::state::ArenaInner;
+use super::vma::VmaEntry;
+use super::{extents, fault_in, room};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::object::collapse;
-use crate::object::fault::Call;
 use crate::object::io;
 use crate::object::state::ObjectInner;
 use crate::process::mlock::{How, Locked, Refusal};
 use crate::types::Access;
 use crate::types::{Prot, Sharing};
 use softfault_mm::folio::{DIRTY, FolioWord};
-use softfault_mm::page::{PAGE_MASK, PAGE_SHIFT, PAGE_SIZE};
-use softfault_mm::types::FillError;
+use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
 use softfault_platform::section;
-use softfault_platform::sys::mem;
-use softfault_platform::vmatree::{self, Trap};
+use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -62,7 +58,7 @@ impl Pin {
     }
 
     /// Pins a range; without a lock a touch of it may fault yet, if the kernel reclaims its memory.
-    fn with(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access, locks: bool) -> Result<Self> {
+    pub(super) fn with(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access, locks: bool) -> Result<Self> {
         let op = "Arena::pin";
         let mut vmas = arena.vmas();
         let covering = vmas.covering(op, &range)?;
@@ -72,7 +68,7 @@ impl Pin {
         let counted = arena.trap == Trap::Segv || covering.iter().any(|v| v.object.huge);
         if counted {
             // Reclaim that has looked already may hide a whole granule or huge page yet: it is in a section.
-            arena.count_user_pins(&range, true);
+            extents::count_user_pins(arena, &range, true);
             section::synchronize();
             for v in covering.iter().filter(|v| v.object.huge) {
                 let page = |at: usize| v.pgoff + ((at - v.range.start) >> PAGE_SHIFT) as u64;
@@ -107,8 +103,8 @@ impl Pin {
             // Before they are mapped: what is mapped afterwards stays mapped.
             covering.iter().try_for_each(|v| pin.lock(op, v))?;
         }
-        arena.fault_in(op, &range, access, true)?;
-        arena.make_present(op, &range, access)?;
+        fault_in::fault_in(arena, op, &range, access, true)?;
+        fault_in::make_present(arena, op, &range, access)?;
         Ok(pin)
     }
 
@@ -125,7 +121,7 @@ impl Pin {
             (v.object.lockable(page(piece.start)..page(piece.end)), How::Populate)
         };
         let lock = &mut || Locked::new(range.clone(), how);
-        match self.arena.with_room_for(|refusal| *refusal == Refusal::Mappings, lock) {
+        match room::with_room_for(&self.arena, |refusal| *refusal == Refusal::Mappings, lock) {
             Ok(locked) => self.locks.push(locked),
             Err(refusal) if memory::can_swap() => return Err(refusal.into_error(op)),
             Err(_) => self.is_locked = false,
@@ -171,7 +167,7 @@ impl Drop for Pin {
         }
         drop(vmas);
         if self.counted {
-            self.arena.count_user_pins(&self.range, false);
+            extents::count_user_pins(&self.arena, &self.range, false);
         }
         for page in self.pages.drain(..) {
             if let Some(word) = page.word() {
@@ -179,124 +175,4 @@ impl Drop for Pin {
             }
         }
     }
-}
-
-/// Calls `f` for each piece of `offset..offset + len` that lies in one mapping.
-fn for_each_piece(
-    arena: &Arc<ArenaInner>,
-    op: &'static str,
-    (offset, len): (usize, usize),
-    f: &mut dyn FnMut(&VmaEntry, Range<usize>) -> Result<()>,
-) -> Result<()> {
-    let end = offset.checked_add(len).filter(|e| *e <= arena.len_bytes);
-    let end =
-        end.ok_or(Error::Argument { op, arg: "offset + length", value: offset as u64, why: "leaves the arena" })?;
-    if offset == end {
-        return Ok(());
-    }
-    let covering = arena.vmas().covering(op, &(offset..end))?;
-    for v in covering {
-        let piece = offset.max(v.range.start)..end.min(v.range.end);
-        f(&v, piece)?;
-    }
-    Ok(())
-}
-
-pub(crate) fn read_at(arena: &Arc<ArenaInner>, offset: usize, buf: &mut [u8]) -> Result<()> {
-    let op = "Arena::read_at";
-    let len = buf.len();
-    for_each_piece(arena, op, (offset, len), &mut |v, piece| {
-        if v.prot == Prot::None {
-            return Err(Error::Denied { op, what: "the mapping does not permit loads" });
-        }
-        let dst = &mut buf[piece.start - offset..piece.end - offset];
-        if v.sharing == Sharing::Private {
-            return read_private(arena, &piece, dst);
-        }
-        let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
-        let call = v.call(op);
-        let n = io::read_for(call, &v.object, at, dst)?;
-        read_past_end(call, &v.object, at, n, dst)
-    })
-}
-
-/// Zeros behind the end in the last page; an error for whole pages past it.
-fn read_past_end(call: Call, object: &ObjectInner, at: u64, n: usize, dst: &mut [u8]) -> Result<()> {
-    let rest = dst.len() - n;
-    let end = object.mapping().nr_pages() << PAGE_SHIFT;
-    if at + dst.len() as u64 > end {
-        return Err(call.error(object.mapping(), Access::Read, end.max(at), FillError::PastEnd));
-    }
-    if rest > 0 {
-        dst[n..].fill(0);
-    }
-    Ok(())
-}
-
-/// Pins the pages around a piece of a private mapping, so that its own copies are read.
-fn pin_around(arena: &Arc<ArenaInner>, piece: &Range<usize>, access: Access) -> Result<Pin> {
-    let pages = piece.start & !PAGE_MASK..piece.end.next_multiple_of(PAGE_SIZE);
-    Pin::with(arena, pages, access, false)
-}
-
-/// Reads a piece of a private mapping; through a chunk of the stack where the caller's buffer lies in an arena itself,
-/// because touching it may fault, and no pin is held then.
-fn read_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -> Result<()> {
-    if vmatree::overlaps_arena(dst.as_ptr() as usize, dst.len()) {
-        let mut chunk = [0u8; PAGE_SIZE];
-        for (i, part) in dst.chunks_mut(PAGE_SIZE).enumerate() {
-            let at = piece.start + i * PAGE_SIZE;
-            read_private_outside(arena, &(at..at + part.len()), &mut chunk[..part.len()])?;
-            part.copy_from_slice(&chunk[..part.len()]);
-        }
-        return Ok(());
-    }
-    read_private_outside(arena, piece, dst)
-}
-
-fn read_private_outside(arena: &Arc<ArenaInner>, piece: &Range<usize>, dst: &mut [u8]) -> Result<()> {
-    let pin = pin_around(arena, piece, Access::Read)?;
-    let src = (arena.base + piece.start) as *const u8;
-    // SAFETY: the piece is pinned: mapped and resident. Concurrent stores give torn bytes, which are bytes.
-    unsafe { mem::copy_racy(dst.as_mut_ptr(), src, dst.len()) };
-    drop(pin);
-    Ok(())
-}
-
-pub(crate) fn write_at(arena: &Arc<ArenaInner>, offset: usize, buf: &[u8]) -> Result<()> {
-    let op = "Arena::write_at";
-    for_each_piece(arena, op, (offset, buf.len()), &mut |v, piece| {
-        if v.prot != Prot::ReadWrite {
-            return Err(Error::Denied { op, what: "the mapping does not permit stores" });
-        }
-        let src = &buf[piece.start - offset..piece.end - offset];
-        if v.sharing == Sharing::Shared {
-            let at = (v.pgoff << PAGE_SHIFT) + (piece.start - v.range.start) as u64;
-            let n = io::write_for(v.call(op), &v.object, at, src)?;
-            if n == src.len() {
-                return Ok(());
-            }
-            return Err(v.call(op).error(v.object.mapping(), Access::Write, at + n as u64, FillError::PastEnd));
-        }
-        if vmatree::overlaps_arena(src.as_ptr() as usize, src.len()) {
-            let mut chunk = [0u8; PAGE_SIZE];
-            for (i, part) in src.chunks(PAGE_SIZE).enumerate() {
-                chunk[..part.len()].copy_from_slice(part);
-                let at = piece.start + i * PAGE_SIZE;
-                write_private(arena, &(at..at + part.len()), &chunk[..part.len()])?;
-            }
-            return Ok(());
-        }
-        write_private(arena, &piece, src)
-    })
-}
-
-/// Writes a piece of a private mapping from a buffer outside all arenas.
-fn write_private(arena: &Arc<ArenaInner>, piece: &Range<usize>, src: &[u8]) -> Result<()> {
-    let pin = pin_around(arena, piece, Access::Write)?;
-    let dst = (arena.base + piece.start) as *mut u8;
-    // SAFETY: the piece is pinned for writing: mapped, and stores go to the mapping's own copies.
-    unsafe { mem::copy_racy(dst, src.as_ptr(), src.len()) };
-    drop(pin);
-    Ok(())
 }

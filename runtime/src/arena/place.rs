@@ -1,40 +1,28 @@
 //! Where an arena lies: wherever the kernel has room, or at an address that the caller names; and what else it needs first.
 
-use super::ArenaBuilder;
 use crate::error::{Error, Result, system};
 use crate::memory;
 use softfault_mm::page::EXTENT_SIZE;
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree;
 
-impl ArenaBuilder {
-    /// Puts the arena at exactly this address, a multiple of 2 MiB, where nothing may be mapped yet. Linux:
-    /// `MAP_FIXED_NOREPLACE`. Default: the kernel chooses.
-    #[must_use]
-    pub fn at(mut self, address: usize) -> Self {
-        self.at = Some(address);
-        self
+/// Reserves the arena's address space.
+pub(super) fn reserve(at: Option<usize>, len_bytes: usize) -> Result<usize> {
+    let op = "ArenaBuilder::build";
+    let Some(address) = at else {
+        let named =
+            |e| memory::check_room(op, (len_bytes + EXTENT_SIZE) as u64).err().unwrap_or_else(|| system(op, "mmap")(e));
+        return mem::reserve(len_bytes, EXTENT_SIZE).map_err(named);
+    };
+    let end = address.checked_add(len_bytes).filter(|end| *end <= vmatree::ADDRESS_END);
+    if address == 0 || !address.is_multiple_of(EXTENT_SIZE) || end.is_none() {
+        let why = "must be a multiple of 2 MiB, with the arena inside the first 128 TiB";
+        return Err(Error::Argument { op, arg: "at", value: address as u64, why });
     }
-
-    /// Reserves the arena's address space.
-    pub(super) fn reserve(&self, len_bytes: usize) -> Result<usize> {
-        let op = "ArenaBuilder::build";
-        let Some(address) = self.at else {
-            let named = |e| {
-                memory::check_room(op, (len_bytes + EXTENT_SIZE) as u64).err().unwrap_or_else(|| system(op, "mmap")(e))
-            };
-            return mem::reserve(len_bytes, EXTENT_SIZE).map_err(named);
-        };
-        let end = address.checked_add(len_bytes).filter(|end| *end <= vmatree::ADDRESS_END);
-        if address == 0 || !address.is_multiple_of(EXTENT_SIZE) || end.is_none() {
-            let why = "must be a multiple of 2 MiB, with the arena inside the first 128 TiB";
-            return Err(Error::Argument { op, arg: "at", value: address as u64, why });
-        }
-        mem::reserve_at(address, len_bytes).map(|()| address).map_err(|errno| match errno {
-            Errno::EEXIST => Error::AddressInUse { address, len_bytes },
-            errno => system(op, "mmap")(errno),
-        })
-    }
+    mem::reserve_at(address, len_bytes).map(|()| address).map_err(|errno| match errno {
+        Errno::EEXIST => Error::AddressInUse { address, len_bytes },
+        errno => system(op, "mmap")(errno),
+    })
 }
 
 /// Opens the userfaultfd contexts that arenas of this kind need.

@@ -1,17 +1,21 @@
-//! Publishing entries in place of others: the records that handlers see, and the tables that lead to them.
+//! Publishing entries, in place of others or of nothing: the records that handlers see, and the tables that lead to them.
+//!
+//! A record is never changed while published: a split or a change of flags is a new record.
 
 #![expect(unsafe_code, reason = "fills and publishes records of the process's tables")]
 
-use super::ArenaInner;
-use super::map::fresh_number;
+use super::record;
 use super::set::VmaSet;
-use super::vma::VmaEntry;
-use crate::error::{Error, Result};
+use super::state::ArenaInner;
+use super::vma::{VmaEntry, prot_bits};
+use crate::error::{Error, Result, system};
 use crate::process::registry;
 use crate::undo::Done;
 use softfault_mm::failpoint;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
-use softfault_platform::{section, vmatree};
+use softfault_platform::section;
+use softfault_platform::sys::mem;
+use softfault_platform::vmatree::{self, Trap};
 use std::ops::Range;
 
 /// Entries that are to take the place of others, under numbers of their own. Dropped, the numbers go back.
@@ -29,9 +33,7 @@ impl Successors {
         let last = self.0.len() - 1;
         Ok(&mut self.0[last])
     }
-}
 
-impl Successors {
     /// Adds an entry of its own, under a number that it is given.
     pub(super) fn add(&mut self, op: &'static str, mut entry: VmaEntry) -> Result<()> {
         let (index, number) = fresh_number(op)?;
@@ -49,144 +51,177 @@ impl Drop for Successors {
     }
 }
 
-/// Entries that others were published in place of, and those: [`ArenaInner::retire`] ends the former,
-/// [`ArenaInner::restore`] the latter. Both are listed until then, and nobody walks the former by address.
+/// Entries that others were published in place of, and those: [`retire`] ends the former,
+/// [`restore`] the latter. Both are listed until then, and nobody walks the former by address.
 #[must_use = "either the old or the new entries are to be ended"]
 pub(super) struct Swap {
     pub(super) old: Vec<VmaEntry>,
     pub(super) new: Vec<VmaEntry>,
 }
 
-impl ArenaInner {
-    /// Writes the entry's record, which nobody points at yet.
-    pub(super) fn write_record(&self, v: &VmaEntry) {
-        // SAFETY: the index was free (its former users are drained); the entry keeps what the vma refers to.
-        unsafe { vmatree::write_vma(v.index, self.vma_of(v)) };
-    }
+/// Takes a vma number.
+pub(super) fn fresh_number(op: &'static str) -> Result<(u32, Done<impl FnOnce()>)> {
+    let index = registry::lock().vmas.get().ok_or_else(registry::exhausted(op, "vmas (1048576)"))?;
+    Ok((index, Done::new(move || registry::lock().vmas.put(index))))
+}
 
-    /// Points the range, at whose ends granules are split, at a record, or at nothing.
-    pub(super) fn point(&self, range: &Range<usize>, index: Option<u32>) {
-        let (start, end) = (self.address(range.start), self.address(range.end));
-        let _registry = registry::lock();
-        // SAFETY: `write_record` filled the record; its number goes back only after `synchronize`.
-        unsafe { vmatree::publish_range(self.slot, start, end, index) };
+/// Lists and publishes a mapping that is closed to everybody, and opens it. Two steps; undone in reverse, nobody sees
+/// the record any more.
+pub(super) fn publish<'a>(
+    arena: &'a ArenaInner,
+    op: &'static str,
+    v: &'a VmaEntry,
+) -> Result<(Done<impl FnOnce() + 'a>, Done<impl FnOnce() + 'a>)> {
+    write_record(arena, v);
+    let listed = listed(v);
+    split_edges(arena, op, [v.range.start, v.range.end])?.keep();
+    point(arena, &v.range, Some(v.index));
+    // Unpointed, it is not drained: that is for `listed`, which is next.
+    let published = Done::new(|| {
+        point(arena, &v.range, None);
+        join(arena, &v.range);
+    });
+    if arena.trap != Trap::Segv {
+        // SAFETY: the range is this arena's, mapped and registered.
+        unsafe { mem::mprotect(arena.address(v.range.start), v.range.len(), prot_bits(v.prot)) }
+            .map_err(system(op, "mprotect"))?;
     }
+    Ok((listed, published))
+}
 
-    /// Has the granules that have one of `edges` inside them tell pages apart. What is published stays as it is.
-    pub(super) fn split_edges(
-        &self,
-        op: &'static str,
-        edges: impl IntoIterator<Item = usize>,
-    ) -> Result<Done<impl FnOnce()>> {
-        let mut fresh = Vec::new();
-        let mut failed = false;
-        let mut registry = registry::lock();
-        for edge in edges.into_iter().filter(|e| !e.is_multiple_of(EXTENT_SIZE)) {
-            match vmatree::split_granule(self.slot, self.address(edge), &mut registry.splits) {
-                Ok(true) => fresh.push(edge),
-                Ok(false) => {}
-                Err(_) => {
-                    failed = true;
-                    break;
-                }
+/// Writes the entry's record, which nobody points at yet.
+pub(super) fn write_record(arena: &ArenaInner, v: &VmaEntry) {
+    // SAFETY: the index was free (its former users are drained); the entry keeps what the vma refers to.
+    unsafe { vmatree::write_vma(v.index, record::vma_of(arena, v)) };
+}
+
+/// Points the range, at whose ends granules are split, at a record, or at nothing.
+pub(super) fn point(arena: &ArenaInner, range: &Range<usize>, index: Option<u32>) {
+    let (start, end) = (arena.address(range.start), arena.address(range.end));
+    let _registry = registry::lock();
+    // SAFETY: `write_record` filled the record; its number goes back only after `synchronize`.
+    unsafe { vmatree::publish_range(arena.slot, start, end, index) };
+}
+
+/// Has the granules that have one of `edges` inside them tell pages apart. What is published stays as it is.
+pub(super) fn split_edges(
+    arena: &ArenaInner,
+    op: &'static str,
+    edges: impl IntoIterator<Item = usize>,
+) -> Result<Done<impl FnOnce()>> {
+    let mut fresh = Vec::new();
+    let mut failed = false;
+    let mut registry = registry::lock();
+    for edge in edges.into_iter().filter(|e| !e.is_multiple_of(EXTENT_SIZE)) {
+        match vmatree::split_granule(arena.slot, arena.address(edge), &mut registry.splits) {
+            Ok(true) => fresh.push(edge),
+            Ok(false) => {}
+            Err(_) => {
+                failed = true;
+                break;
             }
         }
-        drop(registry);
-        let splits = Done::new(move || fresh.iter().for_each(|edge| self.join(&(*edge..*edge + PAGE_SIZE))));
-        if failed {
-            return Err(Error::Exhausted { op, what: "split tables (65536 granules shared by vmas)" });
-        }
-        Ok(splits)
     }
-
-    /// Gives the split tables of the range's granules back, where no two pages need one.
-    pub(super) fn join(&self, range: &Range<usize>) {
-        let mut registry = registry::lock();
-        let mut joined = Vec::new();
-        for at in (range.start & !(EXTENT_SIZE - 1)..range.end).step_by(EXTENT_SIZE) {
-            // SAFETY: the numbers go back to the pool below, after `synchronize`.
-            joined.extend(unsafe { vmatree::join_granule(self.slot, self.address(at)) });
-        }
-        if !joined.is_empty() {
-            section::synchronize();
-            joined.into_iter().for_each(|s| registry.splits.put(s));
-        }
+    drop(registry);
+    let splits = Done::new(move || fresh.iter().for_each(|edge| join(arena, &(*edge..*edge + PAGE_SIZE))));
+    if failed {
+        return Err(Error::Exhausted { op, what: "split tables (65536 granules shared by vmas)" });
     }
+    Ok(splits)
+}
 
-    /// Makes the entries for what stays on both sides of `range`.
-    pub(super) fn cut_around(&self, op: &'static str, hit: &[VmaEntry], range: &Range<usize>) -> Result<Successors> {
-        let mut stay = Successors::default();
-        for v in hit {
-            for piece in [v.range.start..range.start, range.end..v.range.end] {
-                if piece.start < piece.end {
-                    stay.cut(op, v, piece)?;
-                }
-            }
-        }
-        Ok(stay)
+/// Gives the split tables of the range's granules back, where no two pages need one.
+pub(super) fn join(arena: &ArenaInner, range: &Range<usize>) {
+    let mut registry = registry::lock();
+    let mut joined = Vec::new();
+    for at in (range.start & !(EXTENT_SIZE - 1)..range.end).step_by(EXTENT_SIZE) {
+        // SAFETY: the numbers go back to the pool below, after `synchronize`.
+        joined.extend(unsafe { vmatree::join_granule(arena.slot, arena.address(at)) });
     }
-
-    /// Publishes `new` in place of `old`, with nothing in what of `hole` they leave, and waits until nobody walks the old
-    /// ones.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`]; nothing was changed.
-    pub(super) fn replace(
-        &self,
-        op: &'static str,
-        vmas: &mut VmaSet,
-        old: Vec<VmaEntry>,
-        mut new: Successors,
-        hole: &Range<usize>,
-    ) -> Result<Swap> {
-        let left = |v: &VmaEntry| v.range.start.max(hole.start)..v.range.end.min(hole.end);
-        let edges = new.0.iter().map(|v| v.range.clone()).chain(old.iter().map(left)).flat_map(|r| [r.start, r.end]);
-        self.split_edges(op, edges)?.keep();
-        let new = std::mem::take(&mut new.0);
-        for v in &new {
-            v.object.vm_ops().open(v.object.mapping());
-            self.write_record(v);
-            v.list();
-        }
-        for v in &new {
-            self.point(&v.range, Some(v.index));
-        }
-        for gone in old.iter().map(left).filter(|gone| gone.start < gone.end) {
-            if !new.iter().any(|n| n.range.start <= gone.start && gone.end <= n.range.end) {
-                self.point(&gone, None);
-            }
-        }
-        failpoint!(UNMAP_DRAIN);
+    if !joined.is_empty() {
         section::synchronize();
-        exchange(vmas, &old, &new);
-        Ok(Swap { old, new })
+        joined.into_iter().for_each(|s| registry.splits.put(s));
     }
+}
 
-    /// Takes a replacement back: the old entries were listed all the time, and are found by address again.
-    pub(super) fn restore(&self, vmas: &mut VmaSet, swap: Swap) {
-        let Swap { old, new } = swap;
-        for v in &old {
-            self.point(&v.range, Some(v.index));
+/// Makes the entries for what stays on both sides of `range`.
+pub(super) fn cut_around(
+    _arena: &ArenaInner,
+    op: &'static str,
+    hit: &[VmaEntry],
+    range: &Range<usize>,
+) -> Result<Successors> {
+    let mut stay = Successors::default();
+    for v in hit {
+        for piece in [v.range.start..range.start, range.end..v.range.end] {
+            if piece.start < piece.end {
+                stay.cut(op, v, piece)?;
+            }
         }
-        exchange(vmas, &new, &old);
-        self.end(&new);
-        old.iter().for_each(|v| self.join(&v.range));
     }
+    Ok(stay)
+}
 
-    /// Ends the entries that were replaced.
-    pub(super) fn retire(&self, swap: Swap) -> Vec<VmaEntry> {
-        self.end(&swap.old);
-        swap.old
+/// Publishes `new` in place of `old`, with nothing in what of `hole` they leave, and waits until nobody walks the old
+/// ones.
+///
+/// # Errors
+/// [`Error::Exhausted`]; nothing was changed.
+pub(super) fn replace(
+    arena: &ArenaInner,
+    op: &'static str,
+    vmas: &mut VmaSet,
+    old: Vec<VmaEntry>,
+    mut new: Successors,
+    hole: &Range<usize>,
+) -> Result<Swap> {
+    let left = |v: &VmaEntry| v.range.start.max(hole.start)..v.range.end.min(hole.end);
+    let edges = new.0.iter().map(|v| v.range.clone()).chain(old.iter().map(left)).flat_map(|r| [r.start, r.end]);
+    split_edges(arena, op, edges)?.keep();
+    let new = std::mem::take(&mut new.0);
+    for v in &new {
+        v.object.vm_ops().open(v.object.mapping());
+        write_record(arena, v);
+        list(v);
     }
-
-    /// Ends entries that nobody finds by address any more.
-    pub(super) fn end(&self, old: &[VmaEntry]) {
-        old.iter().for_each(VmaEntry::unlist);
-        section::synchronize();
-        for v in old {
-            registry::lock().vmas.put(v.index);
-            v.object.vm_ops().close(v.object.mapping());
+    for v in &new {
+        point(arena, &v.range, Some(v.index));
+    }
+    for gone in old.iter().map(left).filter(|gone| gone.start < gone.end) {
+        if !new.iter().any(|n| n.range.start <= gone.start && gone.end <= n.range.end) {
+            point(arena, &gone, None);
         }
+    }
+    failpoint!(UNMAP_DRAIN);
+    section::synchronize();
+    exchange(vmas, &old, &new);
+    Ok(Swap { old, new })
+}
+
+/// Takes a replacement back: the old entries were listed all the time, and are found by address again.
+pub(super) fn restore(arena: &ArenaInner, vmas: &mut VmaSet, swap: Swap) {
+    let Swap { old, new } = swap;
+    for v in &old {
+        point(arena, &v.range, Some(v.index));
+    }
+    exchange(vmas, &new, &old);
+    end(arena, &new);
+    old.iter().for_each(|v| join(arena, &v.range));
+}
+
+/// Ends the entries that were replaced.
+pub(super) fn retire(arena: &ArenaInner, swap: Swap) -> Vec<VmaEntry> {
+    end(arena, &swap.old);
+    swap.old
+}
+
+/// Ends entries that nobody finds by address any more.
+pub(super) fn end(_arena: &ArenaInner, old: &[VmaEntry]) {
+    old.iter().for_each(unlist);
+    section::synchronize();
+    for v in old {
+        registry::lock().vmas.put(v.index);
+        v.object.vm_ops().close(v.object.mapping());
     }
 }
 
@@ -197,4 +232,33 @@ fn exchange(vmas: &mut VmaSet, from: &[VmaEntry], to: &[VmaEntry]) {
     for v in to {
         vmas.map.insert(v.range.start, v.clone());
     }
+}
+
+/// Lets reclaim and write-back find the vma, whose record is written; once that is undone, nobody looks at its record any more.
+fn listed(v: &VmaEntry) -> Done<impl FnOnce() + '_> {
+    list(v);
+    Done::new(|| {
+        unlist(v);
+        section::synchronize();
+    })
+}
+
+/// Lets reclaim and write-back find the vma, whose record is written.
+fn list(v: &VmaEntry) {
+    if v.is_changing {
+        return;
+    }
+    let _lists = v.object.i_mmap().lists();
+    // SAFETY: `write_record` filled the record; `unlist` and `section::synchronize` come before the number is free.
+    unsafe { vmatree::rmap_add(v.object.mapping().id, v.which(), v.index) };
+}
+
+/// Takes the vma, which is listed, off that list again; readers may still see it until `section::synchronize` has
+/// returned.
+fn unlist(v: &VmaEntry) {
+    if v.is_changing {
+        return;
+    }
+    let _lists = v.object.i_mmap().lists();
+    vmatree::rmap_remove(v.object.mapping().id, v.which(), v.index);
 }

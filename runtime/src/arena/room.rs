@@ -3,7 +3,7 @@
 //! Where pages are exposed by protection their exposures can be hidden, which gives mappings back (`platform::crowd`): a call
 //! does what a fault does, and its error comes when there is nothing to hide.
 
-use super::ArenaInner;
+use super::state::ArenaInner;
 use softfault_platform::crowd::{self, Crowded};
 use softfault_platform::host::Uninterrupted;
 use softfault_platform::section::Slot;
@@ -15,29 +15,27 @@ const ROUNDS: u32 = 16;
 /// How long it waits for who is hiding already.
 const PAUSE_NS: u64 = 1_000_000;
 
-impl ArenaInner {
-    /// Makes a call on the arena's range; again where it is refused for want of a mapping, while others can be had.
-    ///
-    /// # Errors
-    /// The call's.
-    pub(crate) fn with_room<T>(&self, mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-        self.with_room_for(|errno| *errno == Errno::ENOMEM, &mut call)
-    }
+/// Makes a call on the arena's range; again where it is refused for want of a mapping, while others can be had.
+///
+/// # Errors
+/// The call's.
+pub(super) fn with_room<T>(arena: &ArenaInner, mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    with_room_for(arena, |errno| *errno == Errno::ENOMEM, &mut call)
+}
 
-    /// The same, for calls with other errors: `is_full` knows them.
-    pub(crate) fn with_room_for<T, E>(
-        &self,
-        is_full: impl Fn(&E) -> bool,
-        call: &mut dyn FnMut() -> Result<T, E>,
-    ) -> Result<T, E> {
-        for _ in 0..ROUNDS {
-            match call() {
-                Err(e) if self.trap == Trap::Segv && is_full(&e) && make_room() => {}
-                r => return r,
-            }
+/// The same, for calls with other errors: `is_full` knows them.
+pub(super) fn with_room_for<T, E>(
+    arena: &ArenaInner,
+    is_full: impl Fn(&E) -> bool,
+    call: &mut dyn FnMut() -> Result<T, E>,
+) -> Result<T, E> {
+    for _ in 0..ROUNDS {
+        match call() {
+            Err(e) if arena.trap == Trap::Segv && is_full(&e) && make_room() => {}
+            r => return r,
         }
-        call()
     }
+    call()
 }
 
 /// Hides what others have exposed, or waits for who does; `false`: there is nothing to hide. The caller may have the lock of an

@@ -1,9 +1,11 @@
-//! What an arena's control plane knows is mapped, and pinned.
+//! What an arena's control plane knows is mapped, pinned, and not let go of yet.
 
 use super::vma::VmaEntry;
 use crate::error::{Error, Result};
+use crate::object::state::ObjectInner;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The mappings of an arena by first offset, and the ranges that pins hold.
 #[derive(Debug, Default)]
@@ -48,4 +50,11 @@ impl VmaSet {
     pub(crate) fn forget(&mut self) {
         std::mem::forget(std::mem::take(&mut self.map));
     }
+}
+
+/// A range, and the object that the kernel maps there.
+#[derive(Debug)]
+pub(crate) struct Owed {
+    pub(super) range: Range<usize>,
+    pub(super) _object: Arc<ObjectInner>,
 }

@@ -52,6 +52,28 @@ pub(crate) const HOUSES: &[House] = &[
         knots: &[],
     },
     House {
+        root: "runtime/src/lib.rs",
+        floors: &[
+            &["types", "short", "masked", "undo", "lease", "by_std"],
+            &["delivery", "in_the_way", "error", "memory"],
+            &["process"],
+            &["writeback"],
+            &["cache"],
+            &["object"],
+            &["arena"],
+            &["calibrate"],
+            &["runtime"],
+        ],
+        elsewhere: &[
+            ("ArenaInner", "arena/end.rs"),
+            ("ArenaInner", "arena/mapper.rs"),
+            ("ObjectInner", "object/collapse.rs"),
+            ("ObjectInner", "object/end.rs"),
+            ("RuntimeInner", "cache/end.rs"),
+        ],
+        knots: &[],
+    },
+    House {
         root: "bindings-c/src/lib.rs",
         floors: &[
             &["consts", "error"],
