@@ -9,7 +9,7 @@ mod fence;
 use fence::floors::{HOUSES, House};
 use fence::modules::Crate;
 use fence::source::{Source, after_word, has_word};
-use fence::{impls, imports, report, root, sources};
+use fence::{contexts, impls, imports, orderings, report, root, sources};
 use std::fs;
 use std::sync::OnceLock;
 
@@ -189,6 +189,23 @@ fn no_files_import_each_other_in_a_circle() {
 #[test]
 fn methods_stand_with_their_type() {
     report(&crates().iter().flat_map(|(h, c)| impls::check_impls(h, c)).collect::<Vec<_>>());
+}
+
+#[test]
+fn functions_say_where_they_may_be_called() {
+    report(&crates().iter().flat_map(|(h, c)| contexts::check_contexts(h, c)).collect::<Vec<_>>());
+}
+
+#[test]
+fn orderings_name_their_other_half() {
+    let known = orderings::known_functions(crates().iter().map(|(_, c)| c));
+    let mut bad = Vec::new();
+    for (house, krate) in crates().iter().filter(|(h, _)| h.orderings) {
+        for source in sources(house.dir()) {
+            bad.extend(orderings::check_orderings(house, krate, &source, &known));
+        }
+    }
+    report(&bad);
 }
 
 #[test]

@@ -1,4 +1,6 @@
 //! What the walk asks of its host, for the thread that runs it: sections, sleeping, and the queues to the helpers.
+//!
+//! # Context: handler; what sleeps for long is for the helpers, and for threads outside of sections
 
 use crate::section::{self, Refused, Slot};
 use crate::sys::{Errno, futex, signal, thread};

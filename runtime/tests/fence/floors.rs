@@ -13,6 +13,10 @@ pub(crate) struct House {
     pub(crate) elsewhere: &'static [(&'static str, &'static str)],
     /// Files that are in a circle still: from, to.
     pub(crate) knots: &'static [(&'static str, &'static str)],
+    /// Every public function, or its file, says its `# Context`.
+    pub(crate) contexts: bool,
+    /// Every ordering stronger than `Relaxed` names the function that holds its other half.
+    pub(crate) orderings: bool,
 }
 
 /// Crates whose files know their floors.
@@ -22,6 +26,8 @@ pub(crate) const HOUSES: &[House] = &[
         floors: &[&["base"], &["words"], &["policy"], &["model"], &["cache"], &["walk"]],
         elsewhere: &[("Scan", "cache/vmscan/huge.rs")],
         knots: &[("cache/vmscan/huge.rs", "cache/vmscan.rs")],
+        contexts: true,
+        orderings: false,
     },
     House {
         root: "runtime/platform/src/lib.rs",
@@ -36,7 +42,9 @@ pub(crate) const HOUSES: &[House] = &[
             &["trap"],
         ],
         elsewhere: &[("PageMut", "store/part.rs"), ("PageRef", "store/part.rs")],
-        knots: &[],
+        contexts: true,
+        orderings: false,
+        ..House::NONE
     },
     House {
         root: "runtime/image/src/lib.rs",
@@ -82,8 +90,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["runtime", "object", "object_cache", "arena", "pin", "stats"],
             &["callbacks"],
         ],
-        elsewhere: &[],
-        knots: &[],
+        ..House::NONE
     },
     House {
         root: "benches/harness/lib.rs",
@@ -94,14 +101,12 @@ pub(crate) const HOUSES: &[House] = &[
             &["session", "trap", "workload"],
             &["../replacement/sim"],
         ],
-        elsewhere: &[],
-        knots: &[],
+        ..House::NONE
     },
     House {
         root: "benches/fault/main.rs",
         floors: &[&["subject"], &["floors"], &["major", "native", "peers", "segv", "threads"]],
-        elsewhere: &[],
-        knots: &[],
+        ..House::NONE
     },
     House {
         root: "benches/cache/main.rs",
@@ -111,24 +116,21 @@ pub(crate) const HOUSES: &[House] = &[
             &["child", "monitor", "rows"],
             &["bounded", "exclusive", "hot", "overhead", "readahead", "reclaim", "sync", "sync_one", "thp"],
         ],
-        elsewhere: &[],
-        knots: &[],
+        ..House::NONE
     },
-    House {
-        root: "benches/replacement/main.rs",
-        floors: &[&["candidates"], &["live", "table"]],
-        elsewhere: &[],
-        knots: &[],
-    },
+    House { root: "benches/replacement/main.rs", floors: &[&["candidates"], &["live", "table"]], ..House::NONE },
     House {
         root: "benches/abi/main.rs",
         floors: &[&["library", "subject"], &["child"], &["faults", "numpy"]],
-        elsewhere: &[],
-        knots: &[],
+        ..House::NONE
     },
 ];
 
 impl House {
+    /// A house without anything; what is left out of the others below is as here.
+    pub(crate) const NONE: Self =
+        Self { root: "", floors: &[], elsewhere: &[], knots: &[], contexts: false, orderings: false };
+
     /// The folder of the root.
     pub(crate) fn dir(&self) -> &str {
         self.root.rsplit_once('/').map_or("", |(dir, _)| dir)
@@ -165,7 +167,7 @@ mod can_fail {
 
     #[test]
     fn the_longest_name_decides_which_floor_a_file_is_on() {
-        let house = House { root: "a/lib.rs", floors: &[&["x/low", "../b"], &["x", "y"]], elsewhere: &[], knots: &[] };
+        let house = House { root: "a/lib.rs", floors: &[&["x/low", "../b"], &["x", "y"]], ..House::NONE };
         let floor = |file| house.floor(file);
         assert_eq!((floor("a/x/low.rs"), floor("a/x/low/deep.rs"), floor("b/c.rs")), (Some(0), Some(0), Some(0)));
         assert_eq!((floor("a/x.rs"), floor("a/x/other.rs"), floor("a/y.rs")), (Some(1), Some(1), Some(1)));

@@ -68,12 +68,8 @@ mod can_fail {
     use super::super::modules::made_up;
     use super::*;
 
-    const HOUSE: House = House {
-        root: "src/lib.rs",
-        floors: &[&["low"], &["high"]],
-        elsewhere: &[],
-        knots: &[("low/x.rs", "low/y.rs")],
-    };
+    const HOUSE: House =
+        House { root: "src/lib.rs", floors: &[&["low"], &["high"]], knots: &[("low/x.rs", "low/y.rs")], ..House::NONE };
 
     fn low(text: &str) -> Crate {
         made_up(&[

@@ -1,9 +1,11 @@
 //! What the fences are made of: the source as lines and as modules, and the floors.
 
+pub(crate) mod contexts;
 pub(crate) mod floors;
 pub(crate) mod impls;
 pub(crate) mod imports;
 pub(crate) mod modules;
+pub(crate) mod orderings;
 pub(crate) mod source;
 
 use source::Source;

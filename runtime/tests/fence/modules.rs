@@ -38,6 +38,18 @@ pub(crate) struct Impl {
     pub(crate) what: Option<Named>,
 }
 
+/// A function that is not only for tests.
+pub(crate) struct Function {
+    pub(crate) name: String,
+    /// The type whose method it is.
+    pub(crate) of: Option<String>,
+    pub(crate) is_public: bool,
+    /// Its documentation says where it may be called.
+    pub(crate) says_context: bool,
+    /// From the line of its documentation, of `fn`, and to its closing brace.
+    pub(crate) lines: (usize, usize, usize),
+}
+
 /// A module that is not only for tests; several may lie in one file.
 pub(crate) struct Module {
     pub(crate) file: String,
@@ -47,6 +59,9 @@ pub(crate) struct Module {
     uses: Vec<Use>,
     paths: Vec<Named>,
     pub(crate) impls: Vec<Impl>,
+    pub(crate) functions: Vec<Function>,
+    /// Its documentation says where its functions may be called.
+    pub(crate) says_context: bool,
 }
 
 /// Where a path leads.
@@ -90,7 +105,11 @@ impl Crate {
             return None;
         };
         match syn::parse_file(&text) {
-            Ok(file) => Some(self.add(name, dir, parent, &file.items, read)),
+            Ok(file) => {
+                let at = self.add(name, dir, parent, &file.items, read);
+                self.modules[at].says_context = says_context(&file.attrs);
+                Some(at)
+            }
             Err(e) => {
                 self.bad.push(format!("{name}:{}: {e}", e.span().start().line));
                 None
@@ -108,6 +127,8 @@ impl Crate {
             uses: Vec::new(),
             paths: Vec::new(),
             impls: Vec::new(),
+            functions: Vec::new(),
+            says_context: false,
         });
         for item in items {
             match item {
@@ -138,7 +159,7 @@ impl Crate {
                     {
                         self.macros.insert(name.to_string(), file.to_owned());
                     }
-                    Names(&mut self.modules[at]).visit_item(item);
+                    Names { module: &mut self.modules[at], of: None }.visit_item(item);
                 }
             }
         }
@@ -310,7 +331,11 @@ impl Module {
 }
 
 /// Collects what a module's items name.
-struct Names<'a>(&'a mut Module);
+struct Names<'a> {
+    module: &'a mut Module,
+    /// The type whose methods are visited.
+    of: Option<String>,
+}
 
 impl<'ast> Visit<'ast> for Names<'_> {
     fn visit_item(&mut self, item: &'ast Item) {
@@ -320,21 +345,48 @@ impl<'ast> Visit<'ast> for Names<'_> {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        self.0.paths.push(named(path));
+        self.module.paths.push(named(path));
         visit::visit_path(self, path);
     }
 
     /// A `use` inside a function.
     fn visit_item_use(&mut self, u: &'ast syn::ItemUse) {
-        self.0.add_use(&u.tree, false);
+        self.module.add_use(&u.tree, false);
     }
 
     fn visit_item_impl(&mut self, block: &'ast syn::ItemImpl) {
         if let syn::Type::Path(of) = &*block.self_ty {
             let what = block.trait_.as_ref().map(|(_, path, _)| named(path));
-            self.0.impls.push(Impl { of: named(&of.path), what });
+            self.module.impls.push(Impl { of: named(&of.path), what });
         }
+        let of = match &*block.self_ty {
+            syn::Type::Path(of) => of.path.segments.last().map(|s| s.ident.to_string()),
+            _ => None,
+        };
+        let before = std::mem::replace(&mut self.of, of);
         visit::visit_item_impl(self, block);
+        self.of = before;
+    }
+
+    fn visit_item_trait(&mut self, item: &'ast syn::ItemTrait) {
+        let before = self.of.replace(item.ident.to_string());
+        visit::visit_item_trait(self, item);
+        self.of = before;
+    }
+
+    fn visit_item_fn(&mut self, f: &'ast syn::ItemFn) {
+        self.add_function(&f.attrs, &f.sig, matches!(f.vis, Visibility::Public(_)), Some(&f.block));
+        visit::visit_item_fn(self, f);
+    }
+
+    fn visit_impl_item_fn(&mut self, f: &'ast syn::ImplItemFn) {
+        self.add_function(&f.attrs, &f.sig, matches!(f.vis, Visibility::Public(_)), Some(&f.block));
+        visit::visit_impl_item_fn(self, f);
+    }
+
+    fn visit_trait_item_fn(&mut self, f: &'ast syn::TraitItemFn) {
+        self.add_function(&f.attrs, &f.sig, false, f.default.as_ref());
+        visit::visit_trait_item_fn(self, f);
     }
 
     fn visit_impl_item(&mut self, item: &'ast syn::ImplItem) {
@@ -350,8 +402,23 @@ impl<'ast> Visit<'ast> for Names<'_> {
 
     /// What stands in a macro is no syntax yet: every `a::b` in it counts as a path.
     fn visit_macro(&mut self, m: &'ast syn::Macro) {
-        self.0.paths.push(named(&m.path));
-        scan_tokens(m.tokens.clone(), &mut self.0.paths);
+        self.module.paths.push(named(&m.path));
+        scan_tokens(m.tokens.clone(), &mut self.module.paths);
+    }
+}
+
+impl Names<'_> {
+    fn add_function(&mut self, attrs: &[Attribute], sig: &syn::Signature, is_public: bool, block: Option<&syn::Block>) {
+        let line = sig.fn_token.span.start().line;
+        let first = attrs.first().map_or(line, |a| a.pound_token.spans[0].start().line);
+        let last = block.map_or(line, |b| b.brace_token.span.close().start().line);
+        self.module.functions.push(Function {
+            name: sig.ident.to_string(),
+            of: self.of.clone(),
+            is_public,
+            says_context: says_context(attrs),
+            lines: (first, line, last),
+        });
     }
 }
 
@@ -458,6 +525,18 @@ pub(crate) fn is_for_tests(attrs: &[Attribute]) -> bool {
         a.path().is_ident("test")
             || (a.path().is_ident("cfg") && a.parse_args::<syn::Meta>().is_ok_and(|meta| is_test(&meta)))
     })
+}
+
+/// Whether documentation has a line that begins with `# Context`.
+fn says_context(attrs: &[Attribute]) -> bool {
+    let docs = attrs.iter().filter(|a| a.path().is_ident("doc")).filter_map(|a| match &a.meta {
+        syn::Meta::NameValue(syn::MetaNameValue { value: syn::Expr::Lit(l), .. }) => match &l.lit {
+            syn::Lit::Str(s) => Some(s.value()),
+            _ => None,
+        },
+        _ => None,
+    });
+    docs.into_iter().any(|line| line.trim_start().starts_with("# Context"))
 }
 
 /// Returns the folder of a file's children: beside a root or a `mod.rs`, else below its own name.

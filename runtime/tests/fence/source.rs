@@ -27,6 +27,13 @@ impl Source {
         (0..self.code.len()).find(|i| is_test(&self.code[*i]) && is_module(*i)).unwrap_or(self.code.len())
     }
 
+    /// Returns what the comments of lines `from..=to` say, as one text.
+    pub(crate) fn comments(&self, from: usize, to: usize) -> String {
+        let lines = self.text.lines().skip(from - 1).take((to + 1).saturating_sub(from));
+        let said = lines.filter_map(|l| l.find("//").map(|i| l[i..].trim_start_matches(['/', '!']).trim()));
+        said.collect::<Vec<_>>().join(" ")
+    }
+
     pub(crate) fn complain(&self, line: usize, what: &str) -> String {
         format!("{}:{line}: {what}", self.name)
     }

@@ -1,4 +1,6 @@
 //! The context token: who runs this walk, and what it may do.
+//!
+//! # Context: handler
 
 use crate::types::{FillError, VmFaultReason};
 use core::cell::Cell;

@@ -1,6 +1,8 @@
 //! Page and extent sizes, and the arithmetic between bytes, pages and extents.
 //!
 //! Only 4 KiB pages with 2 MiB extents (x86-64) are supported; the platform layer refuses to build elsewhere.
+//!
+//! # Context: handler
 
 /// log2 of [`PAGE_SIZE`].
 pub const PAGE_SHIFT: u32 = 12;

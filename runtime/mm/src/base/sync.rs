@@ -1,4 +1,6 @@
 //! The atomics of this crate (loom's under `--cfg loom`) and the bounded queue that carries fills to their fillers.
+//!
+//! # Context: handler
 
 #[cfg(loom)]
 pub use self::gated::{AtomicU32, AtomicU64};

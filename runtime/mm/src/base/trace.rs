@@ -3,6 +3,8 @@
 //! Plain stress finds few of the races that the protocols answer: the windows are nanoseconds wide. A test widens one
 //! by installing a hook that sleeps at its name. In release builds a failpoint is nothing; in debug builds it is one
 //! relaxed load.
+//!
+//! # Context: handler ([`hit`], whose hook spins or yields and takes no lock); the rest: a test
 
 /// Names a step: `failpoint!(FILL_PUBLISH)`. The hook runs here, in debug builds.
 #[macro_export]

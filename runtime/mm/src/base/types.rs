@@ -2,6 +2,8 @@
 //!
 //! Names and numeric values are Linux's (`include/linux/mm_types.h`, `include/linux/mm.h`), so that a trace of ours
 //! and one of the kernel's read alike, and so that the C header can promise them.
+//!
+//! # Context: handler
 
 use crate::errno::Errno;
 use core::fmt;

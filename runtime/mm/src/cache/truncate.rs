@@ -10,6 +10,8 @@
 //! ```
 //! A fault that read the old end has pinned or claimed its page, and dropping waits for both; or it is about to claim it,
 //! and finds the new end when it wants to publish (tests/loom_fault.rs).
+//!
+//! # Context: control plane; [`i_size_write`] and what looks at the end: handler too
 
 use crate::failpoint;
 use crate::host::Env;

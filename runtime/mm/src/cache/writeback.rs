@@ -22,6 +22,8 @@
 //! fdatasync: does it cover that page?
 //! -a: the page stays unsynced
 //! ```
+//!
+//! # Context: handler, unless the object's store waits: then whoever may wait for it
 
 use crate::ctx::Ctx;
 use crate::failing::Asked;

@@ -9,6 +9,8 @@
 //! One thread wins `begin`; the others sleep on the word until the page is no longer `telling`. Reclaim does not
 //! reset `told`. With eight threads racing on a page the delegate is called once; without the middle state a delegate
 //! that flips bytes would flip them twice.
+//!
+//! # Context: handler
 
 use crate::folio::{DIRTY, State};
 use crate::lru::Entry;

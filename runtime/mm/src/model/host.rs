@@ -1,4 +1,6 @@
 //! What the walk asks of its host: lending vmas and objects, sleeping, and passing work to threads that may block.
+//!
+//! # Context: handler
 
 use crate::claim::{Claim, Telling};
 use crate::ctx::Ctx;

@@ -1,4 +1,6 @@
 //! `Mapping`: an object's pages and how they are filled. Linux: `struct address_space`.
+//!
+//! # Context: handler, unless a function says otherwise
 
 use crate::extent::ChunkWord;
 use crate::failing::{Asked, Failing};

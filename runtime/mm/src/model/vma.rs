@@ -1,6 +1,8 @@
 //! `Vma` (a range of an arena over a mapping), `VmFault` and `VmOps` (the vtable that a vma's faults go through).
 //!
 //! All of it is borrowed: the platform owns the tables and lends them for the length of a fault section.
+//!
+//! # Context: handler, inside a section
 
 use crate::claim::{Claim, Telling};
 use crate::ctx::Ctx;

@@ -3,6 +3,8 @@
 //! A token is made only by this crate, together with an increment of the object's `users`; it is spent only by this
 //! crate, together with the decrement. Dropping one without spending it would keep the object for ever, so tokens are
 //! `must_use` and not `Clone`.
+//!
+//! # Context: handler, and the fillers
 
 /// In `nr`: the claim reads ahead. Claims are of far fewer pages.
 const AHEAD: u32 = 1 << 31;

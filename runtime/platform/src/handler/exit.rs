@@ -15,6 +15,8 @@
 //! bell is the address of a futex that may be gone; futex(2) uses it as a key, and a wake reads nothing there.
 //!
 //! A seat's states: free -> taken (a runtime is made) -> free (its flusher has ended).
+//!
+//! # Context: exit(3), which may hold any lock, and the flushers' threads: nothing is locked or allocated
 
 use crate::child;
 use crate::sys::{Errno, futex, process, thread};

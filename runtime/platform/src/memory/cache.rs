@@ -3,6 +3,8 @@
 //! A region is created sparse at its full size, sealed against resizing, and never resized: the end of an object is a
 //! number in the object. Objects are ranges of a region, in units of a chunk (2 MiB), so that ten thousand objects need
 //! one descriptor. What touches the bytes itself does so through the alias, which is registered nowhere.
+//!
+//! # Context: control plane; [`punch`] and the alias: handler
 
 use crate::sparse::{self, Sparse};
 use crate::sys::fd::{self, Descriptor};

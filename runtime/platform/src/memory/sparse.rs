@@ -16,6 +16,8 @@
 //! ```
 //! Where what is mapped is populated at once (`MCL_FUTURE`), a table is locked as it is touched instead (`MLOCK_ONFAULT`).
 //! `MCL_CURRENT` takes that away again, and populates what is open then.
+//!
+//! # Context: handler (lookup); what reserves and opens: control plane, under the caller's lock
 
 use crate::sys::{Errno, mem, mlock};
 use core::sync::atomic::{AtomicUsize, Ordering};

@@ -2,6 +2,8 @@
 //!
 //! A context of its own, with SIGBUS and without asynchronous write-protection: where MOVE is missing a page that leaves
 //! is first protected, so that stores to it fault and wait until it is gone or stays (`store::exclusive`).
+//!
+//! # Context: handler; what opens the context: control plane
 
 use super::budget;
 use crate::sys::Errno;

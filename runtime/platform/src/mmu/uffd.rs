@@ -3,6 +3,8 @@
 //! Features belong to a context, so there are at most three in a process: *async* (SIGBUS; the kernel notes first
 //! stores), *sync* (SIGBUS; first stores fault) and *monitor* (messages). They are opened at first use and closed when
 //! the last runtime goes.
+//!
+//! # Context: handler; what opens and closes contexts: control plane
 
 use super::budget;
 use crate::staging;

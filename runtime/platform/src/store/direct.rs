@@ -10,6 +10,8 @@
 //! computes something over the block first, the two do not agree, and the block cannot be read again. Linux makes writers
 //! wait (`folio_wait_stable`); ours do not fault, and so they cannot. Where no buffer is free the pages go through the
 //! kernel's cache, which copies them too.
+//!
+//! # Context: handler, as far as a store that waits for a device may be called there; opening: control plane
 
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::{PageMut, PageRef, StoreError};

@@ -26,6 +26,8 @@
 //! no place for its pages and fails (`Refused`). Who calls it waits before for reads of which a part is in place
 //! (`may_be_stored_to`). Pages that were published after their mapping went are forgotten by the
 //! next `enter`.
+//!
+//! # Context: handler; `enter` and `leave`: control plane
 
 use super::Store;
 use super::blocks::Blocks;

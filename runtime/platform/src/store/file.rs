@@ -2,6 +2,8 @@
 //!
 //! Reads are sendfile(2) or pread(2), writes pwrite(2) from the cache's own pages, or both past the kernel's page cache
 //! ([`FileStore::direct`]).
+//!
+//! # Context: a filler; a handler, if the store was said to be handler-safe. Opening: control plane
 
 use super::direct::DirectFile;
 use super::{HandlerStore, PageMut, PageRef, Store, StoreError};

@@ -2,6 +2,8 @@
 //!
 //! A [`Store`] is called by a filler thread and may do what it likes. A [`HandlerStore`] promises to be callable in a
 //! signal handler and is then called in the faulting thread: no thread switch, but also no deadline.
+//!
+//! # Context: a filler ([`Store`]); a handler ([`HandlerStore`], and what the pages offer)
 
 pub mod blocks;
 pub mod bounce;

@@ -1,4 +1,6 @@
 //! An object's `AddressSpaceOps`: its range of the cache's memory, and its store.
+//!
+//! # Context: handler, unless the store is for fillers
 
 use super::blocks::Blocks;
 use super::bounce::{self, BUFFER_BYTES, Buffer};

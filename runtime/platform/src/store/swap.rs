@@ -23,6 +23,8 @@
 //! ```
 //!
 //! Every change of a word raises the generation in its upper bits, so a word that looks unchanged is unchanged.
+//!
+//! # Context: a filler, or a thread outside of sections: a slot's file may wait
 
 use super::swapfile::{SwapFile, Words};
 use super::{HandlerStore, PageMut, PageRef, Store, StoreError};

@@ -5,6 +5,8 @@
 //! them, and whoever is about to change a file by number looks first whether the number still names it: a device and an
 //! inode say so. Between the look and the call another thread may still close and open; that window, of one system call,
 //! stays.
+//!
+//! # Context: control plane; what only looks a number up or reads: handler
 
 use super::file::Status;
 use super::syscall::{Errno, syscall6};

@@ -1,4 +1,6 @@
 //! Descriptors: pread(2), pwrite(2), ftruncate(2), close(2), poll(2) and the small rest.
+//!
+//! # Context: handler; a read or a write waits for as long as the file lets it
 
 use super::syscall::{Errno, syscall6};
 use super::text;

@@ -1,4 +1,6 @@
 //! futex(2): sleeping on the low half of a state word.
+//!
+//! # Context: handler
 
 use super::syscall::{Errno, syscall6};
 use core::sync::atomic::AtomicU32;

@@ -1,4 +1,6 @@
 //! Address space: mmap(2), mprotect(2), madvise(2), memfd_create(2), fallocate(2).
+//!
+//! # Context: handler; what maps for good: control plane
 
 use super::syscall::{Errno, syscall6};
 use core::ffi::CStr;

@@ -1,4 +1,6 @@
-//! Memory that the kernel does not reclaim: mlock(2), and what limits it. Control plane.
+//! Memory that the kernel does not reclaim: mlock(2), and what limits it.
+//!
+//! # Context: control plane
 
 use super::syscall::{Errno, syscall6};
 

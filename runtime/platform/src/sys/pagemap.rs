@@ -10,6 +10,8 @@
 //! The program may close the file by its number and open another: then most requests fail, but the same file of another
 //! process (a supervisor's, say) answers, of that one's memory. An answer is believed only if the number names our file when
 //! it has come; else the file is taken back from the thread that keeps it, or opened anew, and asked again.
+//!
+//! # Context: handler; opening: control plane
 
 use super::fd;
 use super::syscall::{Errno, syscall6};

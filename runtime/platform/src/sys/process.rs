@@ -1,4 +1,6 @@
 //! The end of the process: atexit(3).
+//!
+//! # Context: control plane
 
 use super::syscall::Errno;
 

@@ -1,4 +1,6 @@
 //! Random numbers from the kernel: getrandom(2).
+//!
+//! # Context: control plane
 
 use super::syscall::{Errno, syscall6};
 

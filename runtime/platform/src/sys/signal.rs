@@ -2,6 +2,8 @@
 //!
 //! sigaction(2), rt_sigprocmask(2), rt_sigreturn(2). The kernel's own structures are used (`struct kernel_sigaction`
 //! has a 64-bit mask), because libc's wrapper hides signals 32 and 33 from masks.
+//!
+//! # Context: handler; dispositions: control plane
 
 use super::syscall::{Errno, syscall6};
 use core::arch::naked_asm;

@@ -1,4 +1,6 @@
 //! Who and when: thread identity, clocks, yielding.
+//!
+//! # Context: handler; affinity: control plane
 
 pub use super::current::thread_pointer;
 use super::syscall::{Errno, syscall6};

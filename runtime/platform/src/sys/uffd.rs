@@ -3,6 +3,8 @@
 //! `reference`: ioctl_userfaultfd(2), `include/uapi/linux/userfaultfd.h`. Two traps are settled here once: the *out*
 //! field of the fill ioctls holds a byte count **or** a negative error number and is meaningful only in some cases
 //! (casting it without a look loses both), and `EAGAIN` with a positive count means *partly done*, not *try again*.
+//!
+//! # Context: handler; opening and registering: control plane
 
 use super::fd::{self, Descriptor};
 use super::file;

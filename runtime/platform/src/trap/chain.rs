@@ -8,6 +8,8 @@
 //!   stack would overwrite us while we are on a walk stack (`stack` draws that). The host opens the signals of
 //!   instructions again where user code runs that may fault.
 //! - no `SA_RESTART`: synchronous signals restart nothing.
+//!
+//! # Context: control plane; passing a signal on: handler
 
 use crate::sys::signal::{
     self, BUS_ADRERR, EVERY_SIGNAL, Frame, KernelSigaction, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_SIGINFO,

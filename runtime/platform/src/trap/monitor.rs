@@ -3,6 +3,8 @@
 //! One thread serves every monitored arena, so it never waits for one page: what needs a store or a delegate goes to
 //! the helpers, and the access is kept in a list and looked at again when a helper has finished something. User code
 //! runs on this thread only if it is handler-safe.
+//!
+//! # Context: the monitor thread: as a handler, outside of signals
 
 use crate::bell;
 use crate::host::{self, Host};

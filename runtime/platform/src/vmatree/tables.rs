@@ -1,4 +1,6 @@
 //! The tables that numbers lead into, as long as there may be numbers, and open as far as there were any.
+//!
+//! # Context: handler (lookup); [`init`] and `open`: control plane, under the caller's lock
 
 use crate::sparse::Sparse;
 use crate::sys::Errno;
