@@ -70,6 +70,7 @@ pub enum Job {
 
 /// Announces (`true`) or retires a helper thread that calls [`next_job`].
 pub fn count_helper(alive: bool) {
+    // Release pairs with `submit`, `submit_telling` and `submit_writeback`: who counts on a helper finds its queues ready.
     if alive {
         HELPERS.fetch_add(1, Ordering::Release);
     } else {
@@ -82,11 +83,13 @@ static WATCHED: AtomicBool = AtomicBool::new(false);
 
 /// Has the monitor's bell rung when a job is done, or not.
 pub fn watch_jobs(yes: bool) {
+    // SeqCst pairs with `job_done`: who watches looks at what waits afterwards, and the bell rings or the job was done before.
     WATCHED.store(yes, Ordering::SeqCst);
 }
 
 /// Says that a job is done. Helpers call it after each.
 pub fn job_done() {
+    // SeqCst pairs with `watch_jobs`.
     if WATCHED.load(Ordering::SeqCst) {
         bell::ring();
     }
@@ -99,6 +102,7 @@ pub fn is_starved() -> bool {
         let [head, tail] = ends;
         head.load(Ordering::Relaxed) != tail.load(Ordering::Relaxed)
     };
+    // SeqCst pairs with `next_job`, which counts itself before it sleeps.
     SLEEPERS.load(Ordering::SeqCst) == 0 && (queued(&FILLS_ENDS) || queued(&TELLS_ENDS) || queued(&WRITES_ENDS))
 }
 
@@ -114,6 +118,7 @@ pub fn jobs_taken() -> u64 {
 
 /// Sleeps until work is submitted that no helper is free for, or `stop` is non-zero. For the thread that starts more.
 pub fn wait_for_starvation(stop: &AtomicU32) {
+    // SeqCst pairs with `cry_for_help`: a cry after this look moves the word. Acquire of `stop` pairs with `Pool::drop`.
     let seen = STARVED.load(Ordering::SeqCst);
     if stop.load(Ordering::Acquire) == 0 && !is_starved() {
         let _ = futex::wait_word(&STARVED, seen, u64::MAX);
@@ -123,6 +128,7 @@ pub fn wait_for_starvation(stop: &AtomicU32) {
 /// Takes the next job, sleeping until there is one or `stop` is non-zero.
 pub fn next_job(stop: &AtomicU32) -> Option<Job> {
     loop {
+        // SeqCst pairs with `ring`: work that comes after this look moves the bell.
         let bell = BELL.load(Ordering::SeqCst);
         let job = fills().pop().map(|w| Job::Fill(Claim::from_words(w)));
         let job = job.or_else(|| tells().pop().map(|w| Job::Tell(Telling::from_words(w))));
@@ -137,7 +143,7 @@ pub fn next_job(stop: &AtomicU32) -> Option<Job> {
         if stop.load(Ordering::Acquire) != 0 {
             return None;
         }
-        // SeqCst with ring(): either the submitter sees a sleeper, or the bell has moved and the wait returns.
+        // SeqCst pairs with `ring`: either the submitter sees a sleeper, or the bell has moved and the wait returns.
         SLEEPERS.fetch_add(1, Ordering::SeqCst);
         let _ = futex::wait_word(&BELL, bell, u64::MAX);
         SLEEPERS.fetch_sub(1, Ordering::SeqCst);
@@ -148,6 +154,7 @@ pub fn next_job(stop: &AtomicU32) -> Option<Job> {
 ///
 /// # Context: handler
 pub fn ring() {
+    // SeqCst pairs with `next_job`: see there.
     BELL.fetch_add(1, Ordering::SeqCst);
     if SLEEPERS.load(Ordering::SeqCst) != 0 {
         futex::wake_word(&BELL);
@@ -158,6 +165,7 @@ pub fn ring() {
 
 /// Wakes the thread that starts helpers.
 fn cry_for_help() {
+    // SeqCst pairs with `wait_for_starvation`.
     STARVED.fetch_add(1, Ordering::SeqCst);
     futex::wake_word(&STARVED);
 }
@@ -425,6 +433,7 @@ impl Park for Host {
         futex::wake_all(addr);
     }
     fn submit(&self, claim: Claim) -> Result<(), Claim> {
+        // Acquire pairs with `count_helper`.
         if HELPERS.load(Ordering::Acquire) == 0 {
             return Err(claim);
         }
@@ -436,6 +445,7 @@ impl Park for Host {
         HELPERS.load(Ordering::Relaxed) == 0 || is_starved()
     }
     fn submit_telling(&self, telling: Telling) -> Result<(), Telling> {
+        // Acquire pairs with `count_helper`.
         if HELPERS.load(Ordering::Acquire) == 0 {
             return Err(telling);
         }
@@ -444,6 +454,7 @@ impl Park for Host {
         Ok(())
     }
     fn submit_writeback(&self, claim: Claim) -> Result<(), Claim> {
+        // Acquire pairs with `count_helper`.
         if HELPERS.load(Ordering::Acquire) == 0 {
             return Err(claim);
         }

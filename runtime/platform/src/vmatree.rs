@@ -47,7 +47,8 @@ pub unsafe fn rmap_add(id: u32, which: Which, index: u32) {
     if let Some(next) = first.checked_sub(1).and_then(tables::link) {
         next.prev.store(index + 1, Ordering::Relaxed);
     }
-    // SeqCst: before the publication of the vma. Who finds a page unpinned after an install through it finds it here.
+    // SeqCst pairs with `for_each_vma`, and comes before the publication of the vma: who finds a page unpinned after an install
+    // through it finds it here.
     head.store(index + 1, Ordering::SeqCst);
 }
 
@@ -64,6 +65,7 @@ pub fn rmap_remove(id: u32, which: Which, index: u32) {
     if let Some(next) = next.checked_sub(1).and_then(tables::link) {
         next.prev.store(prev, Ordering::Relaxed);
     }
+    // SeqCst pairs with `for_each_vma`: an unpublication, before the loads of `synchronize`.
     match prev.checked_sub(1).and_then(tables::link) {
         Some(prev) => prev.next.store(next, Ordering::SeqCst),
         None => head.store(next, Ordering::SeqCst),
@@ -92,12 +94,14 @@ impl<'a> Lists<'a> {
 
 impl Rmap for Lists<'_> {
     fn mapping(&self, id: u32) -> Option<&Mapping<'_>> {
+        // SeqCst pairs with `publish_mapping`, after the section's entry.
         let ptr = mapping_entry(id)?.load(Ordering::SeqCst);
         // SAFETY: null, or published from a `&'static`; an object is freed only after it was withdrawn and the sections
         // that may have seen it have ended, ours among them.
         unsafe { ptr.as_ref() }
     }
     fn for_each_vma<'f>(&self, id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f)) {
+        // SeqCst pairs with `rmap_add` and `rmap_remove`, after the section's entry.
         let mut at = head(id, which).map_or(0, |h| h.load(Ordering::SeqCst));
         while let Some(index) = at.checked_sub(1) {
             let (Some(record), Some(link)) = (record(index), link(index)) else { return };
@@ -114,6 +118,7 @@ impl Rmap for Lists<'_> {
 #[inline]
 #[must_use]
 pub fn arena_of(address: usize) -> Option<u32> {
+    // SeqCst pairs with `publish_arena` and `withdraw_arena`.
     let slot = page_map::entry(address >> EXTENT_SHIFT)?.load(Ordering::SeqCst);
     slot.checked_sub(1)
 }
@@ -132,6 +137,7 @@ pub fn overlaps_arena(address: usize, len_bytes: usize) -> bool {
 #[must_use]
 pub fn arena_info(_inside: &Slot, slot: u32) -> Option<(Trap, &VmStat)> {
     let a = arena(slot)?;
+    // Acquire pairs with `publish_arena`: the other fields are there.
     let trap = match a.trap.load(Ordering::Acquire) {
         1 => Trap::Uffd,
         2 => Trap::Segv,
@@ -177,7 +183,8 @@ pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) -> Result<(), Errno> 
     a.granules.store(facts.granules.as_ptr().cast_mut(), Ordering::Relaxed);
     a.nr_granules.store(facts.granules.len(), Ordering::Relaxed);
     a.stat.store(core::ptr::from_ref(facts.stat).cast_mut(), Ordering::Relaxed);
-    // Release pairs with the Acquire of arena_info(): the other fields are there.
+    // Release pairs with `arena_info`, `each_arena` and `each_exposable`: the other fields are there. SeqCst of the entries pairs with
+    // `arena_of`.
     a.trap.store(facts.trap as u32, Ordering::Release);
     for g in (facts.base >> EXTENT_SHIFT)..((facts.base + facts.len_bytes) >> EXTENT_SHIFT) {
         if let Some(e) = page_map::entry(g) {
@@ -193,6 +200,7 @@ pub fn withdraw_arena(slot: u32) {
     let Some(a) = arena(slot) else { return };
     let base = a.base.load(Ordering::Relaxed);
     let nr = a.nr_granules.load(Ordering::Relaxed);
+    // SeqCst pairs with `arena_of`, before the loads of `synchronize`; Release below with `arena_info`, which finds no arena.
     for g in (base >> EXTENT_SHIFT)..(base >> EXTENT_SHIFT) + nr {
         if let Some(e) = page_map::entry(g) {
             e.store(0, Ordering::SeqCst);
@@ -210,6 +218,7 @@ pub fn withdraw_arena(slot: u32) {
 pub fn each_arena(trap: Trap, f: &mut dyn FnMut(usize, usize)) {
     for a in (0..SLOTS_USED.load(Ordering::Relaxed)).map_while(arena) {
         let len_bytes = a.nr_granules.load(Ordering::Relaxed) << EXTENT_SHIFT;
+        // Acquire pairs with `publish_arena`.
         if a.trap.load(Ordering::Acquire) == trap as u32 && len_bytes > 0 {
             f(a.base.load(Ordering::Relaxed), len_bytes);
         }
@@ -235,6 +244,7 @@ pub(crate) fn each_exposable(
     f: &mut dyn FnMut(&Vma<'_>, usize, usize),
 ) -> usize {
     let Some(a) = arena(slot) else { return 0 };
+    // Acquire pairs with `publish_arena`.
     if a.trap.load(Ordering::Acquire) != Trap::Segv as u32 {
         return 0;
     }
@@ -318,6 +328,7 @@ pub fn split_granule(slot: u32, address: usize, pool: &mut dyn SplitPool) -> Res
     let index = pool.get().ok_or(Errno::ENOMEM)?;
     let table = split(index).ok_or(Errno::ENOMEM)?;
     let code = u32::try_from(seen >> 1).unwrap_or(0);
+    // SeqCst pairs with `vma_index`: who reads the word finds the table filled.
     table.iter().for_each(|e| e.store(code, Ordering::SeqCst));
     word.store((u64::from(index) << 1) | SPLIT_BIT, Ordering::SeqCst);
     Ok(true)
@@ -340,7 +351,7 @@ pub unsafe fn join_granule(slot: u32, address: usize) -> Option<u32> {
     if table.iter().any(|e| e.load(Ordering::Relaxed) != code) {
         return None;
     }
-    // Who has read the old word reads the same code in the table.
+    // SeqCst pairs with `vma_index`: who has read the old word reads the same code in the table.
     word.store(u64::from(code) << 1, Ordering::SeqCst);
     Some(index)
 }
@@ -363,7 +374,7 @@ pub unsafe fn publish_range(slot: u32, start: usize, end: usize, index: Option<u
         let table = if seen & SPLIT_BIT == 0 { None } else { split(u32::try_from(seen >> 1).unwrap_or(0)) };
         let pages = (at - granule_start) >> PAGE_SHIFT..(next - granule_start) >> PAGE_SHIFT;
         debug_assert!(table.is_some() || pages.len() == EXTENT_PAGES, "a granule that is cut has no split table");
-        // SeqCst: an unpublication, before the loads of synchronize().
+        // SeqCst pairs with `vma_index`: an unpublication, before the loads of `synchronize`.
         match table {
             Some(table) => table.iter().take(pages.end).skip(pages.start).for_each(|e| e.store(code, Ordering::SeqCst)),
             None => word.store(u64::from(code) << 1, Ordering::SeqCst),
@@ -375,8 +386,7 @@ pub unsafe fn publish_range(slot: u32, start: usize, end: usize, index: Option<u
 /// Publishes an object under its number, or withdraws it (`None`; every user is gone then). Control plane.
 pub fn publish_mapping(id: u32, mapping: Option<&'static Mapping<'static>>) {
     if let Some(e) = mapping_entry(id) {
-        // Release pairs with the Acquire of mapping().
-        // SeqCst: a withdrawal, before the loads of synchronize().
+        // SeqCst pairs with `vmatree::mapping` and `Lists::mapping`: a withdrawal, before the loads of `synchronize`.
         e.store(mapping.map_or(core::ptr::null_mut(), |m| core::ptr::from_ref(m).cast_mut()), Ordering::SeqCst);
     }
 }
@@ -385,12 +395,14 @@ pub fn publish_mapping(id: u32, mapping: Option<&'static Mapping<'static>>) {
 pub fn publish_delegation(id: u32, delegation: Option<&'static Delegation<'static>>) {
     if let Some(e) = delegation_entry(id) {
         let ptr = delegation.map_or(core::ptr::null_mut(), |d| core::ptr::from_ref(d).cast_mut());
+        // Release pairs with `vmatree::delegation`.
         e.store(ptr, Ordering::Release);
     }
 }
 
 /// Returns the object with this number. The caller holds a claim on it, which keeps it alive.
 pub(crate) fn mapping(id: u32) -> Option<&'static Mapping<'static>> {
+    // Acquire pairs with `publish_mapping`.
     let ptr = mapping_entry(id)?.load(Ordering::Acquire);
     // SAFETY: null, or published from a `&'static`; the claim the caller holds (`users` > 0) keeps the object from
     // being withdrawn and freed.
@@ -399,6 +411,7 @@ pub(crate) fn mapping(id: u32) -> Option<&'static Mapping<'static>> {
 
 /// Returns the delegation with this number. The caller holds a telling of it.
 pub(crate) fn delegation(id: u32) -> Option<&'static Delegation<'static>> {
+    // Acquire pairs with `publish_delegation`.
     let ptr = delegation_entry(id)?.load(Ordering::Acquire);
     // SAFETY: null, or published from a `&'static`; a delegation is withdrawn only when no page of it is `telling`.
     unsafe { ptr.as_ref() }
@@ -423,6 +436,7 @@ pub fn with_vma<R>(inside: &Slot, address: usize, f: impl FnOnce(&Vma<'_>) -> R)
 
 fn vma_index(address: usize) -> Option<u32> {
     let slot = arena_of(address)?;
+    // SeqCst pairs with `publish_range`, `split_granule` and `join_granule`, after the section's entry.
     let seen = granule(slot, address)?.load(Ordering::SeqCst);
     let value = u32::try_from(seen >> 1).unwrap_or(0);
     let code = if seen & SPLIT_BIT == 0 {

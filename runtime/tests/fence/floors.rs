@@ -27,7 +27,7 @@ pub(crate) const HOUSES: &[House] = &[
         elsewhere: &[("Scan", "cache/vmscan/huge.rs")],
         knots: &[("cache/vmscan/huge.rs", "cache/vmscan.rs")],
         contexts: true,
-        orderings: false,
+        orderings: true,
     },
     House {
         root: "runtime/platform/src/lib.rs",
@@ -43,7 +43,7 @@ pub(crate) const HOUSES: &[House] = &[
         ],
         elsewhere: &[("PageMut", "store/part.rs"), ("PageRef", "store/part.rs")],
         contexts: true,
-        orderings: false,
+        orderings: true,
         ..House::NONE
     },
     House {

@@ -167,13 +167,13 @@ impl Failures {
         let Some(slot) = self.slots.get(usize::try_from(ticket % NR_FAILURES as u64).unwrap_or(0)) else { return };
         let version = slot.version.load(Ordering::Relaxed);
         let odd = version.wrapping_add(1);
-        // Acquire: the words of the writer before come before ours.
+        // Acquire pairs with the Release below, of the `record` before: its words come before ours.
         if version & 1 != 0
             || slot.version.compare_exchange(version, odd, Ordering::Acquire, Ordering::Relaxed).is_err()
         {
             return;
         }
-        // Release, with the fence of read(): who reads a word of ours finds the odd version, or a later one.
+        // The fence pairs with `read_slot`: who reads a word of ours finds the odd version, or a later one.
         fence(Ordering::Release);
         let bytes = failure.label.as_bytes();
         let tail = bytes.get(bytes.len().saturating_sub(LABEL_BYTES)..).unwrap_or(&[]);
@@ -188,7 +188,7 @@ impl Failures {
             eight.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
             word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
         }
-        // Release pairs with the Acquire of read().
+        // Release pairs with `read_slot`.
         slot.version.store(odd.wrapping_add(1), Ordering::Release);
     }
 
@@ -203,6 +203,7 @@ const READS: usize = if cfg!(loom) { 2 } else { 100 };
 
 fn read_slot(slot: &Slot) -> Option<Record> {
     for _ in 0..READS {
+        // Acquire pairs with the last store of `record`.
         let version = slot.version.load(Ordering::Acquire);
         if version & 1 != 0 {
             continue;
@@ -230,7 +231,7 @@ fn read_slot(slot: &Slot) -> Option<Record> {
             label,
             label_len: usize::try_from(facts >> 32).unwrap_or(0),
         };
-        // Acquire, with the fence of record().
+        // The fence pairs with the one in `record`.
         fence(Ordering::Acquire);
         if slot.version.load(Ordering::Relaxed) == version {
             return Some(record);

@@ -166,7 +166,7 @@ impl<'g, const N: usize> Ring<'g, N> {
         let mut ticket = self.tail.load(Ordering::Relaxed);
         loop {
             let Some(cell) = self.cell(ticket) else { return Err(item) };
-            // Pairs with the Release in pop(): the consumer is done with the payload before we overwrite it.
+            // Acquire pairs with `pop`: the consumer is done with the payload before we overwrite it.
             let turn = cell.turn.load(Ordering::Acquire);
             if turn == ticket {
                 match self.tail.compare_exchange_weak(
@@ -179,7 +179,7 @@ impl<'g, const N: usize> Ring<'g, N> {
                         for (to, word) in cell.payload.iter().zip(item) {
                             to.store(word, Ordering::Relaxed);
                         }
-                        // Pairs with the Acquire in pop(): the payload is there when the turn says so.
+                        // Release pairs with `pop`: the payload is there when the turn says so.
                         cell.turn.store(ticket.wrapping_add(1), Ordering::Release);
                         return Ok(());
                     }
@@ -199,7 +199,7 @@ impl<'g, const N: usize> Ring<'g, N> {
         let mut ticket = self.head.load(Ordering::Relaxed);
         loop {
             let cell = self.cell(ticket)?;
-            // Pairs with the Release in push().
+            // Acquire pairs with `push`.
             let turn = cell.turn.load(Ordering::Acquire);
             let ready = ticket.wrapping_add(1);
             if turn == ready {
@@ -208,7 +208,7 @@ impl<'g, const N: usize> Ring<'g, N> {
                         let item = core::array::from_fn(|i| {
                             cell.payload.get(i).map_or(0, |word| word.load(Ordering::Relaxed))
                         });
-                        // Pairs with the Acquire in push(): one lap later the cell may be written again.
+                        // Release pairs with `push`: one lap later the cell may be written again.
                         cell.turn.store(ticket.wrapping_add(self.cells.len() as u64), Ordering::Release);
                         return Some(item);
                     }

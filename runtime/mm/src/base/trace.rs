@@ -113,6 +113,7 @@ mod armed {
 
     /// Stops the next thread that comes by, until [`disarm`].
     pub fn arm_gate(point: Point) {
+        // SeqCst pairs with `hit_slow`; speed is nothing here, and tests read counters beside it.
         if let Some(a) = action(point) {
             a.store(GATE, Ordering::SeqCst);
         }
@@ -120,6 +121,7 @@ mod armed {
 
     /// Delays every thread that comes by for `turns` turns of a spin loop.
     pub fn arm_spin(point: Point, turns: u32) {
+        // SeqCst pairs with `hit_slow`, as in `arm_gate`.
         if let Some(a) = action(point) {
             a.store(SPIN + u64::from(turns), Ordering::SeqCst);
         }
@@ -127,6 +129,7 @@ mod armed {
 
     /// Lets everybody pass, whoever is caught included.
     pub fn disarm(point: Point) {
+        // SeqCst pairs with `hit_slow`, which goes on.
         if let Some(a) = action(point) {
             a.store(OFF, Ordering::SeqCst);
         }
@@ -135,12 +138,14 @@ mod armed {
     /// Returns whether a thread stands at the gate.
     #[must_use]
     pub fn is_caught(point: Point) -> bool {
+        // SeqCst pairs with `hit_slow`: what the thread did before the gate is seen by who finds it caught.
         action(point).is_some_and(|a| a.load(Ordering::SeqCst) == CAUGHT)
     }
 
     /// Returns how often the point was passed while it was armed.
     #[must_use]
     pub fn hits(point: Point) -> u64 {
+        // SeqCst pairs with `hit_slow`.
         HITS.get(point as usize).map_or(0, |h| h.load(Ordering::SeqCst))
     }
 
@@ -156,6 +161,7 @@ mod armed {
 
     #[cold]
     fn hit_slow(point: Point, a: &AtomicU64) {
+        // SeqCst pairs with `is_caught`, `hits`, `arm_gate`, `arm_spin` and `disarm`.
         if let Some(h) = HITS.get(point as usize) {
             h.fetch_add(1, Ordering::SeqCst);
         }

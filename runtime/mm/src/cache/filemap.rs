@@ -302,7 +302,7 @@ pub fn hold(mapping: &Mapping<'_>, pgoff: u64) -> Claim {
 /// Spends a claim whose pages, if any, were left.
 pub fn release(mapping: &Mapping<'_>, claim: Claim) {
     debug_assert_eq!(claim.mapping_id(), mapping.id, "a claim is spent on its own object");
-    // Release: everything done under the claim happened before whoever waits for users = 0 (Acquire) goes on.
+    // Release pairs with `ObjectInner::drop`: everything done under the claim happened before whoever waits for users = 0 goes on.
     mapping.users.fetch_sub(1, Ordering::Release);
     drop(claim);
 }
@@ -428,7 +428,7 @@ fn publish(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to:
 }
 
 fn publish_waking(mapping: &Mapping<'_>, wake: &dyn Fn(usize), stripe: usize, from: u64, to: u64) {
-    // Pairs with the fence of i_size_write(): either we see the new end here, or truncate sees our claim and waits.
+    // The fence pairs with `i_size_write`: either we see the new end here, or truncate sees our claim and waits.
     fence(Ordering::SeqCst);
     let all = to;
     let to = all.min(mapping.nr_pages().max(from));

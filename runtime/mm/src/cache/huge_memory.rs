@@ -174,7 +174,8 @@ fn extent_words<'a>(vma: &'a Vma<'_>, pgoff: u64) -> &'a [FolioWord] {
 
 /// Reads the 512 words; where stores will go unseen, pins them and marks them dirty.
 fn all_uptodate(vma: &Vma<'_>, pgoff: u64) -> bool {
-    // The end of the object is read after native was counted: truncate lowers it first and demotes then.
+    // The end of the object is read after native was counted: truncate lowers it first and demotes then. Acquire pairs with
+    // `i_size_write`.
     let end = pgoff.saturating_add(EXTENT_PAGES as u64);
     if end << PAGE_SHIFT > vma.mapping.i_size.load(crate::sync::Ordering::Acquire) {
         return false;

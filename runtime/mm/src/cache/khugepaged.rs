@@ -90,7 +90,7 @@ pub fn collapse_chunk(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, first:
     }
     failpoint!(COLLAPSE_COUNTED);
     let end = first.saturating_add(CHUNK_PAGES) << PAGE_SHIFT;
-    // The end is read after native was counted, as in a promotion: truncate lowers it first.
+    // The end is read after native was counted, as in a promotion: truncate lowers it first. Acquire pairs with `i_size_write`.
     let mut result = if end > mapping.i_size.load(Ordering::Acquire) || !is_complete(mapping, first) {
         Collapse::Incomplete
     } else {

@@ -22,9 +22,9 @@ use crate::vmscan;
 
 /// Sets the end of the object; returns the old one. Growing needs nothing more.
 pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
-    // Release pairs with the Acquire of nr_pages(); the swap orders two truncates.
+    // Release pairs with `nr_pages`; the swap orders two truncates.
     let old = mapping.i_size.swap(len_bytes, Ordering::AcqRel);
-    // Pairs with the fence of publish(): whatever was claimed before is seen by the looks at the words that follow.
+    // The fence pairs with `publish_waking`: whatever was claimed before is seen by the looks at the words that follow.
     fence(Ordering::SeqCst);
     old
 }
@@ -32,6 +32,7 @@ pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
 /// Drops the pages past the end, up to page `old_pages`; returns how many are still pinned, being filled or counted
 /// native, and must be tried again.
 pub fn truncate_pagecache(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, old_pages: u64) -> u64 {
+    // Acquire pairs with `i_size_write`, our own or a later one.
     let from = pages_of(mapping.i_size.load(Ordering::Acquire));
     failpoint!(TRUNCATE_DROP);
     vmscan::discard_range(env, mapping, stripe, from, old_pages);

@@ -44,7 +44,7 @@ const RUN_MAX: u64 = EXTENT_PAGES as u64;
 /// Returns the bit that write-back sets now, when the store has the pages.
 #[must_use]
 pub fn unsynced_bit(mapping: &Mapping<'_>) -> u64 {
-    // A read-modify-write, AcqRel as that of begin_flush(): if it finds the old turn, that flush begins after the store was
+    // A read-modify-write, whose AcqRel pairs with `begin_flush`: if it finds the old turn, that flush begins after the store was
     // given the page, and covers it. A load might find the old turn late.
     let [a, b] = UNSYNCED;
     if mapping.flush_turn.fetch_add(0, Ordering::AcqRel) & 1 == 0 { a } else { b }
@@ -54,6 +54,7 @@ pub fn unsynced_bit(mapping: &Mapping<'_>) -> u64 {
 #[must_use]
 pub fn begin_flush(mapping: &Mapping<'_>) -> u64 {
     let [a, b] = UNSYNCED;
+    // AcqRel pairs with `unsynced_bit`: what found the turn before this was given to the store before.
     if mapping.flush_turn.fetch_add(1, Ordering::AcqRel) & 1 == 0 { a } else { b }
 }
 

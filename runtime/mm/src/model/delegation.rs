@@ -135,7 +135,7 @@ impl<'a> MinorFault<'a> {
         })?;
         // The page is untold here, so this mapping does not have it; another one might. Looked at only now: who maps the
         // object after this look finds the page `filling` and waits; who mapped it and installed the page before our CAS
-        // counted itself before that, and the CAS shows it.
+        // counted itself before that, and the CAS shows it. SeqCst pairs with `MapCount::new`.
         let alone = self.mapping.nr_maps.load(Ordering::SeqCst) <= 1;
         // Published also when `f` unwinds: a page that stayed `filling` would hold everybody up for ever.
         let set = if alone { DIRTY } else { 0 };
@@ -206,7 +206,7 @@ impl Delegation<'_> {
     pub fn begin(&self, index: usize) -> Telltale {
         let Some(word) = self.word(index) else { return Telltale::Told };
         let shift = (index % PER_WORD) * 2;
-        // Pairs with the Release of finish(): who sees `told` sees what the delegate wrote.
+        // Acquire pairs with `Delegation::finish`: who sees that it was told sees what the delegate wrote.
         let mut seen = word.load(Ordering::Acquire);
         loop {
             match (seen >> shift) & 3 {
@@ -226,6 +226,7 @@ impl Delegation<'_> {
     #[must_use]
     pub fn is_told(&self, index: usize) -> bool {
         let shift = (index % PER_WORD) * 2;
+        // Acquire pairs with `Delegation::finish`, as in `Delegation::begin`.
         self.word(index).is_none_or(|w| (w.load(Ordering::Acquire) >> shift) & 3 == TOLD)
     }
 
@@ -240,7 +241,7 @@ impl Delegation<'_> {
                 MinorVerdict::Delay => 0,
             };
         // Only the teller changes these two bits while they say `telling`, so flipping them is exact.
-        // Release pairs with the Acquire of begin().
+        // Release pairs with `Delegation::begin` and `is_told`.
         word.fetch_xor(flip << shift, Ordering::Release);
     }
 
@@ -250,7 +251,8 @@ impl Delegation<'_> {
         let shift = (index % PER_WORD) * 2;
         let mut seen = word.load(Ordering::Relaxed);
         while (seen >> shift) & 3 != TELLING {
-            // Fifteen other pages share the word: when one of them moved on, this one is still to be reset.
+            // Release pairs with `Delegation::begin`. Fifteen other pages share the word: when one of them moved on, this one is
+            // still to be reset.
             match word.compare_exchange_weak(seen, seen & !(3 << shift), Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => seen = now,

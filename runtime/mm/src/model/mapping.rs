@@ -122,7 +122,7 @@ impl Mapping<'_> {
     #[inline]
     #[must_use]
     pub fn nr_pages(&self) -> u64 {
-        // Pairs with the Release of truncate: who sees the old end may still map; truncate waits for them.
+        // Acquire pairs with `i_size_write`: who sees the old end may still map; truncate waits for them.
         pages_of(self.i_size.load(Ordering::Acquire))
     }
 
@@ -296,6 +296,7 @@ impl Mapping<'_> {
     /// Hence a flush first lets everybody know, then waits for the sections in which somebody may not have seen it.
     #[must_use]
     pub fn owes_flush(&self, seen: Folio) -> bool {
+        // SeqCst pairs with `Settled::new`, which waits for the sections that have not seen it.
         seen.is_unsynced() && (self.flushing.load(Ordering::SeqCst) != 0 || !self.a_ops.rereads_unflushed())
     }
 

@@ -133,7 +133,7 @@ impl<'g> CacheAccount<'g> {
     /// ```
     #[must_use]
     pub fn wants_kswapd(&self) -> bool {
-        // SeqCst with doze(): either we see it idle, or it sees our pages.
+        // SeqCst pairs with `doze`: either we see it idle, or it sees our pages.
         let full = self.nr_pages.load(Ordering::SeqCst) > low_watermark(self.limit());
         ((full && !self.has_given_up()) || self.lru.is_crowded()) && self.rouse()
     }
@@ -141,6 +141,7 @@ impl<'g> CacheAccount<'g> {
     /// The background reclaimer has looked at everything several times for nothing, and leaves it to faulting threads until
     /// pages are given back, by whomever, or the limit is another. Linux: `kswapd_failures`.
     pub fn give_up(&self) {
+        // SeqCst pairs with `has_given_up`, and with `progressed` of who gives pages back meanwhile.
         self.given_up.store(self.limit().saturating_add(1), Ordering::SeqCst);
     }
 
@@ -154,13 +155,14 @@ impl<'g> CacheAccount<'g> {
     /// ```
     #[must_use]
     pub fn has_given_up(&self) -> bool {
-        // SeqCst with doze() and progressed(), as for the pages.
+        // SeqCst pairs with `give_up` and `progressed`; between `doze` and the sleep it is looked at as the pages are.
         self.given_up.load(Ordering::SeqCst) == self.limit().saturating_add(1)
     }
 
     /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.
     #[must_use]
     pub fn rouse(&self) -> bool {
+        // SeqCst pairs with `doze`: it finds the bell moved, or we find it idle.
         if self.idle.load(Ordering::SeqCst) == 0 || self.idle.swap(0, Ordering::SeqCst) == 0 {
             return false;
         }
@@ -170,6 +172,7 @@ impl<'g> CacheAccount<'g> {
 
     /// The background reclaimer is about to sleep: returns what on, looked at before its last look at the pages.
     pub fn doze(&self) -> WaitKey {
+        // SeqCst pairs with `rouse` and `wants_kswapd`: the bell is read before we are idle, the pages are looked at afterwards.
         let seen = self.bell.load(Ordering::SeqCst);
         self.idle.store(1, Ordering::SeqCst);
         WaitKey { addr: self.bell_addr(), seen }
@@ -219,18 +222,20 @@ impl<'g> CacheAccount<'g> {
     /// Returns what the flusher sleeps on.
     #[must_use]
     pub fn flush_key(&self) -> WaitKey {
+        // SeqCst pairs with `ring_flusher`: what was wanted before the bell that is read here is seen by the round that follows.
         WaitKey { addr: core::ptr::from_ref(&self.flush_bell).addr(), seen: self.flush_bell.load(Ordering::SeqCst) }
     }
 
     /// Wants the flusher at once; returns the address to wake.
     pub fn ring_flusher(&self) -> usize {
+        // SeqCst pairs with `flush_key`: what the flusher is wanted for comes before the bell.
         self.flush_bell.fetch_add(1, Ordering::SeqCst);
         core::ptr::from_ref(&self.flush_bell).addr()
     }
 
     /// Begins a wait for pages to be given back, or write-back to end: returns what to sleep on.
     pub fn begin_wait(&self) -> WaitKey {
-        // SeqCst with end_of_work(): either it sees a waiter, or we sleep on what it has moved already.
+        // SeqCst pairs with `progressed`: either it sees a waiter, or we sleep on what it has moved already.
         self.waiters.fetch_add(1, Ordering::SeqCst);
         WaitKey { addr: core::ptr::from_ref(&self.progress).addr(), seen: self.progress.load(Ordering::SeqCst) }
     }
@@ -243,12 +248,14 @@ impl<'g> CacheAccount<'g> {
 
     /// Ends a wait.
     pub fn end_wait(&self) {
+        // SeqCst pairs with `progressed`, as in `begin_wait`; one that still counts us wakes nobody.
         self.waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Returns the address to wake if anybody waits for progress.
     #[must_use]
     pub fn progressed(&self) -> Option<usize> {
+        // SeqCst pairs with `begin_wait` (we see a waiter, or it sees progress), and with `has_given_up`.
         if self.given_up.load(Ordering::Relaxed) != 0 {
             self.given_up.store(0, Ordering::SeqCst);
         }

@@ -72,7 +72,7 @@ impl<'g> Fifo<'g> {
         }
         let old = usize::try_from(before).unwrap_or(usize::MAX).saturating_add(1);
         for cell in self.cells.iter().take(old) {
-            // Acquire and the Release in push(): as if it had been popped.
+            // Acquire pairs with `Fifo::push`: as if it had been popped.
             let item = cell.swap(0, Ordering::Acquire);
             // There is room: the queue has at least doubled.
             if item != 0 && !self.push(item) {
@@ -94,7 +94,7 @@ impl<'g> Fifo<'g> {
                 return false;
             }
             let Some(cell) = self.cell(tail) else { return false };
-            // Release pairs with the Acquire of pop(): what was done to the page before comes before what reclaim does.
+            // Release pairs with `Fifo::pop`: what was done to the page before comes before what reclaim does.
             let won = cell.compare_exchange(0, item, Ordering::Release, Ordering::Relaxed).is_ok();
             let _ = self.tail.compare_exchange(tail, tail.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
             if won {
@@ -112,6 +112,7 @@ impl<'g> Fifo<'g> {
             }
             let cell = self.cell(head)?;
             let seen = cell.load(Ordering::Relaxed);
+            // Acquire pairs with `Fifo::push`.
             let won = seen != 0 && cell.compare_exchange(seen, 0, Ordering::Acquire, Ordering::Relaxed).is_ok();
             let _ = self.head.compare_exchange(head, head.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed);
             if won {

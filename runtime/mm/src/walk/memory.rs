@@ -57,13 +57,15 @@ pub fn handle_mm_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
 static CHANGES: AtomicU32 = AtomicU32::new(0);
 
 fn wait_for_change() -> WaitKey {
-    // Read inside the section, in which the exchange was seen under way: it ends later, and moves the word.
+    // Read inside the section, in which the exchange was seen under way: it ends later, and moves the word. SeqCst pairs with
+    // `end_change`.
     WaitKey { addr: CHANGES.as_ptr() as usize, seen: CHANGES.load(Ordering::SeqCst) }
 }
 
 /// Says that an exchange of mappings is over; returns the address that is to be woken. Control plane.
 pub fn end_change() -> usize {
-    // SeqCst: after the publication of what is there now. Who loads the new number sees that, too.
+    // SeqCst pairs with `wait_for_change`, and comes after the publication of what is there now: who loads the new number sees
+    // that, too.
     CHANGES.fetch_add(1, Ordering::SeqCst);
     CHANGES.as_ptr() as usize
 }

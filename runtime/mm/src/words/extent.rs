@@ -59,7 +59,8 @@ impl ChunkWord {
         loop {
             let Some(next) = f(seen) else { return false };
             // AcqRel: a promoter that finds evicting = 0 must see the words as the last evictor left them, and an
-            // evictor that finds native = 0 must see the range registered again; each pairs with the other's put.
+            // evictor that finds native = 0 must see the range registered again: each pairs with the other's count going down,
+            // `put_native` and `put_evict`.
             match self.0.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => seen = now,
@@ -108,7 +109,7 @@ impl ChunkWord {
     pub fn begin_collapse(&self) -> bool {
         let busy = EVICTING_MASK | COLLAPSING | HUGE;
         let won = self.update(|w| (w & busy == 0 && w & NATIVE_MASK != NATIVE_MASK).then(|| (w + NATIVE) | COLLAPSING));
-        // SeqCst with count_user_pin() and is_collapsing(): the collapser sees the pin, or who pins sees the collapser.
+        // SeqCst pairs with `count_user_pin` and `is_collapsing`: the collapser sees the pin, or who pins sees the collapser.
         fence(Ordering::SeqCst);
         won
     }
@@ -121,6 +122,7 @@ impl ChunkWord {
     /// Returns whether a collapse is under way: who has counted a pin waits until it is not, and faults in then.
     #[must_use]
     pub fn is_collapsing(&self) -> bool {
+        // SeqCst pairs with `begin_collapse`, and comes after the caller's `count_user_pin`.
         self.0.load(Ordering::SeqCst) & COLLAPSING != 0
     }
 
@@ -128,6 +130,7 @@ impl ChunkWord {
     #[inline]
     #[must_use]
     pub fn is_huge(&self) -> bool {
+        // Acquire pairs with `ChunkWord::update`, by which the chunk became huge: its words were finished before.
         self.0.load(Ordering::Acquire) & HUGE != 0
     }
 
@@ -285,6 +288,7 @@ impl Extent {
 
     /// Counts a program's pin in (`true`) or out. Who counts in waits for the sections that may have looked before.
     pub fn count_user_pin(&self, more: bool) {
+        // SeqCst pairs with `user_pins` and `begin_collapse`: who takes pages away sees the pin, or who pins sees that.
         if more {
             self.user_pins.fetch_add(1, Ordering::SeqCst);
         } else {
@@ -295,6 +299,7 @@ impl Extent {
     /// Returns how many pins of programs touch the extent.
     #[must_use]
     pub fn user_pins(&self) -> u64 {
+        // SeqCst pairs with `count_user_pin`.
         self.user_pins.load(Ordering::SeqCst)
     }
 
@@ -302,7 +307,7 @@ impl Extent {
     #[inline]
     #[must_use]
     pub fn state(&self) -> ExtentState {
-        // Pairs with the Release of finish(): who sees `native` sees the chunk counted.
+        // Acquire pairs with `Extent::finish`: who sees the native state sees the chunk counted.
         ExtentState::of(self.word.load(Ordering::Acquire))
     }
 
@@ -312,6 +317,7 @@ impl Extent {
         let mut seen = self.word.load(Ordering::Relaxed);
         while ExtentState::of(seen) == from {
             let next = (seen & !STATE_MASK) | ExtentState::Changing.code();
+            // AcqRel pairs with `Extent::finish` of who changed it before, and with `state` of who looks meanwhile.
             match self.word.compare_exchange_weak(seen, next, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => return true,
                 // A fault may have doubled its window, in the same word: that is nobody's turn.
@@ -323,7 +329,7 @@ impl Extent {
 
     /// changing -> `to`, by who called [`Extent::begin`]. The fault-around window starts anew.
     pub fn finish(&self, to: ExtentState) {
-        // Pairs with the Acquire of state() and begin(). The state is ours; a fault may double its window meanwhile.
+        // Release pairs with `Extent::state` and `Extent::begin`. The state is ours; a fault may double its window meanwhile.
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
             let next = (seen & UNKNOWN) | to.code();
@@ -337,7 +343,8 @@ impl Extent {
     /// Notes that the maybe-mapped bits do not name everything that was mapped: see [`Extent`]. Before the bits are cleared,
     /// or the state says `trapped`.
     pub fn mark_unknown(&self) {
-        // Release: who sees bits that were cleared afterwards, or the state, sees the mark (by the Acquire in state()).
+        // Release pairs with `Extent::state` and `maybe_mapped`: who sees the state, or bits that were cleared afterwards, sees the
+        // mark.
         self.word.fetch_or(UNKNOWN, Ordering::Release);
     }
 
@@ -351,7 +358,7 @@ impl Extent {
     /// To be asked after the look at the entry.
     #[must_use]
     pub fn is_untouched(&self, index: usize) -> bool {
-        // Pairs with the fence of note_install(), by the entry itself: who finds what became of an install, as nothing, finds
+        // The fence pairs with `note_install`, by the entry itself: who finds what became of an install, as nothing, finds
         // what was noted before it.
         fence(Ordering::Acquire);
         !self.maybe_mapped(index) && self.is_known()
@@ -360,6 +367,7 @@ impl Extent {
     /// The same of all pages `index..index + nr`, as far as they lie in the extent.
     #[must_use]
     pub fn are_untouched(&self, index: usize, nr: usize) -> bool {
+        // The fence pairs with `note_install`, as in `is_untouched`; the loads below with `note_zapped`.
         fence(Ordering::Acquire);
         let clear = core::cell::Cell::new(true);
         self.each_word(index, nr, |w, bits| clear.set(clear.get() && w.load(Ordering::Acquire) & bits == 0));
@@ -368,6 +376,7 @@ impl Extent {
 
     /// After the bits: who clears them because they are void has marked the extent before.
     fn is_known(&self) -> bool {
+        // Acquire pairs with `mark_unknown` and `Extent::finish`.
         let word = self.word.load(Ordering::Acquire);
         ExtentState::of(word) == ExtentState::Trapped && word & UNKNOWN == 0
     }
@@ -396,7 +405,7 @@ impl Extent {
     #[inline]
     #[must_use]
     pub fn maybe_mapped(&self, index: usize) -> bool {
-        // Pairs with the Release of note_zapped(): who finds it cleared sees the mark of who cleared it.
+        // Acquire pairs with `note_zapped`: who finds it cleared sees the mark of who cleared it.
         self.mapped.get(index / 64).is_some_and(|w| w.load(Ordering::Acquire) & (1 << (index % 64)) != 0)
     }
 
@@ -413,12 +422,13 @@ impl Extent {
     /// As [`Extent::note_mapped`], before an install whose outcome the host may undo: see [`Extent`].
     pub fn note_install(&self, index: usize, nr: usize) {
         self.note_mapped(index, nr);
-        // Pairs with the fence of is_untouched().
+        // The fence pairs with `is_untouched` and `are_untouched`.
         fence(Ordering::Release);
     }
 
     /// Notes that pages `index..index + nr` were zapped.
     pub fn note_zapped(&self, index: usize, nr: usize) {
+        // Release pairs with `maybe_mapped`: the zap, and the mark, come before the clear bit.
         self.each_word(index, nr, |w, bits| {
             w.fetch_and(!bits, Ordering::Release);
         });

@@ -251,7 +251,7 @@ impl FolioWord {
     #[inline]
     #[must_use]
     pub fn load(&self) -> Folio {
-        // Pairs with the Release of publish(): who sees `uptodate` sees the bytes.
+        // Acquire pairs with `FolioWord::update`, by which a page is published: who sees that it is uptodate sees its bytes.
         Folio(self.0.load(Ordering::Acquire))
     }
 
@@ -259,7 +259,7 @@ impl FolioWord {
     /// caller did before.
     #[must_use]
     pub fn load_latest(&self) -> Folio {
-        // AcqRel, and adding nothing: it stands in the order of all changes of the word.
+        // AcqRel pairs with `FolioWord::update`; it adds nothing, and stands in the order of all changes of the word.
         Folio(self.0.fetch_or(0, Ordering::AcqRel))
     }
 
@@ -279,8 +279,8 @@ impl FolioWord {
         let mut seen = self.load();
         loop {
             let Some(next) = f(seen) else { return Err(seen) };
-            // Release: what the caller did to the page happened before the state says so (pairs with load()).
-            // Acquire: what the former owner did is visible to the new one (pairs with the Release of unpin()).
+            // Release pairs with `FolioWord::load`: what the caller did to the page happened before the state says so.
+            // Acquire pairs with `unpin`, and with this function: what the former owner did is visible to the new one.
             match self.0.compare_exchange_weak(seen.0, next, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Ok(seen),
                 Err(now) => seen = Folio(now),
@@ -397,7 +397,7 @@ impl FolioWord {
     /// Drops a pin.
     #[inline]
     pub fn unpin(&self) {
-        // Pairs with the Acquire of the CASes that require pins = 0: they come after everything done under the pin.
+        // Release pairs with `FolioWord::update`: the changes that require pins = 0 come after everything done under the pin.
         let before = self.0.fetch_sub(PIN, Ordering::Release);
         debug_assert!(Folio(before).pins() > 0, "unpin without a pin");
     }

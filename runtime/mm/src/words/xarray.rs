@@ -47,7 +47,7 @@ impl<'g> Nodes<'g> {
     #[inline]
     #[must_use]
     pub fn has(&self, chunk: usize) -> bool {
-        // SeqCst with insert() and remove(): who walks sees every node that was made before it began.
+        // SeqCst pairs with `Nodes::insert` and `Nodes::remove`: who walks sees every node that was made before it began.
         self.word(chunk).is_some_and(|w| w.load(Ordering::SeqCst) & (1 << (chunk % BITS)) != 0)
     }
 
@@ -55,7 +55,7 @@ impl<'g> Nodes<'g> {
     #[inline]
     pub fn insert(&self, pgoff: u64) {
         let chunk = pgoff_index(chunk_of(pgoff));
-        // SeqCst with the fence of remove(): see the module.
+        // The fence pairs with `Nodes::remove`: see the module.
         fence(Ordering::SeqCst);
         if !self.has(chunk)
             && let Some(word) = self.word(chunk)
@@ -67,10 +67,11 @@ impl<'g> Nodes<'g> {
     /// Takes the chunk's node away. The caller keeps walkers out, and looks at the words afterwards: if one is in use, it
     /// calls [`Nodes::insert`].
     pub fn remove(&self, chunk: usize) {
+        // SeqCst pairs with `has`, and the fence below with `Nodes::insert`.
         if let Some(word) = self.word(chunk) {
             word.fetch_and(!(1 << (chunk % BITS)), Ordering::SeqCst);
         }
-        // SeqCst with the fence of insert(): see the module.
+        // Before the caller's look at the words: see the module.
         fence(Ordering::SeqCst);
     }
 
@@ -78,7 +79,7 @@ impl<'g> Nodes<'g> {
     fn next(&self, chunk: usize, end: usize) -> Option<usize> {
         let mut at = chunk;
         while at < end {
-            // SeqCst as in has().
+            // SeqCst pairs with `Nodes::insert` and `Nodes::remove`, as in `has`.
             let bits = self.word(at)?.load(Ordering::SeqCst) >> (at % BITS);
             if bits != 0 {
                 let found = at + bits.trailing_zeros() as usize;

@@ -25,7 +25,7 @@ pub fn with_batch(f: &mut dyn FnMut(&mut Batch)) -> bool {
         if free as usize >= NR_BATCHES {
             return false;
         }
-        // Acquire pairs with the Release of Used's drop: the last user is done with it.
+        // Acquire pairs with `Used::drop`: the last user is done with it.
         match USED.compare_exchange_weak(seen, seen | (1 << free), Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => break free,
             Err(now) => seen = now,
@@ -43,6 +43,7 @@ struct Used(u32);
 
 impl Drop for Used {
     fn drop(&mut self) {
+        // Release pairs with `with_batch`.
         USED.fetch_and(!(1 << self.0), Ordering::Release);
     }
 }

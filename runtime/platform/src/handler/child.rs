@@ -28,7 +28,7 @@ pub fn init() -> Result<(), Errno> {
         return Err(e);
     }
     word(page).store(ALIVE, Ordering::Relaxed);
-    // Release: who sees the page sees the word in it (pairs with in_child()).
+    // Release pairs with `in_child`: who sees the page sees the word in it.
     PAGE.store(page, Ordering::Release);
     Ok(())
 }
@@ -42,6 +42,7 @@ fn word(page: usize) -> &'static AtomicU64 {
 #[inline]
 #[must_use]
 pub fn in_child() -> bool {
+    // Acquire pairs with `child::init`.
     let page = PAGE.load(Ordering::Acquire);
     page != 0 && word(page).load(Ordering::Relaxed) != ALIVE
 }

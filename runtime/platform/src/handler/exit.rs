@@ -74,13 +74,14 @@ impl Seat {
             IS_REGISTERED.store(0, Ordering::Relaxed);
             return Err(e);
         }
+        // Acquire pairs with `Seat::drop`: the last one's words are written no more.
         let free = |p: &&Place| p.taken.compare_exchange(0, 2, Ordering::Acquire, Ordering::Relaxed).is_ok();
         let place = PLACES.iter().find(free).ok_or(Errno::EBUSY)?;
         place.bell.store(bell, Ordering::Relaxed);
         place.wait_ms.store(wait_ms, Ordering::Relaxed);
         place.tid.store(0, Ordering::Relaxed);
         place.done.store(place.wanted.load(Ordering::Relaxed), Ordering::Relaxed);
-        // Release pairs with the Acquire in owes(): who sees the seat taken sees whose it is.
+        // Release pairs with `write_back_at_exit`: who sees the seat taken sees whose it is.
         place.taken.store(1, Ordering::Release);
         Ok(Self(place))
     }
@@ -93,13 +94,14 @@ impl Seat {
     /// Returns the round that is wanted, if there is one that was not made.
     #[must_use]
     pub fn wanted(&self) -> Option<u32> {
-        // Acquire pairs with the Release in want(): what was stored before is seen by who writes.
+        // Acquire pairs with `want`: what was stored before is seen by who writes.
         let wanted = self.0.wanted.load(Ordering::Acquire);
         (wanted != self.0.done.load(Ordering::Relaxed)).then_some(wanted)
     }
 
     /// Says that everything was written that was stored before `round` was wanted.
     pub fn made(&self, round: u32) {
+        // Release pairs with `is_behind`: what was written is written when the round counts as made.
         self.0.done.store(round, Ordering::Release);
         progress();
     }
@@ -122,30 +124,33 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        // Release pairs with the Acquire of take(): the next one's are the only words here.
+        // Release pairs with `Seat::take`: the next one's are the only words here.
         self.0.taken.store(0, Ordering::Release);
         progress();
     }
 }
 
 fn progress() {
+    // Release pairs with `nap`: what has moved is seen by who finds this moved.
     PROGRESS.fetch_add(1, Ordering::Release);
     futex::wake_all(core::ptr::from_ref(&PROGRESS).addr());
 }
 
 /// Asks for a round; returns its number.
 fn want(place: &Place) -> u32 {
-    // Release pairs with the Acquire in wanted().
+    // Release pairs with `Seat::wanted`.
     place.wanted.fetch_add(1, Ordering::Release).wrapping_add(1)
 }
 
 /// Returns whether `round` was not made yet. Rounds are numbered round the clock.
 fn is_behind(place: &Place, round: u32) -> bool {
+    // Acquire pairs with `Seat::made`.
     place.done.load(Ordering::Acquire).wrapping_sub(round).cast_signed() < 0
 }
 
 /// Wakes the flusher of a seat, and sleeps until some round was made, for at most [`NAP_NS`].
 fn nap(place: &Place, left_ns: u64) {
+    // Acquire pairs with `progress`: a round that is made after this look moves the word, and the sleep returns.
     let seen = PROGRESS.load(Ordering::Acquire);
     futex::wake_all(place.bell.load(Ordering::Relaxed));
     let _ = futex::wait(core::ptr::from_ref(&PROGRESS).addr(), seen, left_ns.min(NAP_NS));
@@ -160,6 +165,7 @@ extern "C" fn write_back_at_exit() {
         return;
     }
     let me = thread::gettid();
+    // Acquire pairs with `Seat::take`.
     let is_asked = |p: &&Place| {
         p.taken.load(Ordering::Acquire) == 1
             && p.wait_ms.load(Ordering::Relaxed) > 0

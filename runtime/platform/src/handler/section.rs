@@ -155,7 +155,7 @@ impl Slot {
     /// Runs `f` inside a section.
     #[inline]
     pub fn section<R>(&self, f: impl FnOnce() -> R) -> R {
-        // SeqCst: before the loads of published entries in `f`; see the module's drawing.
+        // SeqCst pairs with `synchronize`. It comes before the loads of published entries: see the module's drawing.
         let before = self.word.fetch_or(SECTION, Ordering::SeqCst);
         let _leave = Leave { word: self.word, before };
         f()
@@ -180,7 +180,7 @@ impl Drop for Leave {
     fn drop(&mut self) {
         // The number moves, so that a waiting unmapper sees a change even if this thread enters again at once.
         let next = self.before.wrapping_add(1 << NUMBER_SHIFT);
-        // Release pairs with the SeqCst loads of synchronize(): what the section did has happened.
+        // Release pairs with `synchronize`: what the section did has happened.
         self.word.store(next, Ordering::Release);
     }
 }
@@ -188,6 +188,7 @@ impl Drop for Leave {
 impl Drop for Slot {
     fn drop(&mut self) {
         let number = self.word.load(Ordering::Relaxed) >> NUMBER_SHIFT << NUMBER_SHIFT;
+        // Release pairs with `synchronize`, as that of `Leave::drop`.
         self.word.store((self.outer & !(!0 << NUMBER_SHIFT)) | number, Ordering::Release);
     }
 }
@@ -198,6 +199,8 @@ impl Drop for Slot {
 pub fn synchronize() {
     for bucket in &WORDS {
         for word in &bucket.0 {
+            // SeqCst pairs with `Slot::section`, `Leave::drop` and `Slot::drop`: we see the section, or it sees what was
+            // unpublished; and what it did has happened when its word has changed.
             let seen = word.load(Ordering::SeqCst);
             let mut spins = 0u32;
             while seen & SECTION != 0 && word.load(Ordering::SeqCst) == seen {

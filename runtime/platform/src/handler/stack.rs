@@ -83,7 +83,7 @@ pub fn init() -> Result<(), Errno> {
         let _ = unsafe { mem::munmap(base, len_bytes) };
         return Err(e);
     }
-    // Release: the handlers that read it are installed later, by a system call.
+    // Release pairs with `on_signal`, whose instructions read it; it is installed later, by a system call.
     BASE.store(base, Ordering::Release);
     Ok(())
 }
@@ -109,7 +109,7 @@ pub fn nr_busy() -> usize {
 pub fn take_all(taken: &mut [bool; NR_STACKS], take: bool) {
     for (busy, mine) in BUSY.iter().zip(taken) {
         if take && !*mine {
-            // Acquire, and Release below, as the entry's instructions.
+            // Acquire, and Release below, pair with `on_signal`, whose instructions do the same.
             *mine = busy.0.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
         } else if !take && core::mem::take(mine) {
             busy.0.store(0, Ordering::Release);

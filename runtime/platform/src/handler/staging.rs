@@ -18,6 +18,7 @@ static USED: AtomicU64 = AtomicU64::new(0);
 /// The kernel's.
 pub fn init() -> Result<(), Errno> {
     if BASE.load(Ordering::Relaxed) == 0 {
+        // Release pairs with `get` and `address`: who sees the address may use the pages.
         BASE.store(mem::map_zeroed(NR_PAGES * PAGE_SIZE)?, Ordering::Release);
     }
     Ok(())
@@ -25,6 +26,7 @@ pub fn init() -> Result<(), Errno> {
 
 /// Takes a page from the pool; `None`: all are in use, or there is no pool.
 pub fn get() -> Option<Staged> {
+    // Acquire pairs with `init`.
     if BASE.load(Ordering::Acquire) == 0 {
         return None;
     }
@@ -34,7 +36,7 @@ pub fn get() -> Option<Staged> {
         if free >= u64::BITS {
             return None;
         }
-        // Acquire pairs with the Release of put(): the last user is done with the bytes.
+        // Acquire pairs with `put`: the last user is done with the bytes.
         match USED.compare_exchange_weak(seen, seen | (1 << free), Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => return Some(Staged(free)),
             Err(now) => seen = now,
@@ -44,11 +46,13 @@ pub fn get() -> Option<Staged> {
 
 /// Gives a page back.
 pub fn put(staged: &Staged) {
+    // Release pairs with `get`.
     USED.fetch_and(!(1 << (staged.0 % u64::BITS)), Ordering::Release);
 }
 
 /// Returns the address of a page that the caller has taken.
 #[must_use]
 pub fn address(staged: &Staged) -> usize {
+    // Acquire pairs with `init`.
     BASE.load(Ordering::Acquire) + (staged.0 as usize % NR_PAGES) * PAGE_SIZE
 }

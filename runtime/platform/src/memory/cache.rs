@@ -68,7 +68,7 @@ impl Ports {
         loop {
             let index = seen.trailing_ones() as usize;
             let fd = *self.fds.get(index).filter(|_| index < self.nr)?;
-            // Acquire pairs with the Release of Port's drop: the last fill is done with the position.
+            // Acquire pairs with `Port::drop`: the last fill is done with the position.
             match self.lent.compare_exchange_weak(seen, seen | (1 << index), Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(Port { ports: self, index, fd }),
                 Err(now) => seen = now,
@@ -101,6 +101,7 @@ impl Port<'_> {
 
 impl Drop for Port<'_> {
     fn drop(&mut self) {
+        // Release pairs with `Ports::get`.
         self.ports.lent.fetch_and(!(1 << self.index), Ordering::Release);
     }
 }

@@ -252,7 +252,7 @@ impl Block {
             };
             let shift = run_of(!taken & fits, nr)?;
             let want = taken | mask_of(shift, nr);
-            // Acquire pairs with the Release of Slots' drop: the last holder is done with the bytes and the full bits.
+            // Acquire pairs with `Slots::drop`: the last holder is done with the bytes and the full bits.
             match self.taken.compare_exchange_weak(taken, want, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some(shift),
                 Err(now) => taken = now,
@@ -463,7 +463,7 @@ impl Slots<'_> {
 impl Drop for Slots<'_> {
     fn drop(&mut self) {
         if let Some(block) = self.frames.blocks.get(self.index) {
-            // Release pairs with the Acquire of Block::take.
+            // Release pairs with `Block::take`.
             block.taken.fetch_and(!self.bits(0, self.nr), Ordering::Release);
         }
     }

@@ -52,7 +52,7 @@ impl Sparse {
         let len_bytes = len_bytes.next_multiple_of(PAGE_SIZE);
         let base = reserve_closed(len_bytes)?;
         self.len_bytes.store(len_bytes, Ordering::Relaxed);
-        // Release pairs with the Acquire of base().
+        // Release pairs with `Sparse::base`.
         self.base.store(base, Ordering::Release);
         Ok(())
     }
@@ -71,7 +71,7 @@ impl Sparse {
         }
         let to = bytes.max(open.saturating_add(STEP_BYTES)).next_multiple_of(PAGE_SIZE).min(len);
         open_range(self.base.load(Ordering::Relaxed) + open, to - open)?;
-        // Release: see the module's drawing.
+        // Release pairs with `Sparse::base` and the loads of whoever looks a number up: see the module's drawing.
         self.open_bytes.store(to, Ordering::Release);
         Ok(())
     }
@@ -82,6 +82,7 @@ impl Sparse {
     #[inline]
     #[must_use]
     pub fn base(&self) -> usize {
+        // Acquire pairs with `reserve`.
         self.base.load(Ordering::Acquire)
     }
 

@@ -111,6 +111,7 @@ pub fn bound_exposures(max_map_count: i64, in_use: i64) {
 pub fn make_reserve() {
     if RESERVE.load(Ordering::Relaxed) == 0 {
         let Ok(at) = mem::reserve(2 * RESERVE_PAGES * PAGE_BYTES, PAGE_BYTES) else { return };
+        // Release pairs with `release_reserve`.
         RESERVE.store(at, Ordering::Release);
     }
     if RESERVED.swap(true, Ordering::Relaxed) {
@@ -131,6 +132,7 @@ pub fn release_reserve() -> bool {
     if !RESERVED.swap(false, Ordering::Relaxed) {
         return false;
     }
+    // Acquire pairs with `make_reserve`.
     let base = RESERVE.load(Ordering::Acquire);
     // SAFETY: the range of `make_reserve`, which holds nothing; to close all of it splits nothing.
     unsafe { mem::mprotect(base, 2 * RESERVE_PAGES * PAGE_BYTES, mem::PROT_NONE) }.is_ok()

@@ -277,6 +277,7 @@ static CONTEXTS: [AtomicPtr<UffdMmu>; 3] = [const { AtomicPtr::new(core::ptr::nu
 /// # Context: handler
 #[must_use]
 pub fn context(kind: Kind) -> Option<&'static UffdMmu> {
+    // Acquire pairs with `set_context`.
     let ptr = CONTEXTS.get(kind as usize)?.load(Ordering::Acquire);
     // SAFETY: null, or set by `set_context` from a reference that outlives every arena of the context.
     unsafe { ptr.as_ref() }
@@ -285,6 +286,7 @@ pub fn context(kind: Kind) -> Option<&'static UffdMmu> {
 /// Makes `mmu` the process's context of its kind, or forgets it. Control plane, under the caller's lock.
 pub fn set_context(kind: Kind, mmu: Option<&'static UffdMmu>) {
     if let Some(c) = CONTEXTS.get(kind as usize) {
+        // Release pairs with `context`: who finds it finds it made.
         c.store(mmu.map_or(core::ptr::null_mut(), |m| core::ptr::from_ref(m).cast_mut()), Ordering::Release);
     }
 }

@@ -50,7 +50,7 @@ pub fn init() {
         return;
     }
     let Ok(base) = map() else { return };
-    // Release pairs with the Acquire in get(): who sees the address may use what is mapped there.
+    // Release pairs with `get`: who sees the address may use what is mapped there.
     if BASE.compare_exchange(0, base, Ordering::Release, Ordering::Relaxed).is_err() {
         // SAFETY: another thread's pool was first; nobody has seen this one.
         let _ = unsafe { mem::munmap(base, POOL_BYTES) };
@@ -86,6 +86,7 @@ fn map() -> Result<usize, Errno> {
 
 /// Takes a buffer; `None`: all are in use, there is no pool, or this is a forked child.
 pub(super) fn get() -> Option<Buffer> {
+    // Acquire pairs with `init`.
     let base = BASE.load(Ordering::Acquire);
     if base == 0 || crate::child::in_child() {
         return None;
@@ -96,7 +97,7 @@ pub(super) fn get() -> Option<Buffer> {
         if nr as usize >= NR_BUFFERS {
             return None;
         }
-        // Acquire pairs with the Release of drop(): the last user's copies are done.
+        // Acquire pairs with `Buffer::drop`: the last user's copies are done.
         match USED.compare_exchange_weak(seen, seen | (1 << nr), Ordering::Acquire, Ordering::Relaxed) {
             Ok(_) => return Some(Buffer { nr: nr as usize, base }),
             Err(now) => seen = now,
@@ -165,6 +166,7 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        // Release pairs with `get`.
         USED.fetch_and(!(1 << self.nr), Ordering::Release);
     }
 }

@@ -84,7 +84,7 @@ impl Place {
     /// busy += 1                             base = 0
     /// base?                                 busy = 0?
     /// ```
-    /// SeqCst: one of the two sees the other.
+    /// SeqCst pairs with `leave`: one of the two sees the other.
     fn hold(&self) -> Option<Held<'_>> {
         self.busy.fetch_add(1, Ordering::SeqCst);
         let held = Held { place: self, base: self.base.load(Ordering::SeqCst) };
@@ -103,7 +103,7 @@ impl Held<'_> {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // Release pairs with the Acquire of leave(): what was done to the mapping happened before it goes.
+        // Release pairs with `leave`: what was done to the mapping happened before it goes.
         self.place.busy.fetch_sub(1, Ordering::Release);
     }
 }
@@ -152,6 +152,7 @@ impl<'s> ExclusiveOps<'s> {
 
     /// Sets the end past which the store is not asked.
     pub fn set_len(&self, len_bytes: u64) {
+        // Release pairs with `Source::wanted`.
         self.source.i_size.store(len_bytes, Ordering::Release);
     }
 
@@ -176,13 +177,14 @@ impl<'s> ExclusiveOps<'s> {
         self.place.first.store(first, Ordering::Relaxed);
         self.place.nr.store(nr, Ordering::Relaxed);
         self.place.writable.store(writable, Ordering::Relaxed);
-        // SeqCst, as in hold(): who sees the address sees the rest.
+        // SeqCst pairs with `Place::hold`: who sees the address sees the rest.
         self.place.base.store(base, Ordering::SeqCst);
     }
 
     /// Forgets where the object is mapped; waits for MOVEs under way, not for reads. What still lies there goes with the
     /// mapping.
     pub fn leave(&self) {
+        // SeqCst pairs with `Place::hold` and `Held::drop`: who holds the place is seen, or finds that it is none.
         self.place.base.store(0, Ordering::SeqCst);
         while self.place.busy.load(Ordering::SeqCst) != 0 {
             thread::sched_yield();
@@ -203,6 +205,7 @@ impl<'s> ExclusiveOps<'s> {
     /// Returns whether the object is mapped.
     #[must_use]
     pub fn is_mapped(&self) -> bool {
+        // SeqCst pairs with `enter` and `leave`.
         self.place.base.load(Ordering::SeqCst) != 0
     }
 

@@ -159,7 +159,7 @@ impl Later {
     const SET: u32 = 2;
 
     fn get(&self) -> Option<&DirectFile> {
-        // Acquire pairs with the Release of set(): the file is there.
+        // Acquire pairs with `Later::set`: the file is there.
         if self.state.load(Ordering::Acquire) != Self::SET {
             return None;
         }
@@ -172,6 +172,7 @@ impl Later {
         if self.state.compare_exchange(0, Self::SETTING, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             // SAFETY: we alone have left EMPTY, and nobody looks before SET.
             unsafe { *self.file.get() = Some(file) };
+            // Release pairs with `Later::get`.
             self.state.store(Self::SET, Ordering::Release);
         }
     }
@@ -200,7 +201,7 @@ struct Errors {
 
 impl Errors {
     fn dsync(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), StoreError> {
-        // SeqCst, with flush(): either we see its epoch, or it sees our count.
+        // SeqCst pairs with `Errors::flush`: either we see its epoch, or it sees our count, and then our failure.
         let count = loop {
             let epoch = self.epoch.load(Ordering::SeqCst);
             let [even, odd] = &self.syncing;
@@ -223,6 +224,7 @@ impl Errors {
     fn flush(&self, sync: impl FnOnce() -> Result<(), Errno>) -> Result<(), StoreError> {
         let r = sync();
         let [even, odd] = &self.syncing;
+        // SeqCst pairs with `Errors::dsync`: what it counted in the old epoch is waited for, and its failure is seen.
         let old = if self.epoch.fetch_add(1, Ordering::SeqCst) & 1 == 0 { even } else { odd };
         while old.load(Ordering::SeqCst) != 0 {
             thread::sched_yield();

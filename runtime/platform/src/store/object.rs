@@ -76,6 +76,7 @@ impl<'s> ObjectOps<'s> {
 
     /// Sets the end past which the store is not asked.
     pub fn set_len(&self, len_bytes: u64) {
+        // Release pairs with `ObjectOps::wanted`.
         self.i_size.store(len_bytes, Ordering::Release);
     }
 
@@ -86,6 +87,7 @@ impl<'s> ObjectOps<'s> {
     /// Returns how many bytes of the pages lie inside the object.
     fn wanted(&self, pgoff: u64, nr: u32) -> usize {
         let pos = pgoff << PAGE_SHIFT;
+        // Acquire pairs with `set_len`.
         let end = (pos + (u64::from(nr) << PAGE_SHIFT)).min(self.i_size.load(Ordering::Acquire));
         end.saturating_sub(pos) as usize
     }

@@ -26,6 +26,7 @@ impl Source<'_> {
     /// Returns how many bytes of the pages lie inside the object.
     pub(super) fn wanted(&self, pgoff: u64, nr: u32) -> usize {
         let pos = pgoff << PAGE_SHIFT;
+        // Acquire pairs with `set_len`.
         let end = (pos + (u64::from(nr) << PAGE_SHIFT)).min(self.i_size.load(Ordering::Acquire));
         end.saturating_sub(pos) as usize
     }

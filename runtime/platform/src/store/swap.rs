@@ -150,7 +150,7 @@ impl<F: SharedSwapFile, Z: Frontswap> SwapStore<F, Z> {
         Ok(Self { file, front, map: Words::new(nr)?, high: AtomicU64::new(0) })
     }
 
-    /// Acquire pairs with the Release of [`SwapStore::replace`]: what the word names was written before.
+    /// Acquire pairs with `exchange`: what the word names was written before.
     fn entry(&self, pgoff: u64) -> Entry {
         Entry(self.map.get(pgoff).map_or(0, |w| w.load(Ordering::Acquire)))
     }
@@ -158,7 +158,7 @@ impl<F: SharedSwapFile, Z: Frontswap> SwapStore<F, Z> {
     /// Changes a word from `old` to `place`; `false`: it is not `old` any more.
     fn exchange(&self, pgoff: u64, old: Entry, place: Place) -> bool {
         let Some(word) = self.map.get(pgoff) else { return false };
-        // Release pairs with entry()'s Acquire.
+        // Release pairs with `SwapStore::entry`.
         word.compare_exchange(old.0, old.next(place).0, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
@@ -222,7 +222,8 @@ impl<F: SharedSwapFile, Z: Frontswap> SwapStore<F, Z> {
             Place::Slot(slot) | Place::Busy(slot) => self.file.read(slot, &mut part),
             Place::Front(handle) => self.front.load(handle, &mut part),
         };
-        // The bytes are looked at before the words are looked at again: a system call, or the front's own lock.
+        // The bytes are looked at before the words are looked at again: a system call, or the front's own lock. The fence
+        // pairs with `exchange` of who gives the slot to another page.
         fence(Ordering::Acquire);
         if self.run(pgoff, nr) != (place, nr, sum) {
             return Ok(None);

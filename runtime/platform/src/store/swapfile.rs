@@ -143,7 +143,7 @@ impl SwapFile {
             let bit = seen.trailing_ones();
             let nr = (seen >> bit).trailing_zeros().min(u64::BITS - bit).min(max);
             let bits = (u64::MAX >> (u64::BITS - nr)) << bit;
-            // Acquire pairs with the Release of put(): the former owner's reads and writes of the slots are over.
+            // Acquire pairs with `put`: the former owner's reads and writes of the slots are over.
             match word.compare_exchange_weak(seen, seen | bits, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Some((bit, nr)),
                 Err(now) => seen = now,
@@ -166,6 +166,7 @@ impl SwapFile {
     pub(super) fn put(&self, slot: u32, nr: u32) {
         for s in slot..slot.saturating_add(nr) {
             if let Some(word) = self.map.get(u64::from(s / u64::BITS)) {
+                // Release pairs with `get` of the next owner.
                 word.fetch_and(!(1 << (s % u64::BITS)), Ordering::Release);
             }
         }

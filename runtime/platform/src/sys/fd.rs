@@ -237,7 +237,7 @@ static KEEPER: AtomicU32 = AtomicU32::new(0);
 pub fn keep(numbers: &[i32], ready: impl FnOnce()) -> Result<(), Errno> {
     keep_alone(numbers)?;
     let me = thread::gettid();
-    // Release pairs with the Acquire of kept(): who finds us finds the table.
+    // Release pairs with `kept`: who finds us finds the table.
     KEEPER.store(me, Ordering::Release);
     futex::wake_word(&KEEPER);
     ready();
@@ -249,6 +249,7 @@ pub fn keep(numbers: &[i32], ready: impl FnOnce()) -> Result<(), Errno> {
 
 /// Has nothing kept any more: what the program has closed goes when the thread does.
 pub fn let_go() {
+    // Release pairs with `kept`.
     KEEPER.store(0, Ordering::Release);
     futex::wake_word(&KEEPER);
 }
@@ -260,6 +261,7 @@ pub fn let_go() {
 /// # Errors
 /// `ESRCH`: nothing is kept; the kernel's, of pidfd_open(2) and pidfd_getfd(2).
 pub fn kept(number: i32) -> Result<i32, Errno> {
+    // Acquire pairs with `keep` and `let_go`.
     match KEEPER.load(Ordering::Acquire) {
         0 => Err(Errno::ESRCH),
         tid => take_from(tid, number),

@@ -224,10 +224,16 @@ pub fn protects_empty() -> bool {
     EMPTY_TOLD.load(Ordering::Relaxed)
 }
 
+/// Returns the descriptor that is scanned through, negative if there is none.
+fn scan_fd() -> i32 {
+    // Acquire pairs with `pagemap::init`.
+    FD.load(Ordering::Acquire)
+}
+
 /// Returns whether stores can be found by scanning.
 #[must_use]
 pub fn is_open() -> bool {
-    FD.load(Ordering::Acquire) >= 0
+    scan_fd() >= 0
 }
 
 fn ask(any_of: u64) -> ScanArg {

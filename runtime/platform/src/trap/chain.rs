@@ -41,10 +41,11 @@ impl Previous {
         // Its flags say that it has one: put back without, it could not return.
         self.restorer.store(act.restorer, Ordering::Relaxed);
         self.mask.store(act.mask, Ordering::Relaxed);
-        // Release pairs with the Acquire in chain(): flags and mask belong to this handler.
+        // Release pairs with `Previous::load`: flags and mask belong to this handler.
         self.handler.store(act.handler, Ordering::Release);
     }
     fn load(&self) -> KernelSigaction {
+        // Acquire pairs with `Previous::store`.
         let handler = self.handler.load(Ordering::Acquire);
         KernelSigaction {
             handler,

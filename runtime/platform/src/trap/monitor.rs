@@ -104,6 +104,7 @@ pub fn serve(mmu: &UffdMmu, stop: &core::sync::atomic::AtomicU32) -> Result<(), 
             Err(Errno::EINVAL) => put_off(Errno::EAGAIN).map(|()| 3)?,
             r => r.or_else(put_off)?,
         };
+        // Acquire pairs with `Monitor::drop`.
         if stop.load(core::sync::atomic::Ordering::Acquire) != 0 {
             return Ok(());
         }

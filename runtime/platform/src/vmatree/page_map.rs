@@ -19,7 +19,7 @@ static LEAVES: [AtomicPtr<Leaf>; NR_GRANULES >> LEAF_SHIFT] =
 /// # Context: handler
 #[inline]
 pub(super) fn entry(granule: usize) -> Option<&'static AtomicU32> {
-    // Acquire pairs with the Release in open(): a zeroed leaf is a valid one.
+    // Acquire pairs with `page_map::open`: a zeroed leaf is a valid one.
     let leaf = LEAVES.get(granule >> LEAF_SHIFT)?.load(Ordering::Acquire);
     // SAFETY: null, or a leaf that `open` mapped, which is never unmapped.
     unsafe { leaf.as_ref() }?.get(granule % (1 << LEAF_SHIFT))
@@ -31,6 +31,7 @@ pub(super) fn open(base: usize, len_bytes: usize) -> Result<(), Errno> {
     for at in leaf_of(base)..=leaf_of(base + len_bytes - 1) {
         let leaf = LEAVES.get(at).ok_or(Errno::EINVAL)?;
         if leaf.load(Ordering::Relaxed).is_null() {
+            // Release pairs with `page_map::entry`: the kernel's zeros are there.
             leaf.store(mem::map_zeroed(size_of::<Leaf>())? as *mut Leaf, Ordering::Release);
         }
     }
