@@ -40,7 +40,9 @@ mod walk;
 mod words;
 
 pub use base::{ctx, errno, failures, page, sync, trace, types, vmstat};
-pub use cache::{discarded, filemap, huge_memory, khugepaged, memcg, read_pages, rmap, truncate, vmscan, writeback};
+pub use cache::{
+    discarded, filemap, fill, huge_memory, khugepaged, map_pages, memcg, read_pages, rmap, truncate, vmscan, writeback,
+};
 pub use model::{delegation, host, mapping, memcontrol, ops, vma};
 pub use policy::{lru, readahead, streams, workingset};
 #[cfg(feature = "userfaultfd")]

@@ -79,7 +79,7 @@ pub fn make_room_for_call(slot: &Slot) -> Result<(), Crowded> {
 
 fn hide_others(slot: &Slot, for_a_touch: bool) -> Result<(), Crowded> {
     let crowded = Crowded::now();
-    // Acquire pairs with the Release below.
+    // Acquire pairs with the Release of `hide_others` of who hid before.
     if BUSY.swap(1, Ordering::Acquire) != 0 {
         return Err(Crowded { is_being_made: true, ..crowded });
     }

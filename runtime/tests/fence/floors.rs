@@ -56,8 +56,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["write"],
             &["import", "catalog", "sidecar"],
         ],
-        elsewhere: &[],
-        knots: &[],
+        ..House::NONE
     },
     House {
         root: "runtime/src/lib.rs",

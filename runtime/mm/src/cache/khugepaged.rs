@@ -33,7 +33,7 @@
 
 use crate::extent::ChunkWord;
 use crate::failpoint;
-use crate::filemap;
+use crate::fill;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{Env, Park, Rmap};
 use crate::mapping::Mapping;
@@ -189,7 +189,7 @@ pub fn try_evict_huge(mapping: &Mapping<'_>, park: &dyn Park, first: u64, but: O
     if taken == EXTENT_PAGES {
         return true;
     }
-    filemap::each(mapping, park, first, first.saturating_add(taken as u64), FolioWord::evict_undo);
+    fill::each(mapping, park, first, first.saturating_add(taken as u64), FolioWord::evict_undo);
     let stays = |w: &&FolioWord| but.is_none_or(|b| !core::ptr::eq(*w, b));
     words.iter().filter(stays).filter(|w| w.load().state() == State::Uptodate).for_each(|w| w.keep(w.load().version()));
     false

@@ -2,8 +2,10 @@
 
 pub mod discarded;
 pub mod filemap;
+pub mod fill;
 pub mod huge_memory;
 pub mod khugepaged;
+pub mod map_pages;
 pub mod memcg;
 pub mod read_pages;
 pub mod rmap;

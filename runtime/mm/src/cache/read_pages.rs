@@ -7,6 +7,7 @@
 
 use crate::claim::Claim;
 use crate::filemap;
+use crate::fill;
 use crate::folio::State;
 use crate::host::Park;
 use crate::mapping::Mapping;
@@ -112,7 +113,7 @@ fn submit_range(mapping: &Mapping<'_>, park: &dyn Park, from: u64, to: u64, mark
                 filemap::set_marker(mapping, &claim, marker.unwrap_or(NO_MARKER));
                 let (nr, behind) = (u64::from(claim.nr()), claim.pgoff().saturating_add(u64::from(claim.nr())));
                 if let Err(claim) = park.submit(claim.into_ahead()) {
-                    filemap::abandon(mapping, park, claim);
+                    fill::abandon(mapping, park, claim);
                     return Err(given);
                 }
                 given += nr;

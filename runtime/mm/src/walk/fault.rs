@@ -8,6 +8,7 @@ use crate::claim::Claim;
 use crate::ctx::Ctx;
 use crate::failpoint;
 use crate::filemap;
+use crate::fill;
 use crate::folio::{DSYNCED, FolioWord, State};
 pub use crate::host::Env;
 use crate::host::Woken;
@@ -421,7 +422,7 @@ fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
         let mut read = None;
         if !ctx.cramped {
             env.mm.in_user_code(m.store_faults, &mut || {
-                read = pending.as_ref().map(|claim| filemap::read_folio(m, ctx.stripe, claim))
+                read = pending.as_ref().map(|claim| fill::read_folio(m, ctx.stripe, claim))
             });
         }
         if let (Some(read), Some(claim)) = (read, if read.is_some() { pending.take() } else { None }) {
@@ -432,11 +433,11 @@ fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
 }
 
 /// Publishes what was read.
-fn end_fill(env: Env<'_>, ctx: &Ctx<'_>, m: &Mapping<'_>, claim: Claim, read: filemap::Read, began: u64) {
+fn end_fill(env: Env<'_>, ctx: &Ctx<'_>, m: &Mapping<'_>, claim: Claim, read: fill::Read, began: u64) {
     // The counters outlive every object; the object itself may be gone when the claim is spent, and the cache with it.
     let stat = m.stat;
     // The verdict is in the words; the next walk reads it there.
-    let _ = filemap::end_read(m, env.park, ctx.stripe, &claim, read);
+    let _ = fill::end_read(m, env.park, ctx.stripe, &claim, read);
     wake_kswapd(env, m.account);
     filemap::release(m, claim);
     if ctx.clock.is_some() {
@@ -450,7 +451,7 @@ pub fn give_up(env: Env<'_>, claim: Claim) {
     let mut pending = Some(claim);
     env.mm.with_claim(&id, &mut |m| {
         if let Some(claim) = pending.take() {
-            filemap::abandon(m, env.park, claim);
+            fill::abandon(m, env.park, claim);
         }
     });
 }

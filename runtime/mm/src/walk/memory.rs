@@ -19,6 +19,7 @@ use crate::extent::Extent;
 use crate::failpoint;
 use crate::filemap;
 use crate::folio::{DIRTY, FolioWord};
+use crate::map_pages;
 use crate::ops::{Installed, Prot, WaitKey};
 use crate::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT};
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
@@ -269,7 +270,7 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     vma.keep_notes(vmf.address(), 1);
     vma.note_install(vmf.address(), 1);
     failpoint!(PINNED_MAP);
-    let prot = filemap::prot_of(vma, vmf.is_shared_write());
+    let prot = map_pages::prot_of(vma, vmf.is_shared_write());
     stat.add(stripe, Event::MAP_CALLS, 1);
     let mut done = vma.mmu.set_ptes(vmf.address(), 1, prot);
     failpoint!(MAP_DONE);

@@ -3,6 +3,7 @@
 use crate::filemap;
 use crate::folio::{DIRTY, DSYNCED, Folio, State};
 use crate::huge_memory;
+use crate::map_pages;
 use crate::page::PAGE_SHIFT;
 use crate::types::{FaultFlags, FillError, VmFaultReason, VmFlags};
 use crate::vma::{VmFault, VmOps, Work};
@@ -22,7 +23,7 @@ impl VmOps for ShmemVmOps {
     fn map_pages(&self, vmf: &mut VmFault<'_>, start: u64, end: u64) -> VmFaultReason {
         // A granule is exposed at once, so a store makes all of it dirty; under userfaultfd only the page itself.
         let granule = vmf.vma().granule_pages != 0 && vmf.is_shared_write();
-        filemap::map_pages(vmf, start, end, if granule { DIRTY } else { 0 })
+        map_pages::map_pages(vmf, start, end, if granule { DIRTY } else { 0 })
     }
     fn huge_fault(&self, vmf: &mut VmFault<'_>) -> VmFaultReason {
         huge_memory::huge_fault(vmf)

@@ -12,6 +12,8 @@
 //! woken: the other end hung up, or polling again finds no such number
 //! makes a bell; if there is no number to be had, looks every few milliseconds, and tries again
 //! ```
+//!
+//! # Context: handler; [`get`]: control plane under the caller's lock, and the monitor
 
 use crate::sys::{Errno, fd, file};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -28,13 +30,14 @@ static RINGS: End = End(AtomicU64::new(0));
 impl End {
     /// Returns the number, if it names our end.
     fn ours(&self) -> Option<i32> {
-        // Acquire pairs with the Release in set(): the device was stored before.
+        // Acquire pairs with `End::set`: the device was stored before.
         let word = self.0.load(Ordering::Acquire);
         let number = (word >> 32) as i32 - 1;
         (number >= 0 && fd::names(number, (DEV.load(Ordering::Relaxed), word & 0xffff_ffff))).then_some(number)
     }
 
     fn set(&self, number: i32, ino: u64) {
+        // Release pairs with `End::ours`.
         self.0.store((number as u64 + 1) << 32 | ino, Ordering::Release);
     }
 }

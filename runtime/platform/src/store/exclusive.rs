@@ -29,13 +29,16 @@
 //!
 //! # Context: handler; `enter` and `leave`: control plane
 
+mod place;
+
 use super::Store;
 use super::blocks::Blocks;
 use super::retry::Retries;
 use super::source::Source;
 use crate::frames::{Frames, Obstacle, RUN_MAX, Slots, Want};
 use crate::sys::{Errno, mem, pagemap, thread};
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
+use place::{Held, Place, is_there};
 use softfault_mm::folio::{DIRTY, FolioWord, State};
 use softfault_mm::mapping::FailurePolicy;
 use softfault_mm::ops::{AddressSpaceOps, Staged, Zap};
@@ -53,60 +56,35 @@ pub struct Facts {
     pub by_copy: bool,
 }
 
+/// What an exclusive object is made of.
+#[expect(missing_debug_implementations, reason = "a store has none; it is taken apart at once")]
+pub struct Parts<'s> {
+    /// Where its pages lie while the store fills them, and while they wait to be written.
+    pub frames: &'s Frames,
+    /// Where its pages come from, and go to.
+    pub store: &'s dyn Store,
+    /// Its pages' words.
+    pub folios: &'s [FolioWord],
+    /// A digest for each of them.
+    pub filled: &'s [Filled],
+    /// What becomes of pages that were written.
+    pub facts: Facts,
+    /// Its length, past which the store is not asked.
+    pub len_bytes: u64,
+    /// How often a failed read is tried again.
+    pub retries: Retries,
+    /// The store may be called in a handler.
+    pub handler_safe: bool,
+    /// What becomes of pages that the store cannot give.
+    pub policy: FailurePolicy,
+    /// The object's, in statistics and messages.
+    pub name: u64,
+}
+
 /// The digest of a page as it was filled.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Filled([AtomicU64; 2]);
-
-/// Where an object is mapped.
-#[derive(Debug, Default)]
-struct Place {
-    /// Address of page `first`; 0: mapped nowhere.
-    base: AtomicUsize,
-    first: AtomicU64,
-    nr: AtomicU64,
-    /// The mapping is open to stores.
-    writable: AtomicBool,
-    /// Who uses the address right now.
-    busy: AtomicU32,
-}
-
-/// The address, for as long as the value lives.
-#[derive(Debug)]
-struct Held<'p> {
-    place: &'p Place,
-    base: usize,
-}
-
-impl Place {
-    /// ```text
-    /// hold                                  leave
-    /// busy += 1                             base = 0
-    /// base?                                 busy = 0?
-    /// ```
-    /// SeqCst pairs with `leave`: one of the two sees the other.
-    fn hold(&self) -> Option<Held<'_>> {
-        self.busy.fetch_add(1, Ordering::SeqCst);
-        let held = Held { place: self, base: self.base.load(Ordering::SeqCst) };
-        (held.base != 0).then_some(held)
-    }
-}
-
-impl Held<'_> {
-    /// Returns the address of page `pgoff`, if it and the `nr` from it are mapped.
-    fn address(&self, pgoff: u64, nr: u64) -> Option<usize> {
-        let at = pgoff.checked_sub(self.place.first.load(Ordering::Relaxed))?;
-        (at.checked_add(nr)? <= self.place.nr.load(Ordering::Relaxed))
-            .then(|| self.base + (pgoff_index(at) << PAGE_SHIFT))
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        // Release pairs with `leave`: what was done to the mapping happened before it goes.
-        self.place.busy.fetch_sub(1, Ordering::Release);
-    }
-}
 
 /// An exclusive object: its place in an arena, and its store.
 pub struct ExclusiveOps<'s> {
@@ -129,21 +107,10 @@ impl core::fmt::Debug for ExclusiveOps<'_> {
 }
 
 impl<'s> ExclusiveOps<'s> {
-    /// Joins a pool of frames with a store. `folios` are the object's words, `filled` one digest for each.
+    /// Joins a pool of frames with a store.
     #[must_use]
-    #[expect(clippy::too_many_arguments, reason = "one constructor, one caller; each is a fact of the object")]
-    pub fn new(
-        frames: &'s Frames,
-        store: &'s dyn Store,
-        folios: &'s [FolioWord],
-        filled: &'s [Filled],
-        facts: Facts,
-        len_bytes: u64,
-        retries: Retries,
-        handler_safe: bool,
-        policy: FailurePolicy,
-        name: u64,
-    ) -> Self {
+    pub fn new(parts: Parts<'s>) -> Self {
+        let Parts { frames, store, folios, filled, facts, len_bytes, retries, handler_safe, policy, name } = parts;
         let (blocks, i_size) = (Blocks::of(store), AtomicU64::new(len_bytes));
         let source = Source { store, blocks, i_size, retries, handler_safe, policy, name };
         let (place, nr_mapped, write_errors) = (Place::default(), AtomicU64::new(0), AtomicU64::new(0));
@@ -174,21 +141,13 @@ impl<'s> ExclusiveOps<'s> {
     /// `base` and `nr` pages from it are private anonymous memory, registered, without a page, and this object's until
     /// `leave` has returned; open to stores if `writable`, else to loads.
     pub unsafe fn enter(&self, base: usize, first: u64, nr: u64, writable: bool) {
-        self.place.first.store(first, Ordering::Relaxed);
-        self.place.nr.store(nr, Ordering::Relaxed);
-        self.place.writable.store(writable, Ordering::Relaxed);
-        // SeqCst pairs with `Place::hold`: who sees the address sees the rest.
-        self.place.base.store(base, Ordering::SeqCst);
+        self.place.enter(base, first, nr, writable);
     }
 
     /// Forgets where the object is mapped; waits for MOVEs under way, not for reads. What still lies there goes with the
     /// mapping.
     pub fn leave(&self) {
-        // SeqCst pairs with `Place::hold` and `Held::drop`: who holds the place is seen, or finds that it is none.
-        self.place.base.store(0, Ordering::SeqCst);
-        while self.place.busy.load(Ordering::SeqCst) != 0 {
-            thread::sched_yield();
-        }
+        self.place.leave();
         self.frames.note_dropped(self.nr_mapped.swap(0, Ordering::Relaxed));
     }
 
@@ -205,8 +164,7 @@ impl<'s> ExclusiveOps<'s> {
     /// Returns whether the object is mapped.
     #[must_use]
     pub fn is_mapped(&self) -> bool {
-        // SeqCst pairs with `enter` and `leave`.
-        self.place.base.load(Ordering::SeqCst) != 0
+        self.place.is_somewhere()
     }
 
     /// Returns the address of page `pgoff`, and whether it may be stored to. The caller has pinned the page: as long as it
@@ -214,7 +172,7 @@ impl<'s> ExclusiveOps<'s> {
     #[must_use]
     pub fn address(&self, pgoff: u64) -> Option<(usize, bool)> {
         let held = self.place.hold()?;
-        Some((held.address(pgoff, 1)?, self.place.writable.load(Ordering::Relaxed)))
+        Some((held.address(pgoff, 1)?, self.place.is_writable()))
     }
 
     /// Returns whether page `pgoff`, which is `filling`, lies in the arena already, where a store to it may have to be written.
@@ -229,7 +187,7 @@ impl<'s> ExclusiveOps<'s> {
     }
 
     fn is_tracked(&self) -> bool {
-        !self.facts.always_dirty && self.place.writable.load(Ordering::Relaxed)
+        !self.facts.always_dirty && self.place.is_writable()
     }
 
     /// Remembers what a page is filled with. The owner of its claim only.
@@ -264,7 +222,7 @@ impl<'s> ExclusiveOps<'s> {
         for i in 0..nr {
             self.note_filled(pgoff + i as u64, slots.page(i));
         }
-        let by_copy = self.facts.by_copy || !self.place.writable.load(Ordering::Relaxed);
+        let by_copy = self.facts.by_copy || !self.place.is_writable();
         // SAFETY: the caller owns the pages' claims; `held` keeps the mapping.
         let installed = unsafe { slots.install(to, 0, nr, by_copy) };
         self.note_mapped(installed.map_or_else(|(n, _)| n, |()| nr));
@@ -389,7 +347,7 @@ impl<'s> ExclusiveOps<'s> {
         let src = held.address(pgoff, u64::from(nr)).ok_or(Obstacle::Gone)?;
         let len = nr as usize * PAGE_SIZE;
         let protect = |on| self.frames.uffd().writeprotect(src, len, on);
-        if !self.place.writable.load(Ordering::Relaxed) {
+        if !self.place.is_writable() {
             return self.write_and_drop(pgoff, src, nr);
         }
         let gone = match protect(true) {
@@ -441,13 +399,6 @@ impl<'s> ExclusiveOps<'s> {
         }
         Ok(())
     }
-}
-
-/// Returns whether a page lies at `addr` of an arena, in memory or swapped out; one that is swapped out may be missed where the
-/// kernel has no PAGEMAP_SCAN (before Linux 6.7).
-fn is_there(addr: usize) -> bool {
-    let some = pagemap::PAGE_IS_PRESENT | pagemap::PAGE_IS_SWAPPED;
-    pagemap::look(addr).map_or_else(|_| mem::is_resident(addr), |categories| categories & some != 0)
 }
 
 /// What a fill says: how many pages are good, and why the next is not.
@@ -518,9 +469,8 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
 
     fn each_missing(&self, pgoff: u64, nr: u64, found: &mut dyn FnMut(u64, bool)) {
         let Some(held) = self.place.hold() else { return };
-        let first = self.place.first.load(Ordering::Relaxed);
-        let (from, to) =
-            (pgoff.max(first), pgoff.saturating_add(nr).min(first + self.place.nr.load(Ordering::Relaxed)));
+        let (first, mapped) = self.place.pages();
+        let (from, to) = (pgoff.max(first), pgoff.saturating_add(nr).min(first + mapped));
         let Some(addr) = held.address(from, to.saturating_sub(from)) else { return };
         // Where the kernel cannot say it (before Linux 6.7) nobody knows.
         let _ = pagemap::each_missing(addr, pgoff_index(to.saturating_sub(from)) << PAGE_SHIFT, &mut |at, len| {
@@ -541,7 +491,7 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
             return self.drop_filled(&held, pgoff, nr).map_err(error_of);
         }
         let (mut at, end) = (pgoff, pgoff + u64::from(nr));
-        let in_place = self.facts.by_copy || !self.place.writable.load(Ordering::Relaxed);
+        let in_place = self.facts.by_copy || !self.place.is_writable();
         while at < end {
             if in_place {
                 return self.evict_in_place(&held, pgoff, nr).map_err(error_of);
@@ -560,7 +510,7 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
     /// Through a mapping for loads nothing is changed: its pages go in place, and share one flush of the TLBs.
     fn punch_pages(&self, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap]) -> bool {
         let Some(held) = self.place.hold() else { return false };
-        if self.place.writable.load(Ordering::Relaxed) {
+        if self.place.is_writable() {
             return false;
         }
         let mut nr = 0;

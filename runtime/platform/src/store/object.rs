@@ -97,7 +97,7 @@ impl<'s> ObjectOps<'s> {
         // SAFETY: the caller owns the pages' claims, and `new` promised the memory.
         unsafe { thp::allocate_small(self.address(pgoff) as usize, nr as usize * PAGE_SIZE) };
         let (mut at, end) = (pgoff, pgoff + u64::from(nr));
-        // Once: what is whole by this end is asked for by this end.
+        // Once: what is whole by this end is asked for by this end. Acquire pairs with `set_len`.
         let size = self.i_size.load(Ordering::Acquire);
         while at < end {
             let piece = self.blocks.next_piece(at, (end - at) as u32, size);
@@ -305,6 +305,7 @@ impl AddressSpaceOps for ObjectOps<'_> {
 
     fn read_staged(&self, pgoff: u64, staged: &Staged) -> Result<(), FillError> {
         let ptr = staging::address(staged) as *mut u8;
+        // Acquire pairs with `set_len`.
         let size = self.i_size.load(Ordering::Acquire);
         if let Some(block) = self.blocks.next_piece(pgoff, 1, size).of {
             let read = self.blocks.read(self.store, block, |bytes| {

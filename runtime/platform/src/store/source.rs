@@ -56,6 +56,7 @@ impl Source<'_> {
 
     /// Reads whole pages, block by block where only a part of one is wanted.
     fn read_once(&self, pgoff: u64, into: &mut [u8]) -> Result<(), StoreError> {
+        // Acquire pairs with `set_len`.
         let (blocks, size) = (self.blocks, self.i_size.load(Ordering::Acquire));
         let (mut at, mut rest) = (pgoff, into);
         while !rest.is_empty() {

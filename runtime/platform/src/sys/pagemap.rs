@@ -98,9 +98,16 @@ fn publish(seen: i32, number: i32) -> Result<(), Errno> {
     let (dev, ino) = fd::identity(number)?;
     DEV.store(dev, Ordering::Relaxed);
     INO.store(ino, Ordering::Relaxed);
-    // Release pairs with the Acquire of who asks: who has the number knows what it names.
+    // Release pairs with `asked`: who has the number knows what it names.
     let swapped = FD.compare_exchange(seen, number, Ordering::Release, Ordering::Relaxed);
     swapped.map(drop).map_err(|_| Errno::EAGAIN)
+}
+
+/// Returns the number to ask by, negative if there is none.
+#[inline]
+fn asked() -> i32 {
+    // Acquire pairs with `publish`: what it names is known.
+    FD.load(Ordering::Acquire)
 }
 
 /// Returns whether `number` names our file; counted in [`fd::lost`] if it does not.
@@ -111,9 +118,9 @@ fn is_ours(number: i32) -> bool {
 /// Returns the number, to be kept, and notes that it will be under this one. Control plane.
 #[must_use]
 pub fn note_kept() -> Option<i32> {
-    let number = FD.load(Ordering::Acquire);
+    let number = asked();
     let is_open = number >= 0 && (is_ours(number) || take_back(number).is_ok());
-    let number = FD.load(Ordering::Acquire);
+    let number = asked();
     KEPT_AS.store(if is_open { number } else { -1 }, Ordering::Relaxed);
     is_open.then_some(number)
 }
@@ -155,7 +162,7 @@ fn take_back(seen: i32) -> Result<(), Errno> {
 /// Asks by the number, and believes the answer if it was our file's.
 fn with_file<R>(mut asks: impl FnMut(i32) -> Result<R, Errno>) -> Result<R, Errno> {
     for _ in 0..TRIES {
-        let number = FD.load(Ordering::Acquire);
+        let number = asked();
         let answer = asks(number);
         if number < 0 || is_ours(number) {
             return answer;
@@ -170,7 +177,7 @@ fn with_file<R>(mut asks: impl FnMut(i32) -> Result<R, Errno>) -> Result<R, Errn
 /// # Context: handler
 #[must_use]
 pub fn vouches() -> bool {
-    let number = FD.load(Ordering::Acquire);
+    let number = asked();
     let ours = is_ours(number);
     if !ours {
         // So that the next ones are to be believed.
@@ -227,7 +234,7 @@ pub fn protects_empty() -> bool {
 /// Returns the descriptor that is scanned through, negative if there is none.
 fn scan_fd() -> i32 {
     // Acquire pairs with `pagemap::init`.
-    FD.load(Ordering::Acquire)
+    asked()
 }
 
 /// Returns whether stores can be found by scanning.
@@ -280,7 +287,7 @@ pub fn look(addr: usize) -> Result<u64, Errno> {
 /// # Errors
 /// The kernel's.
 pub fn glance(addr: usize) -> Result<u64, Errno> {
-    look_by(FD.load(Ordering::Acquire), addr)
+    look_by(asked(), addr)
 }
 
 fn look_by(number: i32, addr: usize) -> Result<u64, Errno> {
@@ -305,10 +312,10 @@ fn look_by(number: i32, addr: usize) -> Result<u64, Errno> {
 pub fn protect(addr: usize, len_bytes: usize) -> Result<(), Errno> {
     let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
     // Looked at before: it changes what it is asked about. What is not protected, though it was said, counts as written.
-    let mut number = FD.load(Ordering::Acquire);
+    let mut number = asked();
     if !is_ours(number) {
         take_back(number)?;
-        number = FD.load(Ordering::Acquire);
+        number = asked();
     }
     while at < end {
         let flags = WP_MATCHING | CHECK_WPASYNC;

@@ -10,7 +10,7 @@ use crate::object::options::ObjectOptions;
 use crate::types::Access;
 use softfault_mm::ops::AddressSpaceOps;
 use softfault_platform::frames::Frames;
-use softfault_platform::store::exclusive::{ExclusiveOps, Facts, Filled};
+use softfault_platform::store::exclusive::{self, ExclusiveOps, Facts, Filled};
 
 /// What an exclusive object has beside the parts of every object.
 #[derive(Debug)]
@@ -45,18 +45,18 @@ impl Plan {
     }
 
     pub(crate) fn build(self, parts: &Parts<'_>) -> Exclusive {
-        let ops = ExclusiveOps::new(
-            self.frames,
-            parts.store,
-            parts.folios,
-            self.filled.lend(),
-            self.facts,
-            parts.options.len_bytes,
-            parts.options.retries,
-            parts.handler_safe,
-            parts.options.policy,
-            parts.name,
-        );
+        let ops = ExclusiveOps::new(exclusive::Parts {
+            frames: self.frames,
+            store: parts.store,
+            folios: parts.folios,
+            filled: self.filled.lend(),
+            facts: self.facts,
+            len_bytes: parts.options.len_bytes,
+            retries: parts.options.retries,
+            handler_safe: parts.handler_safe,
+            policy: parts.options.policy,
+            name: parts.name,
+        });
         Exclusive { ops: Lease::new(Box::new(ops)), filled: self.filled }
     }
 }

@@ -3,7 +3,7 @@
 //! # Context: handler, but for what says otherwise
 
 use crate::failpoint;
-use crate::filemap;
+use crate::fill;
 use crate::folio::{DIRTY, FolioWord};
 use crate::host::Park;
 use crate::khugepaged;
@@ -97,7 +97,7 @@ pub(super) fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u6
         None => Shadow::default(),
     };
     for p in from..to {
-        filemap::each(mapping, park, p, p + 1, |w| {
+        fill::each(mapping, park, p, p + 1, |w| {
             // Read after the store took it: see writeback::unsynced_bit.
             if mapping.exclusive && why != Why::Void && w.load().has(DIRTY) {
                 w.set(writeback::unsynced_bit(mapping));
@@ -109,7 +109,7 @@ pub(super) fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u6
 
 /// evicting -> uptodate, of a page that could not be punched, or shall not be.
 pub(super) fn stay(mapping: &Mapping<'_>, park: &dyn Park, pgoff: u64) {
-    filemap::each(mapping, park, pgoff, pgoff.saturating_add(1), |w| {
+    fill::each(mapping, park, pgoff, pgoff.saturating_add(1), |w| {
         mapping.account_dirtied(u64::from(w.load().has(DIRTY)));
         w.evict_undo()
     });
