@@ -41,7 +41,12 @@ pub(crate) const HOUSES: &[House] = &[
             &["host"],
             &["trap"],
         ],
-        elsewhere: &[("PageMut", "store/part.rs"), ("PageRef", "store/part.rs")],
+        elsewhere: &[
+            ("PageMut", "store/part.rs"),
+            ("PageRef", "store/part.rs"),
+            // It alone names `std`.
+            ("StoreError", "store/io_error.rs"),
+        ],
         contexts: true,
         orderings: true,
         ..House::NONE
@@ -78,7 +83,7 @@ pub(crate) const HOUSES: &[House] = &[
             ("ObjectInner", "object/end.rs"),
             ("RuntimeInner", "cache/end.rs"),
         ],
-        knots: &[],
+        ..House::NONE
     },
     House {
         root: "bindings-c/src/lib.rs",
