@@ -1162,3 +1162,22 @@ fn what_is_stuck_leaves_room_to_read_by() {
     m.note_success(Asked::Write);
     assert_eq!(m.own_limit(), u64::MAX);
 }
+
+/// Between an unmapping and the second note of an install a page is mapped whose hint says that nothing ever was: a store to
+/// it is found all the same, among neighbours that were never touched and others with their hints.
+#[test]
+fn a_store_is_found_where_the_hint_of_its_page_is_gone() {
+    let w = world(ObjectSpec::pages(8), RW | VmFlags::SHARED | VmFlags::WP_ASYNC | SINGLE);
+    let store = |byte| {
+        for p in [1, 3, 6] {
+            assert_eq!(w.access(&Ctx::handler(0, false, 0, None), at(p), Some(byte)).0, Some(byte));
+        }
+    };
+    store(0xaa);
+    assert_eq!(w.write_back(0, 0, 8, true), Ok(3));
+    assert_eq!(w.write_back(0, 0, 8, true), Ok(0), "nothing was stored since, and what was never mapped is clean");
+    store(0xbb);
+    w.extent(0, 0).note_zapped(3, 1);
+    assert_eq!(w.write_back(0, 0, 8, true), Ok(3), "page 3 is mapped, and was stored to");
+    w.check_quiescent();
+}

@@ -419,6 +419,38 @@ pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
         return 0;
     }
     let mut found = 0;
+    vma.mmu.maybe_written(addr, nr, &mut |addr, nr| {
+        let end = addr.saturating_add(nr << PAGE_SHIFT);
+        let mut at = addr;
+        while at < end {
+            // What was touched is written, mapped or not: if it is empty, somebody took a page away here.
+            if !is_untouched(vma, at) {
+                found += u64::from(note_written(vma.mapping, vma.pgoff_at(at)));
+                at = at.saturating_add(PAGE_SIZE);
+                continue;
+            }
+            let first = at;
+            while at < end && is_untouched(vma, at) {
+                at = at.saturating_add(PAGE_SIZE);
+            }
+            found += harvest_untouched(vma, first, (at - first) >> PAGE_SHIFT);
+        }
+    });
+    found
+}
+
+/// The same for pages that were found neither protected nor touched: most are empty, and some are being mapped.
+///
+/// ```text
+/// who maps a page                         others
+/// notes that it is touched
+///                                         unmap it: untouched
+/// maps it
+///                                         store to it, and sync: here
+/// notes it once more
+/// ```
+fn harvest_untouched(vma: &Vma<'_>, addr: usize, nr: usize) -> u64 {
+    let mut found = 0;
     vma.mmu.unprotected(addr, nr, &mut |addr, nr, pte| {
         for at in (addr..addr.saturating_add(nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
             // Somebody took a page away here, if it was ever mapped.

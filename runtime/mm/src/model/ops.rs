@@ -101,6 +101,14 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// # Context: handler
     fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte));
 
+    /// Calls `found(addr, nr)` for the same runs, without saying which of their pages are `Written`: a host may know that
+    /// sooner.
+    ///
+    /// # Context: handler
+    fn maybe_written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
+        self.unprotected(addr, nr, &mut |addr, nr, _| found(addr, nr));
+    }
+
     /// Returns what the host's page table has of the page at `addr`, where first stores are noted.
     ///
     /// # Context: handler

@@ -228,6 +228,12 @@ impl Mmu for UffdMmu {
             found(addr, nr, Pte::Written);
         }
     }
+    fn maybe_written(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize)) {
+        let scanned = pagemap::each_written_or_empty(addr, nr * PAGE_SIZE, &mut |at, len| found(at, len / PAGE_SIZE));
+        if scanned.is_err() {
+            found(addr, nr);
+        }
+    }
     fn pte(&self, addr: usize) -> Pte {
         pagemap::look(addr).map_or(Pte::Written, pte_of)
     }

@@ -69,6 +69,9 @@ static INO: AtomicU64 = AtomicU64::new(0);
 /// Entries and ranges in which nothing is are told as written, and are protected: see [`learn`].
 static EMPTY_TOLD: AtomicBool = AtomicBool::new(false);
 
+/// What one page table maps.
+const TABLE_BYTES: u64 = 2 << 20;
+
 /// How often the file is taken back for one question: the program may go on closing it.
 const TRIES: usize = 3;
 
@@ -372,11 +375,41 @@ pub fn each_missing(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, 
     Ok(())
 }
 
-/// What one page table maps.
-const TABLE_BYTES: u64 = 2 << 20;
+/// Calls `found(addr, len_bytes)` for each run of pages in the range that are not protected: written, or empty.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+pub fn each_written_or_empty(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usize, usize)) -> Result<(), Errno> {
+    // A kernel that passes over empty entries is asked for everything.
+    if !EMPTY_TOLD.load(Ordering::Relaxed) {
+        return each_unprotected(addr, len_bytes, &mut |at, len, _| found(at, len));
+    }
+    let (at, end) = (addr as u64, (addr + len_bytes) as u64);
+    with_file(|number| each_written_or_empty_by(number, at, end, found))
+}
+
+fn each_written_or_empty_by(fd: i32, mut at: u64, end: u64, found: &mut dyn FnMut(usize, usize)) -> Result<(), Errno> {
+    while at < end {
+        let mut regions = [Region::default(); 32];
+        let mut arg = ScanArg { start: at, end, ..ask_written() };
+        let n = scan(fd, &mut arg, &mut regions)?;
+        for r in regions.iter().take(n) {
+            found(r.start as usize, (r.end - r.start) as usize);
+        }
+        if arg.walk_end <= at {
+            return Err(Errno::EINVAL);
+        }
+        at = arg.walk_end;
+    }
+    Ok(())
+}
 
 /// Calls `found(addr, len_bytes, categories)` for each run of pages in the range that are not protected, with what there is
 /// of `PRESENT`, `WRITTEN` and `SWAPPED`: of an empty entry `WRITTEN` alone, or nothing.
+///
+/// # Context: handler
 ///
 /// # Errors
 /// The kernel's.
@@ -387,23 +420,8 @@ pub fn each_unprotected(addr: usize, len_bytes: usize, found: &mut dyn FnMut(usi
 }
 
 fn each_unprotected_by(fd: i32, mut at: u64, end: u64, found: &mut dyn FnMut(usize, usize, u64)) -> Result<(), Errno> {
-    // A kernel that passes over empty entries is asked for everything.
-    while at < end && !EMPTY_TOLD.load(Ordering::Relaxed) {
-        at = each_unprotected_in(fd, at, end, found)?;
-    }
     while at < end {
-        let mut first = [Region::default()];
-        let mut arg = ScanArg { start: at, end, ..ask_written() };
-        if scan(fd, &mut arg, &mut first)? == 0 {
-            return Ok(());
-        }
-        let [first] = first;
-        // The rest of the page table with it: others are rarely far.
-        let to = first.end.max((first.start | (TABLE_BYTES - 1)) + 1).min(end);
-        at = first.start;
-        while at < to {
-            at = each_unprotected_in(fd, at, to, found)?;
-        }
+        at = each_unprotected_in(fd, at, end, found)?;
     }
     Ok(())
 }

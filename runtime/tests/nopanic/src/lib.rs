@@ -80,6 +80,9 @@ fn every_mmu_method<M: Mmu>(mmu: &M, addr: usize, nr: usize, prot: Prot, staged:
     mmu.unprotected(addr, nr, &mut |addr, nr, pte| {
         black_box((addr, nr, pte));
     });
+    mmu.maybe_written(addr, nr, &mut |addr, nr| {
+        black_box((addr, nr));
+    });
     black_box(mmu.pte(addr));
     black_box(mmu.charge_vmas(nr as i64));
 }
