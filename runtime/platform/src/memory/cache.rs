@@ -121,6 +121,8 @@ impl Region {
         let mut region = Self { fd: Descriptor::new(fd), alias: 0, len_bytes, folios: 0, chunks: Sparse::new(), ports };
         file::ftruncate(fd, len_bytes as u64).map_err(of("ftruncate"))?;
         mem::seal_size(fd).map_err(of("fcntl"))?;
+        // Every fill looks at it twice. Its position is nobody's: ports have their own.
+        region.fd = region.fd.mark();
         // Congruent to the memfd modulo 2 MiB, or nothing of it could be made a huge page.
         region.alias = mem::reserve(len_bytes, EXTENT_SIZE).map_err(of("mmap"))?;
         let flags = mem::MAP_SHARED | mem::MAP_NORESERVE | mem::MAP_FIXED;

@@ -205,7 +205,7 @@ impl DirectFile {
             return Ok(());
         }
         let fd = self.fd.check_flags().map_err(StoreError::Io)?;
-        pages.part(done, usize::MAX).write_to(fd, pos_bytes + done as u64)
+        pages.part(done, usize::MAX).write_within_limit(fd, pos_bytes + done as u64)
     }
 }
 

@@ -315,7 +315,7 @@ impl Store for FileStore {
     }
 }
 
-// SAFETY: raw system calls alone (sendfile, lseek, fstat, pread, pwrite, prlimit, fallocate, fdatasync, ftruncate); they may
+// SAFETY: raw system calls alone (sendfile, lseek, fstat, pread, pwrite, getrlimit, fallocate, fdatasync, ftruncate); they may
 // sleep for the disk, as a kernel fault on a file does.
 unsafe impl HandlerStore for FileStore {}
 

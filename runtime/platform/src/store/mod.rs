@@ -241,6 +241,11 @@ impl<'a> PageRef<'a> {
         if sys_file::rlimit_fsize() < pos_bytes.saturating_add(self.len_bytes as u64) {
             return Err(StoreError::Io(Errno::EFBIG));
         }
+        self.write_within_limit(fd, pos_bytes)
+    }
+
+    /// The same by who has asked for `RLIMIT_FSIZE`.
+    fn write_within_limit(&self, fd: i32, pos_bytes: u64) -> Result<(), StoreError> {
         let mut done = 0;
         while done < self.len_bytes {
             let src = self.ptr as usize + done;

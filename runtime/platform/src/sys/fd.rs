@@ -10,7 +10,7 @@
 
 use super::file::Status;
 use super::syscall::{Errno, syscall6};
-use super::{file, futex, thread};
+use super::{file, futex, random, thread};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// A descriptor, and what it named when it was ours.
@@ -20,6 +20,8 @@ pub struct Descriptor {
     dev: u64,
     ino: u64,
     flags: i32,
+    /// What lies behind its position, modulo 2^32, as [`Descriptor::mark`] has left it; 0: it is not marked.
+    mark: u32,
 }
 
 static LOST: AtomicU64 = AtomicU64::new(0);
@@ -35,14 +37,40 @@ const WRITE_FLAGS: i32 = libc::O_ACCMODE | libc::O_APPEND | libc::O_DIRECT;
 
 impl Descriptor {
     /// No descriptor.
-    pub const NONE: Self = Self { number: -1, dev: 0, ino: 0, flags: 0 };
+    pub const NONE: Self = Self { number: -1, dev: 0, ino: 0, flags: 0, mark: 0 };
 
     /// Notes what `number`, which is ours now, names. Control plane.
     #[must_use]
     pub fn new(number: i32) -> Self {
         let (dev, ino) = identity(number).unwrap_or((0, 0));
         let flags = fcntl(number, libc::F_GETFL, 0).map_or(0, |f| f as i32 & WRITE_FLAGS);
-        Self { number, dev, ino, flags }
+        Self { number, dev, ino, flags, mark: 0 }
+    }
+
+    /// Marks the open description, so that [`Descriptor::check`] takes 0.15 us instead of 0.28: nobody else has it, and
+    /// nothing uses its position, so that lies where a random number has put it. What finds another one there asks for
+    /// the inode, and a file of the program's is taken for it once in 2^31. Where it cannot be marked it is not. Control plane.
+    ///
+    /// Not by lseek(2), which is quicker still, and waits for who reads from the file by that description, where it is the
+    /// program's: into an arena, say, whose fault asks us.
+    ///
+    /// The file must be a regular one, as long as it ever gets.
+    #[must_use]
+    pub fn mark(self) -> Self {
+        Self { mark: self.move_position().unwrap_or(0), ..self }
+    }
+
+    fn move_position(self) -> Result<u32, Errno> {
+        let mut at = [0];
+        random::fill(&mut at)?;
+        let [at] = at;
+        let status = file::status(self.number)?;
+        // 31 bits are random, and the highest is set: of files of the program's that have less than 2 GiB left it never is.
+        let unread = (at as u32) | 1 << 31;
+        let high = (at >> 32 & 0xf_ffff) << 32;
+        // Behind the end, where the kernel lets a position be up to the longest file there can be.
+        file::seek(self.number, status.len_bytes.wrapping_add(high).wrapping_sub(u64::from(unread)) & (u64::MAX >> 1))?;
+        Ok(if file::unread_bytes(self.number)? == unread { unread } else { 0 })
     }
 
     /// Returns the number, whatever it names by now; -1: none.
@@ -63,13 +91,16 @@ impl Descriptor {
         self.number >= 0
     }
 
-    /// Returns the number if it still names what it did. 0.4 us.
+    /// Returns the number if it still names what it did. 0.28 us, or 0.15 of one that is marked.
     ///
     /// # Context: handler
     ///
     /// # Errors
     /// `EBADF`: the program has closed it; counted in [`lost`].
     pub fn check(self) -> Result<i32, Errno> {
+        if self.mark != 0 && file::unread_bytes(self.number) == Ok(self.mark) {
+            return Ok(self.number);
+        }
         if names(self.number, (self.dev, self.ino)) { Ok(self.number) } else { Err(Errno::EBADF) }
     }
 
@@ -265,5 +296,51 @@ pub fn kept(number: i32) -> Result<i32, Errno> {
     match KEEPER.load(Ordering::Acquire) {
         0 => Err(Errno::ESRCH),
         tid => take_from(tid, number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::mem;
+
+    fn memfd(len_bytes: u64) -> Result<i32, Errno> {
+        let fd = mem::memfd_create(c"softfault-test-fd")?;
+        file::ftruncate(fd, len_bytes).map(|()| fd)
+    }
+
+    fn dup2(from: i32, to: i32) {
+        // SAFETY: touches no memory; both numbers are the test's.
+        let r = unsafe { syscall6(libc::SYS_dup2, [from as usize, to as usize, 0, 0, 0, 0]) };
+        assert_eq!(r, Ok(to as usize));
+    }
+
+    /// Each kind of descriptor, named and marked, against a file that has the number now.
+    #[test]
+    fn a_number_that_names_another_file_is_told_whether_or_not_it_was_marked() -> Result<(), Errno> {
+        const LEN: u64 = 1 << 40;
+        let ours = Descriptor::new(memfd(LEN)?);
+        let marked = ours.mark();
+        assert_ne!(marked.mark, 0, "a memfd has a position to mark");
+        for is in [ours, marked] {
+            assert_eq!(is.check(), Ok(ours.number()));
+        }
+        // Somebody who was told the number has moved the position: the inode is the same.
+        file::seek(ours.number(), 4096)?;
+        assert_eq!(marked.check(), Ok(ours.number()), "it is still that file");
+        let again = ours.mark();
+        assert_ne!(again.mark, marked.mark, "a mark is a random number");
+        let other = memfd(LEN)?;
+        dup2(other, ours.number());
+        for is in [ours, marked, again] {
+            assert_eq!(is.check(), Err(Errno::EBADF), "another file of the same length");
+        }
+        // At its end, as a file that was written is.
+        file::seek(other, LEN)?;
+        assert_eq!(again.check(), Err(Errno::EBADF));
+        file::close(ours.number());
+        assert_eq!(again.check(), Err(Errno::EBADF), "closed");
+        file::close(other);
+        Ok(())
     }
 }

@@ -221,6 +221,25 @@ pub fn seek(fd: i32, offset: u64) -> Result<(), Errno> {
     unsafe { syscall6(libc::SYS_lseek, [fd as usize, offset as usize, libc::SEEK_SET as usize, 0, 0, 0]) }.map(drop)
 }
 
+/// Returns how many bytes lie between a descriptor's position and the end of its file, modulo 2^32; see ioctl(2), `FIONREAD`.
+/// Unlike lseek(2) it does not wait for who reads or writes at that position.
+///
+/// # Context: handler
+///
+/// # Errors
+/// `EBADF`, `ENOTTY`; of what is no regular file whatever its driver says.
+pub fn unread_bytes(fd: i32) -> Result<u32, Errno> {
+    let mut nr = 0u32;
+    // SAFETY: the request writes one int, exclusively borrowed.
+    unsafe {
+        syscall6(
+            libc::SYS_ioctl,
+            [fd as usize, libc::FIONREAD as usize, core::ptr::from_mut(&mut nr) as usize, 0, 0, 0],
+        )
+    }?;
+    Ok(nr)
+}
+
 /// Sets a file's length; see ftruncate(2). Control plane.
 ///
 /// # Errors
@@ -355,11 +374,16 @@ pub fn allocated_bytes(fd: i32) -> Result<u64, Errno> {
 }
 
 /// Returns the soft limit of a resource; see getrlimit(2). `u64::MAX` means none.
+///
+/// By the old call, which takes 0.11 us where prlimit64(2) takes 0.27: fills and write-back ask each time, since the program
+/// may lower the limit at any time. A filter that permits what the C library makes may know the new one alone.
 fn rlimit(resource: u32) -> u64 {
     let mut lim = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    let args = [0, resource as usize, 0, core::ptr::from_mut(&mut lim) as usize, 0, 0];
-    // SAFETY: prlimit64 on ourselves writes one `struct rlimit`, exclusively borrowed.
-    match unsafe { syscall6(libc::SYS_prlimit64, args) } {
+    let at = core::ptr::from_mut(&mut lim) as usize;
+    // SAFETY: getrlimit writes one `struct rlimit`, exclusively borrowed.
+    let old = unsafe { syscall6(libc::SYS_getrlimit, [resource as usize, at, 0, 0, 0, 0]) };
+    // SAFETY: likewise prlimit64 on ourselves.
+    match old.or_else(|_| unsafe { syscall6(libc::SYS_prlimit64, [0, resource as usize, 0, at, 0, 0]) }) {
         Ok(_) => lim.rlim_cur,
         Err(_) => u64::MAX,
     }
