@@ -1,6 +1,8 @@
 //! `Arena`: a range of address space over which objects are mapped.
 //!
 //! The face: each method checks its range, and passes the call on to the file that is named after it.
+//!
+//! # Context: control plane
 
 mod advise;
 mod builder;

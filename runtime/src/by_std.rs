@@ -1,5 +1,7 @@
 //! Files and threads by the standard library, whose system calls do not pass `platform::sys`: a test that has the k-th call
 //! of an operation fail has these fail, too.
+//!
+//! # Context: control plane
 
 use std::fs::{self, File, Metadata, OpenOptions, ReadDir};
 use std::io::Result;

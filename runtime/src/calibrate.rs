@@ -2,6 +2,8 @@
 //!
 //! The handler does not know when the instruction ran. So it is measured beforehand, on pages of an arena of our own
 //! whose touches are stamped; the observations go into the `delivery` stage of the histogram.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "touches pages of an arena made for it")]
 

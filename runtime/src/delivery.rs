@@ -1,4 +1,6 @@
 //! Which way faults arrive: what can be had here, what was chosen, and why.
+//!
+//! # Context: control plane
 
 use crate::short::Short;
 use std::fmt;

@@ -1,4 +1,6 @@
 //! Errors of the control plane: what was asked, of what, over which range, and why not.
+//!
+//! # Context: control plane: an error takes memory
 
 use crate::delivery::Delivery;
 use crate::in_the_way::InTheWay;

@@ -1,4 +1,6 @@
 //! What keeps the cache full, when nothing can leave it: what a call says that has failed for it.
+//!
+//! # Context: control plane
 
 use crate::short::Short;
 use softfault_mm::folio::{DIRTY, Folio, HELD, State};

@@ -1,4 +1,6 @@
 //! Heap objects that handlers borrow: lent as `'static`, taken back when nobody can look any more.
+//!
+//! # Context: control plane; what is lent is read in any
 
 #![expect(unsafe_code, reason = "the one place where a heap object's borrow is lengthened")]
 

@@ -19,6 +19,8 @@
 //! ```
 //! Either the waiter's try comes after the unlock, and succeeds or finds another holder, or the other sees the waiter. A handler
 //! that jumps away from the sleep leaves its count behind, which costs a wake for nobody each time.
+//!
+//! # Context: control plane, the flusher and fillers; never a handler
 
 use softfault_mm::ctx::Ctx;
 use softfault_mm::host::Env;

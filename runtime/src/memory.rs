@@ -1,4 +1,6 @@
 //! How much memory the process may use: the machine's, or its memory cgroup's.
+//!
+//! # Context: control plane
 
 use crate::by_std;
 use crate::error::{Error, Result};

@@ -1,6 +1,8 @@
 //! `Object`: a file, anonymous memory, a user's store or a user's vtable, as a range of the cache.
 //!
 //! The face: each method says who may call it and what it does, and passes the call on to the file that is named after it.
+//!
+//! # Context: control plane
 
 pub(crate) mod advise;
 mod builder;

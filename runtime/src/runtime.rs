@@ -1,4 +1,6 @@
 //! `Runtime`: the value that owns the cache and the counters, and makes objects and arenas.
+//!
+//! # Context: control plane
 
 use crate::arena::ArenaBuilder;
 use crate::cache::failures::{self, RecentFailure};

@@ -1,4 +1,6 @@
 //! What `Debug` says is for a person, or a log: at most a kilobyte, however large what it is about.
+//!
+//! # Context: any that may format
 
 use std::fmt::{self, Write};
 use std::ops::Range;

@@ -1,4 +1,6 @@
 //! Words of the crate's interface that every floor uses, and that have no state: accesses, rights, advice.
+//!
+//! # Context: any: words
 
 use softfault_mm::readahead::Mode;
 

@@ -3,6 +3,8 @@
 //! Each step hands out a [`Done`] when it has been done, and not before. An operation that fails half-way returns, and
 //! the steps it got to are dropped in reverse; one that succeeds keeps them all, at its end. So there is no list of undos
 //! beside the list of steps, which could name a step that was never reached.
+//!
+//! # Context: as the step that is undone
 
 /// A step that was done. Dropped, it is taken back.
 #[must_use = "a step that is dropped is taken back"]

@@ -1,4 +1,6 @@
 //! What advice changes in the mappings of an arena: how they are read, and which page-table entries go.
+//!
+//! # Context: control plane
 
 use super::state::ArenaInner;
 use super::vma::VmaEntry;

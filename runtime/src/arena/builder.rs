@@ -1,4 +1,6 @@
 //! `ArenaBuilder`: what an arena is to be, and its beginning.
+//!
+//! # Context: control plane
 
 use super::set::VmaSet;
 use super::state::{ArenaInner, table_bytes};

@@ -1,4 +1,6 @@
 //! Reading and writing arenas by calls: without a fault of the caller's, with errors as results.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned arena pages")]
 

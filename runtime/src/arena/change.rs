@@ -1,4 +1,6 @@
 //! Changing mappings in a range, by new entries in place of the old ones, split at its ends.
+//!
+//! # Context: control plane
 
 use super::extents;
 use super::publish::{self, Swap};

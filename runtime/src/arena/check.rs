@@ -1,4 +1,6 @@
 //! What a call that maps must fulfil, checked before anything changes.
+//!
+//! # Context: control plane
 
 use super::state::ArenaInner;
 use super::vma::MapRequest;

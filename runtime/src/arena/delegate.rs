@@ -1,4 +1,6 @@
 //! Minor delegates: registering one over a range, all of which is trapped from then on.
+//!
+//! # Context: control plane
 
 use super::delegation::DelegationInner;
 use super::state::ArenaInner;

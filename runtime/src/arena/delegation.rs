@@ -1,4 +1,6 @@
 //! A registered minor delegate: what is lent to whoever tells it of a touch, and its end when nobody does any more.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "a delegate is lent to whoever tells it")]
 

@@ -1,4 +1,6 @@
 //! Forgetting what a range has. Linux: `madvise(2)`, `MADV_DONTNEED`.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "drops private copies of the arena's own range")]
 

@@ -1,4 +1,6 @@
 //! The end of an arena: the handlers forget it, and its address space goes back.
+//!
+//! # Context: whoever drops the last reference: control plane
 
 #![expect(unsafe_code, reason = "gives the arena's address space back")]
 

@@ -1,4 +1,6 @@
 //! Mapping exclusive objects: what is refused, what they are told of where they lie, and their pages' way out at the end.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "says where an exclusive object is mapped")]
 

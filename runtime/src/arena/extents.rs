@@ -1,4 +1,6 @@
 //! Extents: handing them to the kernel and taking them back, for the control plane.
+//!
+//! # Context: control plane
 
 use super::record;
 use super::state::ArenaInner;

@@ -1,4 +1,6 @@
 //! Faults that no instruction makes: the walk, made by a call, which has an error where an instruction could only wait.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "populates and opens the arena's own page tables")]
 

@@ -10,6 +10,8 @@
 //! A call that fails leaves everything as it was. What may fail comes before what is visible (extents are taken back, and
 //! split tables had, before anything is published; an extent that is promoted in between is taken back again), and what
 //! was done is undone by the step itself ([`crate::undo`]), or by [`publish::Swap`], which exists once it was done.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "maps objects over the arena's own address range")]
 

@@ -1,4 +1,6 @@
 //! What objects ask of the arenas that map them.
+//!
+//! # Context: control plane
 
 use super::state::ArenaInner;
 use super::vma::range_of;

@@ -4,6 +4,8 @@
 //! the program the range is unmapped all the same: no vma is found there, so that a touch raises SIGSEGV. But the object's
 //! memory stays visible there to the kernel, and must not become another object's: so the object stays until the range
 //! has been let go of, which every later call that maps or unmaps in the arena tries again.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "unmaps and hides ranges of the arena")]
 

@@ -1,4 +1,6 @@
 //! Pins for users: ranges that stay resident.
+//!
+//! # Context: control plane
 
 use super::state::ArenaInner;
 use super::vma::VmaEntry;

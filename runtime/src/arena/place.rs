@@ -1,4 +1,6 @@
 //! Where an arena lies: wherever the kernel has room, or at an address that the caller names; and what else it needs first.
+//!
+//! # Context: control plane
 
 use crate::error::{Error, Result, system};
 use crate::memory;

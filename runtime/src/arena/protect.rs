@@ -1,4 +1,6 @@
 //! Changing what a range permits: everything is as it was if it fails.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "protects the arena's own address range")]
 

@@ -1,6 +1,8 @@
 //! Publishing entries, in place of others or of nothing: the records that handlers see, and the tables that lead to them.
 //!
 //! A record is never changed while published: a split or a change of flags is a new record.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "fills and publishes records of the process's tables")]
 

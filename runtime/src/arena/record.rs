@@ -1,4 +1,6 @@
 //! The vma that handlers see of a mapping: its flags, its page tables, and what it refers to.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "lends a delegation to the record that its entry publishes")]
 

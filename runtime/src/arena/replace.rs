@@ -10,6 +10,8 @@
 //! wake                                             looks again at once
 //! ```
 //! A store that is through before the range is closed is the old object's, any other one the new object's.
+//!
+//! # Context: control plane
 
 use super::map::{self, open};
 use super::publish::{self, Swap};

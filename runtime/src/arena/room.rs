@@ -2,6 +2,8 @@
 //!
 //! Where pages are exposed by protection their exposures can be hidden, which gives mappings back (`platform::crowd`): a call
 //! does what a fault does, and its error comes when there is nothing to hide.
+//!
+//! # Context: control plane
 
 use super::state::ArenaInner;
 use softfault_platform::crowd::{self, Crowded};

@@ -1,4 +1,6 @@
 //! What an arena's control plane knows is mapped, pinned, and not let go of yet.
+//!
+//! # Context: control plane
 
 use super::vma::VmaEntry;
 use crate::error::{Error, Result};

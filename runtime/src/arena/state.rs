@@ -1,4 +1,6 @@
 //! The state of an arena: where it lies, what is mapped there, and what handlers know of its extents.
+//!
+//! # Context: control plane
 
 use super::set::{Owed, VmaSet};
 use crate::cache::state::RuntimeInner;

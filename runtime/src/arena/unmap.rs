@@ -1,4 +1,6 @@
 //! Unmapping: everything is as it was if it fails.
+//!
+//! # Context: control plane
 
 use super::publish::{self, Successors, Swap};
 use super::set::VmaSet;

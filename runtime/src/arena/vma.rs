@@ -1,4 +1,6 @@
 //! One mapping of an arena, as the control plane knows it.
+//!
+//! # Context: control plane
 
 use super::delegation::DelegationInner;
 use crate::object::fault::Call;

@@ -1,4 +1,6 @@
 //! Taking pages out of an arena while they stay cached, without losing the kernel's notes of who wrote.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "drops page-table entries of the arena's own range")]
 

@@ -1,4 +1,6 @@
 //! The end of a runtime: its threads, then its place in the process.
+//!
+//! # Context: whoever drops the last reference: control plane
 
 use super::share;
 use super::state::RuntimeInner;

@@ -1,4 +1,6 @@
 //! The last failures of a runtime: what stores said, and which touches became signals.
+//!
+//! # Context: control plane
 
 use softfault_mm::failures::{FailedOp, Failures};
 use softfault_mm::types::FillError;

@@ -1,4 +1,6 @@
 //! The pool of frames of a runtime's exclusive objects, made when the first of them is.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "lends the pool to objects, which hold the runtime")]
 

@@ -7,6 +7,8 @@
 //! copying. While reclaim is behind, nothing is collapsed.
 //!
 //! The thread knows no object: it asks each, by [`CollapseRound`], to do its part of a round.
+//!
+//! # Context: control plane: it may wait and allocate, and no fault waits for it
 
 use crate::error::{Error, Result};
 use crate::process::helper;

@@ -1,6 +1,8 @@
 //! The background reclaimer: frees pages ahead of need, so that faulting threads find room. Linux: `kswapd`.
 //!
 //! It takes no lock, allocates nothing after start and never touches an arena.
+//!
+//! # Context: kswapd: no lock, no allocation after its start; starting and ending it, control plane
 
 use crate::error::{Error, Result};
 use crate::lease::Lease;

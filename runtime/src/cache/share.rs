@@ -5,6 +5,8 @@
 //!
 //! The lock of the list is a leaf but for the locks of queues that grow; a reference that is made under it is dropped behind it,
 //! since it may be the last one.
+//!
+//! # Context: control plane
 
 use super::state::RuntimeInner;
 use crate::memory;

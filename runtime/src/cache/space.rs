@@ -1,4 +1,6 @@
 //! Where objects lie in the cache: regions, and which of their chunks are free.
+//!
+//! # Context: control plane
 
 use crate::error::{Result, system};
 use crate::memory;

@@ -1,4 +1,6 @@
 //! The beginning of a runtime: its tables, its threads, and its place in the process.
+//!
+//! # Context: control plane
 
 #[cfg(feature = "userfaultfd")]
 use super::frames::FramePool;

@@ -1,4 +1,6 @@
 //! The state of a runtime: the account of its cache, its threads, and where its objects lie.
+//!
+//! # Context: control plane
 
 #[cfg(feature = "userfaultfd")]
 use super::frames::FramePool;

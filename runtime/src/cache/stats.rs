@@ -1,4 +1,6 @@
 //! A reading of the counters: `/proc/vmstat` names, one per reason bit, and the latency of the walk's stages.
+//!
+//! # Context: control plane
 
 use super::state::RuntimeInner;
 use crate::memory;

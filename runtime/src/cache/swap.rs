@@ -1,4 +1,6 @@
 //! The swap file of a runtime: where anonymous memory goes when the cache has no room.
+//!
+//! # Context: control plane, but for the deref of a swap file, which stores do in handlers
 
 #![expect(unsafe_code, reason = "promises that an Arc's deref may run in a handler")]
 

@@ -5,6 +5,8 @@
 //!
 //! A shard is handed out in granules of 64 bytes. A compressed page is a run of granules inside one block of 64 of them,
 //! that is inside 4 KiB, so that the block's word says all there is to know.
+//!
+//! # Context: fillers, kswapd and calls: nothing is allocated after the pool was made
 
 use crate::masked::{self, Masked};
 use lz4_flex::block::{self, CompressTable};

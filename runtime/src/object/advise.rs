@@ -1,4 +1,6 @@
 //! Advice: how a range will be used, and what is to be done about it now. Linux: `mm/madvise.c`, `mm/fadvise.c`.
+//!
+//! # Context: control plane
 
 use super::state::ObjectInner;
 use super::{evict, io};

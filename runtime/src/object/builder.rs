@@ -1,4 +1,6 @@
 //! `ObjectBuilder`: what an object is made of, and how it is to behave.
+//!
+//! # Context: control plane
 
 use super::make::{self, Backing, Facts};
 use super::options::ObjectOptions;

@@ -1,5 +1,7 @@
 //! Chunks that are cached whole become huge pages: at once where the program asks, and in rounds of a thread's. Linux:
 //! `MADV_COLLAPSE`, and the object's side of `khugepaged`.
+//!
+//! # Context: control plane, the thread of huge pages
 
 use super::state::ObjectInner;
 use crate::cache::khugepaged::CollapseRound;

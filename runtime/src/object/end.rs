@@ -1,4 +1,6 @@
 //! The end of an object: what is dirty is written back, nobody sees it any more, and its range of the cache goes back.
+//!
+//! # Context: whoever drops the last reference: control plane
 
 use super::collapse;
 use super::exclusive::Exclusive;

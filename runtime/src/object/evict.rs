@@ -1,4 +1,6 @@
 //! Dropping pages from the cache because somebody asks for it. Linux: `invalidate_mapping_pages`.
+//!
+//! # Context: control plane
 
 use super::state::ObjectInner;
 use crate::error::Result;

@@ -2,6 +2,8 @@
 //!
 //! Control plane of `platform::store::exclusive`. What is special about such an object is kept here, and how it is mapped by
 //! the arena's floor; the rest of the crate asks whether an object is exclusive.
+//!
+//! # Context: control plane
 
 #[cfg(not(feature = "userfaultfd"))]
 mod off;

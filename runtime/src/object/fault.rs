@@ -1,4 +1,6 @@
 //! Errors of bytes that could not be had: what a call says, with what keeps the cache full where that is why.
+//!
+//! # Context: control plane
 
 use crate::error::{self, Error};
 use crate::in_the_way::InTheWay;

@@ -1,4 +1,6 @@
 //! Files as objects: what can be one, one object for each inode, and descriptors that take nobody's locks away.
+//!
+//! # Context: control plane
 
 pub(crate) mod inodes;
 mod kind;

@@ -9,6 +9,8 @@
 //! the end moves
 //!                                         write the page back up to the new end: the zeros
 //! ```
+//!
+//! # Context: control plane
 
 use super::io;
 use super::state::ObjectInner;

@@ -1,4 +1,6 @@
 //! Stores of the user's on filler threads: their panics end no filler.
+//!
+//! # Context: fillers, and calls on the object
 
 use softfault_platform::store::{PageMut, PageRef, Store, StoreError};
 use softfault_platform::sys::Errno;

@@ -1,4 +1,6 @@
 //! Healing: pages that could not be had are asked for again.
+//!
+//! # Context: control plane
 
 use super::state::ObjectInner;
 use crate::error::Result;

@@ -1,4 +1,6 @@
 //! Dropping what is cached because somebody else has changed the store. Linux: `invalidate_inode_pages2_range`.
+//!
+//! # Context: control plane
 
 use super::state::ObjectInner;
 use crate::error::Result;

@@ -2,6 +2,8 @@
 //!
 //! The caller's buffer may itself lie in an arena, and touching it may fault: so bytes go through a chunk on the stack
 //! then, and no pin is held while it is touched.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned pages of the cache")]
 

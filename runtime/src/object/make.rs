@@ -1,6 +1,8 @@
 //! Making an object: its parts, each of which borrows from others, and what handlers see of it.
+//!
+//! # Context: control plane
 
-use super::exclusive::{Parts, Plan};
+use super::exclusive::{Exclusive, Parts, Plan};
 use super::options::ObjectOptions;
 use super::rmap::IMmap;
 use super::state::ObjectInner;
@@ -70,41 +72,19 @@ pub(super) fn make(
     let vm_ops: Lease<dyn VmOps> = Lease::new(backing.ops);
     // SAFETY: `ObjectInner::drop` withdraws the object and waits for its users before any lease goes.
     let store_ref = unsafe { store.lend() };
-    let read_align = (store_ref.read_align_bytes() >> PAGE_SHIFT) as u32;
-    if plan.is_none() && !store_ref.uses_descriptors() || read_align > 1 {
+    if plan.is_none() && !store_ref.uses_descriptors() || read_align_pages(store_ref) > 1 {
         bounce::init();
     }
     let a_ops = Lease::new(Box::new(ops_of(options, facts, store_ref, (&space, offset, len), rt.lock_cache, id)));
-    // SAFETY: the object holds the space, so the words outlive it.
-    let folios = unsafe { space.region.folios(offset, len) };
-    // SAFETY: as above.
-    let chunks = unsafe { space.region.chunks(offset, len) };
+    let (folios, chunks) = words_of(&space, offset, len);
     let parts = Parts { options, store: store_ref, folios, handler_safe: facts.handler_safe, name: u64::from(id) };
     let exclusive = plan.map(|p| p.build(&parts));
     let nodes: Lease<[AtomicU64]> = Lease::new((0..Nodes::words(chunks.len())).map(|_| AtomicU64::new(0)).collect());
     let label: Lease<str> = Lease::new(options.label_of(id).into_boxed_str());
-    let borrowed = Borrowed {
-        // SAFETY: as for the store.
-        label: unsafe { label.lend() },
-        folios,
-        chunks,
-        // SAFETY: the object keeps the nodes for as long as the mapping, which is dropped or leaked with them.
-        nodes: unsafe { nodes.lend() },
-        a_ops: match &exclusive {
-            Some(exclusive) => exclusive.as_ops(),
-            // SAFETY: as for the store.
-            None => unsafe { a_ops.lend() },
-        },
-        // SAFETY: the object holds the runtime, which holds the account.
-        account: unsafe { rt.account.lend() },
-        stat: rt.stat,
-        write_blocks: store_ref.write_blocks(),
-        read_align,
-    };
-    let mapping = Lease::new(Box::new(mapping_of(id, options, facts, borrowed)));
     // SAFETY: as for the store.
-    let mapping_ref = unsafe { mapping.lend() };
-    vmatree::publish_mapping(id, Some(mapping_ref));
+    let ops = exclusive.as_ref().map_or_else(|| unsafe { a_ops.lend() } as &dyn AddressSpaceOps, Exclusive::as_ops);
+    let borrowed = borrow(&rt, &label, &nodes, (folios, chunks), ops, store_ref);
+    let (mapping, mapping_ref) = publish(mapping_of(id, options, facts, borrowed));
     let has_mkwrite = vm_ops.has_page_mkwrite();
     ObjectInner {
         rt,
@@ -114,7 +94,7 @@ pub(super) fn make(
         writable: AtomicBool::new(options.writable),
         dsync: options.dsync,
         sync_wp: options.mkwrite || has_mkwrite,
-        huge: options.huge_pages && (!options.writable || facts.always_dirty) && !options.mkwrite && !has_mkwrite,
+        huge: may_be_huge(options, facts, has_mkwrite),
         mapping: Some(mapping),
         nodes: Some(nodes),
         a_ops: Some(a_ops),
@@ -130,6 +110,31 @@ pub(super) fn make(
         label: Some(label),
         pid: std::process::id(),
     }
+}
+
+/// Returns the words of the pages and chunks in a range of a space.
+#[expect(unsafe_code, reason = "the object holds the space that the words lie in")]
+fn words_of(space: &Space, offset: u64, len: usize) -> (&'static [FolioWord], &'static [ChunkWord]) {
+    // SAFETY: the object holds the space, so the words outlive it.
+    let folios = unsafe { space.region.folios(offset, len) };
+    // SAFETY: as above.
+    (folios, unsafe { space.region.chunks(offset, len) })
+}
+
+/// Shows the mapping to handlers, and lends it.
+#[expect(unsafe_code, reason = "the mapping is lent to handlers until the object is dropped")]
+fn publish(mapping: Mapping<'static>) -> (Lease<Mapping<'static>>, &'static Mapping<'static>) {
+    let id = mapping.id;
+    let lease = Lease::new(Box::new(mapping));
+    // SAFETY: `ObjectInner::drop` withdraws the mapping and waits for its users before the lease goes.
+    let lent = unsafe { lease.lend() };
+    vmatree::publish_mapping(id, Some(lent));
+    (lease, lent)
+}
+
+/// Returns whether chunks may be huge pages: not where stores are noted page by page, or fault.
+fn may_be_huge(options: &ObjectOptions, facts: Facts, has_mkwrite: bool) -> bool {
+    options.huge_pages && (!options.writable || facts.always_dirty) && !options.mkwrite && !has_mkwrite
 }
 
 /// Makes the operations by which pages of the cache are read and written.
@@ -168,6 +173,37 @@ struct Borrowed {
     stat: &'static VmStat,
     write_blocks: bool,
     read_align: u32,
+}
+
+/// Lends a mapping what it borrows of the object's parts.
+#[expect(unsafe_code, reason = "the object's parts are lent to handlers until it is dropped")]
+fn borrow(
+    rt: &RuntimeInner,
+    label: &Lease<str>,
+    nodes: &Lease<[AtomicU64]>,
+    (folios, chunks): (&'static [FolioWord], &'static [ChunkWord]),
+    a_ops: &'static dyn AddressSpaceOps,
+    store: &dyn Store,
+) -> Borrowed {
+    Borrowed {
+        // SAFETY: the object drops or leaks its mapping before its label.
+        label: unsafe { label.lend() },
+        folios,
+        chunks,
+        // SAFETY: the object keeps the nodes for as long as the mapping, which is dropped or leaked with them.
+        nodes: unsafe { nodes.lend() },
+        a_ops,
+        // SAFETY: the object holds the runtime, which holds the account.
+        account: unsafe { rt.account.lend() },
+        stat: rt.stat,
+        write_blocks: store.write_blocks(),
+        read_align: read_align_pages(store),
+    }
+}
+
+/// Returns how many pages the store's reads are aligned to.
+fn read_align_pages(store: &dyn Store) -> u32 {
+    (store.read_align_bytes() >> PAGE_SHIFT) as u32
 }
 
 /// Makes what handlers see of an object.

@@ -1,4 +1,6 @@
 //! What an object is to be, as its builder was told.
+//!
+//! # Context: control plane
 
 use softfault_mm::mapping::FailurePolicy;
 use softfault_platform::store::retry::Retries;

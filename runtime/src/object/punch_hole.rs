@@ -1,4 +1,6 @@
 //! Holes in an object: bytes that read as zeros, and whose storage goes back. Linux: `fallocate(2)`, `FALLOC_FL_PUNCH_HOLE`.
+//!
+//! # Context: control plane
 
 use super::io;
 use super::state::ObjectInner;

@@ -3,6 +3,8 @@
 //! Reclaim and write-back find the vmas themselves, without a lock, by `vmatree`'s lists. This is the control plane's
 //! side: who may change those lists, and which arenas are to be asked. An object knows no arena: it asks by [`Mapper`], and
 //! names itself by its number, which is its own for as long as it lives.
+//!
+//! # Context: control plane
 
 use crate::error::Result;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -40,7 +42,9 @@ pub(crate) struct IMmap {
     object: u32,
     /// Who maps it. A leaf.
     arenas: Mutex<Vec<Weak<dyn Mapper>>>,
+    /// See [`IMmap::gate`]. The first in the order of locks (`runtime/README.md`, "Locks, in order").
     gate: Mutex<()>,
+    /// See [`IMmap::lists`].
     lists: Mutex<()>,
 }
 
@@ -49,7 +53,7 @@ impl IMmap {
         Self { object, arenas: Mutex::default(), gate: Mutex::default(), lists: Mutex::default() }
     }
 
-    /// Keeps mappings from coming to be, and the end of the object from moving. Taken before any arena's `vmas`.
+    /// Keeps mappings from coming to be, and the end of the object from moving. Taken before any arena's mappings are locked.
     pub(crate) fn gate(&self) -> MutexGuard<'_, ()> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }

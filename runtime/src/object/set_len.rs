@@ -1,4 +1,6 @@
 //! Setting the end of an object. Linux: `ftruncate(2)`.
+//!
+//! # Context: control plane
 
 use super::state::ObjectInner;
 use super::{follow, truncate};

@@ -1,4 +1,6 @@
 //! The state of an object: its mapping, which handlers see, and what else it is made of.
+//!
+//! # Context: control plane; what it lends is called in handlers
 
 use super::exclusive::{self, Exclusive};
 use super::file::options::FileOf;

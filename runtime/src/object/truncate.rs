@@ -1,4 +1,6 @@
 //! The end of an object moves, and with it that of its store. Linux: `mm/truncate.c`.
+//!
+//! # Context: control plane
 
 use super::io;
 use super::state::ObjectInner;

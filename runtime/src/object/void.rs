@@ -1,4 +1,6 @@
 //! Pages that nobody reads, writes or fills for a while, because what lies below them changes.
+//!
+//! # Context: control plane
 
 use softfault_mm::mapping::Mapping;
 use softfault_mm::vmscan;

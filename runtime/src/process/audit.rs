@@ -5,6 +5,8 @@
 //!
 //! A thread that is resolving a fault has every signal masked, those of the C library too, which the program's own calls
 //! leave open: it is looked at again until it has come out.
+//!
+//! # Context: control plane
 
 use crate::by_std;
 use crate::error::{Error, Result};

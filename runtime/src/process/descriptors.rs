@@ -14,6 +14,8 @@
 //! close: the lock is gone
 //! ```
 //! No call closes on a condition, so these two steps stay apart. Who has had the file open before is safe.
+//!
+//! # Context: control plane, where a store ends
 
 use crate::by_std;
 use softfault_platform::child;

@@ -2,6 +2,8 @@
 //!
 //! A helper never touches an arena (a fault it raises is refused), and takes no lock that a program may hold while it
 //! touches one. The runtime's own code on them does not allocate after start; what a store does is the store's affair.
+//!
+//! # Context: control plane; what each thread may is said where it begins
 
 use crate::by_std;
 use crate::error::{Error, Result};

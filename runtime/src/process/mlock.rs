@@ -7,6 +7,8 @@
 //! other, so the arenas' entries stay too, and arenas are not split. Pages of private memory have no alias: there the arena's
 //! own range is locked, and since pages that are locked are pinned, no run of pages that are being filled, moved or taken out
 //! crosses the ends of a locked range.
+//!
+//! # Context: control plane
 
 use crate::error::Error;
 use crate::memory;

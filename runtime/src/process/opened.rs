@@ -5,6 +5,8 @@
 //! a file, which raises SIGBUS whatever its protection; but then every exposure is an mmap(2) instead of an mprotect(2),
 //! private copies could not be hidden at all, and stores that an mprotect(2) lets through would still be noted nowhere.) So
 //! it is looked for: what the kernel says is open, and no fault of ours has opened, was opened by somebody else.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "closes ranges of arenas")]
 

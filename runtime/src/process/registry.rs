@@ -1,6 +1,9 @@
 //! What is one per process: numbers of the published tables, signal dispositions, userfaultfd contexts, helpers.
 //!
-//! Lock order: an arena's `vmas` < an object's `vmas` < [`lock`]. None of them is ever taken by a handler or a helper.
+//! [`lock`] is taken after every other lock of the control plane but the leaves (`runtime/README.md`, "Locks, in order"), and never by
+//! a handler or a helper.
+//!
+//! # Context: control plane
 
 use crate::by_std;
 #[cfg(feature = "userfaultfd")]

@@ -10,6 +10,8 @@
 //! nothing gets on any more: what is left hangs, or fails; waits for it
 //! ```
 //! The thread allocates nothing in a round: who exits may hold the allocator's lock.
+//!
+//! # Context: exit's writer; the rest, control plane
 
 use super::flusher::Writables;
 use super::state::Flushing;

@@ -1,5 +1,7 @@
 //! Flushing: what a store was given becomes durable, or counts as not written. Linux: `vfs_fsync_range`, but for what is done
 //! when it fails: there pages that could not be made durable count as clean.
+//!
+//! # Context: control plane, the flusher
 
 use super::state::{Flushing, Turn};
 use crate::error::{self, Result};

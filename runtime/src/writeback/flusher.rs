@@ -6,6 +6,8 @@
 //!
 //! What is written when the process exits is [`exit`](super::exit)'s, which has a thread of its own: this one may be in a store
 //! that hangs.
+//!
+//! # Context: the flusher; the rest, control plane
 
 use super::state::Flushing;
 use super::{flush, writeout};

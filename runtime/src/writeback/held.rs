@@ -1,4 +1,6 @@
 //! Pages that are held back: not written, whatever the pressure, until what describes them is durable.
+//!
+//! # Context: control plane
 
 use super::state::{Flushing, bytes};
 use crate::error::{Error, Result};

@@ -1,4 +1,6 @@
 //! Writes that failed flushes took away: which pages they were on, and whether the program knows.
+//!
+//! # Context: control plane, the flusher
 
 use super::state::{Flushing, bytes};
 use softfault_mm::folio::{DIRTY, FolioWord, LOST, State};

@@ -1,4 +1,6 @@
 //! Pages that a run of write-back could not take, because somebody has them pinned.
+//!
+//! # Context: control plane, the flusher
 
 use super::state::Flushing;
 use softfault_mm::ctx::Ctx;

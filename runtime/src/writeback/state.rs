@@ -1,4 +1,6 @@
 //! What write-back knows of an object, and all that it needs of one: the pages, the store, and what is owed to it.
+//!
+//! # Context: control plane, the flusher
 
 use crate::masked::{self, Masked};
 use softfault_mm::ctx::Ctx;

@@ -1,4 +1,6 @@
 //! Making writes durable: what was written goes to the store, and the store is flushed. Linux: `msync(2)` with `MS_SYNC`.
+//!
+//! # Context: control plane
 
 use super::state::{Flushing, bytes};
 use super::{flush, lost, writeout};

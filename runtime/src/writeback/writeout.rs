@@ -1,4 +1,6 @@
 //! Giving the store what was written: finding out which pages that are, and writing them. Linux: `filemap_fdatawrite_range`.
+//!
+//! # Context: control plane, the flusher
 
 use super::pinned;
 use super::state::{Flushing, bytes};

@@ -1,4 +1,6 @@
 //! Without userfaultfd there are no exclusive objects: asking for one is a typed error, and the rest is never called.
+//!
+//! # Context: control plane
 
 #![expect(unsafe_code, reason = "has the contract of the other build")]
 

@@ -1,4 +1,6 @@
 //! Exclusive objects, where there is userfaultfd.
+//!
+//! # Context: control plane; what it lends is called in handlers
 
 #![expect(unsafe_code, reason = "lends the object's parts to handlers, and passes on what says where it is mapped")]
 

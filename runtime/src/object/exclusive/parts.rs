@@ -1,4 +1,6 @@
 //! What an exclusive object is made of.
+//!
+//! # Context: control plane
 
 use crate::object::options::ObjectOptions;
 use softfault_mm::folio::FolioWord;

@@ -20,6 +20,8 @@
 //!                                         makes another object, which reads what was written
 //! ```
 //! Who waits has nothing in hand, and who drops may have any lock of ours: nobody waits for a lock while this one is held.
+//!
+//! # Context: control plane
 
 use super::options::{Asked, FileOf};
 use crate::object::state::ObjectInner;

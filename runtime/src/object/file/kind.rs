@@ -1,4 +1,6 @@
 //! What can be an object, and what only looks like a file. Linux refuses to map the same things (`ENODEV`), each by itself.
+//!
+//! # Context: control plane
 
 use crate::error::{Error, Result};
 use softfault_platform::sys::file::{self, FileType, Status};

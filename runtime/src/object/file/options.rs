@@ -1,4 +1,6 @@
 //! What is known of a file's object: which file it is, and what was asked of it: whoever opens it again asks for the same.
+//!
+//! # Context: control plane
 
 use crate::cache::state::RuntimeInner;
 use crate::object::options::ObjectOptions;
