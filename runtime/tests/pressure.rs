@@ -183,10 +183,11 @@ impl World {
         base..base + LEN
     }
 
-    /// Waits until a quarter of the cache is in swap; returns how many pages are.
+    /// Waits until a quarter of the cache has been in swap; returns how many pages were.
     fn wait_for_swap(&self) -> usize {
         let enough = self.kind.limit_pages().min(NR) / 4;
         let (began, mut most) = (Instant::now(), 0);
+        let mut were = group::WereSwapped::new(self.address());
         while most < enough {
             let waited = began.elapsed();
             assert!(
@@ -195,7 +196,8 @@ impl World {
                 self.what,
                 group::hindrance()
             );
-            most = group::swapped_pages(&self.address()).max(most);
+            // Of shared memory the page tables do not say what is in swap, and the sum of the mapping does.
+            most = group::swapped_pages(&self.address()).max(were.look()).max(most);
             std::thread::sleep(Duration::from_millis(1));
         }
         most

@@ -179,6 +179,35 @@ pub(crate) fn swapped_pages(range: &std::ops::Range<usize>) -> usize {
     areas(std::process::id()).iter().filter(inside).map(|a| a.swapped).sum()
 }
 
+/// Which pages of a range of this process have been in swap when somebody looked.
+#[derive(Debug)]
+pub(crate) struct WereSwapped {
+    range: std::ops::Range<usize>,
+    pages: Vec<bool>,
+}
+
+impl WereSwapped {
+    pub(crate) fn new(range: std::ops::Range<usize>) -> Self {
+        Self { pages: vec![false; range.len() / PAGE], range }
+    }
+
+    /// Looks; returns how many pages were in swap at some time.
+    ///
+    /// Not how many are: whoever looks at all the pages again and again, as write-back of exclusive objects does, brings them
+    /// back as fast as the kernel takes them out, and each of them has been through the kernel's hands all the same.
+    pub(crate) fn look(&mut self) -> usize {
+        use std::os::unix::fs::FileExt;
+        const SWAPPED: u64 = 1 << 62;
+        let map = fs::File::open("/proc/self/pagemap").expect("pagemap");
+        let mut entries = vec![0; self.pages.len() * 8];
+        map.read_exact_at(&mut entries, (self.range.start / PAGE * 8) as u64).expect("pagemap");
+        for (seen, entry) in self.pages.iter_mut().zip(entries.as_chunks::<8>().0) {
+            *seen |= u64::from_ne_bytes(*entry) & SWAPPED != 0;
+        }
+        self.pages.iter().filter(|seen| **seen).count()
+    }
+}
+
 /// The pages of another process's caches that are in swap: of each memfd what its largest mapping, the alias, tells.
 pub(crate) fn swapped_cache_pages(pid: u32) -> usize {
     let mut caches = std::collections::HashMap::new();
