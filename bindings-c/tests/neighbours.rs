@@ -143,6 +143,13 @@ fn gdb_runs_a_program_that_faults() {
         assert!(set.contains(line), "it does not say {line:?}: {set}");
     }
     assert!(!set.contains("received signal"), "{set}");
+
+    // From a callback that runs in the handler, on a stack of the library's, the way back leads to who touched the page.
+    let Some(program) = compile(built, &example("custom_fault.c"), Some(Library::Shared)) else { return };
+    let trace = gdb(&program, &[GDB_SETTING, "break fault", "run", "backtrace"]);
+    let called = trace.find("<signal handler called>");
+    let touched = called.and_then(|at| trace.get(at..)).is_some_and(|below| below.contains("main ("));
+    assert!(touched, "the frames end before who touched the page: {trace}");
 }
 
 /// The settings that the README tells.

@@ -72,12 +72,53 @@ pub(crate) const NR_SIGPROCMASK: i32 = libc::SYS_rt_sigprocmask as i32;
 /// See [`NR_SIGPROCMASK`].
 pub(crate) const SET_MASK: i32 = libc::SIG_SETMASK;
 
-/// Returns from a signal handler: the two instructions debuggers and unwinders recognise. The kernel returns through it from
-/// what [`set`] installs without another restorer, and from nothing else: so the handler knows by whom it was entered.
+/// Where the kernel's frame has the interrupted thread's register of this DWARF number, for unwinders: as an expression over
+/// the stack pointer, which the handler's return has left at the frame's `struct ucontext`.
+macro_rules! cfi_saved {
+    ($register:literal, $offset:literal) => {
+        // DW_CFA_expression, the register, three bytes: DW_OP_breg7 and two of the offset.
+        concat!(".cfi_escape 0x10, ", $register, ", 3, 0x77, ", $offset, " & 0x7f | 0x80, ", $offset, " >> 7")
+    };
+}
+
+/// Returns from a signal handler. The kernel returns through it from what [`set`] installs without another restorer, and from
+/// nothing else: so the handler knows by whom it was entered. It begins at [`RESTORER_SKIPS`]: unwinders look a return address
+/// up by the byte before it.
+///
+/// Debuggers know the C library's restorer by its name; ours says where the interrupted registers are.
 #[unsafe(naked)]
 pub(crate) unsafe extern "C" fn restorer() {
-    naked_asm!("mov rax, 15", "syscall")
+    naked_asm!(
+        ".cfi_startproc",
+        ".cfi_signal_frame",
+        // The frame begins where the interrupted stack ends: DW_CFA_def_cfa_expression of its saved stack pointer.
+        ".cfi_escape 0x0f, 4, 0x77, 160 & 0x7f | 0x80, 160 >> 7, 0x06",
+        cfi_saved!("8", "40"),
+        cfi_saved!("9", "48"),
+        cfi_saved!("10", "56"),
+        cfi_saved!("11", "64"),
+        cfi_saved!("12", "72"),
+        cfi_saved!("13", "80"),
+        cfi_saved!("14", "88"),
+        cfi_saved!("15", "96"),
+        cfi_saved!("5", "104"),
+        cfi_saved!("4", "112"),
+        cfi_saved!("6", "120"),
+        cfi_saved!("3", "128"),
+        cfi_saved!("1", "136"),
+        cfi_saved!("0", "144"),
+        cfi_saved!("2", "152"),
+        cfi_saved!("7", "160"),
+        cfi_saved!("16", "168"),
+        "nop",
+        "mov rax, 15",
+        "syscall",
+        ".cfi_endproc",
+    )
 }
+
+/// Bytes of [`restorer`] that are never run.
+pub(crate) const RESTORER_SKIPS: usize = 1;
 
 /// Returns the disposition of `signo`.
 ///
@@ -105,7 +146,7 @@ pub unsafe fn set(signo: i32, act: &KernelSigaction) -> Result<KernelSigaction, 
     let mut act = *act;
     if act.handler > SIG_IGN && act.flags & SA_RESTORER == 0 {
         act.flags |= SA_RESTORER;
-        act.restorer = restorer as *const () as usize;
+        act.restorer = restorer as *const () as usize + RESTORER_SKIPS;
     }
     let mut old = KernelSigaction::default();
     let args = [signo as usize, core::ptr::from_ref(&act) as usize, core::ptr::from_mut(&mut old) as usize, 8, 0, 0];

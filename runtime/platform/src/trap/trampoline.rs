@@ -111,6 +111,7 @@ pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_vo
     naked_asm!(
         ".cfi_startproc",
         "mov rax, qword ptr [rip + {restorer}@GOTPCREL]",
+        "add rax, {restorer_skips}",
         "cmp qword ptr [rsp], rax",
         "jne 60f",
         "12:",
@@ -263,6 +264,7 @@ pub unsafe extern "C" fn on_signal(signo: i32, info: *mut SigInfo, uc: *mut c_vo
         "ret",
         ".cfi_endproc",
         restorer = sym signal::restorer,
+        restorer_skips = const signal::RESTORER_SKIPS,
         mask = sym MASK,
         set_mask = const SET_MASK,
         sigprocmask = const NR_SIGPROCMASK,
