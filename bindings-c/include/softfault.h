@@ -1663,6 +1663,41 @@ int softfault_object_lost(struct softfault_object *object, struct softfault_rang
 int softfault_object_forget_lost(struct softfault_object *object, uint64_t offset, uint64_t len);
 
 /**
+ * Opens a file, reserves an arena that is as long, and maps it whole and shared, from the arena's offset 0 on: what mmap(2)
+ * does. options are the object's, and may be NULL: to be read; with SOFTFAULT_OBJECT_WRITABLE also to be written.
+ *
+ * Both handles are the caller's: softfault_arena_free(), softfault_object_free(), in either order. softfault_arena_base() is the
+ * address, softfault_object_len() the length.
+ *
+ * Errors: as softfault_object_open(), softfault_arena_new() and softfault_arena_map(); nothing is made then.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; options, if not NULL, has the size that it says; arena and object may be written.
+ */
+int softfault_arena_map_file(struct softfault_runtime *runtime,
+                             const char *path,
+                             const struct softfault_object_options *options,
+                             struct softfault_arena **arena,
+                             struct softfault_object **object);
+
+/**
+ * Reserves an arena that is as long as the object, and maps it whole and shared, from the arena's offset 0 on; to be written, if
+ * the handle permits that. The handle is the caller's: softfault_arena_free().
+ *
+ * Errors: as softfault_arena_new() and softfault_arena_map(); nothing is made then.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * arena may be written.
+ */
+int softfault_arena_map_object(struct softfault_runtime *runtime,
+                               struct softfault_object *object,
+                               struct softfault_arena **arena);
+
+/**
  * Reserves len_bytes of address space, rounded up to 2 MiB. options may be NULL.
  *
  * The handle is the caller's: softfault_arena_free(). The arena keeps its runtime, and what is mapped in it.

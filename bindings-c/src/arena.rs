@@ -1,15 +1,82 @@
 //! `softfault_arena`: making one, mapping objects into it, and its bytes.
 
-use crate::args::{Out, arena_range, bytes, bytes_mut, known};
+use crate::args::{Out, arena_range, bytes, bytes_mut, known, path};
 use crate::consts;
 use crate::error::entry;
 use crate::handle::{self, softfault_arena, softfault_object, softfault_runtime};
+use crate::object::file_options;
 use crate::options::{
     ARENA_FLAGS, SOFTFAULT_ARENA_KERNEL_ACCESS, SOFTFAULT_ARENA_LOOKUP_FIRST, SOFTFAULT_ARENA_NO_FAULT_AROUND,
-    SOFTFAULT_ARENA_NO_NATIVE_EXTENTS, check_flags, read, softfault_arena_options,
+    SOFTFAULT_ARENA_NO_NATIVE_EXTENTS, check_flags, read, softfault_arena_options, softfault_object_options,
 };
 use softfault::{Arena, Object, Prot, Sharing};
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
+
+/// Opens a file, reserves an arena that is as long, and maps it whole and shared, from the arena's offset 0 on: what mmap(2)
+/// does. options are the object's, and may be NULL: to be read; with SOFTFAULT_OBJECT_WRITABLE also to be written.
+///
+/// Both handles are the caller's: softfault_arena_free(), softfault_object_free(), in either order. softfault_arena_base() is the
+/// address, softfault_object_len() the length.
+///
+/// Errors: as softfault_object_open(), softfault_arena_new() and softfault_arena_map(); nothing is made then.
+///
+/// Context: program. Thread-safe.
+///
+/// # Safety
+/// path is a string; options, if not NULL, has the size that it says; arena and object may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_arena_map_file(
+    runtime: *mut softfault_runtime,
+    path: *const c_char,
+    options: *const softfault_object_options,
+    arena: *mut *mut softfault_arena,
+    object: *mut *mut softfault_object,
+) -> c_int {
+    entry(|| {
+        // SAFETY: the caller's contract.
+        let arena = unsafe { Out::new(arena, "arena") }?;
+        // SAFETY: the caller's contract.
+        let object = unsafe { Out::new(object, "object") }?;
+        let runtime = handle::get(runtime)?;
+        // SAFETY: the caller's contract.
+        let path = unsafe { self::path(path) }?;
+        // SAFETY: the caller's contract.
+        let options = unsafe { read(options) }?;
+        options.check()?;
+        let mapped = runtime.map_object(file_options(&runtime, &options).open(path)?)?;
+        let mapped_arena = handle::insert(mapped.arena().clone())?;
+        let mapped_object = handle::insert(mapped.object().clone()).inspect_err(|_| _ = handle::free(mapped_arena))?;
+        arena.put(mapped_arena);
+        object.put(mapped_object);
+        Ok(())
+    })
+}
+
+/// Reserves an arena that is as long as the object, and maps it whole and shared, from the arena's offset 0 on; to be written, if
+/// the handle permits that. The handle is the caller's: softfault_arena_free().
+///
+/// Errors: as softfault_arena_new() and softfault_arena_map(); nothing is made then.
+///
+/// Context: program. Thread-safe.
+///
+/// # Safety
+/// arena may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_arena_map_object(
+    runtime: *mut softfault_runtime,
+    object: *mut softfault_object,
+    arena: *mut *mut softfault_arena,
+) -> c_int {
+    entry(|| {
+        // SAFETY: the caller's contract.
+        let arena = unsafe { Out::new(arena, "arena") }?;
+        let runtime = handle::get(runtime)?;
+        let object = handle::get(object)?;
+        let mapped = runtime.map_object(object)?;
+        arena.put(handle::insert(mapped.arena().clone())?);
+        Ok(())
+    })
+}
 
 /// Reserves len_bytes of address space, rounded up to 2 MiB. options may be NULL.
 ///

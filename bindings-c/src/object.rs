@@ -10,7 +10,8 @@ use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::os::fd::FromRawFd;
 
-fn file_options(runtime: &Runtime, options: &softfault_object_options) -> FileOptions {
+/// Begins a file's object.
+pub(crate) fn file_options(runtime: &Runtime, options: &softfault_object_options) -> FileOptions {
     let file = runtime.file_options().direct(options.has(SOFTFAULT_OBJECT_DIRECT));
     file.writable(options.has(SOFTFAULT_OBJECT_WRITABLE)).with(|b| options.apply(b))
 }

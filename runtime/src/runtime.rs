@@ -12,6 +12,7 @@ use crate::cache::swap::SwapOptions;
 use crate::calibrate;
 use crate::delivery::{Delivery, DeliveryReport};
 use crate::error::{Error, Result, parent_only, system};
+use crate::mapped::Mapped;
 use crate::memory;
 use crate::object::file::FileOptions;
 use crate::object::{Object, ObjectBuilder};
@@ -211,6 +212,23 @@ impl Runtime {
     /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
     pub fn file_rw(&self, file: &File) -> Result<Object> {
         self.file_options().writable(true).file(file)
+    }
+
+    /// Opens a file, reserves an arena that is as long, and maps it whole, to be read: what mmap(2) does.
+    ///
+    /// # Errors
+    /// As [`Runtime::open_file`], [`ArenaBuilder::build`] and [`Arena::map`](crate::Arena::map); nothing is left open then.
+    pub fn map_file(&self, path: impl AsRef<Path>) -> Result<Mapped> {
+        Mapped::new(&self.inner, self.open_file(path)?)
+    }
+
+    /// Maps an object whole, into an arena of its own, to be written if the object may be: of a file that is opened with
+    /// options, of a store, of anonymous memory.
+    ///
+    /// # Errors
+    /// As [`ArenaBuilder::build`] and [`Arena::map`](crate::Arena::map).
+    pub fn map_object(&self, object: Object) -> Result<Mapped> {
+        Mapped::new(&self.inner, object)
     }
 
     /// Begins an object of a file: writable or not, past the kernel's cache or not.

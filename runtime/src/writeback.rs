@@ -1,6 +1,6 @@
 //! Write-back: how the pages of an object get to its store, and become durable there.
 //!
-//! It needs of an object no more than a [`Flushing`](state::Flushing): so the flusher, which holds one for longer than there
+//! It needs of an object no more than a `state::Flushing`: so the flusher, which holds one for longer than there
 //! is the object, cannot end that, and an object that is dropped writes itself back by calling downwards.
 
 pub(crate) mod exit;

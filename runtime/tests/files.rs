@@ -539,3 +539,28 @@ fn too_few_descriptors_are_an_error_that_says_how_many() {
     });
     ended(out, Ok(0));
 }
+
+#[test]
+fn a_file_is_mapped_whole_in_one_call() {
+    let file = TempFile::new(3 * PAGE + 5);
+    let rt = common::runtime();
+    let mapped = rt.map_file(file.path()).expect("map_file");
+    assert_eq!((mapped.len(), mapped.is_empty()), (file.data.len(), false));
+    // SAFETY: nobody writes to the file, nor cuts it.
+    same("by loads", unsafe { mapped.as_slice() }, &file.data);
+    assert_eq!(mapped.as_ptr(), mapped.arena().as_ptr());
+    let again = mapped.clone();
+    drop(mapped);
+    assert_eq!(common::load(again.arena(), 0), Ok(file.data[0]), "a clone keeps it mapped");
+    // To be written, as the object is.
+    let whole = rt.map_object(rt.open_file_rw(file.path()).expect("open")).expect("map_object");
+    assert_eq!(store(whole.arena(), 7, 0xee), Ok(()));
+    whole.object().sync_all().expect("sync");
+    assert_eq!(std::fs::read(file.path()).expect("read")[7], 0xee);
+    // Nothing to map, which is no error.
+    let empty = TempFile::new(0);
+    let mapped = rt.map_file(empty.path()).expect("an empty file");
+    // SAFETY: no bytes.
+    assert!(mapped.is_empty() && unsafe { mapped.as_slice() }.is_empty());
+    assert!(matches!(rt.map_file("/nonexistent"), Err(Error::Io { .. })));
+}

@@ -36,6 +36,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "cache/swap.rs",
     "calibrate.rs",
     "lease.rs",
+    "mapped.rs",
     "object/builder.rs",
     "object/end.rs",
     "object/exclusive/off.rs",

@@ -6,6 +6,44 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+/* In one call, as mmap(2). */
+static void map_whole(softfault_runtime *rt, const char *path)
+{
+    softfault_object_options options = {.size = sizeof options, .flags = SOFTFAULT_OBJECT_WRITABLE};
+    softfault_arena *arena = NULL, *again = NULL;
+    softfault_object *object = NULL;
+    unsigned char *base;
+    void *address;
+    uint64_t len;
+
+    FAILS(softfault_arena_map_file(rt, "/does/not/exist", NULL, &arena, &object), ENOENT, IO, "FileOptions::open");
+    FAILS(softfault_arena_map_file(rt, path, NULL, NULL, &object), EINVAL, ARGUMENT, "arena is NULL");
+    FAILS(softfault_arena_map_file(rt, path, NULL, &arena, NULL), EINVAL, ARGUMENT, "object is NULL");
+    FAILS(softfault_arena_map_object(rt, NULL, &again), EINVAL, HANDLE, "NULL");
+    CHECK(arena == NULL && object == NULL && again == NULL);
+    OK(softfault_arena_map_file(rt, path, NULL, &arena, &object));
+    OK(softfault_object_len(object, &len));
+    OK(softfault_arena_base(arena, &address));
+    base = address;
+    CHECK_IS(len, 10000);
+    CHECK(is_pattern(base, 0, 10000));
+    OK(softfault_arena_map_object(rt, object, &again));
+    OK(softfault_arena_base(again, &address));
+    CHECK(is_pattern(address, 0, 10000));
+    FAILS(softfault_arena_map_object(rt, object, NULL), EINVAL, ARGUMENT, "arena is NULL");
+    OK(softfault_arena_free(again));
+    OK(softfault_object_free(object));
+    CHECK(is_pattern(base, 0, 10000));
+    OK(softfault_arena_free(arena));
+    OK(softfault_arena_map_file(rt, path, &options, &arena, &object));
+    OK(softfault_arena_base(arena, &address));
+    base = address;
+    base[77] = base[77];
+    OK(softfault_object_sync_all(object));
+    OK(softfault_arena_free(arena));
+    OK(softfault_object_free(object));
+}
+
 void test_object(void)
 {
     softfault_runtime *rt = new_runtime(512);
@@ -38,6 +76,7 @@ void test_object(void)
     FAILS(softfault_object_write_at(object, 0, buf, 1, NULL), EACCES, DENIED, "writable");
     OK(softfault_object_free(object));
     FAILS(softfault_object_len(object, &len), EBADF, HANDLE, "freed");
+    map_whole(rt, path);
 
     options.max_len_bytes = 1 << 20;
     options.flags |= SOFTFAULT_OBJECT_DIRECT;

@@ -42,6 +42,8 @@ pub(crate) const HOUSES: &[House] = &[
             &["trap"],
         ],
         elsewhere: &[
+            // What alone knows std.
+            ("StoreError", "store/io_error.rs"),
             ("PageMut", "store/part.rs"),
             ("PageRef", "store/part.rs"),
             // It alone names `std`.
@@ -73,7 +75,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["cache"],
             &["object"],
             &["arena"],
-            &["calibrate"],
+            &["calibrate", "mapped"],
             &["runtime"],
         ],
         elsewhere: &[

@@ -79,7 +79,7 @@ pub struct Mapping<'g> {
     pub staging: bool,
     /// Pages read at once by one thread when one is missing, at most.
     pub fill_window: u32,
-    /// Pages of a *block*, which the store reads as a whole: a power of two, at most [`FILL_WINDOW_MAX`]; 1 for most. Pages of a block
+    /// Pages of a *block*, which the store reads as a whole: a power of two, at most an extent; 1 for most. Pages of a block
     /// are claimed together where they can be. Linux: `mapping_min_folio_nrpages`.
     pub read_align: u32,
     /// What is read beyond that, and before anybody asks.
