@@ -24,10 +24,9 @@ pub(crate) const HOUSES: &[House] = &[
     House {
         root: "runtime/mm/src/lib.rs",
         floors: &[&["base"], &["words"], &["policy"], &["model"], &["cache"], &["walk"]],
-        elsewhere: &[("Scan", "cache/vmscan/huge.rs")],
-        knots: &[("cache/vmscan/huge.rs", "cache/vmscan.rs")],
         contexts: true,
         orderings: true,
+        ..House::NONE
     },
     House {
         root: "runtime/platform/src/lib.rs",

@@ -5,7 +5,9 @@
 //!
 //! # Context: handler, in the section of the caller
 
-use super::{Run, Scan, Why, must_stay, punch};
+use super::evict::{Why, punch};
+use super::run::{self, Run};
+use super::scan::{Scan, must_stay};
 use crate::folio::{FolioWord, UNMAPPED};
 use crate::host::{Env, Rmap};
 use crate::khugepaged;
@@ -14,61 +16,58 @@ use crate::mapping::Mapping;
 use crate::page::EXTENT_PAGES;
 use crate::rmap;
 
-impl<'a> Scan<'a> {
-    /// Drops a huge page whole, if nobody missed any part of it; else this part, and what is left is small pages again.
-    /// Returns how many pages went.
-    pub(super) fn evict_huge(
-        &self,
-        run: &mut Option<Run<'a>>,
-        entry: Entry,
-        mapping: &'a Mapping<'a>,
-        word: &FolioWord,
-    ) -> u64 {
-        let first = khugepaged::chunk_start(entry.pgoff());
-        if rmap::has_user_pins(self.rmap, mapping, first) || !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
-            word.keep(word.load().version());
-            self.enter(&self.account.lru.main, entry);
-            return 0;
-        }
-        let end = first.saturating_add(EXTENT_PAGES as u64);
-        let whole = khugepaged::try_evict_huge(mapping, self.env.park, first, Some(word));
-        let freed =
-            if whole { punch(mapping, self.env.park, self.stripe, (first, end), Why::Reclaim, None) } else { 0 };
-        if let Some(chunk) = mapping.chunk(first) {
-            chunk.put_evict();
-        }
-        if whole {
-            return freed;
-        }
-        self.evict(run, entry, mapping, word)
+/// Drops a huge page whole, if nobody missed any part of it; else this part, and what is left is small pages again.
+/// Returns how many pages went.
+pub(super) fn evict_huge<'a>(
+    scan: &Scan<'a>,
+    run: &mut Option<Run<'a>>,
+    entry: Entry,
+    mapping: &'a Mapping<'a>,
+    word: &FolioWord,
+) -> u64 {
+    let first = khugepaged::chunk_start(entry.pgoff());
+    if rmap::has_user_pins(scan.rmap, mapping, first) || !rmap::get_evict(scan.rmap, mapping, scan.stripe, first) {
+        word.keep(word.load().version());
+        scan.enter(&scan.account.lru.main, entry);
+        return 0;
     }
+    let end = first.saturating_add(EXTENT_PAGES as u64);
+    let whole = khugepaged::try_evict_huge(mapping, scan.env.park, first, Some(word));
+    let freed = if whole { punch(mapping, scan.env.park, scan.stripe, (first, end), Why::Reclaim, None) } else { 0 };
+    if let Some(chunk) = mapping.chunk(first) {
+        chunk.put_evict();
+    }
+    if whole {
+        return freed;
+    }
+    run::evict(scan, run, entry, mapping, word)
+}
 
-    /// Unmaps the huge page that an entry is a part of, all of it, and puts the entry on probation. Returns whether there
-    /// was one.
-    pub(super) fn age_huge(&self, entry: Entry) -> bool {
-        let Some(mapping) = self.rmap.mapping(entry.mapping_id()) else { return false };
-        let Some(word) = mapping.folio(entry.pgoff()) else { return false };
-        if !khugepaged::is_huge(mapping, entry.pgoff()) || !entry.is_current(word.load()) {
-            return false;
-        }
-        let first = khugepaged::chunk_start(entry.pgoff());
-        let lru = &self.account.lru;
-        if word.load().has(UNMAPPED) {
-            // With the first of its pages.
-            self.enter(&lru.probation, entry);
-            return true;
-        }
-        if must_stay(mapping, word.load()) || !rmap::get_evict(self.rmap, mapping, self.stripe, first) {
-            self.enter(&lru.main, entry);
-            return true;
-        }
-        let unmapped = khugepaged::try_to_unmap_huge(self.rmap, mapping, self.stripe, first);
-        if let Some(chunk) = mapping.chunk(first) {
-            chunk.put_evict();
-        }
-        self.enter(if unmapped { &lru.probation } else { &lru.main }, entry);
-        true
+/// Unmaps the huge page that an entry is a part of, all of it, and puts the entry on probation. Returns whether there
+/// was one.
+pub(super) fn age_huge(scan: &Scan<'_>, entry: Entry) -> bool {
+    let Some(mapping) = scan.rmap.mapping(entry.mapping_id()) else { return false };
+    let Some(word) = mapping.folio(entry.pgoff()) else { return false };
+    if !khugepaged::is_huge(mapping, entry.pgoff()) || !entry.is_current(word.load()) {
+        return false;
     }
+    let first = khugepaged::chunk_start(entry.pgoff());
+    let lru = &scan.account.lru;
+    if word.load().has(UNMAPPED) {
+        // With the first of its pages.
+        scan.enter(&lru.probation, entry);
+        return true;
+    }
+    if must_stay(mapping, word.load()) || !rmap::get_evict(scan.rmap, mapping, scan.stripe, first) {
+        scan.enter(&lru.main, entry);
+        return true;
+    }
+    let unmapped = khugepaged::try_to_unmap_huge(scan.rmap, mapping, scan.stripe, first);
+    if let Some(chunk) = mapping.chunk(first) {
+        chunk.put_evict();
+    }
+    scan.enter(if unmapped { &lru.probation } else { &lru.main }, entry);
+    true
 }
 
 /// Both stages at once for a huge page; 0: a part of it stays.
