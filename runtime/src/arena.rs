@@ -36,6 +36,8 @@ pub use crate::types::{Prot, Sharing};
 pub use builder::ArenaBuilder;
 
 use crate::delivery::Delivery;
+#[cfg(doc)]
+use crate::error::Error;
 use crate::error::{Result, parent_only};
 use crate::object::Object;
 use crate::types::{Access, Advice};
