@@ -9,6 +9,7 @@ use super::vma::{VmaEntry, range_of};
 use super::{extents, record, room};
 use crate::error::{Error, Result, system};
 use crate::types::Sharing;
+use crossbeam_utils::Backoff;
 use softfault_mm::folio::{FolioWord, Wake};
 use softfault_mm::host::{BATCH, Batch};
 use softfault_mm::page::PAGE_SIZE;
@@ -60,13 +61,14 @@ pub(super) fn zap_kernel(arena: &ArenaInner, v: &VmaEntry, range: &Range<usize>)
         for first in (from..to).step_by(BATCH) {
             let end = to.min(first + BATCH as u64);
             // A page pinned for a moment, by a fault next to it, is unpinned in the next.
+            let backoff = Backoff::new();
             for turn in 0..64 {
                 let mut left = 0;
                 host.env().mm.with_rmap(&mut |_| left = rmap::zap_vma(&vma, first, end, &mut batch, turn == 63));
                 if left == 0 {
                     break;
                 }
-                std::thread::yield_now();
+                backoff.snooze();
             }
         }
         return Ok(());

@@ -7,6 +7,7 @@
 use crate::error::{Error, Result};
 use crate::lease::Lease;
 use crate::process::helper;
+use crossbeam_utils::Backoff;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::vmscan;
 use softfault_mm::vmstat::{Event, VmStat};
@@ -42,13 +43,13 @@ impl Kswapd {
         let thread = helper::spawn("softfault-swap", move || {
             host::mask_signals();
             section::register_helper();
-            running.store(1, Ordering::Release);
+            running.say();
             run(account, stat, &stopped);
             section::unregister_helper();
         });
         let thread =
             thread.map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source })?;
-        helper::wait_until_running(&is_running);
+        is_running.wait();
         Ok(Self { account, stop, thread: Some(thread) })
     }
 }
@@ -105,10 +106,11 @@ impl Drop for Kswapd {
         }
         self.stop.store(1, Ordering::Release);
         if let Some(thread) = thread {
+            let backoff = Backoff::new();
             while !thread.is_finished() {
                 let _ = self.account.rouse();
                 futex::wake_all(self.account.bell_addr());
-                std::thread::yield_now();
+                backoff.snooze();
             }
             let _ = thread.join();
         }

@@ -6,6 +6,7 @@ use super::state::ObjectInner;
 use crate::error::Result;
 use crate::types::Invalidated;
 use crate::writeback::{state, writeout};
+use crossbeam_utils::Backoff;
 use softfault_mm::folio::{DIRTY, State};
 use softfault_mm::vmscan;
 use softfault_platform::host::Host;
@@ -25,7 +26,7 @@ pub(crate) fn invalidate(object: &ObjectInner, range: &Range<u64>) -> Result<Inv
     let pages = state::pages(m, range);
     let host = Host::detached();
     let cached = |p: &u64| m.folio(*p).is_some_and(|w| w.load().state() != State::Absent);
-    let mut dropped = 0;
+    let (mut dropped, backoff) = (0, Backoff::new());
     let _walk = object.flushing().state().walk();
     for _ in 0..ROUNDS {
         object.i_mmap().demote(pages.start, pages.end)?;
@@ -43,7 +44,7 @@ pub(crate) fn invalidate(object: &ObjectInner, range: &Range<u64>) -> Result<Inv
         if !busy {
             break;
         }
-        std::thread::yield_now();
+        backoff.snooze();
     }
     Ok(Invalidated { dropped, kept: pages.filter(cached).count() as u64 })
 }

@@ -8,6 +8,7 @@
 use crate::by_std;
 use crate::error::{Error, Result};
 use crate::masked;
+use crossbeam_utils::sync::{Parker, Unparker};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
 use softfault_mm::vmscan;
@@ -22,6 +23,8 @@ use softfault_platform::sys::{Errno, fd};
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::trap::monitor;
 use std::sync::Arc;
+#[cfg(feature = "userfaultfd")]
+use std::sync::atomic::AtomicBool;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -46,7 +49,7 @@ impl Pool {
         let starter = spawn("softfault-start", move || run_starter(&stop, &threads, &running));
         pool.starter =
             Some(starter.map_err(|source| Error::Io { op: "Runtime::build: start a thread", path: None, source })?);
-        wait_until_running(&is_running);
+        is_running.wait();
         Ok(pool)
     }
 
@@ -71,7 +74,7 @@ fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
         path: None,
         source,
     })?;
-    wait_until_running(&is_running);
+    is_running.wait();
     Ok(thread)
 }
 
@@ -79,9 +82,9 @@ fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
 /// keeps its own pages waiting, and nobody else's.
 ///
 /// This thread allocates, so it is not one that a fault waits for.
-fn run_starter(stop: &Arc<AtomicU32>, threads: &masked::Mutex<Vec<JoinHandle<()>>>, running: &AtomicU32) {
+fn run_starter(stop: &Arc<AtomicU32>, threads: &masked::Mutex<Vec<JoinHandle<()>>>, running: &Running) {
     host::mask_signals();
-    running.store(1, Ordering::Release);
+    running.say();
     while stop.load(Ordering::Acquire) == 0 {
         host::wait_for_starvation(stop);
         let taken = host::jobs_taken();
@@ -130,23 +133,38 @@ pub(crate) fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> std::io::R
     by_std::spawn(std::thread::Builder::new().name(name.into()), f)
 }
 
-/// Makes the two ends of "this thread runs".
-pub(crate) fn started() -> (Arc<AtomicU32>, Arc<AtomicU32>) {
-    let running = Arc::new(AtomicU32::new(0));
-    (Arc::clone(&running), running)
-}
+/// A thread's end of "this thread runs". It stays with the thread until that ends: to drop it frees memory, and a helper that
+/// runs does not touch the allocator.
+pub(crate) struct Running(Unparker);
 
-pub(crate) fn wait_until_running(running: &AtomicU32) {
-    while running.load(Ordering::Acquire) == 0 {
-        std::thread::yield_now();
+impl Running {
+    /// Says that the thread runs, and has been through all that the standard library allocates for it.
+    pub(crate) fn say(&self) {
+        self.0.unpark();
     }
 }
 
-fn run_filler(stop: &AtomicU32, running: &AtomicU32) {
+/// The other end, of who starts the thread.
+pub(crate) struct IsRunning(Parker);
+
+impl IsRunning {
+    /// Waits until the thread has said that it runs.
+    pub(crate) fn wait(self) {
+        self.0.park();
+    }
+}
+
+/// Makes the two ends of "this thread runs".
+pub(crate) fn started() -> (Running, IsRunning) {
+    let parker = Parker::new();
+    (Running(parker.unparker().clone()), IsRunning(parker))
+}
+
+fn run_filler(stop: &AtomicU32, running: &Running) {
     host::mask_signals();
     section::register_helper();
     host::count_helper(true);
-    running.store(1, Ordering::Release);
+    running.say();
     let host = Host::detached();
     let mut ctx = Ctx::thread(0);
     ctx.is_helper = true;
@@ -180,7 +198,7 @@ impl Monitor {
         let thread = spawn("softfault-monitor", move || {
             host::mask_signals();
             section::register_helper();
-            running.store(1, Ordering::Release);
+            running.say();
             // An error here means that the program has closed the descriptor, and it could not be taken back.
             if monitor::serve(mmu, &stopped).is_err() {
                 monitor::give_up();
@@ -188,7 +206,7 @@ impl Monitor {
             section::unregister_helper();
         })
         .map_err(|_| Errno::EAGAIN)?;
-        wait_until_running(&is_running);
+        is_running.wait();
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -221,17 +239,20 @@ impl Keeper {
     pub(crate) fn start(mut numbers: Vec<i32>) -> Option<Self> {
         numbers.sort_unstable();
         let (running, is_running) = started();
-        let failed = Arc::clone(&running);
+        let failed = Arc::<AtomicBool>::default();
+        let fails = Arc::clone(&failed);
         let thread = std::thread::Builder::new().name("softfault-keep".into()).stack_size(64 << 10);
         let thread = by_std::spawn(thread, move || {
             host::mask_signals();
-            if fd::keep(&numbers, || running.store(1, Ordering::Release)).is_err() {
-                failed.store(2, Ordering::Release);
+            if fd::keep(&numbers, || running.say()).is_err() {
+                // Release pairs with the Acquire below: who is told that it runs sees that it does not.
+                fails.store(true, Ordering::Release);
+                running.say();
             }
         });
         let thread = thread.ok()?;
-        wait_until_running(&is_running);
-        (is_running.load(Ordering::Acquire) == 1).then_some(Self(Some(thread)))
+        is_running.wait();
+        (!failed.load(Ordering::Acquire)).then_some(Self(Some(thread)))
     }
 }
 

@@ -3,6 +3,7 @@
 //! # Context: control plane, the flusher
 
 use super::state::Flushing;
+use crossbeam_utils::Backoff;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::failpoint;
 use softfault_mm::folio::{DIRTY, FolioWord, HELD, State};
@@ -18,7 +19,7 @@ const PATIENCE: u32 = 2_000;
 pub(super) fn settle(env: Env<'_>, f: &Flushing, word: &FolioWord, p: u64) -> Result<bool, (u64, FillError)> {
     let m = f.mapping();
     let ctx = Ctx::thread(0);
-    let mut turns = 0;
+    let (mut turns, backoff) = (0, Backoff::new());
     loop {
         let seen = word.load();
         match seen.state() {
@@ -34,7 +35,7 @@ pub(super) fn settle(env: Env<'_>, f: &Flushing, word: &FolioWord, p: u64) -> Re
                     return Ok(false);
                 }
                 turns += 1;
-                std::thread::yield_now();
+                backoff.snooze();
             }
             _ => return Ok(false),
         }
