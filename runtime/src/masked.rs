@@ -71,7 +71,7 @@ struct GiveBack<'a, T>(&'a Mutex<T>);
 
 impl<T> Drop for GiveBack<'_, T> {
     fn drop(&mut self) {
-        // SeqCst pairs with the one in lock(): see above.
+        // SeqCst pairs with `wait`: see above.
         fence(Ordering::SeqCst);
         if self.0.waiters.load(Ordering::Relaxed) != 0 {
             self.0.given_back.fetch_add(1, Ordering::Relaxed);
@@ -117,7 +117,7 @@ fn wait<'a, T>(mutex: &'a Mutex<T>, uninterrupted: &Uninterrupted) -> MutexGuard
     mutex.waiters.fetch_add(1, Ordering::Relaxed);
     let guard = loop {
         let seen = mutex.given_back.load(Ordering::Relaxed);
-        // SeqCst pairs with the one in drop().
+        // SeqCst pairs with `GiveBack::drop`.
         fence(Ordering::SeqCst);
         if let Some(guard) = mutex.try_lock() {
             break guard;

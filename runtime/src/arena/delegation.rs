@@ -59,7 +59,8 @@ impl DelegationInner {
 
 impl Drop for DelegationInner {
     fn drop(&mut self) {
-        // A page that is `telling` has a telling on its way through a worker, which borrows all of this.
+        // A page that is `telling` has a telling on its way through a worker, which borrows all of this. Acquire pairs with
+        // `Delegation::finish`: the delegate has returned.
         let telling = |w: &AtomicU32| (0..16).any(|i| (w.load(Ordering::Acquire) >> (2 * i)) & 3 == 1);
         let mut patience = 2_000;
         let words = self.told.as_ref().map_or(&[][..], Table::lend);

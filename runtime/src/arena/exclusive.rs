@@ -56,7 +56,8 @@ pub(crate) fn refusal(object: &ObjectInner) -> Option<Error> {
         return denied("an exclusive object is mapped at most once");
     }
     let m = object.mapping();
-    // A read that began under the former mapping may be about to publish pages that went with it.
+    // A read that began under the former mapping may be about to publish pages that went with it. Acquire pairs with
+    // `filemap::release`: what was done under the claims has happened.
     let mut patience = 2_000;
     while m.users.load(Ordering::Acquire) != 0 {
         if patience == 0 {

@@ -54,6 +54,7 @@ pub(super) struct MapCount(Arc<ObjectInner>);
 
 impl MapCount {
     fn new(object: &Arc<ObjectInner>) -> Arc<Self> {
+        // SeqCst pairs with `MinorFault::rewrite`: who rewrites a page sees the mapping, or the mapping finds the page taken.
         object.mapping().nr_maps.fetch_add(1, Ordering::SeqCst);
         Arc::new(Self(Arc::clone(object)))
     }
@@ -61,6 +62,7 @@ impl MapCount {
 
 impl Drop for MapCount {
     fn drop(&mut self) {
+        // SeqCst pairs with `MinorFault::rewrite`, as in `new`.
         self.0.mapping().nr_maps.fetch_sub(1, Ordering::SeqCst);
     }
 }

@@ -65,6 +65,7 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
     let mut fruitless = 0u64;
     let mut failures = 0;
     let is_done = || account.excess() == 0 || account.has_given_up();
+    // Acquire, here and below, pairs with `Kswapd::drop`.
     while stop.load(Ordering::Acquire) == 0 {
         if account.lru.is_crowded() {
             vmscan::prune(host.env(), account);
@@ -104,6 +105,7 @@ impl Drop for Kswapd {
             std::mem::forget(thread);
             return;
         }
+        // Release pairs with `kswapd::run`.
         self.stop.store(1, Ordering::Release);
         if let Some(thread) = thread {
             let backoff = Backoff::new();

@@ -97,6 +97,7 @@ impl RuntimeInner {
             }
             account.lru.grow(pages);
         }
+        // SeqCst pairs with `doze`: kswapd finds the new limit in its last look, or we find it idle and ring.
         account.limit_pages.store(pages, Ordering::SeqCst);
         let dirty = pages.saturating_mul(self.dirty_percent) / 100;
         account.dirty_limit.store(dirty, Ordering::Relaxed);

@@ -81,7 +81,7 @@ impl std::fmt::Debug for ObjectInner {
 impl ObjectInner {
     /// Returns whether somebody may write the object.
     pub(crate) fn is_writable(&self) -> bool {
-        // Acquire pairs with the Release of allow_writes(): the store can be written.
+        // Acquire pairs with `allow_writes`: who sees that it may be written finds that its store can be.
         self.writable.load(Ordering::Acquire)
     }
     /// Returns whether what is written is to be found in the store later: the object is synced, and written back when it goes.
@@ -92,6 +92,7 @@ impl ObjectInner {
     pub(crate) fn allow_writes(&self) {
         self.mapping().is_flushed.store(true, Ordering::Relaxed);
         self.flushing.allow_writes();
+        // Release pairs with `is_writable`.
         if !self.writable.swap(true, Ordering::Release) {
             self.rt.add_writable(&self.flushing);
         }

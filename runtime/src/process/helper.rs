@@ -85,6 +85,7 @@ fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
 fn run_starter(stop: &Arc<AtomicU32>, threads: &masked::Mutex<Vec<JoinHandle<()>>>, running: &Running) {
     host::mask_signals();
     running.say();
+    // Acquire, here and below, pairs with `Pool::drop`.
     while stop.load(Ordering::Acquire) == 0 {
         host::wait_for_starvation(stop);
         let taken = host::jobs_taken();
@@ -111,6 +112,7 @@ impl Drop for Pool {
             std::mem::forget((starter, Arc::clone(&self.threads)));
             return;
         }
+        // Release pairs with `run_starter` and `next_job`.
         self.stop.store(1, Ordering::Release);
         let fillers = std::mem::take(&mut *masked::lock(&self.threads));
         for thread in starter.into_iter().chain(fillers) {
@@ -219,6 +221,7 @@ impl Drop for Monitor {
             std::mem::forget(thread);
             return;
         }
+        // Release pairs with `monitor::serve`.
         self.stop.store(1, Ordering::Release);
         bell::ring();
         if let Some(thread) = thread {
@@ -245,7 +248,7 @@ impl Keeper {
         let thread = by_std::spawn(thread, move || {
             host::mask_signals();
             if fd::keep(&numbers, || running.say()).is_err() {
-                // Release pairs with the Acquire below: who is told that it runs sees that it does not.
+                // Release pairs with the Acquire of `Keeper::start`: who is told that it runs sees that it does not.
                 fails.store(true, Ordering::Release);
                 running.say();
             }

@@ -80,7 +80,7 @@ impl Drop for LastWriter {
             std::mem::forget((thread, Arc::clone(&self.bell), Arc::clone(&self.seat)));
             return;
         }
-        // Release pairs with the Acquire of run().
+        // Release pairs with `run`.
         self.bell.store(1, Ordering::Release);
         futex::wake_word(&self.bell);
         if let Some(thread) = thread {
@@ -90,7 +90,7 @@ impl Drop for LastWriter {
 }
 
 fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, seat: &Seat) {
-    // Acquire pairs with the Release of drop().
+    // Acquire pairs with `LastWriter::drop`.
     while stop.load(Ordering::Acquire) == 0 {
         match seat.wanted() {
             Some(round) => {

@@ -104,6 +104,7 @@ fn tell_end(f: &Flushing) -> std::result::Result<(), StoreError> {
     if !f.is_persistent() {
         return Ok(());
     }
+    // Acquire pairs with `truncate::i_size_write`: the end is the one that was set last.
     let len_bytes = f.mapping().i_size.load(Ordering::Acquire);
     let mut told = f.store().set_len(len_bytes);
     for _ in 0..3 {
@@ -120,7 +121,7 @@ struct Settled<'a>(&'a Mapping<'a>);
 impl<'a> Settled<'a> {
     /// The caller has the object's turn to flush.
     fn new(m: &'a Mapping<'a>) -> Self {
-        // SeqCst: with the section that reclaim enters before it looks there (see `section::synchronize`).
+        // SeqCst pairs with `Mapping::owes_flush`, which reclaim asks in its section.
         m.flushing.store(1, Ordering::SeqCst);
         // Who evicts does so in a section, and looks there.
         section::synchronize();
@@ -145,6 +146,7 @@ impl Drop for Settled<'_> {
                 host.env().park.wake(word.futex_addr());
             }
         }
+        // SeqCst pairs with `Mapping::owes_flush`.
         self.0.flushing.store(0, Ordering::SeqCst);
     }
 }

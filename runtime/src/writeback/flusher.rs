@@ -73,7 +73,7 @@ impl Ending {
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        // Release pairs with the Acquire in is_ending(): what was written is.
+        // Release pairs with `is_ending`: what was written is.
         self.0.ending.fetch_sub(1, Ordering::Release);
     }
 }
@@ -125,7 +125,7 @@ impl Writables {
 
     /// Returns whether an object is being written back by who had its last handle.
     pub(super) fn is_ending(&self) -> bool {
-        // Acquire pairs with the Release of Ending's drop: what was written is.
+        // Acquire pairs with `Ending::drop`: what was written is.
         self.ending.load(Ordering::Acquire) != 0
     }
 
@@ -198,6 +198,7 @@ fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, 
     let key = account.flush_key();
     // Pages that cannot be written (held, pinned, a store that fails) are tried again later, not at once.
     let at_once = got_on && account.is_dirty_full();
+    // Acquire, here and below, pairs with `Flusher::drop`.
     let rung = if stop.load(Ordering::Acquire) == 0 && !at_once {
         let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         futex::wait(key.addr, key.seen, interval_ns) != Err(Errno::ETIMEDOUT)
@@ -309,6 +310,7 @@ impl Drop for Flusher {
             std::mem::forget((thread, Arc::clone(&self.stop)));
             return;
         }
+        // Release pairs with `next_round`.
         self.stop.store(1, Ordering::Release);
         futex::wake_all(self.account.ring_flusher());
         if let Some(thread) = thread {

@@ -84,6 +84,8 @@ pub(crate) const HOUSES: &[House] = &[
             ("ObjectInner", "object/end.rs"),
             ("RuntimeInner", "cache/end.rs"),
         ],
+        contexts: true,
+        orderings: true,
         ..House::NONE
     },
     House {
