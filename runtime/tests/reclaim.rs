@@ -7,7 +7,9 @@ mod disk;
 
 use common::{EXTENT, PAGE, bytes, content, fill_the_table, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
-use softfault::{Access, Delivery, Errno, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
+use softfault::{
+    Access, Advice, Delivery, Errno, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -246,6 +248,46 @@ mod stopped {
         let arena = rt.arena(EXTENT).delivery(Delivery::InThread).build().expect("arena");
         map(&arena, 0, &next, Prot::Read, Sharing::Shared);
         assert_eq!(arena.promote(0..EXTENT).expect("promote"), 1, "an eviction that nobody ends");
+    }
+
+    /// Everything is pinned but what a reclaimer has in hand, which does not run for longer than a thread would look for room by
+    /// itself: the thread waits for that one, and is not told that there is no memory.
+    #[test]
+    fn a_full_cache_waits_for_pages_in_another_reclaimers_hand() {
+        const LIMIT: usize = 128 * PAGE;
+        const IN_HAND: usize = 4 * PAGE;
+        let _serial = serial();
+        common::each_mode("in another's hand", |_, mode| {
+            let rt = quiet(64 << 20);
+            let object = object_of(&rt, EXTENT);
+            let arena = rt.arena(EXTENT).delivery(mode).build().expect("arena");
+            map(&arena, 0, &object, Prot::Read, Sharing::Shared);
+            object.populate(0..LIMIT as u64).expect("populate");
+            let pin = arena.pin(0..LIMIT - IN_HAND, Access::Read).expect("pin");
+            // Entries that name nothing any more: by the length of the queues no page is missing from them.
+            let gone = object_of(&rt, EXTENT);
+            gone.populate(0..6 * PAGE as u64).expect("populate");
+            gone.advise(0..6 * PAGE as u64, Advice::Cold).expect("advise");
+            gone.evict(0..6 * PAGE as u64).expect("evict");
+            let gate = Gate::arm(Point::EVICT_PUNCH);
+            std::thread::scope(|s| {
+                let reclaimer = s.spawn(|| object.evict((LIMIT - IN_HAND) as u64..LIMIT as u64));
+                gate.until_caught();
+                rt.set_cache_limit(LIMIT as u64);
+                let toucher = s.spawn(|| load(&arena, LIMIT));
+                // Longer than it took until a thread was told, and a monitored one.
+                let held = if mode == Delivery::Monitor { 2_500 } else { 600 };
+                std::thread::sleep(Duration::from_millis(held));
+                let early = toucher.is_finished();
+                drop(gate);
+                let touched = toucher.join().expect("the thread that touches");
+                assert_eq!(touched, Ok(content(1, LIMIT as u64..LIMIT as u64 + 1)[0]), "{mode:?}: told of no memory");
+                assert!(!early, "{mode:?}: there was no room yet");
+                assert_eq!(reclaimer.join().expect("the reclaimer").expect("evict"), IN_HAND as u64 / PAGE as u64);
+            });
+            drop(pin);
+            assert_eq!(rt.stats().reason(VmFaultReason::OOM), 0, "{mode:?}: {}", rt.stats());
+        });
     }
 
     /// The flusher looks at an object that the program lets go of, and the runtime with it: drop returns when everything is

@@ -43,7 +43,7 @@ pub use base::{ctx, errno, failures, page, sync, trace, types, vmstat};
 pub use cache::{
     discarded, filemap, fill, huge_memory, khugepaged, map_pages, memcg, read_pages, rmap, truncate, vmscan, writeback,
 };
-pub use model::{delegation, host, mapping, memcontrol, ops, vma};
+pub use model::{delegation, host, mapping, memcontrol, ops, stall, vma};
 pub use policy::{lru, readahead, streams, workingset};
 #[cfg(feature = "userfaultfd")]
 pub use walk::userfaultfd;

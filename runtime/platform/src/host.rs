@@ -363,6 +363,12 @@ impl AddressSpace for Host {
         // A handler of the program's that jumps away would keep the batch for ever: none comes, see `Host`.
         batches::with_batch(f)
     }
+    fn reclaim_ticket(&self) -> u64 {
+        batches::ticket()
+    }
+    fn has_reclaim_from_before(&self, ticket: u64) -> bool {
+        batches::has_one_from_before(ticket)
+    }
     fn in_user_code<'f>(&self, may_fault: bool, f: &mut (dyn FnMut() + 'f)) {
         if self.uninterrupted.is_some() || !may_fault || self.is_open.replace(true) {
             return f();

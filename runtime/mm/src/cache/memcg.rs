@@ -13,6 +13,7 @@ use crate::host::{BATCH, Batch, Env, Rmap, Woken};
 use crate::mapping::Mapping;
 use crate::ops::WaitKey;
 use crate::rmap;
+use crate::stall::Stall;
 use crate::sync::Ordering;
 use crate::vmscan::{self, Freed, Why};
 use crate::vmstat::Event;
@@ -44,19 +45,21 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
 
 fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let windows = (mapping.folios.len() as u64).div_ceil(BATCH as u64);
+    let account = mapping.account;
     let mut empty = 0u64;
-    let mut naps = Naps::default();
+    let (mut stall, mut cut) = (vmscan::resume(env, account), false);
     let mut fewest = u64::MAX;
     loop {
         if !mapping.is_over_own_limit() {
             return Freed::Some;
         }
         let now = mapping.nr_own.load(Ordering::Relaxed);
-        if now < fewest {
+        if now < fewest && fewest != u64::MAX {
             // The limit was lowered, and others get on. Who asks for room in vain counts itself for a moment, so only a
             // number that was never this low says so.
-            (empty, naps, fewest) = (0, Naps::default(), now);
+            (empty, cut, stall) = (0, false, vmscan::begin(env, account));
         }
+        fewest = fewest.min(now);
         let swept = sweep(env, mapping, ctx.stripe);
         if swept.freed > 0 {
             return Freed::Some;
@@ -66,50 +69,35 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
         if empty <= windows.saturating_mul(3) && !swept.is_busy() {
             continue;
         }
-        if naps.nap(env, ctx, mapping, swept.is_busy() || is_filling(mapping)) == Woken::NotNow {
-            return Freed::Later;
-        }
-        // A store that is writing gets longer.
-        if naps.idle > 16 || naps.busy > 5_000 {
+        let woken = nap(env, ctx, mapping, (&mut stall, &mut cut), swept.is_busy() || is_filling(mapping));
+        if (stall.idle > 16 || stall.is_busy_for_long()) && vmscan::is_proof(env, mapping, &mut stall) {
             return Freed::Nothing;
         }
-    }
-}
-
-/// The waits of one thread.
-#[derive(Default)]
-struct Naps {
-    /// Those after which nothing was under way.
-    idle: u32,
-    /// Those after which something was.
-    busy: u32,
-    /// The last one was cut short.
-    cut: bool,
-}
-
-impl Naps {
-    /// Sleeps until pages are given back or written, by whomever, or for 2 ms.
-    ///
-    /// Others' pages are no room for ours, so a nap that they cut short does not count; but the next one they do not
-    /// disturb, or this might never end.
-    fn nap(&mut self, env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, busy: bool) -> Woken {
-        let account = mapping.account;
-        let progress = account.begin_wait();
-        // A word that moves only with the limit itself.
-        let limit = mapping.own_limit.load(Ordering::Relaxed) & u64::from(u32::MAX);
-        let quiet =
-            WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: u32::try_from(limit).unwrap_or(0) };
-        let woken = env.park.nap(ctx, if self.cut { quiet } else { progress }, NAP_NS);
-        self.cut = !self.cut && account.has_progressed(progress);
-        account.end_wait();
-        if !self.cut {
-            *if busy { &mut self.busy } else { &mut self.idle } += 1;
+        if woken == Woken::NotNow {
+            return vmscan::keep(env, account, stall);
         }
-        woken
     }
 }
 
-const NAP_NS: u64 = 2_000_000;
+/// Sleeps until pages are given back or written, by whomever, or for 2 ms.
+///
+/// Others' pages are no room for ours, so a nap that they cut short does not count; but the next one they do not
+/// disturb, or this might never end.
+fn nap(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, (stall, cut): (&mut Stall, &mut bool), busy: bool) -> Woken {
+    let account = mapping.account;
+    let progress = account.begin_wait();
+    // A word that moves only with the limit itself.
+    let limit = mapping.own_limit.load(Ordering::Relaxed) & u64::from(u32::MAX);
+    let quiet =
+        WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: u32::try_from(limit).unwrap_or(0) };
+    let woken = vmscan::sleep(env, ctx, if *cut { quiet } else { progress });
+    *cut = !*cut && account.has_progressed(progress);
+    account.end_wait();
+    if !*cut {
+        vmscan::count(env, stall, woken, busy);
+    }
+    woken
+}
 
 /// Returns whether more pages are paid for than are there: they are being filled.
 fn is_filling(mapping: &Mapping<'_>) -> bool {

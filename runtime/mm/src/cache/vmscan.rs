@@ -28,6 +28,7 @@ mod scan;
 mod void;
 
 pub use direct::{Freed, try_to_free_pages};
+pub(crate) use direct::{begin, count, is_proof, keep, resume, sleep};
 pub(crate) use evict::{Why, punch, take_idle};
 pub(crate) use pageout::write_dirty;
 pub use pageout::write_here;
@@ -44,12 +45,19 @@ use scan::Scan;
 
 /// Looks at one batch of pages and frees those that nobody missed.
 pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize) -> Shrunk {
+    shrink_batch(env, account, stat, stripe, false).0
+}
+
+/// The same, and whether it could look at all: there was a batch to be had. `whole`: everything gets its verdict, also what
+/// is on probation for the shortest time.
+fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize, whole: bool) -> (Shrunk, bool) {
     let mut done = Shrunk::default();
+    let mut looked = false;
     let have = env.mm.with_batch(&mut |batch| {
         let mut dirty = 0;
-        env.mm.with_rmap(&mut |r| {
+        looked = env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            (done, dirty) = probation::shrink_probation(&scan, batch);
+            (done, dirty) = probation::shrink_probation(&scan, batch, whole);
         });
         if dirty > 0 {
             done.dirty += write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
@@ -69,7 +77,7 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
     if !have {
         env.park.relax();
     }
-    done
+    (done, have && looked)
 }
 
 /// Takes the entries of pages that went otherwise out of the queues.

@@ -116,6 +116,10 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
     let set = if protected { unsynced } else { unsynced | DIRTY };
     end(env, mapping, from, good, set);
     end(env, mapping, good, to, DIRTY);
+    if good == from {
+        // Before it is no longer counted: who waits for it sees one or the other.
+        mapping.account.note_failed_write();
+    }
     mapping.account.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
     mapping.stat.add(stripe, Event::PGPGOUT, good - from);
     mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);

@@ -8,6 +8,7 @@ use crate::delegation::Delegation;
 use crate::mapping::Mapping;
 pub use crate::ops::BATCH;
 use crate::ops::{Staged, WaitKey, Zap};
+use crate::stall::Stall;
 use crate::types::VmFaultReason;
 use crate::vma::Vma;
 
@@ -43,6 +44,21 @@ pub trait AddressSpace {
     ///
     /// # Context: handler
     fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool;
+
+    /// Returns a ticket: who has a batch of reclaim now, or had one until now, got it before.
+    ///
+    /// # Context: handler
+    fn reclaim_ticket(&self) -> u64 {
+        0
+    }
+
+    /// Returns whether anybody has had a batch since before the ticket, and so pages that nobody else sees. The caller has
+    /// none itself.
+    ///
+    /// # Context: handler
+    fn has_reclaim_from_before(&self, _ticket: u64) -> bool {
+        false
+    }
 
     /// Runs `f`, which calls a store or a delegate. In a handler the signals of instructions are open meanwhile if that code
     /// `may_fault`.
@@ -159,6 +175,13 @@ pub trait Park {
     /// a handler for which a signal is pending says [`Woken::NotNow`].
     fn nap(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
         self.wait(ctx, key, timeout_ns)
+    }
+
+    /// Returns where a thread that does not wait keeps what it has seen of a full cache until it comes back; `None`: it waits.
+    ///
+    /// # Context: handler
+    fn stall(&self) -> Option<&core::cell::Cell<Stall>> {
+        None
     }
 
     /// Returns the monotonic clock's reading, for what is written down.

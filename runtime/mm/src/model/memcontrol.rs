@@ -37,8 +37,10 @@ pub struct CacheAccount<'g> {
     pub nr_huge: AtomicU64,
     /// In which order pages are reclaimed.
     pub lru: Lruvec<'g>,
-    /// Moves when pages were given back while somebody waited.
+    /// Moves when pages were given back or written.
     progress: AtomicU32,
+    /// Moves when a write-back has ended of which nothing was taken.
+    failed_writes: AtomicU32,
     /// Threads that wait for progress.
     waiters: AtomicU32,
     /// Moves when the background reclaimer is wanted.
@@ -67,6 +69,7 @@ impl<'g> CacheAccount<'g> {
             nr_huge: AtomicU64::new(0),
             lru,
             progress: AtomicU32::new(0),
+            failed_writes: AtomicU32::new(0),
             waiters: AtomicU32::new(0),
             bell: AtomicU32::new(0),
             idle: AtomicU32::new(0),
@@ -240,6 +243,23 @@ impl<'g> CacheAccount<'g> {
         WaitKey { addr: core::ptr::from_ref(&self.progress).addr(), seen: self.progress.load(Ordering::SeqCst) }
     }
 
+    /// Returns what moves when pages are given back or written.
+    #[must_use]
+    pub fn progress(&self) -> u32 {
+        self.progress.load(Ordering::Relaxed)
+    }
+
+    /// Returns what moves when a store was given pages and took none of them.
+    #[must_use]
+    pub fn nr_failed_writes(&self) -> u32 {
+        self.failed_writes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a store was given pages and took none of them.
+    pub fn note_failed_write(&self) {
+        self.failed_writes.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Returns whether pages were given back or written since the wait began.
     #[must_use]
     pub fn has_progressed(&self, since: WaitKey) -> bool {
@@ -259,10 +279,9 @@ impl<'g> CacheAccount<'g> {
         if self.given_up.load(Ordering::Relaxed) != 0 {
             self.given_up.store(0, Ordering::SeqCst);
         }
-        if self.waiters.load(Ordering::SeqCst) == 0 {
-            return None;
-        }
+        // Moved whether or not anybody sleeps: a thread that does not sleep looks at it when it comes back. SeqCst with
+        // begin_wait().
         self.progress.fetch_add(1, Ordering::SeqCst);
-        Some(core::ptr::from_ref(&self.progress).addr())
+        (self.waiters.load(Ordering::SeqCst) > 0).then(|| core::ptr::from_ref(&self.progress).addr())
     }
 }

@@ -5,4 +5,5 @@ pub mod host;
 pub mod mapping;
 pub mod memcontrol;
 pub mod ops;
+pub mod stall;
 pub mod vma;

@@ -2,8 +2,9 @@
 //!
 //! # Context: handler
 
+use crate::child;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use softfault_mm::host::Batch;
 
 const NR_BATCHES: usize = 16;
@@ -16,6 +17,40 @@ unsafe impl Sync for Pool {}
 static POOL: Pool = Pool([const { UnsafeCell::new(Batch::new()) }; NR_BATCHES]);
 /// One bit a batch: in use.
 static USED: AtomicU32 = AtomicU32::new(0);
+
+/// The next ticket.
+static TICKET: AtomicU64 = AtomicU64::new(1);
+/// The tickets with which batches were taken; 0: nobody has it.
+static TAKEN: [AtomicU64; NR_BATCHES] = [const { AtomicU64::new(0) }; NR_BATCHES];
+
+/// Returns a ticket that is younger than those of all who have a batch by now.
+pub fn ticket() -> u64 {
+    TICKET.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Returns whether somebody has had a batch since before the ticket.
+///
+/// ```text
+/// reclaimer                          thread
+/// TAKEN = its ticket, fence
+/// takes a page out of a queue
+///                                    looks at the queue: the page is not there
+///                                    fence, TAKEN: sees it
+/// puts it back, or frees it
+/// TAKEN = 0 (Release)
+///                                    TAKEN: 0 (Acquire); looks at the queue: sees what became of it
+/// ```
+pub fn has_one_from_before(ticket: u64) -> bool {
+    // In a child none of the threads that had one is left.
+    if child::in_child() {
+        return false;
+    }
+    // SeqCst pairs with that of `with_batch`: see above.
+    fence(Ordering::SeqCst);
+    // Acquire pairs with the Release of `Used::drop`: what was in hand is where it can be looked at.
+    let taken = TAKEN.iter().map(|t| t.load(Ordering::Acquire));
+    taken.filter(|t| *t != 0).any(|t| t < ticket)
+}
 
 /// Runs `f` with a batch that nobody else has; `false`: all are in use.
 pub fn with_batch(f: &mut dyn FnMut(&mut Batch)) -> bool {
@@ -32,6 +67,11 @@ pub fn with_batch(f: &mut dyn FnMut(&mut Batch)) -> bool {
         }
     };
     let _used = Used(at);
+    if let Some(taken) = TAKEN.get(at as usize) {
+        taken.store(ticket(), Ordering::Relaxed);
+        // SeqCst pairs with that of `has_one_from_before`.
+        fence(Ordering::SeqCst);
+    }
     let Some(cell) = POOL.0.get(at as usize) else { return false };
     // SAFETY: our bit keeps everybody else away until `_used` is dropped.
     f(unsafe { &mut *cell.get() });
@@ -43,6 +83,10 @@ struct Used(u32);
 
 impl Drop for Used {
     fn drop(&mut self) {
+        if let Some(taken) = TAKEN.get(self.0 as usize) {
+            // Release pairs with the Acquire of `has_one_from_before`.
+            taken.store(0, Ordering::Release);
+        }
         // Release pairs with `with_batch`.
         USED.fetch_and(!(1 << self.0), Ordering::Release);
     }

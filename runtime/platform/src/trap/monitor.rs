@@ -13,12 +13,14 @@ use crate::section::Slot;
 use crate::sys::uffd::{Filled, PageFaultMsg, bits};
 use crate::sys::{Errno, fd, file, mem, thread};
 use crate::vmatree::{self, Trap};
+use core::cell::Cell;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault::{self, Env};
 use softfault_mm::host::{Park, Woken};
 use softfault_mm::ops::WaitKey;
 use softfault_mm::page::{PAGE_SIZE, page_align_down};
+use softfault_mm::stall::Stall;
 use softfault_mm::types::{FaultFlags, VmFaultReason};
 use softfault_mm::vmstat::Event;
 
@@ -39,12 +41,15 @@ struct Pending {
     since_ns: u64,
     /// The bits of the attempts so far.
     before: VmFaultReason,
+    /// How long it has found no room.
+    stall: Stall,
 }
 
 /// The park of a thread that must not sleep: it says "not now", or that the time is over.
 struct Impatient<'h> {
     host: &'h Host,
     age_ns: u64,
+    stall: Cell<Stall>,
 }
 
 impl Park for Impatient<'_> {
@@ -52,8 +57,11 @@ impl Park for Impatient<'_> {
         if self.age_ns >= timeout_ns { Woken::TimedOut } else { Woken::NotNow }
     }
     fn nap(&self, _ctx: &Ctx<'_>, _key: WaitKey, _timeout_ns: u64) -> Woken {
-        // The access is looked at again soon; after a while somebody has to say that there is no memory.
-        if self.age_ns >= NAP_PATIENCE_NS { Woken::LookAgain } else { Woken::NotNow }
+        // The access is looked at again soon, and goes on from its stall.
+        Woken::NotNow
+    }
+    fn stall(&self) -> Option<&Cell<Stall>> {
+        Some(&self.stall)
     }
     fn now_ns(&self) -> u64 {
         thread::monotonic_ns()
@@ -75,9 +83,6 @@ impl Park for Impatient<'_> {
     }
     fn relax(&self) {}
 }
-
-/// How long an access for which there is no room in the cache is put off before it is told so.
-const NAP_PATIENCE_NS: u64 = 2_000_000_000;
 
 /// Serves messages until `stop` is set; the bell is rung then, and when a helper has finished something.
 ///
@@ -182,6 +187,7 @@ fn pending_of(message: &PageFaultMsg) -> Pending {
         flags,
         since_ns: thread::monotonic_ns(),
         before: VmFaultReason::empty(),
+        stall: Stall::default(),
     }
 }
 
@@ -209,9 +215,10 @@ fn serve_one(mmu: &UffdMmu, access: &mut Pending) -> bool {
     });
     let host = Host::new(slot);
     let age_ns = thread::monotonic_ns().saturating_sub(access.since_ns);
-    let park = Impatient { host: &host, age_ns };
+    let park = Impatient { host: &host, age_ns, stall: Cell::new(access.stall) };
     let env = Env { mm: &host, park: &park };
     let r = fault::resume_user_addr_fault(env, &ctx, access.page, access.flags, access.before, false);
+    access.stall = park.stall.get();
     if let Some(bits) = r.filter(|r| r.intersects(VmFaultReason::RETRY)) {
         access.before = bits;
         access.flags |= FaultFlags::TRIED;

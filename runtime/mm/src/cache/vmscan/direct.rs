@@ -1,11 +1,27 @@
-//! Direct reclaim: a thread that cannot go on without a page frees some itself. Linux: `try_to_free_mem_cgroup_pages`.
+//! Direct reclaim: a thread that cannot go on without a page frees some, and is told when there are none to be had. Linux:
+//! `try_to_free_mem_cgroup_pages`, `should_reclaim_retry`.
 //!
-//! # Context: handler, outside of sections
+//! That nothing can go is a proof, not a count of attempts: whoever is told so gets a signal. Everything was looked at, several
+//! times, and nothing was under way that might have ended otherwise:
+//! ```text
+//! thread                                        another reclaimer, or a filler
+//!                                               takes pages out of the queues, or into write-back
+//! looks at everything: pinned, or not there     is preempted
+//! naps, looks again; as often as it does
+//! somebody began before this stall: naps on
+//!                                               punches them: progress, and the stall is over
+//!                                               or puts them back: another stall, which looks at them too
+//! ```
+//!
+//! # Context: handler
 
-use super::shrink;
+use super::shrink_batch;
 use crate::ctx::Ctx;
 use crate::host::{BATCH, Env, Woken};
 use crate::mapping::Mapping;
+use crate::memcontrol::CacheAccount;
+use crate::ops::WaitKey;
+use crate::stall::Stall;
 use crate::sync::Ordering;
 use crate::vmstat::Event;
 
@@ -20,28 +36,94 @@ pub enum Freed {
     Nothing,
 }
 
-/// Every how many batches that freed nothing the thread sleeps until somebody else has freed or written something.
+/// A nap ends when somebody else has freed or written something, or after this.
 const NAP_NS: u64 = 2_000_000;
 /// How many pages one thread frees for one of its own, at most.
 const FREED_MAX: u64 = 4 * BATCH as u64;
+/// Begins a stall.
+pub(crate) fn begin(env: Env<'_>, account: &CacheAccount<'_>) -> Stall {
+    Stall::new(env.park.now_ns(), account.nr_failed_writes(), env.mm.reclaim_ticket())
+}
 
-/// Frees pages for a thread that cannot go on without one. Linux: `try_to_free_mem_cgroup_pages`, "direct reclaim".
+/// Returns the stall that the thread went away with, if nobody has freed anything since.
+pub(crate) fn resume(env: Env<'_>, account: &CacheAccount<'_>) -> Stall {
+    let kept = env.park.stall().map(core::cell::Cell::take);
+    kept.filter(|s| s.goes_on(account.progress())).unwrap_or_else(|| begin(env, account))
+}
+
+/// Keeps the stall for a thread that goes away and comes back.
+pub(crate) fn keep(env: Env<'_>, account: &CacheAccount<'_>, mut stall: Stall) -> Freed {
+    if let Some(kept) = env.park.stall() {
+        stall.leave(account.progress());
+        kept.set(stall);
+    }
+    Freed::Later
+}
+
+/// Sleeps on `key`, without counting it.
+pub(crate) fn sleep(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey) -> Woken {
+    env.park.nap(ctx, key, NAP_NS)
+}
+
+/// Counts a nap.
+pub(crate) fn count(env: Env<'_>, stall: &mut Stall, woken: Woken, busy: bool) {
+    let away = (woken == Woken::NotNow).then(|| env.park.now_ns());
+    stall.count(away, NAP_NS, busy);
+}
+
+/// Naps until somebody gets on.
+fn nap(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, stall: &mut Stall, busy: bool) -> Woken {
+    let key = account.begin_wait();
+    let woken = sleep(env, ctx, key);
+    if account.has_progressed(key) {
+        // Others get on: so shall we.
+        *stall = begin(env, account);
+    } else {
+        count(env, stall, woken, busy);
+    }
+    account.end_wait();
+    woken
+}
+
+/// Returns whether nothing can go, after a time that would say so if nobody else had pages in hand.
 ///
-/// Gives up when it has looked at everything several times and nothing is being written out either: then all pages are
-/// pinned, held, or cannot be written.
+/// Write-back that is under way without one that has failed since the stall began has been for all of it; one that
+/// succeeds is progress.
+pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall) -> bool {
+    let account = mapping.account;
+    if mapping.deadline_ns != u64::MAX && stall.is_over(mapping.deadline_ns / NAP_NS) {
+        // Who gave a deadline is told.
+        return true;
+    }
+    let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 && account.nr_failed_writes() == stall.failed;
+    if writes || env.mm.has_reclaim_from_before(stall.ticket) {
+        stall.outlasted = true;
+        return false;
+    }
+    if stall.outlasted {
+        // What they had in hand is where it can be looked at now.
+        *stall = begin(env, account).again(stall);
+        return false;
+    }
+    true
+}
+
+/// Frees pages for a thread that cannot go on without one.
+///
+/// Gives up when it has looked at everything several times, nothing is being written out either, and nobody else has pages in
+/// hand: then all pages are pinned, held, or cannot be written.
 pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
-    let mut scanned = 0u64;
-    // Naps after which nothing was under way, and after which something was.
-    let (mut idle, mut waited) = (0u32, 0u32);
+    let mut stall = resume(env, account);
     let mut freed = 0u64;
     loop {
         let limit = account.limit();
         if account.nr_pages.load(Ordering::Relaxed) < limit {
             return Freed::Some;
         }
-        let done = shrink(env, account, stat, ctx.stripe);
+        let whole = stall.scanned > limit.saturating_mul(2);
+        let (done, looked) = shrink_batch(env, account, stat, ctx.stripe, whole);
         stat.add(ctx.stripe, Event::PGSCAN_DIRECT, done.scanned);
         freed += done.freed;
         if freed > FREED_MAX {
@@ -49,30 +131,23 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         }
         if done.freed > 0 {
             // Still above the limit, which was lowered perhaps: an attempt for each small batch would be too many.
-            (scanned, idle, waited) = (0, 0, 0);
+            stall = begin(env, account);
             continue;
         }
         if done.stale > 0 {
             // Behind the entries of pages that went otherwise there may be others; their number is finite.
             continue;
         }
-        scanned = scanned.saturating_add(done.scanned);
-        let busy = account.nr_writeback.load(Ordering::Relaxed) > 0 || done.dirty > 0 || account.is_filling();
-        if done.scanned == 0 || busy || scanned > limit.saturating_mul(2) {
-            *if busy { &mut waited } else { &mut idle } += 1;
-            let nap = account.begin_wait();
-            let woken = env.park.nap(ctx, nap, NAP_NS);
-            if account.has_progressed(nap) {
-                // Others get on: so shall we.
-                (scanned, idle, waited) = (0, 0, 0);
+        stall.scanned = stall.scanned.saturating_add(done.scanned);
+        let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 || done.dirty > 0;
+        let busy = !looked || writes || account.is_filling();
+        if (done.scanned == 0 || busy || whole) && nap(env, ctx, account, &mut stall, busy) == Woken::NotNow {
+            if stall.is_long(limit) && is_proof(env, mapping, &mut stall) {
+                return Freed::Nothing;
             }
-            account.end_wait();
-            if woken == Woken::NotNow {
-                return Freed::Later;
-            }
+            return keep(env, account, stall);
         }
-        // Fruitless looks at everything, and as many naps: a store that is writing, or reading, gets longer.
-        if waited > 5_000 || (idle > 16 && (scanned > limit.saturating_mul(4) || idle > 64)) {
+        if stall.is_long(limit) && is_proof(env, mapping, &mut stall) {
             return Freed::Nothing;
         }
     }

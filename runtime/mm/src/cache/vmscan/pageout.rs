@@ -8,6 +8,7 @@ use crate::filemap;
 use crate::folio::{DIRTY, State};
 use crate::host::Env;
 use crate::mapping::Mapping;
+use crate::sync::Ordering;
 use crate::writeback;
 
 /// How many neighbours of a dirty page are written with it.
@@ -56,7 +57,13 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
         if let Some(claim) = pending.take() {
             let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
             if m.exclusive {
-                let _ = take_out_range(env, m, stripe, from, to, Reach { idle: true, dirty: true, why: Why::Reclaim });
+                // In no batch, and in no queue: it is seen by this count that pages are on their way.
+                m.account.nr_writeback.fetch_add(to - from, Ordering::Relaxed);
+                let reach = Reach { idle: true, dirty: true, why: Why::Reclaim };
+                if take_out_range(env, m, stripe, from, to, reach) == 0 {
+                    m.account.note_failed_write();
+                }
+                m.account.nr_writeback.fetch_sub(to - from, Ordering::Relaxed);
             } else if writeback::writeout(env, m, stripe, from, to).is_err() {
                 // It is counted, and who asks for durability is told.
                 keep_unwritten(m, from, to);

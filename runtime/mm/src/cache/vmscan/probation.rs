@@ -68,10 +68,12 @@ struct Judged<'a> {
     run: Option<Run<'a>>,
 }
 
-/// Gives verdicts while probation is longer than it should be. Returns how many dirty pages lie in the batch.
-pub(super) fn shrink_probation(scan: &Scan<'_>, batch: &mut Batch) -> (Shrunk, usize) {
+/// Gives verdicts while probation is longer than it should be, or if `whole` while there is anything on it. Returns how many
+/// dirty pages lie in the batch.
+pub(super) fn shrink_probation(scan: &Scan<'_>, batch: &mut Batch, whole: bool) -> (Shrunk, usize) {
+    let target = if whole { 0 } else { Lruvec::probation_target(scan.account.limit()) };
     let mut judged = Judged::default();
-    while let Some(entry) = next(scan, &judged) {
+    while let Some(entry) = next(scan, &judged, target) {
         judge(scan, batch, &mut judged, entry);
     }
     judged.done.freed += end_run(scan, judged.run.take());
@@ -80,9 +82,8 @@ pub(super) fn shrink_probation(scan: &Scan<'_>, batch: &mut Batch) -> (Shrunk, u
 }
 
 /// Returns the next entry that is to be judged; `None`: enough for one batch.
-fn next(scan: &Scan<'_>, judged: &Judged<'_>) -> Option<Entry> {
+fn next(scan: &Scan<'_>, judged: &Judged<'_>, target: u64) -> Option<Entry> {
     let (lru, done) = (&scan.account.lru, &judged.done);
-    let target = Lruvec::probation_target(scan.account.limit());
     let most = Lruvec::batch_pages(scan.account.limit());
     let nothing_else = lru.small.is_empty() && lru.main.is_empty();
     let enough = done.scanned >= most || (lru.probation.len() <= target && !nothing_else);

@@ -1,0 +1,83 @@
+//! How long a thread has found no room in the cache, and what it has to know to prove that there will be none.
+//!
+//! # Context: handler
+
+/// What one look of a thread that does not sleep counts for, at most: it comes back when it may.
+const NAPS_MAX: u64 = 10;
+/// Naps while a store has been given pages, or is reading: it gets longer.
+const BUSY_MAX: u32 = 5_000;
+
+/// How long nothing has been freed, as one thread sees it. It begins anew with each page that is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stall {
+    /// When it began, or the last look that counted, of a thread that does not sleep.
+    at_ns: u64,
+    /// It has begun, and its thread went away.
+    kept: bool,
+    /// Somebody had pages in hand, at a time when this would have been over.
+    pub(crate) outlasted: bool,
+    /// Entries looked at for nothing.
+    pub(crate) scanned: u64,
+    /// Naps after which nothing was under way.
+    pub(crate) idle: u32,
+    /// Naps after which something was.
+    pub(crate) busy: u32,
+    /// All of them since there was progress: with a deadline they end.
+    naps: u64,
+    /// The account's progress when the thread went away.
+    seen: u32,
+    /// The account's failed write-back when this began.
+    pub(crate) failed: u32,
+    /// Who reclaims since before this may have had pages in hand while they were looked for.
+    pub(crate) ticket: u64,
+}
+
+impl Stall {
+    pub(crate) fn new(at_ns: u64, failed: u32, ticket: u64) -> Self {
+        Self { at_ns, failed, ticket, ..Self::default() }
+    }
+
+    /// Returns this one as what follows `before`, in which there was no progress.
+    pub(crate) fn again(self, before: &Self) -> Self {
+        Self { naps: before.naps, ..self }
+    }
+
+    /// The thread goes away.
+    pub(crate) fn leave(&mut self, progress: u32) {
+        (self.kept, self.seen) = (true, progress);
+    }
+
+    /// Returns whether a thread that is back goes on with this: nobody has got on meanwhile.
+    pub(crate) fn goes_on(&self, progress: u32) -> bool {
+        self.kept && self.seen == progress
+    }
+
+    /// Counts a nap; `away_at_ns`: the thread does not sleep, it is rung for or comes back after a while, and what counts is
+    /// the time since it was here.
+    pub(crate) fn count(&mut self, away_at_ns: Option<u64>, nap_ns: u64, busy: bool) {
+        let mut nr = 1;
+        if let Some(now_ns) = away_at_ns {
+            nr = (now_ns.saturating_sub(self.at_ns) / nap_ns).min(NAPS_MAX);
+            if nr > 0 {
+                self.at_ns = now_ns;
+            }
+        }
+        self.naps = self.naps.saturating_add(nr);
+        let count = if busy { &mut self.busy } else { &mut self.idle };
+        *count = count.saturating_add(u32::try_from(nr).unwrap_or(0));
+    }
+
+    /// Returns whether it has lasted for `naps`, and for as long as one with something under way.
+    pub(crate) fn is_over(&self, naps: u64) -> bool {
+        self.naps > naps.max(u64::from(BUSY_MAX))
+    }
+
+    pub(crate) fn is_busy_for_long(&self) -> bool {
+        self.busy > BUSY_MAX
+    }
+
+    /// Returns whether everything was looked at several times, and as many naps passed.
+    pub(crate) fn is_long(&self, limit: u64) -> bool {
+        self.is_busy_for_long() || (self.idle > 16 && (self.scanned > limit.saturating_mul(4) || self.idle > 64))
+    }
+}
