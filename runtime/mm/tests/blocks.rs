@@ -79,10 +79,10 @@ fn a_fill_window_takes_other_blocks_whole_or_not_at_all() {
     let w = world(ObjectSpec { fill_window: 16, ..blocks() }, 0);
     w.read(at(5));
     assert_eq!(reads(&w), [(0, 16)]);
-    assert_eq!(w.reclaim(0, 0, 8), 8);
-    assert_eq!(w.reclaim(0, 9, 12), 3);
+    assert_eq!(w.reclaim(0, 0, 9), 9);
+    assert_eq!(w.reclaim(0, 10, 12), 2);
     w.read(at(5));
-    assert_eq!(reads(&w), [(0, 8)], "page 8 is cached, and the rest of its block nobody asked for");
+    assert_eq!(reads(&w), [(0, 8)], "page 9 is cached, and the rest of its block nobody asked for");
     w.check_quiescent();
 }
 
