@@ -290,3 +290,22 @@ fn alignments_that_are_none_are_refused() {
         }
     }
 }
+
+/// Who was told that a block is bad, and has mended it, is not told of the old verdict again by another page of it.
+#[test]
+fn a_block_that_was_mended_is_read_whole() {
+    let rt = common::runtime();
+    let framed = Framed::new(16 * PAGE, 16 * PAGE as u64, false);
+    let object = framed.object(framed.builder(&rt).readahead_pages(0), false);
+    let mut all = vec![0; 16 * PAGE];
+    for round in 0..500 {
+        framed.is_ill.store(true, Ordering::SeqCst);
+        let r = object.read_at(0, &mut all[..1]);
+        assert!(matches!(r, Err(Error::Fault { .. })), "round {round}: {r:?}");
+        framed.is_ill.store(false, Ordering::SeqCst);
+        object.read_at(0, &mut all).unwrap_or_else(|e| panic!("round {round}: {e}"));
+        same("mended", &all, &content(0, 0..16 * PAGE as u64));
+        evict(&object, 0..16 * PAGE as u64, 16);
+    }
+    framed.check();
+}

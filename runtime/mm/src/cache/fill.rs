@@ -132,9 +132,33 @@ fn settle_bad_pages(
     mapping.stat.add(stripe, Event::PGPOISON, u64::from(nr));
     // What the store left half-written goes away; if that fails the word still says that nobody may look.
     let _ = mapping.a_ops.punch(pgoff, nr);
-    each(mapping, park, pgoff, end, |w| w.fail(error));
+    fail_together(mapping, park, (pgoff, end), error);
     mapping.uncharge(u64::from(nr));
     Err(error)
+}
+
+/// filling -> poisoned for pages of one block: first all of them, and only then is woken who waits. Whoever has been told the
+/// verdict on one page, and mends the store and asks for the block again, would meet others that are still on their way to the
+/// old verdict.
+fn fail_together(mapping: &Mapping<'_>, park: &dyn Park, (pgoff, end): (u64, u64), error: FillError) {
+    let mut waited_for = [0u64; CLAIM_MAX as usize / 64];
+    let bit = |p: u64| (crate::page::pgoff_index((p - pgoff) / 64), 1u64 << ((p - pgoff) % 64));
+    // The first page last: who reads in order looks at it first, and need not wait to see it.
+    for p in (pgoff..end).rev() {
+        let is = mapping.folio(p).is_some_and(|word| word.fail(error) == Wake::Needed);
+        let (i, mask) = bit(p);
+        if let Some(bits) = waited_for.get_mut(i).filter(|_| is) {
+            *bits |= mask;
+        }
+    }
+    for p in pgoff..end {
+        let (i, mask) = bit(p);
+        if waited_for.get(i).is_some_and(|bits| bits & mask != 0)
+            && let Some(word) = mapping.folio(p)
+        {
+            park.wake(word.futex_addr());
+        }
+    }
 }
 
 /// filling -> uptodate for `from..to`, with the chunks' counts; what lies past the end by now becomes absent instead.
