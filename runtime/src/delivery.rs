@@ -86,7 +86,9 @@ impl Findings {
         match mode {
             Delivery::InThread => known_or_probed(&self.in_thread, mode),
             Delivery::Monitor => known_or_probed(&self.monitor, mode),
-            mode => Finding { mode, available: true, why: "needs nothing; a granule is exposed at once".into() },
+            Delivery::Segv | Delivery::Auto => {
+                Finding { mode, available: true, why: "needs nothing; a granule is exposed at once".into() }
+            }
         }
     }
 

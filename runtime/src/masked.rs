@@ -83,7 +83,7 @@ impl<T> Drop for GiveBack<'_, T> {
 /// A lock that is held, with the program's asynchronous signals masked.
 #[derive(Debug)]
 pub(crate) struct Masked<'a, T> {
-    // In this order: given back, who waits is woken, and signals come again.
+    // Dropped in this order: the lock is given back, who waits is woken, and then signals come again.
     guard: MutexGuard<'a, T>,
     _give_back: GiveBack<'a, T>,
     _uninterrupted: Uninterrupted,

@@ -27,7 +27,7 @@ pub(super) fn replace_inside(
     let demote = |hit: &[VmaEntry]| hit.iter().try_for_each(|v| extents::demote_borders(arena, v, range));
     demote(&hit)?;
     let swap = publish::replace(arena, op, vmas, hit, new, range)?;
-    // What was promoted since the first look.
+    // What was promoted since the first look is taken back, too.
     if let Err(error) = demote(&swap.old) {
         publish::restore(arena, vmas, swap);
         return Err(error);

@@ -107,7 +107,7 @@ pub(crate) fn leave(object: &Arc<ObjectInner>) -> Result<()> {
     // begins: unsynced pages must stay
     //                                        gives up waiting for them, drops what was stored to them since
     // ```
-    // And one that failed would mark pages to be written again, which are being dropped.
+    // A flush that failed would also mark pages to be written again, which are being dropped.
     let turn = object.flushing().state().turn();
     let lost = if object.is_persistent() { write_all(object, ops) } else { None };
     ops.leave();
@@ -148,7 +148,7 @@ fn write_all(object: &ObjectInner, ops: &Exclusive) -> Option<u64> {
         match m.folio(first_present(m, ops)?).map(|w| w.load().state()) {
             Some(State::Uptodate) => patience -= 1,
             Some(State::Filling) => read_patience -= 1,
-            _ => {}
+            Some(State::Absent | State::Writeback | State::Evicting | State::Poisoned) | None => {}
         }
         std::thread::sleep(TURN);
     }
@@ -167,7 +167,7 @@ fn write_all(object: &ObjectInner, ops: &Exclusive) -> Option<u64> {
 /// was not to be asked.
 fn write_here(object: &ObjectInner, ops: &Exclusive, p: u64, word: &FolioWord, ask: bool) -> bool {
     let m = object.mapping();
-    // Alone, and not while it is `writeback`: as in sync(), the older bytes may be put there last.
+    // The page is written alone, and not while it is `writeback`: as in a sync, the older bytes may be put there last.
     let _alone = loop {
         let alone = object.flushing().state().direct();
         match word.load().state() {

@@ -24,7 +24,7 @@ pub(super) fn promote(arena: &ArenaInner, range: &Range<usize>) -> usize {
         if arena.trap == Trap::Segv || v.object.is_exclusive() {
             continue;
         }
-        // Asked for by the user: also where it is not done automatically.
+        // The user asks for it, so it is done also where it is not done by itself.
         vma.flags |= VmFlags::NATIVE_OK;
         let end = arena.address(range.end.min(v.range.end));
         let mut at = arena.address(range.start.max(v.range.start)).next_multiple_of(EXTENT_SIZE);

@@ -99,7 +99,8 @@ pub(super) fn make_present(arena: &ArenaInner, op: &'static str, range: &Range<u
             Err(Errno::EFAULT | Errno::EAGAIN | Errno::EINTR) if patience > 0 => patience -= 1,
             Err(errno) => return Err(system(op, "madvise")(errno)),
         }
-        // Also where an extent is said to be the kernel's: one that it did not let go of may be trapped all the same.
+        // The walk is made also where an extent is said to be the kernel's: one that it did not let go of may be trapped all the
+        // same.
         for at in range.clone().step_by(PAGE_SIZE) {
             fault_patiently(arena, op, at, access)?;
         }

@@ -48,7 +48,7 @@ const OP: &str = "Arena::map";
 pub(super) fn map(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Result<()> {
     let (entry, number) = asked(arena, OP, request)?;
     let range = entry.range.clone();
-    // The gate before the lock: evictions hold it while they look who maps the object.
+    // The gate is taken before the lock: evictions hold it while they look who maps the object.
     let gate = entry.object.i_mmap().gate();
     let mut vmas = arena.vmas();
     owed::settle(arena, OP, &range)?;
@@ -87,7 +87,7 @@ pub(super) fn asked(
     Ok((VmaEntry::new(request, range, index), number))
 }
 
-/// mmap(PROT_NONE), REGISTER, and what children and core dumps see of it.
+/// Maps the range closed to everybody, registers it, and says what children and core dumps see of it.
 pub(super) fn map_kernel<'a>(
     arena: &'a ArenaInner,
     op: &'static str,
@@ -97,14 +97,14 @@ pub(super) fn map_kernel<'a>(
     make_ours(arena, op, v)
 }
 
-/// The first of these steps. If it fails, what was there still is.
+/// Does the first of these steps. If it fails, what was there still is.
 pub(super) fn mmap_closed(arena: &ArenaInner, op: &'static str, v: &VmaEntry) -> Result<()> {
     let fd = if v.object.is_exclusive() { Ok(-1) } else { v.object.space.region.fd().check() };
     let fd = fd.map_err(system(op, "fstat"))?;
     room::with_room(arena, || mmap(arena, v, fd)).map(drop).map_err(system(op, "mmap"))
 }
 
-/// The others; undone, nothing is mapped there.
+/// Does the other steps; undone, nothing is mapped there.
 pub(super) fn make_ours<'a>(
     arena: &'a ArenaInner,
     op: &'static str,
@@ -115,7 +115,7 @@ pub(super) fn make_ours<'a>(
     register(arena, op, v)?;
     advise_kernel(arena, v).map_err(system(op, "madvise"))?;
     if v.object.is_exclusive() && v.object.is_locked() {
-        // As the pool is: a MOVE wants both sides locked, or none.
+        // The pool of frames is locked, too: a MOVE wants both sides locked, or none.
         let (addr, len) = (arena.address(v.range.start), v.range.len());
         mlock::lock_for_good(addr, len).map_err(|refusal| refusal.into_error(op))?;
     }

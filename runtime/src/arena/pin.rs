@@ -102,7 +102,7 @@ impl Pin {
             pin.pages.push(PinnedPage { object: Arc::clone(&v.object), pgoff });
         }
         if locks {
-            // Before they are mapped: what is mapped afterwards stays mapped.
+            // They are locked before they are mapped, so that what is mapped afterwards stays mapped.
             covering.iter().try_for_each(|v| pin.lock(op, v))?;
         }
         fault_in::fault_in(arena, op, &range, access, true)?;
@@ -161,7 +161,7 @@ impl Drop for Pin {
             // The lock may have been held by a thread that does not exist here, and there is nothing to unpin.
             return;
         }
-        // While the pages are pinned yet: nothing that moves pages meets the ends of a locked range.
+        // The locks go while the pages are pinned yet, so that nothing which moves pages meets the ends of a locked range.
         self.locks.clear();
         let mut vmas = self.arena.vmas();
         if let Some(i) = vmas.pins.iter().position(|p| *p == self.range) {

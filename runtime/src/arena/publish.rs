@@ -78,7 +78,7 @@ pub(super) fn publish<'a>(
     let listed = listed(v);
     split_edges(arena, op, [v.range.start, v.range.end])?.keep();
     point(arena, &v.range, Some(v.index));
-    // Unpointed, it is not drained: that is for `listed`, which is next.
+    // Nobody finds it by address then, but it is not drained: that is for `listed`, which is undone next.
     let published = Done::new(|| {
         point(arena, &v.range, None);
         join(arena, &v.range);

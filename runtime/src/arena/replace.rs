@@ -39,7 +39,7 @@ const OP: &str = "Arena::replace";
 pub(super) fn replace(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Result<()> {
     let (entry, number) = map::asked(arena, OP, request)?;
     let range = entry.range.clone();
-    // The gate before the lock, as in `map`.
+    // The gate is taken before the lock, as in `map`.
     let _gate = request.object.i_mmap().gate();
     let mut vmas = arena.vmas();
     vmas.check_pins(OP, &range)?;
@@ -58,7 +58,7 @@ pub(super) fn replace(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Resu
     demote(&hit)?;
     request.object.i_mmap().add(mapper::weak(arena));
     let swap = publish::replace(arena, OP, &mut vmas, hit, new, &range)?;
-    // What was promoted since the first look.
+    // What was promoted since the first look is taken back, too.
     let changed = match demote(&swap.old) {
         Ok(()) => put_in_place(arena, &mut vmas, swap, entry).map(|()| number.keep()),
         Err(error) => {

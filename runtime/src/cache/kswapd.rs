@@ -73,7 +73,7 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
         if is_done() {
             failures = 0;
             let key = account.doze();
-            // A look after `doze`: who passed the mark before it did not ring.
+            // It looks again after `doze`, because who passed the mark before that did not ring.
             if is_done() && stop.load(Ordering::Acquire) == 0 {
                 let _ = futex::wait(key.addr, key.seen, u64::MAX);
             }

@@ -72,7 +72,7 @@ pub(crate) struct RuntimeInner {
 
 impl std::fmt::Debug for RuntimeInner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // Not the tables: they have a word a page, and what they are of may be a terabyte.
+        // The tables are left out: they have a word for each page, and what they are of may be a terabyte.
         f.debug_struct("Runtime")
             .field("cached_pages", &self.account.nr_pages)
             .field("limit_pages", &self.account.limit_pages)

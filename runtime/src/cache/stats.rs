@@ -160,7 +160,7 @@ impl Index<&str> for Stats {
 
 impl fmt::Debug for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // What a person asks for first; all of it is what `Display` prints.
+        // This is what a person asks for first; `Display` prints all of it.
         let of = |name| self.get(name).unwrap_or_default();
         f.debug_struct("Stats")
             .field("pgfault", &of("pgfault"))

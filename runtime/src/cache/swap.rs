@@ -87,7 +87,7 @@ impl Swap {
         let opened = if options.path.is_dir() { unnamed_in(&options.path) } else { open_alone(&options.path) };
         let opened = opened.map_err(io)?;
         if !by_std::metadata(&opened).map_err(io)?.file_type().is_block_device() {
-            // What an earlier process left is of no use; sparse again, at its length.
+            // What an earlier process left is of no use: the file is made sparse again, at its length.
             by_std::set_len(&opened, 0).map_err(io)?;
             by_std::set_len(&opened, options.bytes).map_err(io)?;
         }

@@ -83,7 +83,7 @@ impl Zpool {
     }
 
     fn store(&self, page: &PageRef<'_>) -> Option<u32> {
-        // Also while it tries.
+        // A signal must not come between the look that finds a shard free and the lock that takes it.
         let _uninterrupted = Uninterrupted::new();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) % NR_SHARDS;
         let index = (turn..turn + NR_SHARDS).map(|i| i % NR_SHARDS).find(|i| self.shards[*i].is_free());
@@ -134,7 +134,7 @@ impl Shard {
     }
 
     fn load(&mut self, granule: usize, page: &mut PageMut<'_>) -> Option<()> {
-        // Not straight into the page: it may be the last of an object, and shorter.
+        // It is not decompressed straight into the page, which may be the last of an object, and shorter.
         let n = block::decompress_into(compressed_at(&self.bytes, granule)?, &mut self.work.page).ok()?;
         let dst = page.as_mut_slice();
         let len = dst.len().min(PAGE_SIZE);

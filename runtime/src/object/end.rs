@@ -32,7 +32,7 @@ impl Drop for Forgotten {
 impl Drop for ObjectInner {
     fn drop(&mut self) {
         let ours = self.pid == std::process::id();
-        // Last, whatever becomes of the rest: who opens the file meanwhile waits for it.
+        // This is dropped last, whatever becomes of the rest: who opens the file meanwhile waits for it.
         let _file = self.file.take().filter(|_| ours).map(Forgotten);
         // The flusher passes it over from here on, and an exit waits until it has been written back.
         let ending = (ours && self.is_persistent()).then(|| self.rt.ending(&self.flushing));

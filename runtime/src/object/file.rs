@@ -88,19 +88,19 @@ impl FileOptions {
         let c_path = CString::new(path.as_os_str().as_bytes()).map_err(|_| io(Errno::EINVAL))?;
         let at = patiently(|| file::open_path(&c_path)).map_err(io)?;
         let open = |write| match file::reopen(at, write, false) {
-            // No /proc. The name may be another file's by now: that is looked at.
+            // There is no /proc. The name may be another file's by now, which is looked at afterwards.
             Err(Errno::ENOENT) if write => file::open_rdwr(&c_path),
             Err(Errno::ENOENT) => file::open_rdonly(&c_path),
             r => r,
         };
         let permits = |write| match file::may_open(at, write) {
-            // Before Linux 5.8: who opens it finds out.
+            // Before Linux 5.8 nobody can say, and who opens it finds out.
             Err(Errno::ENOSYS) => patiently(|| open(write)).map(descriptors::close_unused).map_err(io),
             r => r.map_err(io),
         };
         let name = || path.display().to_string();
         let made = self.make(&Source { op, path: Some(path), name: &name, open: &open, permits: &permits }, at);
-        // An O_PATH descriptor: no lock goes with it.
+        // It is an O_PATH descriptor, with which no lock goes.
         file::close(at);
         made
     }
@@ -141,7 +141,7 @@ impl FileOptions {
         let op = source.op;
         parent_only(op)?;
         descriptors::sweep();
-        // Whether or not it is open already.
+        // A deadline is refused whether or not the file is open already.
         self.object.check_deadline(op)?;
         let status = file::status(at).map_err(|e| io_error(op, source.path, e))?;
         kind::check(op, source.name, at, &status)?;
@@ -151,7 +151,7 @@ impl FileOptions {
         }
     }
 
-    /// Nobody else has the file as an object.
+    /// Opens a file that nobody else has as an object.
     fn open_first(self, source: &Source<'_>, place: Place, status: &Status) -> Result<Object> {
         let op = source.op;
         let write = self.object.options.writable;
@@ -160,7 +160,7 @@ impl FileOptions {
         let store = Box::new(store.closed_by(descriptors::close));
         descriptors::own(&store.numbers());
         if file::status(fd).ok().map(|st| Inode::from(&st)) != Some(Inode::from(status)) {
-            // Opened by name, which is another file's by now.
+            // It was opened by its name, which is another file's by now.
             return Err(io_error(op, source.path, Errno::ESTALE));
         }
         let len = store.len_bytes().map_err(|e| io_error(op, source.path, e))?;
@@ -170,7 +170,7 @@ impl FileOptions {
         Ok(object)
     }
 
-    /// The file is open: the object that there is, with the rights that are asked for.
+    /// Returns the object that there is of a file which is open, with the rights that are asked for.
     fn join(self, source: &Source<'_>, inner: Arc<ObjectInner>) -> Result<Object> {
         let writable = self.object.options.writable;
         (source.permits)(writable)?;

@@ -76,12 +76,12 @@ fn forget_page(object: &ObjectInner, op: &'static str, pgoff: u64) {
     let _ = vmscan::reclaim_range(Host::detached().env(), m, 0, pgoff, pgoff.saturating_add(1));
 }
 
-/// The file is shorter. The caller has the gate.
+/// Follows a file that is shorter. The caller has the gate.
 fn follow_cut(object: &ObjectInner, op: &'static str, end: u64) -> Result<()> {
     let m = object.mapping();
     let turn = object.flushing().state().turn();
     object.flushing().state().owe_cut(m.nr_pages());
-    // It is there already: nobody is to cut it, or make it longer.
+    // The file ends there already: the store is not to cut it, or make it longer.
     object.file_store(|store| store.adopt_len(end));
     truncate::move_end(object, end);
     drop(turn);
@@ -90,7 +90,7 @@ fn follow_cut(object: &ObjectInner, op: &'static str, end: u64) -> Result<()> {
     truncate::finish_cut(object, op)
 }
 
-/// The file may be longer. The caller has the gate.
+/// Follows a file that may be longer. The caller has the gate.
 pub(super) fn follow_growth(object: &ObjectInner, op: &'static str, end: u64) -> Result<()> {
     let (m, old) = (object.mapping(), object.len_bytes());
     if end <= old {

@@ -205,7 +205,7 @@ fn for_each_page(
         let req = if access == Access::Read { left } else { 0 };
         let word = match get_pinned_of(object, at >> PAGE_SHIFT, set, req) {
             Ok(word) => word,
-            // The end moved below us: a short answer, as read(2) gives.
+            // The end moved below us: the answer is short, as that of read(2) is.
             Err(FillError::PastEnd) if at >= object.len_bytes() => break,
             Err(error) => return Err(call.error(object.mapping(), access, at, error)),
         };

@@ -58,7 +58,7 @@ pub(crate) fn punch_hole(object: &ObjectInner, op: &'static str, range: Range<u6
     Ok(())
 }
 
-/// Makes a hole of pages of one chunk; `false`: zeros must be written. They are kept from others meanwhile:
+/// Makes a hole of pages of one chunk; `false`: zeros must be written. The pages are kept from others meanwhile:
 /// ```text
 /// punch_hole                           others
 /// drops the pages

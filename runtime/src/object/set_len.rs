@@ -25,7 +25,7 @@ pub(crate) fn set_len(object: &ObjectInner, op: &'static str, len_bytes: u64, wr
     let _arenas = object.i_mmap().arenas();
     let _gate = object.i_mmap().gate();
     if writable && !object.is_exclusive() && len_bytes > object.len_bytes() {
-        // What others have appended is not made zeros.
+        // What others have appended to the file is taken over first, so that it is not made zeros.
         truncate::finish_cut(object, op)?;
         let end = follow::file_end(object, op)?.unwrap_or(0);
         follow::follow_growth(object, op, end)?;

@@ -44,7 +44,7 @@ pub(super) fn move_end(object: &ObjectInner, len_bytes: u64) {
     truncate::i_size_write(object.mapping(), len_bytes);
 }
 
-/// The store grows first: bytes past its end cannot be read. The caller has the gate.
+/// Moves the end up. The store grows first, because bytes past its end cannot be read. The caller has the gate.
 pub(super) fn grow(object: &ObjectInner, op: &'static str, len_bytes: u64) -> Result<()> {
     // A flush that fails tells the store where the object ends: by then both have moved, or neither.
     let turn = object.flushing().state().turn();
@@ -71,7 +71,7 @@ pub(super) fn finish_cut(object: &ObjectInner, op: &'static str) -> Result<()> {
     }
     // A promotion that read the old end has finished by now, or will read the new one.
     section::synchronize();
-    // And who writes a pinned page as it is:
+    // The same goes for who writes a pinned page as it is:
     // ```text
     // sync                                   set_len
     // measures the page by the old end
@@ -81,7 +81,7 @@ pub(super) fn finish_cut(object: &ObjectInner, op: &'static str) -> Result<()> {
     drop(object.flushing().state().direct());
     for _ in 0..PATIENCE {
         object.i_mmap().demote(len_bytes >> PAGE_SHIFT, to)?;
-        // Not while a flush keeps pages: it may take longer than our patience.
+        // We do not try while a flush keeps pages: it may take longer than our patience.
         let turn = object.flushing().state().turn();
         let dropped = truncate::truncate_pagecache(Host::detached().env(), m, 0, to) == 0;
         if dropped && io::zero_tail(object, len_bytes) {
@@ -95,7 +95,7 @@ pub(super) fn finish_cut(object: &ObjectInner, op: &'static str) -> Result<()> {
     Err(Error::Denied { op, what: "pages past the new end stay pinned or are being filled; drop the pins" })
 }
 
-/// The store shrinks last: nobody writes past the new end any more.
+/// Cuts the store. It shrinks last, when nobody writes past the new end any more.
 fn cut_below(object: &ObjectInner, len_bytes: u64, turn: &Turn<'_>) -> std::result::Result<(), Below> {
     let state = object.flushing().state();
     if object.is_writable() {

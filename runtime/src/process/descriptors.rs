@@ -135,13 +135,13 @@ pub(crate) fn close(fd: i32) {
 /// Returns a descriptor of the file that was kept, if there is one that permits just that.
 pub(crate) fn take(inode: Inode, write: bool) -> Option<i32> {
     let mut table = lock();
-    // Not one for direct I/O, which cannot do everything, nor one that appends, wherever it is told to write.
+    // One for direct I/O does not do, because it cannot do everything; nor does one that appends, wherever it is told to write.
     let is_plain = |is: file::Permits| is.write == write && !is.direct && !is.append;
     let fits = |k: &Kept| k.inode == inode && file::permits(k.fd).is_ok_and(is_plain);
     let at = table.kept.iter().position(fits)?;
     let kept = table.kept.swap_remove(at);
     drop(table);
-    // As in sweep().
+    // As in `sweep`, its number may be another file's by now.
     (inode_of(kept.fd) == Some(inode)).then_some(kept.fd)
 }
 

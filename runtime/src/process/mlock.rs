@@ -31,7 +31,7 @@ pub(crate) fn nr_pages() -> u64 {
     PAGES.try_lock().map_or(0, |pages| pages.len() as u64)
 }
 
-/// What is locked.
+/// How pages are locked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
     /// Pages that are there, which are faulted in at this address.
@@ -179,7 +179,7 @@ pub(crate) fn lock_for_good(addr: usize, len_bytes: usize) -> Result<(), Refusal
 
 /// Undoes [`lock_for_good`].
 pub(crate) fn unlock(addr: usize, len_bytes: usize) {
-    // As in `unlock_run`.
+    // It fails only where `unlock_run` says that it may.
     let _ = mlock::munlock(addr, len_bytes);
 }
 

@@ -88,7 +88,7 @@ fn note_failure(f: &Flushing, error: &StoreError) {
     m.stat.add(0, Event::FLUSH_ERRORS, 1);
     let now_ns = Host::detached().env().park.now_ns();
     m.record_failure(FailedOp::Flush, error.fill_error(), 0, 0, now_ns);
-    // Such pages stay until a flush succeeds.
+    // Pages that such a store was given stay in the cache until a flush succeeds, and so they count against the object.
     if !m.a_ops.rereads_unflushed() {
         m.note_failure(Asked::Flush, error.fill_error());
     }

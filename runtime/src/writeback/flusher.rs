@@ -104,7 +104,7 @@ impl Writables {
             list = self.list();
         }
         list.push(Writable { id: flushing.mapping().id, flushing });
-        // Before what is freed is freed.
+        // The lock is given back before what is freed is freed: nobody frees memory under it.
         drop(list);
     }
 
@@ -210,7 +210,7 @@ fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, 
 
 /// Runs `f` on the object with this number, unless it is being ended: who ends it waits for `f`.
 ///
-/// Not by a reference of ours to the whole object: if that were the last one, it would be dropped here, and later than its
+/// It takes no reference to the whole object: if that were the last one, the object would be dropped here, and later than its
 /// owner thinks.
 fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
     let mut claim = None;
@@ -258,7 +258,7 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
     let mut got_on = false;
     while let Some(rung) = next_round(stop, account, policy.interval, got_on) {
         got_on = false;
-        // Scanning costs with the size of the mappings: not for every writer that waits.
+        // A scan costs with the size of the mappings, so it is not made for every writer that waits.
         let scan = since.elapsed() >= policy.interval;
         let host = host::Host::detached();
         let old = written.elapsed() >= policy.expire;

@@ -37,7 +37,7 @@ pub(super) fn settle(env: Env<'_>, f: &Flushing, word: &FolioWord, p: u64) -> Re
                 turns += 1;
                 backoff.snooze();
             }
-            _ => return Ok(false),
+            State::Absent | State::Filling | State::Uptodate | State::Poisoned => return Ok(false),
         }
         if turns >= PATIENCE
             && let Some(held) = write_pinned((env, &ctx), f, word, p)?
@@ -71,7 +71,7 @@ fn write_pinned(
     p: u64,
 ) -> Result<Option<bool>, (u64, FillError)> {
     let m = f.mapping();
-    // With hold_dirty(): either we see the hold, or it waits for us.
+    // Either we see a hold that is being made, or `hold` waits for us.
     let _alone = f.state().direct_beside(env, ctx);
     let old = match word.try_pin(0) {
         Ok(old) => old,

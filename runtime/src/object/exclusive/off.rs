@@ -13,11 +13,11 @@ use crate::types::Access;
 use softfault_mm::ops::AddressSpaceOps;
 use std::convert::Infallible;
 
-/// There is none.
+/// What an exclusive object would have; there is none.
 #[derive(Debug)]
 pub(crate) struct Exclusive(Infallible);
 
-/// There is none.
+/// What an exclusive object would need; there is none.
 #[derive(Debug)]
 pub(crate) struct Plan(Infallible);
 
