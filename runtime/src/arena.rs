@@ -64,8 +64,8 @@ impl Arena {
     ///
     /// System calls that change mappings (mprotect, mmap, munmap, mremap, madvise) are the arena's alone. **Under `Segv` an
     /// mprotect(2) of the program's shows zeros where nothing is cached**: pages are told from holes by their protection there.
-    /// It cannot be prevented; [`Stats`](crate::Stats) and [`Runtime::audit_threads`](crate::Runtime::audit_threads) find it, close what was opened, and count
-    /// (`process_opened_pages`). Use [`Arena::protect`].
+    /// It cannot be prevented; [`Stats`](crate::Stats) and [`Runtime::audit_threads`](crate::Runtime::audit_threads) find it,
+    /// close what was opened, and count (`process_opened_pages`). Use [`Arena::protect`].
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.inner.base as *mut u8

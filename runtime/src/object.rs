@@ -289,8 +289,8 @@ impl Object {
     /// # Errors
     /// [`Error::Argument`] where the range runs backwards, [`Error::Denied`] for `PopulateWrite` on an object that is
     /// not writable, [`Error::Fault`] naming the first page that cannot be populated, for `DontNeed` as
-    /// [`Arena::zap`](crate::Arena::zap) of each mapping, for `PageOut` [`Error::Writeback`] and as [`Object::evict`]. The others do not fail
-    /// once the range is one.
+    /// [`Arena::zap`](crate::Arena::zap) of each mapping, for `PageOut` [`Error::Writeback`] and as [`Object::evict`]. The
+    /// others do not fail once the range is one.
     pub fn advise(&self, range: Range<u64>, advice: Advice) -> Result<()> {
         let op = "Object::advise";
         parent_only(op)?;

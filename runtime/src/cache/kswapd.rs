@@ -7,25 +7,20 @@
 use crate::error::{Error, Result};
 use crate::lease::Lease;
 use crate::process::helper;
-use crossbeam_utils::Backoff;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::vmscan;
 use softfault_mm::vmstat::{Event, VmStat};
-use softfault_platform::host::{self, Host};
-use softfault_platform::section;
+use softfault_platform::host::Host;
 use softfault_platform::sys::futex;
 use softfault_platform::thp;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The thread and what stops it.
 #[derive(Debug)]
 pub(crate) struct Kswapd {
     account: &'static CacheAccount<'static>,
-    stop: Arc<AtomicU32>,
-    thread: Option<JoinHandle<()>>,
+    thread: helper::Thread,
 }
 
 impl Kswapd {
@@ -37,20 +32,9 @@ impl Kswapd {
     pub(crate) unsafe fn start(account: &Lease<CacheAccount<'static>>, stat: &'static VmStat) -> Result<Self> {
         // SAFETY: the caller's contract; `Drop` joins the thread.
         let account = unsafe { account.lend() };
-        let stop = Arc::new(AtomicU32::new(0));
-        let stopped = Arc::clone(&stop);
-        let (running, is_running) = helper::started();
-        let thread = helper::spawn("softfault-swap", move || {
-            host::mask_signals();
-            section::register_helper();
-            running.say();
-            run(account, stat, &stopped);
-            section::unregister_helper();
-        });
-        let thread =
-            thread.map_err(|source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source })?;
-        is_running.wait();
-        Ok(Self { account, stop, thread: Some(thread) })
+        let thread = helper::Thread::start_helper("softfault-swap", move |stop| run(account, stat, stop));
+        let failed = |source| Error::Io { op: "Runtime::build: start the reclaimer", path: None, source };
+        Ok(Self { account, thread: thread.map_err(failed)? })
     }
 }
 
@@ -65,7 +49,7 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
     let mut fruitless = 0u64;
     let mut failures = 0;
     let is_done = || account.excess() == 0 || account.has_given_up();
-    // Acquire, here and below, pairs with `Kswapd::drop`.
+    // Acquire, here and below, pairs with `Thread::tell`.
     while stop.load(Ordering::Acquire) == 0 {
         if account.lru.is_crowded() {
             vmscan::prune(host.env(), account);
@@ -100,21 +84,10 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
 
 impl Drop for Kswapd {
     fn drop(&mut self) {
-        let thread = self.thread.take();
-        if softfault_platform::child::in_child() {
-            std::mem::forget(thread);
-            return;
-        }
-        // Release pairs with `kswapd::run`.
-        self.stop.store(1, Ordering::Release);
-        if let Some(thread) = thread {
-            let backoff = Backoff::new();
-            while !thread.is_finished() {
-                let _ = self.account.rouse();
-                futex::wake_all(self.account.bell_addr());
-                backoff.snooze();
-            }
-            let _ = thread.join();
-        }
+        let account = self.account;
+        self.thread.end_ringing(|| {
+            let _ = account.rouse();
+            futex::wake_all(account.bell_addr());
+        });
     }
 }

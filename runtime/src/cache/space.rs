@@ -67,8 +67,8 @@ impl Free {
 }
 
 impl Space {
-    /// Makes a region: as large as the process's limits allow (it is sparse) without taking more than an eighth of the address space
-    /// that is left, at least as large as the object.
+    /// Makes a region: as large as the process's limits allow (it is sparse) without taking more than an eighth of the address
+    /// space that is left, at least as large as the object.
     pub(crate) fn new(len_bytes: usize) -> Result<Self> {
         let budget = memory::address_space_share(8);
         let mut last = ("mmap", Errno::ENOMEM);

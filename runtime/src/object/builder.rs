@@ -58,8 +58,8 @@ impl ObjectBuilder {
         self.options.label.get_or_insert_with(label);
         self
     }
-    /// Says what the object is called in errors and in [`Runtime::recent_failures`](crate::Runtime::recent_failures); default the path of a file, and a
-    /// number of others.
+    /// Says what the object is called in errors and in [`Runtime::recent_failures`](crate::Runtime::recent_failures); default
+    /// the path of a file, and a number of others.
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.options.label = Some(label.into());
@@ -160,9 +160,9 @@ impl ObjectBuilder {
     /// What is stored through the mapping belongs to the object: if it is [`writable`](Self::writable), changed pages are
     /// given to [`Store::write`] when they are reclaimed, evicted, synced or unmapped (which waits for a flush that is under
     /// way); what the store does not take at the end is named by [`Object::lost`](crate::Object::lost). If not, they stay
-    /// until the object is unmapped, and are then gone. Anonymous memory goes to the runtime's swap file if it has one, else it stays; it is
-    /// gone when it is unmapped. A page that was stored to is told from one that was not by a keyed
-    /// digest of its bytes (they are mistaken for each other with a chance of 2^-64).
+    /// until the object is unmapped, and are then gone. Anonymous memory goes to the runtime's swap file if it has one, else
+    /// it stays; it is gone when it is unmapped. A page that was stored to is told from one that was not by a keyed digest of
+    /// its bytes (they are mistaken for each other with a chance of 2^-64).
     ///
     /// Pages are reclaimed in the order in which they came, or came back soon: a mapped page gives no sign of being used.
     /// Map it `Prot::Read` where it is not stored to: nothing is looked at then when pages leave, and they leave by the

@@ -17,8 +17,8 @@ use std::time::Duration;
 /// How often, a millisecond apart, pages past a new end are tried that somebody is busy with.
 const PATIENCE: u32 = 2_000;
 
-/// What a store has refused while its end moves. It is an [`Error`] when the turn has been given back: that takes memory, which may
-/// be asked of a thread whose fault waits for who has the turn.
+/// What a store has refused while its end moves. It is an [`Error`] when the turn has been given back: that takes memory,
+/// which may be asked of a thread whose fault waits for who has the turn.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Below {
     /// Another end.

@@ -8,6 +8,7 @@
 use crate::by_std;
 use crate::error::{Error, Result};
 use crate::masked;
+use crossbeam_utils::Backoff;
 use crossbeam_utils::sync::{Parker, Unparker};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
@@ -135,29 +136,105 @@ pub(crate) fn spawn(name: &str, f: impl FnOnce() + Send + 'static) -> std::io::R
     by_std::spawn(std::thread::Builder::new().name(name.into()), f)
 }
 
+/// A thread that runs until it is told to end, and is joined then. Whoever owns it says in its drop what wakes it.
+#[derive(Debug)]
+pub(crate) struct Thread {
+    /// 1: it is to end.
+    stop: Arc<AtomicU32>,
+    handle: Option<JoinHandle<()>>,
+}
+
+impl Thread {
+    /// Starts a thread that takes no signals, and that ends when `stop`, which it is given, is not 0.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn start(
+        name: &str,
+        stop: Arc<AtomicU32>,
+        f: impl FnOnce(&AtomicU32) + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let stopped = Arc::clone(&stop);
+        let handle = spawn(name, move || {
+            host::mask_signals();
+            f(&stopped);
+        })?;
+        Ok(Self { stop, handle: Some(handle) })
+    }
+
+    /// Starts a helper: a fault that it raises on an arena is refused. It runs when this returns, so that a fault may wait for
+    /// it: it has been through what the standard library allocates for a thread that starts.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn start_helper(name: &str, f: impl FnOnce(&AtomicU32) + Send + 'static) -> std::io::Result<Self> {
+        let (running, is_running) = started();
+        let thread = Self::start(name, Arc::default(), move |stop| {
+            section::register_helper();
+            running.say();
+            f(stop);
+            section::unregister_helper();
+        })?;
+        is_running.wait();
+        Ok(thread)
+    }
+
+    /// Ends the thread, which `ring` wakes. In a forked child there is no such thread: nothing is done.
+    pub(crate) fn end(&mut self, ring: impl FnOnce()) {
+        if let Some(handle) = self.tell() {
+            ring();
+            let _ = handle.join();
+        }
+    }
+
+    /// The same where who is about to sleep does not see that it was woken: `ring` is called until the thread has ended.
+    pub(crate) fn end_ringing(&mut self, ring: impl Fn()) {
+        if let Some(handle) = self.tell() {
+            let backoff = Backoff::new();
+            while !handle.is_finished() {
+                ring();
+                backoff.snooze();
+            }
+            let _ = handle.join();
+        }
+    }
+
+    /// Tells the thread to end; `None`: there is none.
+    fn tell(&mut self) -> Option<JoinHandle<()>> {
+        let handle = self.handle.take();
+        if softfault_platform::child::in_child() {
+            std::mem::forget((handle, Arc::clone(&self.stop)));
+            return None;
+        }
+        // Release pairs with `kswapd::run`, `next_round`, `exit::run` and `monitor::serve`.
+        self.stop.store(1, Ordering::Release);
+        handle
+    }
+}
+
 /// A thread's end of "this thread runs". It stays with the thread until that ends: to drop it frees memory, and a helper that
 /// runs does not touch the allocator.
-pub(crate) struct Running(Unparker);
+struct Running(Unparker);
 
 impl Running {
     /// Says that the thread runs, and has been through all that the standard library allocates for it.
-    pub(crate) fn say(&self) {
+    fn say(&self) {
         self.0.unpark();
     }
 }
 
 /// The other end, of who starts the thread.
-pub(crate) struct IsRunning(Parker);
+struct IsRunning(Parker);
 
 impl IsRunning {
     /// Waits until the thread has said that it runs.
-    pub(crate) fn wait(self) {
+    fn wait(self) {
         self.0.park();
     }
 }
 
 /// Makes the two ends of "this thread runs".
-pub(crate) fn started() -> (Running, IsRunning) {
+fn started() -> (Running, IsRunning) {
     let parker = Parker::new();
     (Running(parker.unparker().clone()), IsRunning(parker))
 }
@@ -185,48 +262,26 @@ fn run_filler(stop: &AtomicU32, running: &Running) {
 /// The thread that reads the monitor context's messages.
 #[cfg(feature = "userfaultfd")]
 #[derive(Debug)]
-pub(crate) struct Monitor {
-    stop: Arc<AtomicU32>,
-    thread: Option<JoinHandle<()>>,
-}
+pub(crate) struct Monitor(Thread);
 
 #[cfg(feature = "userfaultfd")]
 impl Monitor {
     pub(crate) fn start(mmu: &'static UffdMmu) -> std::result::Result<Self, Errno> {
         let _ = bell::get()?;
-        let stop = Arc::new(AtomicU32::new(0));
-        let stopped = Arc::clone(&stop);
-        let (running, is_running) = started();
-        let thread = spawn("softfault-monitor", move || {
-            host::mask_signals();
-            section::register_helper();
-            running.say();
+        let thread = Thread::start_helper("softfault-monitor", move |stop| {
             // An error here means that the program has closed the descriptor, and it could not be taken back.
-            if monitor::serve(mmu, &stopped).is_err() {
+            if monitor::serve(mmu, stop).is_err() {
                 monitor::give_up();
             }
-            section::unregister_helper();
-        })
-        .map_err(|_| Errno::EAGAIN)?;
-        is_running.wait();
-        Ok(Self { stop, thread: Some(thread) })
+        });
+        thread.map(Self).map_err(|_| Errno::EAGAIN)
     }
 }
 
 #[cfg(feature = "userfaultfd")]
 impl Drop for Monitor {
     fn drop(&mut self) {
-        let thread = self.thread.take();
-        if softfault_platform::child::in_child() {
-            std::mem::forget(thread);
-            return;
-        }
-        // Release pairs with `monitor::serve`.
-        self.stop.store(1, Ordering::Release);
-        bell::ring();
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
+        self.0.end(bell::ring);
     }
 }
 

@@ -29,8 +29,8 @@ pub(crate) fn close() -> u64 {
     let arenas = arenas();
     let suspects = if arenas.is_empty() { arenas } else { look(&arenas) };
     if !suspects.is_empty() {
-        // What was read there and what is noted are of two moments. Who was hiding a page in between, and had taken its note away,
-        // was in a section, and so was who opened one: it has ended both when these have.
+        // What was read there and what is noted are of two moments. Who was hiding a page in between, and had taken its note
+        // away, was in a section, and so was who opened one: it has ended both when these have.
         section::synchronize();
         // An arena that is there stays while the registry is locked: its addresses are nobody else's.
         let _registry = registry::lock();
@@ -45,8 +45,8 @@ pub(crate) fn close() -> u64 {
     FOUND.load(Ordering::Relaxed)
 }
 
-/// Has stats look no more often than this many times as long as a look takes: it reads what the kernel says of every mapping of the
-/// process, which may be megabytes.
+/// Has stats look no more often than this many times as long as a look takes: it reads what the kernel says of every mapping
+/// of the process, which may be megabytes.
 const REST: u64 = 50;
 /// When stats may look again.
 static NEXT_NS: AtomicU64 = AtomicU64::new(0);

@@ -1,7 +1,7 @@
 //! What is one per process: numbers of the published tables, signal dispositions, userfaultfd contexts, helpers.
 //!
-//! [`lock`] is taken after every other lock of the control plane but the leaves (`runtime/README.md`, "Locks, in order"), and never by
-//! a handler or a helper.
+//! [`lock`] is taken after every other lock of the control plane but the leaves (`runtime/README.md`, "Locks, in order"), and
+//! never by a handler or a helper.
 //!
 //! # Context: control plane
 

@@ -23,11 +23,10 @@ use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
 use softfault_platform::exit::Seat;
-use softfault_platform::host::{self, Host};
+use softfault_platform::host::Host;
 use softfault_platform::sys::{Errno, futex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// The thread, and what it sleeps on: 1 stops it.
@@ -35,7 +34,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct LastWriter {
     bell: Arc<AtomicU32>,
     seat: Arc<Seat>,
-    thread: Option<JoinHandle<()>>,
+    thread: helper::Thread,
 }
 
 impl LastWriter {
@@ -53,18 +52,17 @@ impl LastWriter {
             errno => Error::System { op, call: "atexit", errno },
         })?;
         let seat = Arc::new(seat);
-        let (its, stop) = (Arc::clone(&seat), Arc::clone(&bell));
-        let thread = helper::spawn("softfault-exit", move || {
-            host::mask_signals();
+        let its = Arc::clone(&seat);
+        let thread = helper::Thread::start("softfault-exit", Arc::clone(&bell), move |stop| {
             its.sit();
-            run(&stop, &objects, account, &its);
+            run(stop, &objects, account, &its);
         });
         let thread = thread.map_err(|source| Error::Io {
             op: "Runtime::build: start the thread that writes at exit",
             path: None,
             source,
         })?;
-        Ok(Self { bell, seat, thread: Some(thread) })
+        Ok(Self { bell, seat, thread })
     }
 
     /// Has everything written that was stored before the call; `false`: it was not in time.
@@ -75,22 +73,13 @@ impl LastWriter {
 
 impl Drop for LastWriter {
     fn drop(&mut self) {
-        let thread = self.thread.take();
-        if softfault_platform::child::in_child() {
-            std::mem::forget((thread, Arc::clone(&self.bell), Arc::clone(&self.seat)));
-            return;
-        }
-        // Release pairs with `run`.
-        self.bell.store(1, Ordering::Release);
-        futex::wake_word(&self.bell);
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
+        let bell = Arc::clone(&self.bell);
+        self.thread.end(|| futex::wake_word(&bell));
     }
 }
 
 fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, seat: &Seat) {
-    // Acquire pairs with `LastWriter::drop`.
+    // Acquire pairs with `Thread::tell`.
     while stop.load(Ordering::Acquire) == 0 {
         match seat.wanted() {
             Some(round) => {

@@ -25,7 +25,6 @@ use softfault_platform::sys::{Errno, futex};
 use softfault_platform::thp;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// An object that may have dirty pages. There is no reference to it here: that might be the last one, and end the object on
@@ -143,9 +142,8 @@ impl Writables {
 /// The thread and what stops it.
 #[derive(Debug)]
 pub(crate) struct Flusher {
-    stop: Arc<AtomicU32>,
     account: &'static CacheAccount<'static>,
-    thread: Option<JoinHandle<()>>,
+    thread: helper::Thread,
 }
 
 /// When dirty pages are written though nobody asks.
@@ -181,15 +179,11 @@ impl Flusher {
         account: &'static CacheAccount<'static>,
         policy: Policy,
     ) -> Result<Self> {
-        let stop = Arc::<AtomicU32>::default();
-        let stopped = Arc::clone(&stop);
-        let thread = helper::spawn("softfault-flush", move || {
-            host::mask_signals();
-            run(&stopped, &objects, account, policy);
+        let thread = helper::Thread::start("softfault-flush", Arc::default(), move |stop| {
+            run(stop, &objects, account, policy);
         });
-        let thread =
-            thread.map_err(|source| Error::Io { op: "Runtime::build: start the flusher", path: None, source })?;
-        Ok(Self { stop, account, thread: Some(thread) })
+        let failed = |source| Error::Io { op: "Runtime::build: start the flusher", path: None, source };
+        Ok(Self { account, thread: thread.map_err(failed)? })
     }
 }
 
@@ -198,7 +192,7 @@ fn next_round(stop: &AtomicU32, account: &CacheAccount<'_>, interval: Duration, 
     let key = account.flush_key();
     // Pages that cannot be written (held, pinned, a store that fails) are tried again later, not at once.
     let at_once = got_on && account.is_dirty_full();
-    // Acquire, here and below, pairs with `Flusher::drop`.
+    // Acquire, here and below, pairs with `Thread::tell`.
     let rung = if stop.load(Ordering::Acquire) == 0 && !at_once {
         let interval_ns = u64::try_from(interval.as_nanos()).unwrap_or(u64::MAX);
         futex::wait(key.addr, key.seen, interval_ns) != Err(Errno::ETIMEDOUT)
@@ -305,16 +299,7 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, policy
 
 impl Drop for Flusher {
     fn drop(&mut self) {
-        let thread = self.thread.take();
-        if softfault_platform::child::in_child() {
-            std::mem::forget((thread, Arc::clone(&self.stop)));
-            return;
-        }
-        // Release pairs with `next_round`.
-        self.stop.store(1, Ordering::Release);
-        futex::wake_all(self.account.ring_flusher());
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
+        let account = self.account;
+        self.thread.end(|| futex::wake_all(account.ring_flusher()));
     }
 }
