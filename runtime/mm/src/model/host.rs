@@ -96,6 +96,39 @@ pub struct Env<'a> {
     pub park: &'a dyn Park,
 }
 
+impl Env<'_> {
+    /// Lends the object of a claim to `f`, and gives it the claim: to spend, or to return. A `FnMut` behind a trait object cannot
+    /// be given what may be used once; this is the one place that says so.
+    ///
+    /// # Errors
+    /// The claim, untouched, where `f` was not run.
+    ///
+    /// # Context: as `f`
+    #[inline]
+    pub(crate) fn lend<R>(self, claim: Claim, f: impl FnOnce(&Mapping<'_>, Claim) -> R) -> Result<R, Claim> {
+        let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
+        let (mut pending, mut result) = (Some((claim, f)), None);
+        self.mm.with_claim(&id, &mut |m| {
+            if let Some((claim, f)) = pending.take() {
+                result = Some(f(m, claim));
+            }
+        });
+        match (result, pending) {
+            (Some(result), _) => Ok(result),
+            (None, Some((claim, _))) => Err(claim),
+            // It was run, and did not come back: a debug assertion unwinds.
+            (None, None) => Err(id),
+        }
+    }
+
+    /// The same for `f` that spends the claim.
+    #[inline]
+    pub(crate) fn spend(self, claim: Claim, f: impl FnOnce(&Mapping<'_>, Claim)) {
+        let lent = self.lend(claim, f);
+        debug_assert!(lent.is_ok(), "a claim keeps its object alive");
+    }
+}
+
 impl core::fmt::Debug for Env<'_> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("Env")

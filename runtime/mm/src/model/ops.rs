@@ -29,7 +29,8 @@ pub enum Installed {
 
 /// The host's page tables, as far as one arena may change them.
 ///
-/// Every call is made under a pin of each page it names (that is the caller's duty) and inside a section.
+/// Every call is made under a pin of each page it names (that is the caller's duty) and inside a section. What has a body here is
+/// the answer of a host that cannot do it.
 pub trait Mmu: Sync + core::fmt::Debug {
     /// Maps `nr` pages at `addr` from the page cache; `wp`: write-protected.
     ///
@@ -39,7 +40,9 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// Maps one page at `addr` with a private copy of staging page `staged`.
     ///
     /// # Context: handler
-    fn set_private(&self, addr: usize, staged: &Staged) -> Installed;
+    fn set_private(&self, _addr: usize, _staged: &Staged) -> Installed {
+        Installed::Gone
+    }
 
     /// Returns whether a border between what is mapped and what is not costs the host what it is short of.
     ///
@@ -56,7 +59,7 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// Wakes threads (or a guest) that wait for a fault in the range; nothing where nobody can wait.
     ///
     /// # Context: handler
-    fn wake(&self, addr: usize, nr: usize);
+    fn wake(&self, _addr: usize, _nr: usize) {}
 
     /// Hands `len_bytes` at `addr` to the kernel; `tracked`: it goes on noting first stores.
     ///
@@ -64,14 +67,18 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// `Installed::NoMemory` at the vma limit, `Installed::Gone` where the range is no longer ours.
     ///
     /// # Context: handler
-    fn release_extents(&self, addr: usize, len_bytes: usize, tracked: bool) -> Result<(), Installed>;
+    fn release_extents(&self, _addr: usize, _len_bytes: usize, _tracked: bool) -> Result<(), Installed> {
+        Err(Installed::Gone)
+    }
 
     /// Takes `len_bytes` at `addr` back; `wp`: the range is registered for write protection (what the kernel noted and
     /// protected in a tracked range stays as it is); `protect`: and everything mapped is write-protected anew.
     ///
     /// # Errors
     /// As `release_extents`.
-    fn take_extents(&self, addr: usize, len_bytes: usize, wp: bool, protect: bool) -> Result<(), Installed>;
+    fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool, _protect: bool) -> Result<(), Installed> {
+        Err(Installed::Gone)
+    }
 
     /// Takes the mappings of these ranges (address, pages) away; the pages stay cached. The ranges are of shared mappings,
     /// and one call flushes each processor's TLB about once for all entries that are not dirty.
@@ -93,13 +100,15 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// has a marker afterwards. `false`: the host could not.
     ///
     /// # Context: handler
-    fn write_protect(&self, addr: usize, nr: usize) -> bool;
+    fn write_protect(&self, _addr: usize, _nr: usize) -> bool {
+        false
+    }
 
     /// Calls `found(addr, nr, pte)` for the runs among the `nr` pages at `addr` that are not protected: `Written`, or `None`,
     /// of which the host knows nothing; where it notes nothing, because stores fault, never.
     ///
     /// # Context: handler
-    fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte));
+    fn unprotected(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize, Pte)) {}
 
     /// Calls `found(addr, nr)` for the same runs, without saying which of their pages are `Written`: a host may know that
     /// sooner.
@@ -112,7 +121,9 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// Returns what the host's page table has of the page at `addr`, where first stores are noted.
     ///
     /// # Context: handler
-    fn pte(&self, addr: usize) -> Pte;
+    fn pte(&self, _addr: usize) -> Pte {
+        Pte::None
+    }
 
     /// The same where many are looked at: what was said is to be believed only if [`Mmu::vouches`] afterwards.
     ///

@@ -415,21 +415,17 @@ pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
 /// The same; gives the claim back, untouched, where there is no room for the read: too many are under way.
 #[inline]
 fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
-    let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
-    let mut pending = Some(claim);
-    env.mm.with_claim(&id, &mut |m| {
-        let began = ctx.now();
-        let mut read = None;
-        if !ctx.cramped {
-            env.mm.in_user_code(m.store_faults, &mut || {
-                read = pending.as_ref().map(|claim| fill::read_folio(m, ctx.stripe, claim))
-            });
+    let lent = env.lend(claim, |m, claim| {
+        if ctx.cramped {
+            return Err(claim);
         }
-        if let (Some(read), Some(claim)) = (read, if read.is_some() { pending.take() } else { None }) {
-            end_fill(env, ctx, m, claim, read, began);
-        }
+        let (began, mut read) = (ctx.now(), None);
+        env.mm.in_user_code(m.store_faults, &mut || read = Some(fill::read_folio(m, ctx.stripe, &claim)));
+        let Some(read) = read else { return Err(claim) };
+        end_fill(env, ctx, m, claim, read, began);
+        Ok(())
     });
-    pending.map_or(Ok(()), Err)
+    lent.unwrap_or_else(Err)
 }
 
 /// Publishes what was read.
@@ -447,23 +443,11 @@ fn end_fill(env: Env<'_>, ctx: &Ctx<'_>, m: &Mapping<'_>, claim: Claim, read: fi
 
 /// Gives a claim's pages up: no filler has room.
 pub fn give_up(env: Env<'_>, claim: Claim) {
-    let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
-    let mut pending = Some(claim);
-    env.mm.with_claim(&id, &mut |m| {
-        if let Some(claim) = pending.take() {
-            fill::abandon(m, env.park, claim);
-        }
-    });
+    env.spend(claim, |m, claim| fill::abandon(m, env.park, claim));
 }
 
 fn release(env: Env<'_>, claim: Claim) {
-    let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
-    let mut pending = Some(claim);
-    env.mm.with_claim(&id, &mut |m| {
-        if let Some(claim) = pending.take() {
-            filemap::release(m, claim);
-        }
-    });
+    env.spend(claim, filemap::release);
 }
 
 /// Reads one page past the cache, for a private copy.

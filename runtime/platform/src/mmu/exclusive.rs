@@ -8,7 +8,7 @@
 use super::budget;
 use crate::sys::Errno;
 use crate::sys::uffd::{Uffd, bits};
-use softfault_mm::ops::{Installed, Mmu, Prot, Pte, Staged, Zap};
+use softfault_mm::ops::{Installed, Mmu, Prot, Zap};
 use softfault_mm::page::PAGE_SIZE;
 
 /// The page tables of arenas, as far as exclusive objects lie in them.
@@ -54,15 +54,14 @@ impl ExclusiveMmu {
     }
 }
 
+/// What is refused, as the trait does: nobody sleeps in a context with the SIGBUS feature; of a range that is handed over the
+/// kernel would fill what is not there with zeros; nothing is noted of stores, since the pages' digests tell.
 impl Mmu for ExclusiveMmu {
     /// The page is pinned uptodate, and an uptodate page of an exclusive object is mapped: its fill mapped it, and it is
     /// unmapped as `evicting`.
     #[inline]
     fn set_ptes(&self, _addr: usize, _nr: usize, _prot: Prot) -> Installed {
         Installed::All
-    }
-    fn set_private(&self, _addr: usize, _staged: &Staged) -> Installed {
-        Installed::Gone
     }
     fn unprotect(&self, addr: usize) -> Installed {
         match self.uffd.writeprotect(addr, PAGE_SIZE, false) {
@@ -71,26 +70,9 @@ impl Mmu for ExclusiveMmu {
             Err(_) => Installed::Gone,
         }
     }
-    /// Nobody sleeps in a context with the SIGBUS feature.
-    fn wake(&self, _addr: usize, _nr: usize) {}
-    fn release_extents(&self, _addr: usize, _len_bytes: usize, _tracked: bool) -> Result<(), Installed> {
-        // The kernel would fill what is not there with zeros.
-        Err(Installed::Gone)
-    }
-    fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool, _protect: bool) -> Result<(), Installed> {
-        Err(Installed::Gone)
-    }
     /// A page that is zapped is gone: only `punch` takes pages out.
     fn zap(&self, _ranges: &[Zap]) -> bool {
         false
-    }
-    fn write_protect(&self, _addr: usize, _nr: usize) -> bool {
-        false
-    }
-    /// Nothing is noted: the pages' digests tell.
-    fn unprotected(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize, Pte)) {}
-    fn pte(&self, _addr: usize) -> Pte {
-        Pte::None
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)

@@ -5,7 +5,7 @@
 
 use super::budget;
 use crate::sys::{Errno, mem};
-use softfault_mm::ops::{Installed, Mmu, Prot, Pte, Staged, Zap};
+use softfault_mm::ops::{Installed, Mmu, Prot, Zap};
 use softfault_mm::page::PAGE_SIZE;
 
 /// The page tables of arenas that are served by SIGSEGV.
@@ -36,13 +36,12 @@ fn protect(addr: usize, nr: usize, write: bool) -> Installed {
     }
 }
 
+/// What is refused, as the trait does: a private page cannot be placed by protection (the walk fills the cache, and the kernel
+/// copies); an exposed range is the kernel's already; nothing is write-protected, since exposing for loads would expose pages
+/// that are not there (stores are found by hiding, `zap`).
 impl Mmu for SegvMmu {
     fn set_ptes(&self, addr: usize, nr: usize, prot: Prot) -> Installed {
         protect(addr, nr, prot.write && !prot.wp)
-    }
-    fn set_private(&self, _addr: usize, _staged: &Staged) -> Installed {
-        // A private page cannot be placed by protection; the walk fills the cache and the kernel copies.
-        Installed::Gone
     }
     fn is_crowded(&self) -> bool {
         budget::exposed() > budget::exposed_max() / 2
@@ -50,27 +49,11 @@ impl Mmu for SegvMmu {
     fn unprotect(&self, addr: usize) -> Installed {
         protect(addr, 1, true)
     }
-    fn wake(&self, _addr: usize, _nr: usize) {}
-    fn release_extents(&self, _addr: usize, _len_bytes: usize, _tracked: bool) -> Result<(), Installed> {
-        // An exposed range is the kernel's already.
-        Err(Installed::Gone)
-    }
-    fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool, _protect: bool) -> Result<(), Installed> {
-        Err(Installed::Gone)
-    }
     fn zap(&self, ranges: &[Zap]) -> bool {
         ranges.iter().all(|r| {
             // SAFETY: the walk names ranges of published vmas, inside a section; a touch faults again.
             unsafe { mem::mprotect(r.addr, r.len_bytes, mem::PROT_NONE) }.is_ok()
         })
-    }
-    fn write_protect(&self, _addr: usize, _nr: usize) -> bool {
-        // By hiding: `zap`. Exposing for loads would expose pages that are not there.
-        false
-    }
-    fn unprotected(&self, _addr: usize, _nr: usize, _found: &mut dyn FnMut(usize, usize, Pte)) {}
-    fn pte(&self, _addr: usize) -> Pte {
-        Pte::None
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)

@@ -43,7 +43,7 @@ fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     if here {
         write_here(env, stripe, claim);
     } else if let Err(claim) = env.park.submit_writeback(claim) {
-        release(env, claim);
+        env.spend(claim, filemap::release);
     }
 }
 
@@ -51,25 +51,21 @@ fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
 ///
 /// # Context: as the object's store
 pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
-    let mut pending = Some(claim);
-    let id = crate::claim::Claim::from_words(pending.as_ref().map_or([0; 2], crate::claim::Claim::words));
-    env.mm.with_claim(&id, &mut |m| {
-        if let Some(claim) = pending.take() {
-            let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
-            if m.exclusive {
-                // In no batch, and in no queue: it is seen by this count that pages are on their way.
-                m.account.nr_writeback.fetch_add(to - from, Ordering::Relaxed);
-                let reach = Reach { idle: true, dirty: true, why: Why::Reclaim };
-                if take_out_range(env, m, stripe, from, to, reach) == 0 {
-                    m.account.note_failed_write();
-                }
-                m.account.nr_writeback.fetch_sub(to - from, Ordering::Relaxed);
-            } else if writeback::writeout(env, m, stripe, from, to).is_err() {
-                // It is counted, and who asks for durability is told.
-                keep_unwritten(m, from, to);
+    env.spend(claim, |m, claim| {
+        let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
+        if m.exclusive {
+            // In no batch, and in no queue: it is seen by this count that pages are on their way.
+            m.account.nr_writeback.fetch_add(to - from, Ordering::Relaxed);
+            let reach = Reach { idle: true, dirty: true, why: Why::Reclaim };
+            if take_out_range(env, m, stripe, from, to, reach) == 0 {
+                m.account.note_failed_write();
             }
-            filemap::release(m, claim);
+            m.account.nr_writeback.fetch_sub(to - from, Ordering::Relaxed);
+        } else if writeback::writeout(env, m, stripe, from, to).is_err() {
+            // It is counted, and who asks for durability is told.
+            keep_unwritten(m, from, to);
         }
+        filemap::release(m, claim);
     });
 }
 
@@ -81,14 +77,4 @@ fn keep_unwritten(mapping: &Mapping<'_>, from: u64, to: u64) {
             word.keep(seen.version());
         }
     }
-}
-
-fn release(env: Env<'_>, claim: crate::claim::Claim) {
-    let mut pending = Some(claim);
-    let id = crate::claim::Claim::from_words(pending.as_ref().map_or([0; 2], crate::claim::Claim::words));
-    env.mm.with_claim(&id, &mut |m| {
-        if let Some(claim) = pending.take() {
-            filemap::release(m, claim);
-        }
-    });
 }
