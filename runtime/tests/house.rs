@@ -9,7 +9,7 @@ mod fence;
 use fence::floors::{HOUSES, House};
 use fence::modules::Crate;
 use fence::source::{Source, after_word, has_word};
-use fence::{contexts, impls, imports, orderings, report, root, sources};
+use fence::{contexts, functions, impls, imports, orderings, report, root, sources};
 use std::fs;
 use std::sync::OnceLock;
 
@@ -195,6 +195,11 @@ fn methods_stand_with_their_type() {
 #[test]
 fn functions_say_where_they_may_be_called() {
     report(&crates().iter().flat_map(|(h, c)| contexts::check_contexts(h, c)).collect::<Vec<_>>());
+}
+
+#[test]
+fn functions_are_short() {
+    report(&crates().iter().flat_map(|(h, c)| functions::check_functions(h, c)).collect::<Vec<_>>());
 }
 
 #[test]

@@ -17,6 +17,8 @@ pub(crate) struct House {
     pub(crate) contexts: bool,
     /// Every ordering stronger than `Relaxed` names the function that holds its other half.
     pub(crate) orderings: bool,
+    /// No function is longer than [`super::functions::MAX_LINES`], those excepted: how long each of them is, at most.
+    pub(crate) long: Option<&'static [(&'static str, usize)]>,
 }
 
 /// Crates whose files know their floors.
@@ -26,6 +28,7 @@ pub(crate) const HOUSES: &[House] = &[
         floors: &[&["base"], &["words"], &["policy"], &["model"], &["cache"], &["walk"]],
         contexts: true,
         orderings: true,
+        long: Some(&[]),
         ..House::NONE
     },
     House {
@@ -50,6 +53,8 @@ pub(crate) const HOUSES: &[House] = &[
         ],
         contexts: true,
         orderings: true,
+        // One sequence of instructions.
+        long: Some(&[("on_signal", 200)]),
         ..House::NONE
     },
     House {
@@ -62,6 +67,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["write"],
             &["import", "catalog", "sidecar"],
         ],
+        long: Some(&[]),
         ..House::NONE
     },
     House {
@@ -86,6 +92,7 @@ pub(crate) const HOUSES: &[House] = &[
         ],
         contexts: true,
         orderings: true,
+        long: Some(&[]),
         ..House::NONE
     },
     House {
@@ -97,6 +104,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["runtime", "object", "object_cache", "arena", "pin", "stats"],
             &["callbacks"],
         ],
+        long: Some(&[]),
         ..House::NONE
     },
     House {
@@ -108,11 +116,13 @@ pub(crate) const HOUSES: &[House] = &[
             &["session", "trap", "workload"],
             &["../replacement/sim"],
         ],
+        long: Some(&[]),
         ..House::NONE
     },
     House {
         root: "benches/fault/main.rs",
         floors: &[&["subject"], &["floors"], &["major", "native", "peers", "segv", "threads"]],
+        long: Some(&[]),
         ..House::NONE
     },
     House {
@@ -123,12 +133,14 @@ pub(crate) const HOUSES: &[House] = &[
             &["child", "monitor", "rows"],
             &["bounded", "exclusive", "hot", "overhead", "readahead", "reclaim", "sync", "sync_one", "thp"],
         ],
+        long: Some(&[]),
         ..House::NONE
     },
     House { root: "benches/replacement/main.rs", floors: &[&["candidates"], &["live", "table"]], ..House::NONE },
     House {
         root: "benches/abi/main.rs",
         floors: &[&["library", "subject"], &["child"], &["faults", "numpy"]],
+        long: Some(&[]),
         ..House::NONE
     },
 ];
@@ -136,7 +148,7 @@ pub(crate) const HOUSES: &[House] = &[
 impl House {
     /// A house without anything; what is left out of the others below is as here.
     pub(crate) const NONE: Self =
-        Self { root: "", floors: &[], elsewhere: &[], knots: &[], contexts: false, orderings: false };
+        Self { root: "", floors: &[], elsewhere: &[], knots: &[], contexts: false, orderings: false, long: None };
 
     /// The folder of the root.
     pub(crate) fn dir(&self) -> &str {

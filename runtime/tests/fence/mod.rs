@@ -2,6 +2,7 @@
 
 pub(crate) mod contexts;
 pub(crate) mod floors;
+pub(crate) mod functions;
 pub(crate) mod impls;
 pub(crate) mod imports;
 pub(crate) mod modules;
