@@ -69,7 +69,13 @@ pub fn nopanic_c_store(
     let store = CStore { ops, ctx, _owner: () };
     black_box((store.read(pos, page).is_ok(), store.write(pos, pages).is_ok(), store.flush().is_ok()));
     black_box((store.dsync(pos, pos).is_ok(), store.punch(pos, pos).is_ok(), store.set_len(pos).is_ok()));
-    black_box((store.read_align_bytes(), store.is_stable(), store.write_blocks(), store.rereads_unflushed(), store.touches_arenas()));
+    black_box((
+        store.read_align_bytes(),
+        store.is_stable(),
+        store.write_blocks(),
+        store.rereads_unflushed(),
+        store.touches_arenas(),
+    ));
 }
 
 #[unsafe(no_mangle)]
