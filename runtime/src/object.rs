@@ -82,6 +82,10 @@ impl Object {
         io::write_at(&self.inner, offset, buf)
     }
 
+    /// Refuses what needs a value that permits writing.
+    ///
+    /// # Errors
+    /// [`Error::Denied`].
     pub(crate) fn check_writable(&self, op: &'static str) -> Result<()> {
         if self.writable { Ok(()) } else { Err(Error::Denied { op, what: "the object was not made writable" }) }
     }

@@ -98,6 +98,7 @@ pub(super) fn mmu_of(arena: &ArenaInner, v: &VmaEntry) -> (&'static dyn Mmu, VmF
     (registry::segv_mmu(), wp)
 }
 
+/// Returns which userfaultfd context traps a vma; `None`: it is trapped by protection.
 #[cfg(feature = "userfaultfd")]
 pub(super) fn kind_of(arena: &ArenaInner, v: &VmaEntry) -> Option<Kind> {
     match arena.trap {

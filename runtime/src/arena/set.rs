@@ -17,6 +17,7 @@ pub(crate) struct VmaSet {
 }
 
 impl VmaSet {
+    /// Returns the mappings, in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &VmaEntry> {
         self.map.values()
     }
@@ -41,6 +42,10 @@ impl VmaSet {
         if at < range.end { Err(Error::NotMapped { op, range: range.clone() }) } else { Ok(hit) }
     }
 
+    /// Refuses what a pin forbids: nothing of what it holds is unmapped, protected or dropped.
+    ///
+    /// # Errors
+    /// [`Error::Pinned`].
     pub(super) fn check_pins(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
         match self.pins.iter().find(|p| p.start < range.end && range.start < p.end) {
             Some(p) => Err(Error::Pinned { op, range: p.clone() }),

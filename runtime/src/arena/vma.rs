@@ -76,6 +76,7 @@ impl VmaEntry {
         let (advice, is_changing, delegation) = (VmFlags::empty(), false, None);
         Self { range, pgoff, object, prot, sharing, may_write, advice, index, is_changing, delegation, _map }
     }
+    /// Returns whether stores through the mapping may reach the object: the kernel's notes of them are looked at.
     pub(crate) fn may_write_shared(&self) -> bool {
         self.sharing == Sharing::Shared && self.may_write
     }
@@ -83,20 +84,25 @@ impl VmaEntry {
     pub(super) fn is_of(&self, object: u32) -> bool {
         self.object.mapping().id == object
     }
+    /// Returns whether stores reach this mapping alone.
     pub(crate) fn is_private(&self) -> bool {
         self.sharing == Sharing::Private
     }
+    /// Returns on which of the object's lists it stands.
     pub(super) fn which(&self) -> Which {
         if self.sharing == Sharing::Shared { Which::Shared } else { Which::Private }
     }
+    /// Returns the object's page at an offset of the arena.
     pub(super) fn pgoff_at(&self, offset: usize) -> u64 {
         self.pgoff + ((offset - self.range.start) >> PAGE_SHIFT) as u64
     }
+    /// Returns the part of the mapping that lies in `range`.
     pub(super) fn cut(&self, range: Range<usize>) -> Self {
         Self { pgoff: self.pgoff_at(range.start), range, ..self.clone() }
     }
 }
 
+/// Returns what mprotect(2) is told.
 pub(super) fn prot_bits(prot: Prot) -> i32 {
     match prot {
         Prot::None => mem::PROT_NONE,

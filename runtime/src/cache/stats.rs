@@ -44,6 +44,7 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Reads the counters of a runtime, and those of the process.
     pub(crate) fn read(rt: &RuntimeInner) -> Self {
         let mut counters: Vec<_> = Event::ALL.iter().map(|(e, name)| (*name, rt.stat.event(*e))).collect();
         let relaxed = std::sync::atomic::Ordering::Relaxed;

@@ -225,10 +225,15 @@ fn for_each_page(
     Ok(at.saturating_sub(offset) as usize)
 }
 
+/// Reads bytes of the object; returns how many there were.
+///
+/// # Errors
+/// [`Error::Fault`] naming the first byte that could not be had.
 pub(crate) fn read_at(object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Result<usize> {
     read_for(Call::on_object("Object::read_at"), object, offset, buf)
 }
 
+/// As [`read_at`], for the call that errors are to name.
 pub(crate) fn read_for(call: Call, object: &ObjectInner, offset: u64, buf: &mut [u8]) -> Result<usize> {
     if !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {
         let dst = buf.as_mut_ptr();
@@ -262,10 +267,15 @@ unsafe fn copy_page(src: *const u8, dst: *mut u8, len: usize) {
     unsafe { mem::copy_racy(dst, src, len) };
 }
 
+/// Writes bytes of the object; returns how many went in before its end.
+///
+/// # Errors
+/// [`Error::Denied`] where nobody may write it, [`Error::Fault`] naming the first byte that could not be had.
 pub(crate) fn write_at(object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
     write_for(Call::on_object("Object::write_at"), object, offset, buf)
 }
 
+/// As [`write_at`], for the call that errors are to name.
 pub(crate) fn write_for(call: Call, object: &ObjectInner, offset: u64, buf: &[u8]) -> Result<usize> {
     if !object.is_writable() {
         return Err(Error::Denied { op: call.op, what: "the object was not made writable" });
@@ -336,6 +346,10 @@ pub(crate) fn set_tail(object: &ObjectInner, pgoff: u64, from: usize, bytes: &[u
     }
 }
 
+/// Reads what is missing of a byte range into the cache; nothing is pinned afterwards.
+///
+/// # Errors
+/// [`Error::Fault`] naming the first page that could not be had.
 pub(crate) fn populate(object: &ObjectInner, range: std::ops::Range<u64>, access: Access) -> Result<()> {
     let pages = (range.start >> PAGE_SHIFT)..softfault_mm::page::pages_of(range.end).min(object.mapping().nr_pages());
     for p in pages {

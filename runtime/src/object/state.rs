@@ -111,6 +111,7 @@ impl ObjectInner {
         self.file_store.map(f)
     }
 
+    /// Returns what handlers see of the object.
     pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
         lend(self.mapping.as_ref())
     }
@@ -123,12 +124,15 @@ impl ObjectInner {
     pub(crate) fn label(&self) -> Arc<str> {
         self.mapping().label.into()
     }
+    /// Returns the object's vtable.
     pub(crate) fn vm_ops(&self) -> &'static dyn VmOps {
         lend(self.vm_ops.as_ref())
     }
+    /// Returns how its pages are read and written, exclusive objects excepted.
     pub(crate) fn a_ops(&self) -> &'static ObjectOps<'static> {
         lend(self.a_ops.as_ref())
     }
+    /// Returns what its pages come from, and go to.
     pub(crate) fn store(&self) -> &'static dyn Store {
         lend(self.store.as_ref())
     }

@@ -28,6 +28,7 @@ pub(super) enum Below {
 }
 
 impl Below {
+    /// Makes the error of a call that was to move the end to `end`. Takes memory.
     pub(super) fn into_error(self, op: &'static str, object: &ObjectInner, end: u64) -> Error {
         let label = object.mapping().label;
         match self {

@@ -80,6 +80,7 @@ impl Warnings {
         }
     }
 
+    /// Returns what was noted, in the order of the calls.
     pub(crate) fn list(&self) -> Vec<Offender> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -42,6 +42,10 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
+    /// Starts `nr` fillers, and the thread that starts more.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where a thread cannot be started.
     pub(crate) fn start(nr: usize) -> Result<Self> {
         let mut pool = Self { stop: Arc::default(), threads: Arc::default(), starter: None };
         pool.grow(nr)?;

@@ -67,6 +67,7 @@ impl Refusal {
         }
     }
 
+    /// Makes the error of a call that needed the lock.
     pub(crate) fn into_error(self, op: &'static str) -> Error {
         match self {
             Self::Limit { needed_bytes, limit_bytes } => {

@@ -46,6 +46,7 @@ impl Ids {
             Some(id)
         })
     }
+    /// Gives a number back. Nobody looks at its entry any more.
     pub(crate) fn put(&mut self, id: u32) {
         self.free.push(id);
     }

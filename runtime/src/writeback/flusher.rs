@@ -174,6 +174,10 @@ impl Default for Policy {
 }
 
 impl Flusher {
+    /// Starts the thread that looks after `objects`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be started.
     pub(crate) fn start(
         objects: Arc<Writables>,
         account: &'static CacheAccount<'static>,

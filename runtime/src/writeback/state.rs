@@ -35,12 +35,15 @@ impl Flushing {
         let (ended, exit_round) = (AtomicBool::new(false), AtomicU32::new(0));
         Self { mapping, store, persistent, ended, exit_round, state: FlushState::default() }
     }
+    /// Returns the object's pages. See above for how long.
     pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
         self.mapping
     }
+    /// Returns the object's store. See above for how long.
     pub(crate) fn store(&self) -> &'static dyn Store {
         self.store
     }
+    /// Returns what is known of its flushes.
     pub(crate) fn state(&self) -> &FlushState {
         &self.state
     }

@@ -46,6 +46,7 @@ impl Plan {
         Ok(Some(Self { frames, filled, facts }))
     }
 
+    /// Makes the operations of an object of these parts.
     pub(crate) fn build(self, parts: &Parts<'_>) -> Exclusive {
         let ops = ExclusiveOps::new(exclusive::Parts {
             frames: self.frames,
@@ -71,10 +72,12 @@ impl Exclusive {
         unsafe { self.ops.lend() }
     }
 
+    /// Lends the operations, as the walk knows them.
     pub(crate) fn as_ops(&self) -> &'static dyn AddressSpaceOps {
         self.lend()
     }
 
+    /// Says where the object ends: nothing is read past it.
     pub(crate) fn set_len(&self, len_bytes: u64) {
         self.lend().set_len(len_bytes);
     }

@@ -79,6 +79,7 @@ pub(super) fn find(inode: Inode) -> Found {
 }
 
 impl Place {
+    /// Returns which file it is.
     pub(super) fn inode(&self) -> Inode {
         self.inode
     }

@@ -34,6 +34,7 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// Returns what these options ask for, in this runtime.
     pub(super) fn new(runtime: &RuntimeInner, b: &ObjectOptions, direct: bool) -> Self {
         Self {
             direct,
