@@ -1,9 +1,10 @@
 //! Faults through the C ABI, against the same from Rust.
 
-use crate::child::{Child, arguments};
+use crate::child::{self, arguments};
 use crate::library::Library;
 use crate::subject::Kind;
 use softfault_benches::area::HotFile;
+use softfault_benches::child::Child;
 use softfault_benches::report::{RowSpec, median};
 use softfault_benches::session::{Series, Session};
 use softfault_benches::{Error, Result};
@@ -31,7 +32,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let len_bytes = session.options.size_bytes(64, 4);
     let file = HotFile::create(&session.options.dir, "abi", len_bytes)?;
     let cpu = session.cpus.measuring;
-    let rust = |kind| Child::rust(kind, file.path(), len_bytes, cpu);
+    let rust = |kind| child::rust(kind, file.path(), len_bytes, cpu);
     let (mut rust_minor, mut rust_custom, mut rust_again) =
         (rust(Kind::Minor)?, rust(Kind::Custom)?, rust(Kind::Custom)?);
     let program = Library::build().and_then(|l| l.program());
@@ -47,16 +48,16 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
         Ok(ns)
     };
     let mut series = vec![
-        Series::new("rust_minor_single", || rust_minor.run()),
-        Series::new("rust_custom_fault", || kept(&of_rust, rust_custom.run()?)),
-        Series::new("rust_custom_fault_aa", || kept(&of_again, rust_again.run()?)),
+        Series::new("rust_minor_single", || rust_minor.ask_one("run")),
+        Series::new("rust_custom_fault", || kept(&of_rust, rust_custom.ask_one("run")?)),
+        Series::new("rust_custom_fault_aa", || kept(&of_again, rust_again.ask_one("run")?)),
     ];
     match &mut c_minor {
-        Ok(child) => series.push(Series::new("abi_minor_single", || child.run())),
+        Ok(child) => series.push(Series::new("abi_minor_single", || child.ask_one("run"))),
         Err(why) => session.lack("abi_minor_single", why),
     }
     match &mut c_custom {
-        Ok(child) => series.push(Series::new("abi_custom_fault", || kept(&of_c, child.run()?))),
+        Ok(child) => series.push(Series::new("abi_custom_fault", || kept(&of_c, child.ask_one("run")?))),
         Err(why) => session.lack("abi_custom_fault", why),
     }
     session.measure(&rows, series)?;

@@ -1,8 +1,8 @@
 //! A sum by numpy over a cached arena, against the same over `numpy.memmap` of a hot file and over ordinary memory.
 
-use crate::child::Child;
 use crate::library::{self, Library};
 use softfault_benches::area::{HotFile, page_byte};
+use softfault_benches::child::Child;
 use softfault_benches::report::RowSpec;
 use softfault_benches::session::{Series, Session};
 use softfault_benches::{Error, PAGE, Result};

@@ -1,26 +1,21 @@
 //! A side in a process of its own: this program again, told what to run by lines on its standard input.
 //!
-//! The child does nothing before its first line, so that it is in its memory group by then, and ends when its input does,
-//! also because its parent died.
+//! The child does nothing before its first line, so that it is in its memory group by then.
 
 use crate::cgroup::Group;
 use crate::subject::{self, Subject};
 use crate::taken;
 use softfault_benches::area::{Mapping, ViewMut};
+use softfault_benches::child::{self, usage};
 use softfault_benches::machine::Cpus;
 use softfault_benches::workload::{Load, Workload};
-use softfault_benches::{Context, Error, PAGE, Result};
+use softfault_benches::{Context, PAGE, Result};
 use softfault_platform::sys::file;
 use softfault_platform::sys::mem::{PROT_READ, PROT_WRITE};
 use std::ffi::CString;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// The first argument of a child.
-pub(crate) const ARGUMENT: &str = "--child";
 
 /// madvise(2): no readahead.
 const MADV_RANDOM: i32 = 1;
@@ -52,50 +47,32 @@ impl Kind {
     }
 }
 
-/// A running child, as its parent sees it.
+/// A running child, in its memory group.
 #[derive(Debug)]
 pub(crate) struct Child {
-    process: std::process::Child,
-    input: Option<ChildStdin>,
-    output: BufReader<ChildStdout>,
-    // Goes after the process has ended, which `drop` waits for.
+    child: child::Child,
+    // Goes after the process has ended, which dropping the child waits for.
     group: Option<Group>,
 }
 
 impl Child {
     /// Starts a child over `len_bytes` of `path`, in `group` if there is one, of `limit_bytes`.
     pub(crate) fn start(kind: Kind, path: &Path, len_bytes: usize, group: Option<Group>, limit: usize) -> Result<Self> {
-        let exe = std::env::current_exe().context("finding this program")?;
-        let mut command = Command::new(exe);
-        command.args([ARGUMENT, kind.name()]).arg(path).args([len_bytes.to_string(), limit.to_string()]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = command.spawn().context("starting a child")?;
-        let (input, output) = (process.stdin.take(), process.stdout.take());
-        let output = BufReader::new(output.ok_or_else(|| Error::Wrong("a child without output".to_owned()))?);
-        let child = Self { process, input, output, group };
-        child.group.as_ref().map_or(Ok(()), |g| g.add(child.process.id()))?;
+        let mut command = child::this_program()?;
+        command.arg(kind.name()).arg(path).args([len_bytes.to_string(), limit.to_string()]);
+        let child = Self { child: child::Child::start(&mut command)?, group };
+        child.group.as_ref().map_or(Ok(()), |g| g.add(child.child.id()))?;
         Ok(child)
     }
 
     /// Sends one line and returns the figures of the answer.
     pub(crate) fn ask(&mut self, line: &str) -> Result<Vec<f64>> {
-        let mut answer = String::new();
-        if let Some(input) = &mut self.input {
-            writeln!(input, "{line}").context("writing to a child")?;
-        }
-        self.output.read_line(&mut answer).context("reading from a child")?;
-        match answer.trim().split_once(' ') {
-            Some(("done", figures)) => Ok(figures.split(' ').filter_map(|f| f.parse().ok()).collect()),
-            Some(("absent", why)) => Err(Error::Absent(why.to_owned())),
-            Some(("failed", why)) => Err(Error::Wrong(why.to_owned())),
-            _ => Err(Error::Wrong(format!("a child ended, or answered {answer:?}, to {line:?}"))),
-        }
+        self.child.ask(line)
     }
 
     /// Runs accesses there, fewer when `budget` is used up, and returns nanoseconds an access.
     pub(crate) fn run(&mut self, workload: Workload, threads: usize, accesses: usize, budget: Duration) -> Result<f64> {
-        let figures = self.ask(&format!("{} {threads} {accesses} {}", workload.name(), budget.as_millis()))?;
-        figures.first().copied().ok_or_else(|| Error::Wrong("a child answered without a figure".to_owned()))
+        self.child.ask_one(&format!("{} {threads} {accesses} {}", workload.name(), budget.as_millis()))
     }
 
     /// Says how full its group is.
@@ -104,38 +81,15 @@ impl Child {
     }
 }
 
-impl Drop for Child {
-    fn drop(&mut self) {
-        drop(self.input.take());
-        // It was told to end; how it ended says nothing any more.
-        let _ = self.process.wait();
-    }
-}
-
 /// Runs a child until its input ends.
 pub(crate) fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(2).collect();
+    let args = child::arguments();
     let [kind, path, len_bytes, limit] = &args[..] else { return Err(usage()) };
     let number = |text: &String| text.parse::<usize>().map_err(|_| usage());
     let kind = Kind::ALL.into_iter().find(|k| k.name() == kind).ok_or_else(usage)?;
     let place = Place { kind, path: PathBuf::from(path), len_bytes: number(len_bytes)?, limit_bytes: number(limit)? };
     let (mut side, mut loads) = (None, Vec::new());
-    for line in std::io::stdin().lines() {
-        let line = line.context("reading a line")?;
-        let answer = match place.answer(&line, &mut side, &mut loads) {
-            Ok(figures) => format!("done {figures}"),
-            Err(Error::Absent(why)) => format!("absent {why}"),
-            Err(e) => format!("failed {e}"),
-        };
-        let mut out = std::io::stdout();
-        writeln!(out, "{}", answer.replace('\n', "; ")).context("answering")?;
-        out.flush().context("answering")?;
-    }
-    Ok(())
-}
-
-fn usage() -> Error {
-    Error::Usage(format!("{ARGUMENT} is for this program's own use"))
+    child::serve(|line| place.answer(line, &mut side, &mut loads))
 }
 
 /// What the arguments of a child said.

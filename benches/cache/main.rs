@@ -23,12 +23,9 @@ mod taken;
 mod thp;
 
 use softfault_benches::args::Options;
-use softfault_benches::session::Session;
-use softfault_benches::{Error, Result, machine, report};
+use softfault_benches::machine;
+use softfault_benches::program::{Group, Program};
 use std::process::ExitCode;
-
-/// A group of rows whose sides are measured in turn.
-type Group = (&'static str, fn(&mut Session) -> Result<()>);
 
 const GROUPS: &[Group] = &[
     ("hot", hot::run),
@@ -43,36 +40,14 @@ const GROUPS: &[Group] = &[
 ];
 
 fn main() -> ExitCode {
-    let done = match std::env::args().nth(1).as_deref() {
-        Some(child::ARGUMENT) => child::main().map(|()| true),
-        _ => run(),
-    };
-    match done {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(e) => {
-            eprintln!("cache: {e}");
-            ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
-        }
-    }
+    let dir = env!("CARGO_TARGET_TMPDIR");
+    Program { name: "cache", dir, groups: GROUPS, describe, child: Some(child::main) }.main()
 }
 
-fn run() -> Result<bool> {
-    let options = Options::from_env(env!("CARGO_TARGET_TMPDIR"))?;
-    let mut session = Session::new(options)?;
-    if !session.options.list {
-        println!("{}", machine::describe());
-        println!("{}", machine::file_system(&session.options.dir));
-        println!("{}", hot::describe(session.options.quick));
-        println!("{}", bounded::describe(session.options.quick));
-        println!("{} runs of each side in turn, after one for warmth", session.options.runs);
-        println!("{}", report::heading());
-    }
-    for (name, group) in GROUPS {
-        // One group that cannot be had on this machine does not cost the others.
-        if let Err(e) = group(&mut session) {
-            session.failed(name, &e);
-        }
-    }
-    session.finish()
+fn describe(options: &Options) {
+    println!("{}", machine::describe());
+    println!("{}", machine::file_system(&options.dir));
+    println!("{}", hot::describe(options.quick));
+    println!("{}", bounded::describe(options.quick));
+    println!("{} runs of each side in turn, after one for warmth", options.runs);
 }

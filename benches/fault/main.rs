@@ -11,12 +11,9 @@ mod subject;
 mod threads;
 
 use softfault_benches::args::Options;
-use softfault_benches::session::Session;
-use softfault_benches::{Error, Result, machine, report};
+use softfault_benches::machine;
+use softfault_benches::program::{Group, Program};
 use std::process::ExitCode;
-
-/// A group of rows whose sides are measured in turn.
-type Group = (&'static str, fn(&mut Session) -> Result<()>);
 
 const GROUPS: &[Group] = &[
     ("floors", floors::run),
@@ -28,32 +25,11 @@ const GROUPS: &[Group] = &[
 ];
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(e) => {
-            eprintln!("fault: {e}");
-            ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
-        }
-    }
+    let dir = env!("CARGO_TARGET_TMPDIR");
+    Program { name: "fault", dir, groups: GROUPS, describe, child: None }.main()
 }
 
-fn run() -> Result<bool> {
-    let options = Options::from_env(env!("CARGO_TARGET_TMPDIR"))?;
-    let mut session = Session::new(options)?;
-    if !session.options.list {
-        println!("{}", machine::describe());
-        println!(
-            "{} runs of each side in turn, after one for warmth; p: median of paired ratios",
-            session.options.runs
-        );
-        println!("{}", report::heading());
-    }
-    for (name, group) in GROUPS {
-        // One group that cannot be had on this machine does not cost the others.
-        if let Err(e) = group(&mut session) {
-            session.failed(name, &e);
-        }
-    }
-    session.finish()
+fn describe(options: &Options) {
+    println!("{}", machine::describe());
+    println!("{} runs of each side in turn, after one for warmth; p: median of paired ratios", options.runs);
 }

@@ -7,8 +7,10 @@
 
 pub mod area;
 pub mod args;
+pub mod child;
 pub mod machine;
 pub mod monitor;
+pub mod program;
 #[path = "../replacement/sim/mod.rs"]
 pub mod replacement;
 pub mod report;

@@ -11,6 +11,7 @@ mod table;
 
 use candidates::Candidate;
 use softfault_benches::args::Options;
+use softfault_benches::program;
 use softfault_benches::replacement;
 use softfault_benches::replacement::trace::Shape;
 use softfault_benches::{Error, Result};
@@ -21,13 +22,7 @@ use table::{CACHES_PCT, Cell};
 const PASSES: usize = 16;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            eprintln!("replacement: {e}");
-            ExitCode::from(if matches!(e, Error::Usage(_)) { 2 } else { 1 })
-        }
-    }
+    program::exit("replacement", run().map(|()| true))
 }
 
 fn run() -> Result<()> {

@@ -112,9 +112,9 @@ pub(crate) const HOUSES: &[House] = &[
         floors: &[
             &["units"],
             &["machine"],
-            &["area", "args", "monitor", "report", "together"],
+            &["area", "args", "child", "monitor", "report", "together"],
             &["session", "trap", "workload"],
-            &["../replacement/sim"],
+            &["program", "../replacement/sim"],
         ],
         long: Some(&[]),
         ..House::NONE
