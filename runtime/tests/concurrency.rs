@@ -571,3 +571,38 @@ mod gates {
         });
     }
 }
+
+/// A thread stores to what `protect` permits already, and the kernel not yet: it waits for the thread that changes it, however
+/// long that one does not run.
+#[cfg(debug_assertions)]
+#[test]
+fn a_store_that_protect_permits_waits_until_the_kernel_does() {
+    use softfault_mm::trace::{Point, arm_gate, disarm, is_caught};
+    struct Open;
+    impl Drop for Open {
+        fn drop(&mut self) {
+            disarm(Point::PROTECT_PUBLISHED);
+        }
+    }
+    let _serial = serial();
+    each_mode("protect stopped", |rt, mode| {
+        let object = rt.anonymous(EXTENT as u64).expect("anonymous");
+        let a = arena(rt, mode, EXTENT);
+        map(&a, 0, &object, Prot::Read, Sharing::Shared);
+        assert_eq!(load(&a, 0), Ok(0));
+        assert_eq!(common::store(&a, 0, 7), Err(SEGV), "{mode:?}: nothing is under way that might permit it");
+        let gate = Open;
+        arm_gate(Point::PROTECT_PUBLISHED);
+        std::thread::scope(|s| {
+            let changer = s.spawn(|| a.protect(0..EXTENT, Prot::ReadWrite));
+            until("it is in the middle", || is_caught(Point::PROTECT_PUBLISHED));
+            let storer = s.spawn(|| common::store(&a, 0, 7));
+            // It can only make a failure be seen: of a store by protection the kernel knows nothing, and it goes through.
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            drop(gate);
+            assert_eq!(storer.join().expect("the storer"), Ok(()), "{mode:?}: the store is permitted");
+            changer.join().expect("the changer").expect("protect");
+        });
+        assert_eq!(load(&a, 0), Ok(7));
+    });
+}

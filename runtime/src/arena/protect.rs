@@ -9,7 +9,9 @@ use super::vma::{VmaEntry, prot_bits};
 use super::{change, extents, publish, room};
 use crate::error::{Error, Result, system};
 use crate::types::{Prot, Sharing};
+use softfault_mm::failpoint;
 use softfault_platform::sys::{Errno, mem};
+use softfault_platform::trap;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 
@@ -30,7 +32,9 @@ pub(super) fn protect(arena: &ArenaInner, range: &Range<usize>, prot: Prot) -> R
     if hit.iter().any(|v| v.object.is_exclusive()) {
         return Err(Error::Denied { op, what: "an exclusive object's protection is what it was mapped with" });
     }
+    let _changing = trap::changing();
     let swap = change::replace_inside(arena, op, &mut vmas, hit, range, |v| v.prot = prot)?;
+    failpoint!(PROTECT_PUBLISHED);
     if let Err(errno) = protect_kernel(arena, range, prot) {
         unprotect_kernel(arena, &swap.old, range);
         publish::restore(arena, &mut vmas, swap);

@@ -17,6 +17,7 @@ use softfault_mm::failpoint;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 use softfault_platform::section;
 use softfault_platform::sys::mem;
+use softfault_platform::trap;
 use softfault_platform::vmatree::{self, Trap};
 use std::ops::Range;
 
@@ -77,6 +78,7 @@ pub(super) fn publish<'a>(
     write_record(arena, v);
     let listed = listed(v);
     split_edges(arena, op, [v.range.start, v.range.end])?.keep();
+    let _changing = trap::changing();
     point(arena, &v.range, Some(v.index));
     // Nobody finds it by address then, but it is not drained: that is for `listed`, which is undone next.
     let published = Done::new(|| {

@@ -50,6 +50,8 @@ pub enum Point {
     UNMAP_DRAIN,
     /// The mapping is in place, the range not registered yet.
     MAP_REGISTER,
+    /// Records that permit something else are published, the kernel's protection is as it was.
+    PROTECT_PUBLISHED,
     /// What was mapped is closed and drained, what replaces it is not mapped yet.
     REPLACE_CLOSED,
     /// A page is `telling`, the delegate not called yet.

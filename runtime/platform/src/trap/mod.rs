@@ -13,4 +13,5 @@ mod spurious;
 mod trampoline;
 mod trip;
 
+pub use spurious::{Changing, changing};
 pub use trampoline::on_signal;

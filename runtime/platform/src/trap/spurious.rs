@@ -8,16 +8,50 @@
 //! ```
 //! The instruction may simply run again. But if something else took the permission away (an `mprotect` of the
 //! program's own) it would run again for ever; so a thread that comes back for the same address too often, without
-//! pause, gets its signal.
+//! pause, gets its signal. Only what comes back while no change is under way counts, and it counts anew after each that has
+//! ended: a thread is not killed because the one that changes the mapping does not run.
 //!
 //! # Context: handler
 
+use crate::child;
 use crate::sys::thread;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 const ENTRIES: usize = 64;
-/// Enough for an mprotect on a busy machine (each turn yields the processor), few enough not to hang a program.
+/// Turns without a change that could explain them; each yields the processor.
 const PATIENCE: usize = 1 << 10;
+/// Turns while a change is under way, before the thread sleeps in each.
+const TURNS: usize = 1 << 6;
+const SLEEP_NS: u64 = 1_000_000;
+/// How many changes may have ended during the turns of one access. Those of other ranges are among them: a program that goes on
+/// making such, while it has itself taken a permission away, is told.
+const CHANGES_MAX: usize = 1 << 10;
+
+/// Changes of what ranges permit that have begun in this process.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
+/// Those of them that are over.
+static ENDED: AtomicUsize = AtomicUsize::new(0);
+
+/// A change of what a range permits is under way until this is dropped: vmas and the kernel may say different things.
+#[derive(Debug)]
+#[must_use = "it is over when this is dropped"]
+pub struct Changing(());
+
+/// Begins a change: before its records are published.
+///
+/// # Context: control plane
+pub fn changing() -> Changing {
+    // Relaxed: who sees the record, which is published later by a Release, sees this.
+    BEGUN.fetch_add(1, Ordering::Relaxed);
+    Changing(())
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        // Release pairs with `may_retry`: who sees that it is over comes back to what the kernel was told.
+        ENDED.fetch_add(1, Ordering::Release);
+    }
+}
 
 /// Ticks (about ten milliseconds) after which a thread has not come back "without pause".
 const PAUSE_TICKS: usize = 30_000_000;
@@ -26,10 +60,24 @@ struct Entry {
     last: AtomicUsize,
     count: AtomicUsize,
     at: AtomicUsize,
+    /// [`ENDED`] as last seen, and how often it had moved.
+    ended: AtomicUsize,
+    changes: AtomicUsize,
 }
 
-static LAST: [Entry; ENTRIES] =
-    [const { Entry { last: AtomicUsize::new(0), count: AtomicUsize::new(0), at: AtomicUsize::new(0) } }; ENTRIES];
+impl Entry {
+    const fn new() -> Self {
+        Self {
+            last: AtomicUsize::new(0),
+            count: AtomicUsize::new(0),
+            at: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+            changes: AtomicUsize::new(0),
+        }
+    }
+}
+
+static LAST: [Entry; ENTRIES] = [const { Entry::new() }; ENTRIES];
 
 /// Notes a permitted access that faulted; `true`: let it run again.
 pub(super) fn may_retry(address: usize) -> bool {
@@ -40,6 +88,24 @@ pub(super) fn may_retry(address: usize) -> bool {
     // Two threads in one entry only reset each other's count: more patience, never less.
     if entry.last.swap(address ^ tp, Ordering::Relaxed) != address ^ tp || paused {
         entry.count.store(0, Ordering::Relaxed);
+        entry.changes.store(0, Ordering::Relaxed);
+    }
+    // Acquire pairs with `Changing::drop`. Read first: at worst a change seems to be under way that has just ended.
+    let ended = ENDED.load(Ordering::Acquire);
+    let is_changing = BEGUN.load(Ordering::Relaxed) != ended && !child::in_child();
+    if entry.ended.swap(ended, Ordering::Relaxed) != ended
+        && entry.changes.fetch_add(1, Ordering::Relaxed) < CHANGES_MAX
+    {
+        entry.count.store(0, Ordering::Relaxed);
+    }
+    if is_changing {
+        if entry.count.load(Ordering::Relaxed) < TURNS {
+            entry.count.fetch_add(1, Ordering::Relaxed);
+            thread::sched_yield();
+        } else {
+            thread::sleep_ns(SLEEP_NS);
+        }
+        return true;
     }
     thread::sched_yield();
     entry.count.fetch_add(1, Ordering::Relaxed) < PATIENCE
