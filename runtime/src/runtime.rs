@@ -30,9 +30,16 @@ pub struct Runtime {
 }
 
 /// Options of a [`Runtime`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct RuntimeBuilder {
     options: Options,
+}
+
+impl std::fmt::Debug for RuntimeBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // As the options say it: in another pair of braces a long path would be past a kilobyte.
+        self.options.fmt(f)
+    }
 }
 
 impl RuntimeBuilder {

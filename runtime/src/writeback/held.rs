@@ -4,6 +4,7 @@
 
 use super::state::{Flushing, bytes};
 use crate::error::{Error, Result};
+use crate::short::Short;
 use softfault_mm::ctx::Ctx;
 use softfault_mm::folio::{HELD, State};
 use softfault_mm::ops::WaitKey;
@@ -14,12 +15,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Pages that are not written back for as long as the value lives; see [`Object::hold_dirty`](crate::Object::hold_dirty).
-#[derive(Debug)]
 pub struct Held {
     flushing: Arc<Flushing>,
     pages: Range<u64>,
     /// Keeps the object, and with it what `flushing` borrows.
     _object: Arc<dyn Any + Send + Sync>,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let object = Short(self.flushing.mapping().label);
+        f.debug_struct("Held").field("object", &object).field("range", &self.range()).finish()
+    }
 }
 
 impl Held {
