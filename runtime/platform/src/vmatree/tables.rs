@@ -5,11 +5,11 @@
 use crate::sparse::Sparse;
 use crate::sys::Errno;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use softfault_mm::delegation::Delegation;
 use softfault_mm::host::Which;
 use softfault_mm::mapping::Mapping;
-use softfault_mm::page::EXTENT_PAGES;
+use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT};
 use softfault_mm::vma::Vma;
 use softfault_mm::vmstat::VmStat;
 
@@ -186,34 +186,66 @@ pub(super) unsafe fn entry<T>(table: &Sparse, index: u32) -> Option<&'static T> 
     Some(unsafe { &*((base + at) as *const T) })
 }
 
+#[inline]
 pub(super) fn arena(slot: u32) -> Option<&'static ArenaSlot> {
     // SAFETY: `arenas` has entries of ArenaSlot, whose fields are atomics: zero is valid.
     unsafe { entry(&TABLES.arenas, slot) }
 }
+
+#[inline]
 pub(super) fn record(index: u32) -> Option<&'static Record> {
     // SAFETY: `vmas` has entries of Record; a MaybeUninit may hold anything.
     unsafe { entry(&TABLES.vmas, index) }
 }
+
+#[inline]
 pub(super) fn split(index: u32) -> Option<&'static Split> {
     // SAFETY: `splits` has entries of Split.
     unsafe { entry(&TABLES.splits, index) }
 }
+
+#[inline]
 pub(super) fn mapping_entry(id: u32) -> Option<&'static AtomicPtr<Mapping<'static>>> {
     // SAFETY: `mappings` has entries of AtomicPtr: zero is null.
     unsafe { entry(&TABLES.mappings, id) }
 }
+
+#[inline]
 pub(super) fn delegation_entry(id: u32) -> Option<&'static AtomicPtr<Delegation<'static>>> {
     // SAFETY: `delegations` has entries of AtomicPtr: zero is null.
     unsafe { entry(&TABLES.delegations, id) }
 }
 
+#[inline]
 pub(super) fn link(index: u32) -> Option<&'static Link> {
     // SAFETY: `links` has entries of Link, whose fields are atomics: zero is valid.
     unsafe { entry(&TABLES.links, index) }
 }
+
+#[inline]
 pub(super) fn head(id: u32, which: Which) -> Option<&'static AtomicU32> {
     // SAFETY: `heads` has entries of two AtomicU32.
     let heads: &Heads = unsafe { entry(&TABLES.heads, id) }?;
     let [shared, private] = heads;
     Some(if which == Which::Shared { shared } else { private })
 }
+
+/// Returns the word of the granule that holds `address`, which lies in an arena of this slot.
+#[inline]
+pub(super) fn granule(slot: u32, address: usize) -> Option<&'static AtomicU64> {
+    let a = arena(slot)?;
+    let index = address.checked_sub(a.base.load(Ordering::Relaxed))? >> EXTENT_SHIFT;
+    if index >= a.nr_granules.load(Ordering::Relaxed) {
+        return None;
+    }
+    let ptr = a.granules.load(Ordering::Relaxed).cast_const();
+    if ptr.is_null() {
+        return None;
+    }
+    // SAFETY: `publish_arena` was given a slice of that many words, which outlives the arena's publication and every
+    // section that saw it; the caller is in a section or is the control plane.
+    Some(unsafe { &*ptr.wrapping_add(index) })
+}
+
+/// In a granule's word: what follows is the number of a split table, and not of a vma.
+pub(super) const SPLIT_BIT: u64 = 1;
