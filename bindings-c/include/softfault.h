@@ -1349,6 +1349,22 @@ int softfault_object_from_fd(struct softfault_runtime *runtime,
                              struct softfault_object **out);
 
 /**
+ * Copies what the object is called in errors, and ends it with a NUL: what softfault_object_options.label said, or else the path of
+ * a file, and a number of others. A longer one is cut. length (may be NULL) gets the full length without the NUL.
+ *
+ * Errors: -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; length, if not NULL, may be written.
+ */
+int softfault_object_label(struct softfault_object *object,
+                           char *buf,
+                           size_t len,
+                           size_t *length);
+
+/**
  * Makes len_bytes of anonymous memory, which begins as zeros, and may be written. options may be NULL.
  *
  * Errors: -EINVAL, -E2BIG, -EBADF, -ENOMEM.

@@ -1,7 +1,7 @@
 //! `softfault_object`: making one of a file or of anonymous memory, and its bytes.
 
 use crate::args::{Out, bytes, bytes_mut, path, range};
-use crate::error::{EBADF, Failure, SOFTFAULT_ERROR_IO, entry};
+use crate::error::{EBADF, Failure, SOFTFAULT_ERROR_IO, copy_text, entry};
 use crate::handle::{self, softfault_object, softfault_runtime};
 use crate::options::{SOFTFAULT_OBJECT_DIRECT, SOFTFAULT_OBJECT_WRITABLE, read, softfault_object_options};
 use softfault::{FileOptions, Runtime};
@@ -93,6 +93,34 @@ pub unsafe extern "C" fn softfault_object_from_fd(
         let file = ManuallyDrop::new(unsafe { File::from_raw_fd(fd) });
         file.metadata().map_err(|e| no_file(e.to_string()))?;
         out.put(handle::insert(file_options(&runtime, &options).file(&file)?)?);
+        Ok(())
+    })
+}
+
+/// Copies what the object is called in errors, and ends it with a NUL: what softfault_object_options.label said, or else the path of
+/// a file, and a number of others. A longer one is cut. length (may be NULL) gets the full length without the NUL.
+///
+/// Errors: -EBADF.
+///
+/// Context: program. Thread-safe.
+///
+/// # Safety
+/// buf has room for len bytes; length, if not NULL, may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_object_label(
+    object: *mut softfault_object,
+    buf: *mut c_char,
+    len: usize,
+    length: *mut usize,
+) -> c_int {
+    entry(|| {
+        let label = handle::get(object)?.label();
+        // SAFETY: the caller's contract.
+        unsafe { copy_text(&label, buf, len) };
+        if !length.is_null() {
+            // SAFETY: the caller's contract.
+            unsafe { length.write_unaligned(label.len()) };
+        }
         Ok(())
     })
 }

@@ -50,6 +50,12 @@ pub struct Object {
 }
 
 impl Object {
+    /// Returns what the object is called in errors and in [`Runtime::recent_failures`](crate::Runtime::recent_failures): what
+    /// [`ObjectBuilder::label`] said, or else the path of a file, and a number of others.
+    #[must_use]
+    pub fn label(&self) -> Arc<str> {
+        self.inner.label()
+    }
     /// Returns the end of the object, in bytes.
     #[must_use]
     pub fn len(&self) -> u64 {

@@ -14,6 +14,8 @@ static void map_whole(softfault_runtime *rt, const char *path)
     softfault_object *object = NULL;
     unsigned char *base;
     void *address;
+    char label[512];
+    size_t size;
     uint64_t len;
 
     FAILS(softfault_arena_map_file(rt, "/does/not/exist", NULL, &arena, &object), ENOENT, IO, "FileOptions::open");
@@ -23,6 +25,13 @@ static void map_whole(softfault_runtime *rt, const char *path)
     CHECK(arena == NULL && object == NULL && again == NULL);
     OK(softfault_arena_map_file(rt, path, NULL, &arena, &object));
     OK(softfault_object_len(object, &len));
+    OK(softfault_object_label(object, label, sizeof label, &size));
+    CHECK_IS(strcmp(label, path), 0);
+    CHECK_IS(size, strlen(path));
+    OK(softfault_object_label(object, label, 3, NULL));
+    CHECK_IS(strncmp(label, path, 2), 0);
+    CHECK_IS(label[2], 0);
+    FAILS(softfault_object_label(NULL, label, sizeof label, &size), EINVAL, HANDLE, "NULL");
     OK(softfault_arena_base(arena, &address));
     base = address;
     CHECK_IS(len, 10000);
