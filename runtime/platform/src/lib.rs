@@ -46,6 +46,7 @@ pub mod sys;
 pub mod trap;
 pub mod vmatree;
 
+pub(crate) use handler::bits;
 pub use handler::{batches, bell, child, exit, leave, section, stack, staging};
 pub use memory::{cache, sparse, thp};
 #[cfg(feature = "userfaultfd")]

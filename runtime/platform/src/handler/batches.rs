@@ -2,9 +2,10 @@
 //!
 //! # Context: handler
 
+use crate::bits::Bits;
 use crate::child;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, Ordering, fence};
 use softfault_mm::host::Batch;
 
 const NR_BATCHES: usize = 16;
@@ -16,7 +17,7 @@ unsafe impl Sync for Pool {}
 
 static POOL: Pool = Pool([const { UnsafeCell::new(Batch::new()) }; NR_BATCHES]);
 /// One bit a batch: in use.
-static USED: AtomicU32 = AtomicU32::new(0);
+static USED: Bits = Bits::new();
 
 /// The next ticket.
 static TICKET: AtomicU64 = AtomicU64::new(1);
@@ -54,40 +55,28 @@ pub fn has_one_from_before(ticket: u64) -> bool {
 
 /// Runs `f` with a batch that nobody else has; `false`: all are in use.
 pub fn with_batch(f: &mut dyn FnMut(&mut Batch)) -> bool {
-    let mut seen = USED.load(Ordering::Relaxed);
-    let at = loop {
-        let free = seen.trailing_ones();
-        if free as usize >= NR_BATCHES {
-            return false;
-        }
-        // Acquire pairs with `Used::drop`: the last user is done with it.
-        match USED.compare_exchange_weak(seen, seen | (1 << free), Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => break free,
-            Err(now) => seen = now,
-        }
-    };
+    let Some(at) = USED.take(NR_BATCHES) else { return false };
     let _used = Used(at);
-    if let Some(taken) = TAKEN.get(at as usize) {
+    if let Some(taken) = TAKEN.get(at) {
         taken.store(ticket(), Ordering::Relaxed);
         // SeqCst pairs with that of `has_one_from_before`.
         fence(Ordering::SeqCst);
     }
-    let Some(cell) = POOL.0.get(at as usize) else { return false };
+    let Some(cell) = POOL.0.get(at) else { return false };
     // SAFETY: our bit keeps everybody else away until `_used` is dropped.
     f(unsafe { &mut *cell.get() });
     true
 }
 
 /// Gives the batch back, also when a debug assertion unwinds.
-struct Used(u32);
+struct Used(usize);
 
 impl Drop for Used {
     fn drop(&mut self) {
-        if let Some(taken) = TAKEN.get(self.0 as usize) {
+        if let Some(taken) = TAKEN.get(self.0) {
             // Release pairs with the Acquire of `has_one_from_before`.
             taken.store(0, Ordering::Release);
         }
-        // Release pairs with `with_batch`.
-        USED.fetch_and(!(1 << self.0), Ordering::Release);
+        USED.put(self.0);
     }
 }

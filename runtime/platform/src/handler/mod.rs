@@ -3,6 +3,7 @@
 
 pub mod batches;
 pub mod bell;
+pub(crate) mod bits;
 pub mod child;
 pub mod exit;
 pub mod leave;

@@ -2,15 +2,16 @@
 //!
 //! # Context: handler
 
+use crate::bits::Bits;
 use crate::sys::{Errno, mem};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use softfault_mm::ops::Staged;
 use softfault_mm::page::PAGE_SIZE;
 
 const NR_PAGES: usize = 64;
 static BASE: AtomicUsize = AtomicUsize::new(0);
 /// One bit a page: in use.
-static USED: AtomicU64 = AtomicU64::new(0);
+static USED: Bits = Bits::new();
 
 /// Maps the pool, once a process. Control plane, under the caller's lock.
 ///
@@ -30,24 +31,12 @@ pub fn get() -> Option<Staged> {
     if BASE.load(Ordering::Acquire) == 0 {
         return None;
     }
-    let mut seen = USED.load(Ordering::Relaxed);
-    loop {
-        let free = seen.trailing_ones();
-        if free >= u64::BITS {
-            return None;
-        }
-        // Acquire pairs with `put`: the last user is done with the bytes.
-        match USED.compare_exchange_weak(seen, seen | (1 << free), Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => return Some(Staged(free)),
-            Err(now) => seen = now,
-        }
-    }
+    USED.take(NR_PAGES).map(|at| Staged(at as u32))
 }
 
 /// Gives a page back.
 pub fn put(staged: &Staged) {
-    // Release pairs with `get`.
-    USED.fetch_and(!(1 << (staged.0 % u64::BITS)), Ordering::Release);
+    USED.put(staged.0 as usize);
 }
 
 /// Returns the address of a page that the caller has taken.

@@ -6,11 +6,11 @@
 //!
 //! # Context: control plane; [`punch`] and the alias: handler
 
+use crate::bits::Bits;
 use crate::sparse::{self, Sparse};
 use crate::sys::fd::{self, Descriptor};
 use crate::sys::{Errno, file, mem, text};
 use crate::thp;
-use core::sync::atomic::{AtomicU32, Ordering};
 use softfault_mm::extent::ChunkWord;
 use softfault_mm::folio::FolioWord;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
@@ -35,12 +35,12 @@ pub struct Ports {
     fds: [Descriptor; NR_PORTS],
     nr: usize,
     /// One bit a port: lent.
-    lent: AtomicU32,
+    lent: Bits,
 }
 
 impl Ports {
     fn none() -> Self {
-        Self { fds: [Descriptor::NONE; NR_PORTS], nr: 0, lent: AtomicU32::new(0) }
+        Self { fds: [Descriptor::NONE; NR_PORTS], nr: 0, lent: Bits::new() }
     }
 
     /// Opens the memfd anew through `/proc`; where that is not there, no port is. Control plane.
@@ -64,16 +64,8 @@ impl Ports {
     /// # Context: handler
     #[must_use]
     pub fn get(&self) -> Option<Port<'_>> {
-        let mut seen = self.lent.load(Ordering::Relaxed);
-        loop {
-            let index = seen.trailing_ones() as usize;
-            let fd = *self.fds.get(index).filter(|_| index < self.nr)?;
-            // Acquire pairs with `Port::drop`: the last fill is done with the position.
-            match self.lent.compare_exchange_weak(seen, seen | (1 << index), Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Some(Port { ports: self, index, fd }),
-                Err(now) => seen = now,
-            }
-        }
+        let index = self.lent.take(self.nr)?;
+        Some(Port { ports: self, index, fd: *self.fds.get(index)? })
     }
 }
 
@@ -101,8 +93,7 @@ impl Port<'_> {
 
 impl Drop for Port<'_> {
     fn drop(&mut self) {
-        // Release pairs with `Ports::get`.
-        self.ports.lent.fetch_and(!(1 << self.index), Ordering::Release);
+        self.ports.lent.put(self.index);
     }
 }
 

@@ -21,9 +21,10 @@
 //!
 //! # Context: handler
 
+use crate::bits::Bits;
 use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, file, mem};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 
 /// Bytes of a buffer: more in one read gained nothing.
@@ -35,7 +36,7 @@ pub const POOL_BYTES: usize = NR_BUFFERS * BUFFER_BYTES;
 /// The first buffer's address; 0: no pool.
 static BASE: AtomicUsize = AtomicUsize::new(0);
 /// One bit a buffer: in use.
-static USED: AtomicU32 = AtomicU32::new(0);
+static USED: Bits = Bits::new();
 
 /// A buffer, until it is dropped.
 #[derive(Debug)]
@@ -91,18 +92,7 @@ pub(super) fn get() -> Option<Buffer> {
     if base == 0 || crate::child::in_child() {
         return None;
     }
-    let mut seen = USED.load(Ordering::Relaxed);
-    loop {
-        let nr = seen.trailing_ones();
-        if nr as usize >= NR_BUFFERS {
-            return None;
-        }
-        // Acquire pairs with `Buffer::drop`: the last user's copies are done.
-        match USED.compare_exchange_weak(seen, seen | (1 << nr), Ordering::Acquire, Ordering::Relaxed) {
-            Ok(_) => return Some(Buffer { nr: nr as usize, base }),
-            Err(now) => seen = now,
-        }
-    }
+    USED.take(NR_BUFFERS).map(|nr| Buffer { nr, base })
 }
 
 /// Returns whether buffers may be copied to the memfd: past a limit on the size of files the kernel would send SIGXFSZ. A
@@ -166,12 +156,11 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        // Release pairs with `get`.
-        USED.fetch_and(!(1 << self.nr), Ordering::Release);
+        USED.put(self.nr);
     }
 }
 
-const _: () = assert!(BUFFER_BYTES.is_multiple_of(PAGE_SIZE) && NR_BUFFERS <= 32);
+const _: () = assert!(BUFFER_BYTES.is_multiple_of(PAGE_SIZE) && NR_BUFFERS <= 64);
 
 #[cfg(test)]
 mod tests {
