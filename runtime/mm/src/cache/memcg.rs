@@ -65,7 +65,7 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
             return Freed::Some;
         }
         empty = if swept.is_busy() { 0 } else { empty.saturating_add(1) };
-        // Three times round: unmapped, looked at, and looked at again after what was busy.
+        // An object is gone through three times: its pages are unmapped, then looked at, and what was busy is looked at again.
         if empty <= windows.saturating_mul(3) && !swept.is_busy() {
             continue;
         }
@@ -86,7 +86,7 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
 fn nap(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, (stall, cut): (&mut Stall, &mut bool), busy: bool) -> Woken {
     let account = mapping.account;
     let progress = account.begin_wait();
-    // A word that moves only with the limit itself.
+    // This word moves only when the limit itself does, so nothing else that moves is mistaken for a change of it.
     let limit = mapping.own_limit.load(Ordering::Relaxed) & u64::from(u32::MAX);
     let quiet =
         WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: u32::try_from(limit).unwrap_or(0) };
@@ -175,7 +175,7 @@ fn sweep_window(
         chunk.put_evict();
     }
     swept.busy += owed;
-    // A flush frees them; the one that is under way, perhaps.
+    // They go with the next flush that succeeds, which may be the one that is under way.
     if owed > 0 && mapping.flushing.load(Ordering::Relaxed) == 0 {
         mapping.want_flush();
         env.park.wake(mapping.account.ring_flusher());

@@ -118,7 +118,7 @@ pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)]
             // The punch takes clean pages out of it and leaves its copies.
             each_address(vma, mapping.id, pages, |_, _, addr| note_zapped(vma, addr, 1));
         } else {
-            // Hidden by protection, which destroys nothing: a punch below an exposed granule would show zeros.
+            // What is hidden by protection keeps its bytes, so it is hidden: a punch below an exposed granule would show zeros.
             zap_pages(vma, mapping.id, pages, zaps);
         }
     });
@@ -131,7 +131,8 @@ fn unmap_from(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: 
     if let Some(seen) = seen {
         look_after(vma, mapping, pages, seen);
         if !vma.mmu.vouches() {
-            // Nobody knows what was noted here, and it is gone.
+            // The host did not answer of our memory, and the entries that it was asked about are gone by now: nobody knows
+            // what was noted of stores here, so each page counts as written.
             each_address(vma, mapping.id, pages, |_, pgoff, _| mark_dirty(mapping, pgoff));
         }
     }
@@ -149,7 +150,7 @@ pub fn zap_vma(vma: &Vma<'_>, from: u64, to: u64, batch: &mut Batch, force: bool
     for q in from..to.min(from.saturating_add(BATCH as u64)) {
         let Some(word) = mapping.folio(q) else { break };
         let unmaps = word.try_unmap_again().is_ok();
-        // Pinned through another mapping, perhaps for long: it counts as written, so that no note is missed.
+        // The page is pinned through another mapping, perhaps for long, so it counts as written: no note of a store is missed.
         let holds = !unmaps
             && force
             && word.try_pin(DIRTY).is_ok_and(|old| {
@@ -200,7 +201,7 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
     let mut seen = Seen::default();
     each_address(vma, mapping.id, pages, |i, pgoff, addr| {
         if mapping.folio(pgoff).is_some_and(|w| w.load().has(DIRTY)) {
-            // Nothing to find out: it stays dirty while we hold the pin.
+            // There is nothing to find out: the page stays dirty while we hold the pin.
             return;
         }
         match vma.mmu.pte_glanced(addr) {
@@ -328,7 +329,7 @@ pub fn hide(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) {
             let (start, _) = widen(vma, addr);
             let (last, len) = widen(vma, addr + ((nr - 1) << PAGE_SHIFT));
             note_zapped(vma, start, (last + len - start) >> PAGE_SHIFT);
-            // Past pins elsewhere in the vma, too: stores to what is being dropped would be lost.
+            // Pins elsewhere in the vma do not stop this either: stores to what is being dropped would be lost.
             let hidden = vma.mmu.zap(&[Zap { addr: start, len_bytes: last + len - start }]) || zap_whole(vma);
             debug_assert!(hidden, "protecting a whole vma splits nothing");
         });
@@ -358,7 +359,7 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
         while vma.granule_pages == 0 && at < to {
             let next = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(to);
             if !demote_chunk(rmap, mapping, stripe, at) {
-                // The kernel goes on mapping it unseen.
+                // The kernel goes on mapping the range, and we see none of it.
                 (at..next).for_each(|p| mark_dirty(mapping, p));
             }
             at = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1);

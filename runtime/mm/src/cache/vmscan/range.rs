@@ -79,7 +79,7 @@ pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u
 /// were. Linux: `deactivate_page`.
 pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
     each_batch(env, mapping, from, to, &mut |r, batch, a, b| {
-        // Isolated: the entries they have are void from now on.
+        // The pages are isolated, so the entries that name them in the queues are void from now on.
         let nr = unmap_batch(r, mapping, stripe, batch, (a, b), FolioWord::try_isolate);
         let pages = batch.pages.get(..nr).unwrap_or(&[]);
         for (id, p) in pages {
@@ -88,7 +88,7 @@ pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from
             word.unpin();
             if !mapping.account.lru.probation.push(entry.0) {
                 word.keep(word.load().version());
-                // In another queue, or by the entry it has, which is void no more then.
+                // Probation is full: the page goes into another queue, or stays where its old entry is, which counts again then.
                 if !mapping.account.lru.add(entry, true) {
                     let _ = word.end_isolation(word.load());
                 }
@@ -250,7 +250,8 @@ fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe
             continue;
         }
         if run < p {
-            // Evicting first, then hidden: whoever exposed a page did so under a pin, and there was none.
+            // The pages were made evicting first and are hidden then: whoever exposed one did so under a pin, and there was
+            // none.
             rmap::hide(rmap, mapping, run, p);
             freed += punch(mapping, env.park, stripe, (run, p), Why::Void, None);
         }
