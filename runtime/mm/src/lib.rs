@@ -39,7 +39,7 @@ mod policy;
 mod walk;
 mod words;
 
-pub use base::{ctx, errno, failures, page, sync, trace, types, vmstat};
+pub use base::{ctx, errno, failures, page, seqlock, sync, trace, types, vmstat};
 pub use cache::{
     discarded, filemap, fill, huge_memory, khugepaged, map_pages, memcg, read_pages, rmap, truncate, vmscan, writeback,
 };

@@ -1,27 +1,19 @@
 //! The last failures of a runtime, to be read at any time: what a store said, of which object, at which byte, and when.
 //!
-//! Fixed slots, written by whoever fails, in handlers too: nobody waits and nothing is allocated. A writer owns its slot by
-//! the odd version; who finds it odd, because the ring went round meanwhile, drops what it has to say.
-//! ```text
-//! writer                              reader
-//! version 2 -> 3 (or: it is another's)
-//!                                     version 3: passes over it
-//! fence; writes the words
-//!                                     version 2, reads some new words
-//! version 4
-//!                                     fence; version is not 2: reads again
-//! ```
+//! Fixed slots, written by whoever fails, in handlers too: nobody waits and nothing is allocated. Who comes to a slot that another
+//! is writing, because the ring went round meanwhile, drops what it has to say ([`SeqLock`]).
 //!
 //! # Context: handler
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::seqlock::SeqLock;
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::types::FillError;
 
 /// How many are kept.
-pub const NR_FAILURES: usize = if cfg!(loom) { 1 } else { 64 };
+pub const NR_FAILURES: usize = 64;
 /// How much of a label is kept: its end, where a path says most.
 pub const LABEL_BYTES: usize = LABEL_WORDS * 8;
-const LABEL_WORDS: usize = if cfg!(loom) { 1 } else { 12 };
+const LABEL_WORDS: usize = 12;
 
 /// What failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +46,8 @@ pub struct Failure<'l> {
     pub when_ns: u64,
 }
 
-#[derive(Debug)]
-struct Slot {
-    version: AtomicU64,
-    /// In which order they came.
-    ticket: AtomicU64,
-    /// Op, cause and the label's length.
-    facts: AtomicU64,
-    object_offset: AtomicU64,
-    address: AtomicU64,
-    when_ns: AtomicU64,
-    label: [AtomicU64; LABEL_WORDS],
-}
+/// The ticket (in which order they came); op, cause and the label's length; offset, address and time; the label.
+type Slot = SeqLock<{ 5 + LABEL_WORDS }>;
 
 /// What a reader gets: a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,42 +93,26 @@ impl Default for Failures {
     }
 }
 
-macro_rules! empty {
-    ($($qualifier:ident)?) => {
-        impl Slot {
-            $($qualifier)? fn new() -> Self {
-                Self {
-                    version: AtomicU64::new(0),
-                    ticket: AtomicU64::new(0),
-                    facts: AtomicU64::new(0),
-                    object_offset: AtomicU64::new(0),
-                    address: AtomicU64::new(0),
-                    when_ns: AtomicU64::new(0),
-                    label: empty!(@array AtomicU64::new(0), $($qualifier)?),
-                }
-            }
-        }
-        impl Failures {
-            /// Returns an empty ring.
-            #[must_use]
-            pub $($qualifier)? fn new() -> Self {
-                let slots = empty!(@array Slot::new(), $($qualifier)?);
-                Self { slots, next: AtomicU64::new(0), speaks: AtomicU32::new(0) }
-            }
-        }
-    };
-    (@array $value:expr, const) => { [const { $value }; _] };
-    (@array $value:expr,) => { core::array::from_fn(|_| $value) };
-}
-#[cfg(not(loom))]
-empty!(const);
-#[cfg(loom)]
-empty!();
-
 impl Failures {
-    /// Forgets everything, for the next owner.
+    /// Returns an empty ring.
+    #[cfg(not(loom))]
+    #[must_use]
+    pub const fn new() -> Self {
+        let slots = [const { Slot::new() }; NR_FAILURES];
+        Self { slots, next: AtomicU64::new(0), speaks: AtomicU32::new(0) }
+    }
+
+    /// Returns an empty ring.
+    #[cfg(loom)]
+    #[must_use]
+    pub fn new() -> Self {
+        let slots = core::array::from_fn(|_| Slot::new());
+        Self { slots, next: AtomicU64::new(0), speaks: AtomicU32::new(0) }
+    }
+
+    /// Forgets everything, for the next owner; nobody else uses it meanwhile.
     pub fn reset(&self) {
-        self.slots.iter().for_each(|s| s.facts.store(0, Ordering::Relaxed));
+        self.slots.iter().for_each(|s| _ = s.try_write(&[0; _]));
         self.speaks.store(0, Ordering::Relaxed);
     }
 
@@ -165,31 +131,20 @@ impl Failures {
     pub fn record(&self, failure: &Failure<'_>) {
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
         let Some(slot) = self.slots.get(usize::try_from(ticket % NR_FAILURES as u64).unwrap_or(0)) else { return };
-        let version = slot.version.load(Ordering::Relaxed);
-        let odd = version.wrapping_add(1);
-        // Acquire pairs with the Release below, of the `record` before: its words come before ours.
-        if version & 1 != 0
-            || slot.version.compare_exchange(version, odd, Ordering::Acquire, Ordering::Relaxed).is_err()
-        {
-            return;
-        }
-        // The fence pairs with `read_slot`: who reads a word of ours finds the odd version, or a later one.
-        fence(Ordering::Release);
         let bytes = failure.label.as_bytes();
         let tail = bytes.get(bytes.len().saturating_sub(LABEL_BYTES)..).unwrap_or(&[]);
         let facts = u64::from(failure.cause.code()) | (failure.op as u64) << 16 | (tail.len() as u64) << 32;
-        slot.ticket.store(ticket, Ordering::Relaxed);
-        slot.facts.store(facts, Ordering::Relaxed);
-        slot.object_offset.store(failure.object_offset, Ordering::Relaxed);
-        slot.address.store(failure.address, Ordering::Relaxed);
-        slot.when_ns.store(failure.when_ns, Ordering::Relaxed);
-        for (word, chunk) in slot.label.iter().zip(tail.chunks(8)) {
+        let mut words = [0; 5 + LABEL_WORDS];
+        let [first, second, third, fourth, fifth, label @ ..] = &mut words;
+        (*first, *second, *third) = (ticket, facts, failure.object_offset);
+        (*fourth, *fifth) = (failure.address, failure.when_ns);
+        for (word, chunk) in label.iter_mut().zip(tail.chunks(8)) {
             let mut eight = [0; 8];
             eight.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
-            word.store(u64::from_ne_bytes(eight), Ordering::Relaxed);
+            *word = u64::from_ne_bytes(eight);
         }
-        // Release pairs with `read_slot`.
-        slot.version.store(odd.wrapping_add(1), Ordering::Release);
+        // Somebody else's is there: a whole round of failures in the time of one.
+        slot.try_write(&words);
     }
 
     /// Calls `f` for each failure that is kept, in no order; one that is being written is left out.
@@ -199,45 +154,24 @@ impl Failures {
 }
 
 /// How often a slot that changes is read again.
-const READS: usize = if cfg!(loom) { 2 } else { 100 };
+const READS: usize = 100;
 
 fn read_slot(slot: &Slot) -> Option<Record> {
-    for _ in 0..READS {
-        // Acquire pairs with the last store of `record`.
-        let version = slot.version.load(Ordering::Acquire);
-        if version & 1 != 0 {
-            continue;
-        }
-        let facts = slot.facts.load(Ordering::Relaxed);
-        let mut label = [0; LABEL_BYTES];
-        for (to, word) in label.chunks_mut(8).zip(&slot.label) {
-            let eight = word.load(Ordering::Relaxed).to_ne_bytes();
-            to.iter_mut().zip(eight).for_each(|(to, from)| *to = from);
-        }
-        let op = match facts >> 16 & 0xff {
-            1 => FailedOp::Read,
-            2 => FailedOp::Write,
-            3 => FailedOp::Flush,
-            4 => FailedOp::Touch,
-            _ => return None,
-        };
-        let record = Record {
-            ticket: slot.ticket.load(Ordering::Relaxed),
-            op,
-            cause: FillError::from_code(u16::try_from(facts & 0xffff).unwrap_or(0)),
-            object_offset: slot.object_offset.load(Ordering::Relaxed),
-            address: slot.address.load(Ordering::Relaxed),
-            when_ns: slot.when_ns.load(Ordering::Relaxed),
-            label,
-            label_len: usize::try_from(facts >> 32).unwrap_or(0),
-        };
-        // The fence pairs with the one in `record`.
-        fence(Ordering::Acquire);
-        if slot.version.load(Ordering::Relaxed) == version {
-            return Some(record);
-        }
+    let [ticket, facts, object_offset, address, when_ns, words @ ..] = slot.read(READS)?;
+    let op = match facts >> 16 & 0xff {
+        1 => FailedOp::Read,
+        2 => FailedOp::Write,
+        3 => FailedOp::Flush,
+        4 => FailedOp::Touch,
+        _ => return None,
+    };
+    let mut label = [0; LABEL_BYTES];
+    for (to, word) in label.chunks_mut(8).zip(words) {
+        to.iter_mut().zip(word.to_ne_bytes()).for_each(|(to, from)| *to = from);
     }
-    None
+    let cause = FillError::from_code(u16::try_from(facts & 0xffff).unwrap_or(0));
+    let label_len = usize::try_from(facts >> 32).unwrap_or(0);
+    Some(Record { ticket, op, cause, object_offset, address, when_ns, label, label_len })
 }
 
 #[cfg(all(test, not(loom)))]

@@ -4,6 +4,7 @@ pub mod ctx;
 pub mod errno;
 pub mod failures;
 pub mod page;
+pub mod seqlock;
 pub mod sync;
 pub mod trace;
 pub mod types;
