@@ -22,7 +22,12 @@ pub(crate) fn limit_pages(bytes: u64) -> u64 {
 
 /// Returns the smaller of the machine's memory and the limits of the process's memory cgroup and those above it.
 pub(crate) fn total_bytes() -> u64 {
-    cgroup_limit_bytes().map_or_else(machine_bytes, |limit| limit.min(machine_bytes()))
+    let groups = by_std::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    total_bytes_of(Path::new("/sys/fs/cgroup"), &groups, machine_bytes())
+}
+
+fn total_bytes_of(root: &Path, groups: &str, machine: u64) -> u64 {
+    group_limit_bytes(root, groups).map_or(machine, |limit| limit.min(machine))
 }
 
 /// Returns the bytes that the process has locked in memory; 0 where `/proc` does not say.
@@ -113,7 +118,12 @@ fn status_bytes(name: &str) -> u64 {
 
 /// Returns the default cache limit: half of [`total_bytes`].
 pub(crate) fn default_limit_bytes() -> u64 {
-    total_bytes() / 2
+    half(total_bytes())
+}
+
+/// The other half is the program's, for everything else.
+fn half(total_bytes: u64) -> u64 {
+    total_bytes / 2
 }
 
 /// Returns the bytes of the process's page tables; 0 where `/proc` does not say.
@@ -137,11 +147,6 @@ fn machine_bytes() -> u64 {
     let info = by_std::read_to_string("/proc/meminfo").unwrap_or_default();
     let total = info.lines().find_map(|l| l.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?.trim().parse().ok());
     total.map_or(1 << 30, |kib: u64| kib << 10)
-}
-
-/// Returns the smallest limit of the process's memory groups.
-fn cgroup_limit_bytes() -> Option<u64> {
-    group_limit_bytes(Path::new("/sys/fs/cgroup"), &by_std::read_to_string("/proc/self/cgroup").ok()?)
 }
 
 /// Reads the limits of every group from those that `groups` names (`/proc/self/cgroup`) upwards, below `root`: `memory.max` and
@@ -171,7 +176,7 @@ fn smallest(mount: &Path, path: &str, files: &[&str]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::group_limit_bytes;
+    use super::{group_limit_bytes, half, total_bytes_of};
     use std::fs;
     use std::path::PathBuf;
 
@@ -218,6 +223,16 @@ mod tests {
             &[("a/memory.high", "5000000"), ("a/b/memory.max", "9000000"), ("a/b/memory.high", "max")],
         );
         assert_eq!(group_limit_bytes(&g.0, "0::/a/b\n"), Some(5_000_000));
+    }
+
+    #[test]
+    fn half_of_the_smaller_one_is_the_caches() {
+        let g = Groups::new("half", &[("a/memory.max", "8000000"), ("a/b/memory.high", "5000000")]);
+        let half_of = |groups: &str, machine| half(total_bytes_of(&g.0, groups, machine));
+        assert_eq!(half_of("0::/a\n", 1 << 40), 4_000_000, "of memory.max");
+        assert_eq!(half_of("0::/a/b\n", 1 << 40), 2_500_000, "of memory.high");
+        assert_eq!(half_of("0::/a\n", 6_000_000), 3_000_000, "of the machine's, where that is less");
+        assert_eq!(half_of("0::/other\n", 6_000_000), 3_000_000, "of the machine's, without a group");
     }
 
     #[test]

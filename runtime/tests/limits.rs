@@ -8,6 +8,8 @@ mod common;
 use common::{EXTENT, MODES, PAGE, TempFile, arena, bytes, child, ended, limit, map, same, store};
 use softfault::{Arena, Delivery, Error, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError};
 use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -136,6 +138,45 @@ fn what_is_locked_afterwards_is_what_is_used() {
             let grown = status("VmRSS:").saturating_sub(before);
             println!("{mode:?}: {} MiB", grown / MIB);
             assert!(grown < RESIDENT, "{mode:?}: {} MiB became resident", grown / MIB);
+        });
+        println!("{}", ended(run, Ok(0)));
+    }
+}
+
+/// An object is long, and nothing of it is used: locking what is there makes all of it resident, whatever the cache's limit.
+/// Pages that come in use and leave the cache are given back, one by one; those that never do stay.
+#[test]
+fn what_is_locked_afterwards_is_resident_past_the_limit() {
+    const LEN: usize = 16 * MIB as usize;
+    const LIMIT: u64 = 2 * MIB;
+    if !may_lock() {
+        return;
+    }
+    for mode in modes() {
+        let run = child("what_is_locked_afterwards_is_resident_past_the_limit", &format!("{mode:?}"), || {
+            common::setup();
+            watch_memory();
+            let file = TempFile::new(LEN);
+            let rt = Runtime::builder().cache_limit(LIMIT).build().expect("a runtime");
+            let object = rt.open_file(file.path()).expect("the file");
+            let before = status("RssShmem:");
+            mlockall(libc::MCL_CURRENT).expect("mlockall");
+            let grown = status("RssShmem:") - before;
+            assert!(grown >= LEN as u64, "{mode:?}: {grown} bytes of {LEN} became resident");
+            assert!(grown < LEN as u64 + MIB, "{mode:?}: {grown} bytes became resident for {LEN}");
+            assert_eq!(object.cached_pages(), 0, "{mode:?}: what the kernel made resident is not cached");
+            // A quarter is read: its pages are cached, leave by the limit, and are the kernel's again.
+            let arena = arena(&rt, mode, LEN);
+            map(&arena, 0, &object, Prot::Read, Sharing::Shared);
+            same("the file", &bytes(&arena, 0..LEN / 4), &file.data[..LEN / 4]);
+            common::evict(&object, 0..object.len(), object.cached_pages());
+            let left = status("RssShmem:").saturating_sub(before);
+            println!("{mode:?}: {} KiB, then {} KiB", grown >> 10, left >> 10);
+            assert!(
+                left < LEN as u64 / 4 * 3 + MIB,
+                "{mode:?}: {left} bytes are left after a quarter has left the cache"
+            );
+            assert!(left + MIB > LEN as u64 / 4 * 3, "{mode:?}: {left} bytes are left: what is not in use went, too");
         });
         println!("{}", ended(run, Ok(0)));
     }
@@ -335,14 +376,37 @@ fn an_error_names_the_limit_of_address_space_and_what_is_needed() {
     println!("{}", ended(run, Ok(0)));
 }
 
-/// Runtimes that set no limit divide one share; those that set one have it.
+/// Puts this process into a memory group of its own with a limit; `Err`: why there is none to be had.
+fn join_group(limit_bytes: u64) -> Result<PathBuf, String> {
+    let (v1, v2) = (Path::new("/sys/fs/cgroup/memory"), Path::new("/sys/fs/cgroup"));
+    let (root, file) = if v1.is_dir() { (v1, "memory.limit_in_bytes") } else { (v2, "memory.max") };
+    let dir = root.join(format!("softfault-limits-{}", std::process::id()));
+    std::fs::create_dir(&dir).map_err(|e| format!("a memory group: {e}"))?;
+    let write = |name: &str, text: String| std::fs::write(dir.join(name), text).map_err(|e| format!("{name}: {e}"));
+    let joined =
+        write(file, limit_bytes.to_string()).and_then(|()| write("cgroup.procs", std::process::id().to_string()));
+    if joined.is_err() {
+        let _ = std::fs::remove_dir(&dir);
+    }
+    joined.map(|()| dir)
+}
+
+/// Runtimes that set no limit divide one share, half of what the process may have; those that set one have it.
 #[test]
 fn runtimes_without_a_limit_share_one() {
     let run = child("runtimes_without_a_limit_share_one", "it", || {
         common::setup();
         let limit_of = |rt: &Runtime| rt.stats().get("nr_cache_limit_pages").expect("a counter");
+        let group = join_group(256 * MIB);
         let first = Runtime::new().expect("a runtime");
         let share = limit_of(&first);
+        match group {
+            Ok(dir) => {
+                println!("group: {}", dir.display());
+                assert_eq!(share, 128 * MIB / PAGE as u64, "half of what the group may have");
+            }
+            Err(why) => println!("half of a group's limit: skipped: {why}"),
+        }
         let own = Runtime::builder().cache_limit(4 * MIB).build().expect("a runtime");
         assert_eq!(
             (limit_of(&first), limit_of(&own)),
@@ -359,7 +423,13 @@ fn runtimes_without_a_limit_share_one() {
         own.set_cache_limit(8 * MIB);
         assert_eq!((limit_of(&first), limit_of(&own)), (share, 2048));
     });
-    ended(run, Ok(0));
+    // A group goes when nobody is in it, which may be a moment after the process has ended.
+    let dir_in =
+        |out: &Output| Some(String::from_utf8_lossy(&out.stdout).split_once("group: ")?.1.lines().next()?.to_owned());
+    if let Some(dir) = run.as_ref().and_then(dir_in) {
+        common::until("the group is removed", || std::fs::remove_dir(&dir).is_ok());
+    }
+    print!("{}", ended(run, Ok(0)));
 }
 
 /// A store of the program's, over a file.
