@@ -48,7 +48,7 @@ impl<const N: usize> SeqLock<N> {
     pub fn try_write(&self, words: &[u64; N]) -> bool {
         let version = self.version.load(Ordering::Relaxed);
         let odd = version.wrapping_add(1);
-        // Acquire pairs with the Release below, of the writer before: its words come before ours.
+        // Acquire pairs with the Release below, of the `try_write` before: its words come before ours.
         if version & 1 != 0
             || self.version.compare_exchange(version, odd, Ordering::Acquire, Ordering::Relaxed).is_err()
         {
