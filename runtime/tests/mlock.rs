@@ -330,7 +330,10 @@ fn a_locked_exclusive_object_is_moved_as_ever() {
     let options = rt.file_options().writable(true).with(|o| o.exclusive(true));
     let object = options.open(file.path()).expect("open");
     let a = arena(&rt, Delivery::InThread, 2 * EXTENT);
+    let before = locked_bytes();
     map(&a, 0, &object, Prot::ReadWrite, Sharing::Private);
+    // Else its pages would be copied there, which looks the same: a MOVE wants both sides locked, or none.
+    assert_eq!(locked_bytes() - before, 2 * EXTENT as u64, "the arena's range is locked as the pool of frames is");
     for round in 0..2 {
         for page in 0..1024 {
             assert_eq!(load(&a, page * PAGE + 3), Ok(file.data[page * PAGE + 3]), "round {round}");

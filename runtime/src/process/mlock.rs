@@ -195,6 +195,26 @@ mod tests {
         assert_eq!(got, [page(1)..page(4), page(7)..page(8), page(9)..page(11)]);
     }
 
+    /// The kernel counts a range as locked before it finds that it cannot be faulted in.
+    #[test]
+    fn what_cannot_be_faulted_in_is_unlocked_again() {
+        let at = softfault_platform::sys::mem::reserve(4 * PAGE_SIZE, PAGE_SIZE).expect("address space");
+        // No runtime has said how many mappings there may be.
+        budget::charge(-2);
+        let refused = Locked::new(at..at + 4 * PAGE_SIZE, How::Populate).map(drop);
+        budget::charge(2);
+        assert_eq!(refused, Err(Refusal::Mappings), "nobody may touch it, which is ENOMEM");
+        let smaps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
+        let holds = |line: &str| {
+            let (from, to) = line.split(' ').next()?.split_once('-')?;
+            let [from, to] = [from, to].map(|n| usize::from_str_radix(n, 16).ok());
+            Some((from?..to?).contains(&at))
+        };
+        let of_it = smaps.lines().skip_while(|line| holds(line) != Some(true));
+        let flags = of_it.filter_map(|line| line.strip_prefix("VmFlags:")).next().expect("flags");
+        assert!(!flags.split(' ').any(|flag| flag == "lo"), "it counts as locked:{flags}");
+    }
+
     #[test]
     fn who_may_lock_everything_is_told_of_no_limit() {
         let limit_bytes = file::rlimit_memlock();
