@@ -92,9 +92,8 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, seat: 
     }
 }
 
-/// How often a write that failed is tried when nobody will try it later, a millisecond apart: what is busy (a page in a list of
-/// another processor's, say) may stay so for as long as that one has other things to do.
-const TRIES: u32 = 200;
+/// How long a store that failed before is tried at the first chunk that it does not take.
+const LAST_TRY: Duration = Duration::from_millis(200);
 /// How often the end of writes that others have begun is looked for, a millisecond apart.
 const LOOKS: u32 = 5_000;
 /// How long nothing may get on before what is left counts as hanging.
@@ -119,7 +118,7 @@ fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_
         for id in objects.ids() {
             objects.with(env, id, |flushing, m| {
                 if is_due(m) {
-                    write_once(flushing, m, round);
+                    write_once(flushing, m, account, round);
                 }
             });
         }
@@ -160,7 +159,7 @@ fn write_idle(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>, rou
                 if m.users.load(Ordering::Relaxed) > 1 {
                     left = true;
                 } else {
-                    write_once(flushing, m, round);
+                    write_once(flushing, m, account, round);
                 }
             });
         }
@@ -176,24 +175,29 @@ fn write_idle(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>, rou
 }
 
 /// Writes what is dirty of an object, chunk by chunk, once a round. What is busy for a moment (a frame of an exclusive page
-/// that the kernel looks at) is not the next time; after a chunk that cannot be written the others are tried once each.
-fn write_once(flushing: &Flushing, m: &Mapping<'_>, round: u32) {
+/// that the kernel looks at, or that is in a list of another processor's for as long as that one has other things to do) is
+/// tried again for as long as some of it gets on, and [`STALL`] more: nobody will try it later. After a chunk that cannot be
+/// written the others are tried once each.
+fn write_once(flushing: &Flushing, m: &Mapping<'_>, account: &CacheAccount<'_>, round: u32) {
     if !flushing.is_persistent() || flushing.is_written_in(round) {
         return;
     }
     flushing.set_written_in(round);
-    let mut tries = TRIES;
+    let mut patience = if m.failing.is_set() { LAST_TRY } else { STALL };
     for (from, to) in m.nodes.runs(0, m.nr_pages(), 1) {
-        let mut written = writeout::write_back(flushing, "exit", &(from..to)).is_ok();
-        for _ in 1..tries {
-            if written {
+        let nr_dirty = || account.nr_dirty.load(Ordering::Relaxed);
+        let (mut since, mut seen) = (Instant::now(), nr_dirty());
+        while writeout::write_back(flushing, "exit", &(from..to)).is_err() {
+            let now = nr_dirty();
+            // Fewer alone: what the program stores meanwhile is not what is waited for.
+            if now < seen {
+                (since, seen) = (Instant::now(), now);
+            }
+            if since.elapsed() >= patience {
+                patience = Duration::ZERO;
                 break;
             }
             std::thread::sleep(Duration::from_millis(1));
-            written = writeout::write_back(flushing, "exit", &(from..to)).is_ok();
-        }
-        if !written {
-            tries = 1;
         }
     }
 }
