@@ -115,20 +115,23 @@ pub(crate) fn audit_threads() -> Result<Audit> {
     Ok(Audit { offenders })
 }
 
-/// How often a thread is looked at that has everything masked, a millisecond apart.
+/// How often a thread is looked at that sleeps with everything masked, a millisecond apart.
 const LOOKS: u32 = 50;
+/// How often one is looked at that would run if it had a processor: in a handler of ours, or on its way in or out of the C
+/// library, which masks everything while a thread begins and while it ends.
+const LOOKS_RUNNABLE: u32 = 2_000;
 
 /// Reads a thread's `status`; `None`: it ended between the listing and the reading.
 fn status_of(task: &Path) -> Option<String> {
-    let mut status = by_std::read_to_string(task.join("status")).ok()?;
-    for _ in 1..LOOKS {
-        if !is_in_handler(&status) {
-            break;
+    let (mut asleep, mut runnable) = (0, 0);
+    loop {
+        let status = by_std::read_to_string(task.join("status")).ok()?;
+        *if field(&status, "State:").starts_with('R') { &mut runnable } else { &mut asleep } += 1;
+        if !is_in_handler(&status) || asleep >= LOOKS || runnable >= LOOKS_RUNNABLE {
+            return Some(status);
         }
         std::thread::sleep(Duration::from_millis(1));
-        status = by_std::read_to_string(task.join("status")).ok()?;
     }
-    Some(status)
 }
 
 /// Returns whether every signal is masked that can be: SIGKILL and SIGSTOP (9 and 19) cannot.
