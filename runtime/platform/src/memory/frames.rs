@@ -470,7 +470,9 @@ impl Drop for Slots<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test that cannot be set up says why")]
 mod tests {
+    extern crate std;
     use super::*;
 
     #[test]
@@ -483,6 +485,40 @@ mod tests {
         assert_eq!(run_of(1 << 63, 1), Some(63));
         assert_eq!(mask_of(3, 2), 0b11000);
         assert_eq!(mask_of(0, 64), u64::MAX);
+    }
+
+    /// A pool, and a page of an arena's in which nothing lies; `None`, having said so: MOVE is not known here.
+    fn pool() -> Option<(Frames, usize)> {
+        let features = bits::FEATURE_MOVE | bits::FEATURE_PAGEFAULT_FLAG_WP;
+        let Ok(uffd) = Uffd::open(bits::USER_MODE_ONLY, features) else {
+            std::println!("skipped: there is no UFFDIO_MOVE");
+            return None;
+        };
+        let uffd: &'static Uffd = std::boxed::Box::leak(std::boxed::Box::new(uffd));
+        let arena = mem::map_zeroed(PAGE_SIZE).expect("a page");
+        uffd.register(arena, PAGE_SIZE, bits::REGISTER_WP).expect("registered");
+        Some((Frames::new(uffd).expect("a pool"), arena))
+    }
+
+    /// Another holder has filled the slot since it was seen to be empty, and the page is not there: its frame is not the page's.
+    #[test]
+    fn what_lies_in_a_slot_is_not_taken_for_the_page() {
+        let Some((frames, arena)) = pool() else { return };
+        let mut slots = frames.take(1, Want::Empty).expect("a slot");
+        slots.populate();
+        // SAFETY: the page is this test's.
+        assert_eq!(unsafe { slots.collect(arena, 1) }, Ok(()));
+        assert!(!slots.is_full(0), "a frame that was there before counts as the page");
+    }
+
+    /// The word of a slot says that it is full, and it is not: nothing is there to be moved, and a copy would be of zeros.
+    #[test]
+    fn a_frame_that_is_missing_is_not_made_up() {
+        let Some((frames, arena)) = pool() else { return };
+        let mut slots = frames.take(1, Want::Empty).expect("a slot");
+        slots.set_full(0, 1, true);
+        // SAFETY: the page is this test's.
+        assert_eq!(unsafe { slots.install(arena, 0, 1, false) }, Err((0, Obstacle::Gone)));
     }
 
     #[test]
