@@ -244,3 +244,47 @@ fn a_pin_that_looks_before_it_is_counted_is_collapsed() {
 fn a_collapse_that_looks_before_it_has_begun_takes_a_pinned_page_away() {
     check(3, || pin_against_collapse(LooksFirst::Collapser));
 }
+
+/// Exposures by protection are bounded, and others are hidden (`platform::crowd`):
+/// ```text
+/// a fault                                  who hides
+///                                          takes the hint
+/// hint (set already: no)
+/// exposes, under the kernel's lock
+///                                          hides, under the kernel's lock
+/// hint
+/// ```
+/// A page that is exposed without its hint would never be hidden again, nor written back.
+fn expose_against_hide(hint_first: bool) {
+    let extent: &'static Extent = Box::leak(Box::new(Extent::new()));
+    // mprotect(2), and the lock of the process's mappings.
+    let exposed: &'static _ = Box::leak(Box::new(loom::sync::Mutex::new(true)));
+    extent.note_install(0, 1);
+    let set = move |yes| *exposed.lock().expect("the kernel's lock") = yes;
+    let fault = spawn(move || {
+        extent.note_install(0, 1);
+        set(true);
+        extent.note_mapped(0, 1);
+    });
+    if hint_first {
+        let _ = extent.take_mapped(0, 1);
+        set(false);
+    } else {
+        set(false);
+        let _ = extent.take_mapped(0, 1);
+    }
+    fault.join().expect("the fault");
+    let is_exposed = *exposed.lock().expect("the kernel's lock");
+    assert!(!is_exposed || extent.maybe_mapped(0), "exposed without a hint");
+}
+
+#[test]
+fn what_is_exposed_while_others_hide_has_its_hint() {
+    check(3, || expose_against_hide(true));
+}
+
+#[test]
+#[should_panic(expected = "exposed without a hint")]
+fn a_hint_that_is_taken_after_the_page_is_hidden_is_one_too_few() {
+    check(3, || expose_against_hide(false));
+}
