@@ -14,22 +14,19 @@ mod picture;
 mod plain;
 mod record;
 mod sort;
+mod units;
 mod watch;
 
 use options::Options;
 use record::RECORD_BYTES;
 use softfault::{Runtime, Stats};
 use sort::Table;
-use std::error::Error;
 use std::fs::File;
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Duration;
+use units::{PAGE, Result, hit_rate, mib, rate};
 use watch::{Line, Progress, Watch};
 
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-const PAGE: u64 = 4096;
 /// What the memory of the cache may take beyond the limit: pages that come while others go.
 const SLACK_BYTES: u64 = 32 << 20;
 
@@ -125,24 +122,4 @@ fn summary(options: &Options, stats: &Stats, seen: &watch::Seen) {
         mib(options.cache_bytes),
         mib(seen.peak(|s| s.allocated_bytes))
     );
-}
-
-/// Returns the share of faults that found their page cached, 0 to 1.
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn hit_rate(faults: u64, major: u64) -> f64 {
-    1.0 - major as f64 / faults.max(1) as f64
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn rate(nr: u64, took: Duration) -> f64 {
-    nr as f64 / took.as_secs_f64().max(1e-9)
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn to_mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", to_mib(bytes))
 }

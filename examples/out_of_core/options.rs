@@ -1,7 +1,7 @@
 //! What the user asked for.
 
-use crate::Result;
 use crate::record::RECORD_BYTES;
+use crate::units::{PAGE, Result};
 use std::path::PathBuf;
 
 pub(crate) const HELP: &str = "\
@@ -20,7 +20,7 @@ BYTES are a number with K, M or G behind it.
 /// A smaller cache would spend its time on the pages that 64 threads have in hand.
 const CACHE_MIN_BYTES: u64 = 1 << 20;
 /// What a miss reads at once, as the runtime is by default.
-const WINDOW_BYTES: u64 = 16 * crate::PAGE;
+const WINDOW_BYTES: u64 = 16 * PAGE;
 
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -61,7 +61,7 @@ impl Options {
         // Whole pages, so that all of it goes past the kernel's cache.
         let size = size.unwrap_or_else(|| o.cache_bytes.saturating_mul(4));
         o.size_bytes = size
-            .checked_next_multiple_of(crate::PAGE)
+            .checked_next_multiple_of(PAGE)
             .filter(|s| (1..1 << 40).contains(s))
             .ok_or_else(|| format!("--size {size}: must be between 1 byte and 1 TiB"))?;
         o.svg = svg

@@ -2,6 +2,7 @@
 
 use crate::options::Options;
 use crate::record::RECORD_BYTES;
+use crate::units::{PAGE, hit_rate, rate, to_mib};
 use crate::watch::{Sample, Seen};
 use softfault::Stats;
 use std::fmt::Write;
@@ -35,8 +36,8 @@ text{font-family:Inter,'Segoe UI','Helvetica Neue',Arial,'DejaVu Sans',sans-seri
 /// Draws what was seen.
 pub(crate) fn draw(options: &Options, stats: &Stats, seen: &Seen) -> String {
     let took = seen.took().as_secs_f64().max(1e-3);
-    let limit = crate::to_mib(options.cache_bytes);
-    let high = crate::to_mib(seen.peak(|s| s.cached_bytes)).max(limit) * 1.12;
+    let limit = to_mib(options.cache_bytes);
+    let high = to_mib(seen.peak(|s| s.cached_bytes)).max(limit) * 1.12;
     let time = Axis { low: 0.0, high: took, from: LEFT, to: RIGHT };
     let hits = Axis { low: 0.0, high: 100.0, from: HITS.1, to: HITS.0 };
     let pages = Axis { low: 0.0, high, from: PAGES.1, to: PAGES.0 };
@@ -116,7 +117,7 @@ fn hit_rates(samples: &[Sample]) -> Vec<(f64, Option<f64>)> {
         }
         let (faults, major) = (now.faults - then.faults, now.major - then.major);
         let middle = (then.at + (now.at - then.at) / 2).as_secs_f64();
-        rates.push((middle, (faults >= FAULTS_MIN).then(|| 100.0 * crate::hit_rate(faults, major).max(0.0))));
+        rates.push((middle, (faults >= FAULTS_MIN).then(|| 100.0 * hit_rate(faults, major).max(0.0))));
         then = now;
     }
     rates
@@ -168,9 +169,9 @@ impl Svg {
             grouped(options.records()),
             options.threads,
             seen.took().as_secs_f64(),
-            crate::rate(options.records(), seen.took()) / 1e6,
+            rate(options.records(), seen.took()) / 1e6,
             grouped(faults),
-            100.0 * crate::hit_rate(faults, major),
+            100.0 * hit_rate(faults, major),
         );
         self.text(LEFT, 62.0, "sub", &sub);
     }
@@ -208,7 +209,7 @@ impl Svg {
 
     /// The same heights in pages.
     fn right_axis(&mut self, pages: &Axis) {
-        let scale = 1.0 / crate::to_mib(crate::PAGE);
+        let scale = 1.0 / to_mib(PAGE);
         let axis = Axis { high: pages.high * scale, ..*pages };
         for at in axis.ticks(5.0) {
             let y = axis.place(at);
@@ -243,7 +244,7 @@ impl Svg {
 
     fn resident(&mut self, time: &Axis, pages: &Axis, samples: &[Sample]) {
         let series = |of: &dyn Fn(&Sample) -> u64| -> Vec<(f64, f64)> {
-            samples.iter().map(|s| (time.place(s.at.as_secs_f64()), pages.place(crate::to_mib(of(s))))).collect()
+            samples.iter().map(|s| (time.place(s.at.as_secs_f64()), pages.place(to_mib(of(s))))).collect()
         };
         let cached = series(&|s| s.cached_bytes);
         let dirty = series(&|s| s.dirty_bytes.min(s.cached_bytes));
@@ -296,7 +297,7 @@ impl Svg {
 
 /// Writes bytes in the unit that makes them a short number.
 fn whole(bytes: u64) -> String {
-    let mib = crate::to_mib(bytes);
+    let mib = to_mib(bytes);
     if mib >= 1024.0 {
         format!("{} GiB", (mib / 102.4).round() / 10.0)
     } else {

@@ -1,8 +1,8 @@
 //! The same work without the runtime: the file is made by `write(2)`, and the result checked by `pread(2)`.
 
-use crate::Result;
 use crate::options::Options;
 use crate::record::{RECORD_BYTES, Record, records};
+use crate::units::Result;
 use crate::watch::Line;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};

@@ -7,9 +7,9 @@
 //! sync      what is dirty goes to the file, which is flushed
 //! ```
 
-use crate::Result;
 use crate::options::Options;
 use crate::record::{self, RECORD_BYTES, Record};
+use crate::units::Result;
 use crate::watch::{Phase, Progress};
 use softfault::{Advice, Arena, Object, Prot, Runtime, Sharing};
 use std::ops::Range;

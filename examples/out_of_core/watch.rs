@@ -1,6 +1,6 @@
 //! Watching the cache while the program works: samples for the picture, and a line of progress.
 
-use crate::PAGE;
+use crate::units::{PAGE, hit_rate, to_mib};
 use softfault::Runtime;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -164,7 +164,7 @@ impl<'a> Watch<'a> {
         let (faults, major) = (now.faults - then.faults, now.major - then.major);
         let hits = match faults {
             0 => "no faults   ".into(),
-            _ => format!("hits {:>5.1} %", 100.0 * crate::hit_rate(faults, major)),
+            _ => format!("hits {:>5.1} %", 100.0 * hit_rate(faults, major)),
         };
         let percent = self.progress.percent();
         let filled = usize::try_from(percent / 8).unwrap_or(0);
@@ -173,9 +173,9 @@ impl<'a> Watch<'a> {
             "{:<8}[{:<12}] {percent:>3} %  {hits}  cached {:.1}/{:.1} MiB  dirty {:.1}",
             now.phase.name(),
             "#".repeat(filled),
-            crate::to_mib(now.cached_bytes),
-            crate::to_mib(self.limit_bytes),
-            crate::to_mib(now.dirty_bytes),
+            to_mib(now.cached_bytes),
+            to_mib(self.limit_bytes),
+            to_mib(now.dirty_bytes),
         )
     }
 }

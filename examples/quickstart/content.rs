@@ -1,6 +1,6 @@
 //! What the bytes must be: those that this program makes, or those that pread(2) returns.
 
-use crate::{PAGE, Result};
+use crate::units::{PAGE, Result};
 use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;

@@ -4,7 +4,7 @@
 //! side that is measured, and the mapping is new. Then both are mapped, and nothing faults.
 
 use crate::content::{Content, shuffled};
-use crate::{PAGE, Result};
+use crate::units::{PAGE, Result};
 use rustix::fs::Advice;
 use softfault::{Arena, Object, Prot, Runtime, Sharing};
 use std::fs::File;

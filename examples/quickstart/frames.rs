@@ -4,7 +4,7 @@
 //! stay cached as long as there is room. A frame whose checksum does not hold is never shown.
 
 use crate::content::{Content, nameless, page_of, shuffled};
-use crate::{PAGE, Result, mib};
+use crate::units::{PAGE, Result, mib};
 use lz4_flex::frame::{BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
 use softfault::{Arena, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::fs::File;

@@ -9,17 +9,13 @@
 mod content;
 mod cost;
 mod frames;
+mod units;
 
 use content::Content;
-use std::error::Error;
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
-
-type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
-
-const PAGE: usize = 4096;
-const EXTENT: u64 = 2 << 20;
+use units::{EXTENT, Result};
 
 const HELP: &str = "\
 usage: quickstart [OPTIONS] [FILE]
@@ -103,9 +99,4 @@ fn bytes(name: &str, text: &str) -> Result<u64> {
     };
     let number: u64 = digits.parse().map_err(|_| format!("{name} {text}: not a number of bytes"))?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("{name} {text}: too many bytes").into())
-}
-
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -48,8 +48,6 @@ pub(crate) const HOUSES: &[House] = &[
             ("StoreError", "store/io_error.rs"),
             ("PageMut", "store/part.rs"),
             ("PageRef", "store/part.rs"),
-            // It alone names `std`.
-            ("StoreError", "store/io_error.rs"),
         ],
         contexts: true,
         orderings: true,
@@ -136,13 +134,32 @@ pub(crate) const HOUSES: &[House] = &[
         long: Some(&[]),
         ..House::NONE
     },
-    House { root: "benches/replacement/main.rs", floors: &[&["candidates"], &["live", "table"]], ..House::NONE },
+    House {
+        root: "benches/replacement/main.rs",
+        floors: &[&["candidates"], &["live", "table"]],
+        long: Some(&[]),
+        ..House::NONE
+    },
     House {
         root: "benches/abi/main.rs",
         floors: &[&["library", "subject"], &["child"], &["faults", "numpy"]],
         long: Some(&[]),
         ..House::NONE
     },
+    House {
+        root: "examples/quickstart/main.rs",
+        floors: &[&["units"], &["content"], &["cost", "frames"]],
+        long: Some(&[]),
+        ..House::NONE
+    },
+    House {
+        root: "examples/out_of_core/main.rs",
+        floors: &[&["record", "units"], &["options", "watch"], &["picture", "plain", "sort"]],
+        long: Some(&[]),
+        ..House::NONE
+    },
+    House { root: "examples/custom_vm_ops.rs", long: Some(&[]), ..House::NONE },
+    House { root: "examples/minor_delegate.rs", long: Some(&[]), ..House::NONE },
 ];
 
 impl House {
