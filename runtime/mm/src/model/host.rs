@@ -127,6 +127,22 @@ impl Env<'_> {
         let lent = self.lend(claim, f);
         debug_assert!(lent.is_ok(), "a claim keeps its object alive");
     }
+
+    /// Lends the delegation and the object of a telling to `f`, which spends it.
+    ///
+    /// # Context: as `f`
+    #[cfg(feature = "userfaultfd")]
+    #[inline]
+    pub(crate) fn spend_telling(self, telling: Telling, f: impl FnOnce(&Delegation<'_>, &Mapping<'_>, Telling)) {
+        let id = telling.again();
+        let mut pending = Some((telling, f));
+        self.mm.with_telling(&id, &mut |d, m| {
+            if let Some((telling, f)) = pending.take() {
+                f(d, m, telling);
+            }
+        });
+        debug_assert!(pending.is_none(), "a telling keeps its delegation alive");
+    }
 }
 
 impl core::fmt::Debug for Env<'_> {

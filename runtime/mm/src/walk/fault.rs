@@ -526,14 +526,7 @@ fn do_tell(env: Env<'_>, ctx: &Ctx<'_>, telling: crate::claim::Telling) {
 pub fn tell_here(env: Env<'_>, stripe: usize, telling: crate::claim::Telling) {
     #[cfg(feature = "userfaultfd")]
     {
-        let words = telling.into_words();
-        let key = crate::claim::Telling::from_words(words);
-        let mut pending = Some(crate::claim::Telling::from_words(words));
-        env.mm.with_telling(&key, &mut |d, m| {
-            if let Some(telling) = pending.take() {
-                crate::userfaultfd::tell(d, m, env, stripe, telling);
-            }
-        });
+        env.spend_telling(telling, |d, m, telling| crate::userfaultfd::tell(d, m, env, stripe, telling));
     }
 }
 

@@ -116,6 +116,11 @@ impl Telling {
     pub fn claim(&self) -> &Claim {
         &self.claim
     }
+    /// Returns a key to the same delegation, for looking it up while this token is spent. Dropping it changes nothing.
+    #[cfg(feature = "userfaultfd")]
+    pub(crate) fn again(&self) -> Self {
+        Self { claim: self.claim.again(), ..*self }
+    }
     /// Gives the claim back, to be released.
     pub fn into_claim(self) -> Claim {
         self.claim
