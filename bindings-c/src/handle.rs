@@ -10,9 +10,12 @@
 //!
 //! The table's lock is held for a look, never over a call, an allocation or a destructor: fillers and faulting threads
 //! look handles up, too. A value lives until its handle is freed and the last call on it has returned.
+//!
+//! # Context: control plane, fillers; never a handler, since what it interrupts may hold the lock
 
 use crate::error::{EACCES, EBADF, EINVAL, Failure, SOFTFAULT_ERROR_DENIED, SOFTFAULT_ERROR_EXHAUSTED};
 use crate::error::{ENOMEM, SOFTFAULT_ERROR_HANDLE};
+use crossbeam_utils::Backoff;
 use softfault::{Arena, Held, Object, Pin, Runtime, Stats};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -138,22 +141,18 @@ fn cookie() -> u64 {
 
 /// Locks the table. In a forked child the lock may be held by a thread that does not exist there: an error, not a hang.
 fn lock() -> Result<MutexGuard<'static, Slots>, Failure> {
-    let mut looks = 0u32;
+    let backoff = Backoff::new();
     loop {
         match SLOTS.try_lock() {
             Ok(guard) => return Ok(guard),
             Err(TryLockError::Poisoned(poisoned)) => return Ok(poisoned.into_inner()),
             Err(TryLockError::WouldBlock) => {
-                looks = looks.wrapping_add(1);
-                if !looks.is_multiple_of(64) {
-                    std::hint::spin_loop();
-                    continue;
-                }
-                if OWNER.load(Ordering::Relaxed) != std::process::id() {
+                // It is held for a look: only who has waited in vain asks whose it is.
+                if backoff.is_completed() && OWNER.load(Ordering::Relaxed) != std::process::id() {
                     let why = "handles belong to the parent of this forked process";
                     return Err(Failure::new(EACCES, SOFTFAULT_ERROR_DENIED, why));
                 }
-                std::thread::yield_now();
+                backoff.snooze();
             }
         }
     }
