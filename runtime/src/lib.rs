@@ -198,7 +198,8 @@ pub mod pin {
 pub mod stats {
     pub use crate::cache::stats::{StageLatency, Stats};
 }
-/// Where anonymous memory goes when the cache has no room: see [`RuntimeBuilder::swap`](crate::RuntimeBuilder::swap).
+/// Where anonymous memory goes when the cache has no room: see [`RuntimeBuilder::swap`](crate::RuntimeBuilder::swap). Nothing in
+/// here has ever been public; programs may name the path, and so it stays.
 pub mod swap {}
 
 pub use arena::{Arena, ArenaBuilder};

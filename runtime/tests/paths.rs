@@ -24,9 +24,32 @@ fn types_of_modules_alone_can_be_named() {
     use softfault::audit::{Audit, Offender};
     use softfault::delivery::Finding;
     use softfault::stats::StageLatency;
-    // It has nothing that is public, and is a path all the same.
+    // It has never had anything that is public, and is a path all the same.
     #[expect(unused_imports, reason = "that it can be imported is what is tested")]
     use softfault::swap;
     let names = [type_name::<Audit>(), type_name::<Offender>(), type_name::<Finding>(), type_name::<StageLatency>()];
     assert!(names.iter().all(|name| name.starts_with("softfault::")), "{names:?}");
+}
+
+/// What lies in the crates below is named at the root.
+#[test]
+fn what_lies_below_is_named_at_the_root() {
+    use softfault::{Errno, FailurePolicy, FaultFlags, Mapping, MinorDelegate, MinorError, MinorFault, MinorVerdict};
+    use softfault::{HandlerStore, PageMut, PageRef, Store, StoreError, VmFault, VmFaultReason, VmFlags, VmOps};
+    let traits = [
+        type_name::<dyn MinorDelegate>(),
+        type_name::<dyn VmOps>(),
+        type_name::<dyn Store>(),
+        type_name::<Box<dyn HandlerStore>>(),
+    ];
+    let faults = [type_name::<VmFault<'_>>(), type_name::<FaultFlags>(), type_name::<VmFaultReason>()];
+    let mappings = [type_name::<Mapping<'_>>(), type_name::<FailurePolicy>(), type_name::<VmFlags>()];
+    let minor = [type_name::<MinorError>(), type_name::<MinorFault<'_>>(), type_name::<MinorVerdict>()];
+    let stores = [type_name::<PageMut<'_>>(), type_name::<PageRef<'_>>(), type_name::<StoreError>()];
+    let errno = [type_name::<Errno>()];
+    let groups: [&[&str]; 6] = [&traits, &faults, &mappings, &minor, &stores, &errno];
+    let elsewhere: Vec<_> = groups.concat().into_iter().filter(|name| !name.contains("softfault_")).collect();
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
+    // Modules whose functions a vtable of one's own calls.
+    let _ = (softfault::filemap::fault, softfault::shmem::fault);
 }
