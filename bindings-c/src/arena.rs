@@ -1,4 +1,6 @@
 //! `softfault_arena`: making one, mapping objects into it, and its bytes.
+//!
+//! # Context: control plane
 
 use crate::args::{Out, arena_range, bytes, bytes_mut, known, path};
 use crate::consts;

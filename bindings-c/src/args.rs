@@ -1,4 +1,6 @@
 //! Arguments: what a pointer, a range or a buffer must be before anything is done with it.
+//!
+//! # Context: control plane
 
 use crate::error::{Failure, copy_text};
 use std::ffi::{CStr, OsStr, c_char, c_void};

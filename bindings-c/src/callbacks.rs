@@ -1,4 +1,6 @@
 //! Objects and delegates made of the program's own functions.
+//!
+//! # Context: control plane
 
 use crate::args::{Out, arena_range};
 use crate::error::{Failure, entry};

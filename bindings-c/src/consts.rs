@@ -1,4 +1,6 @@
 //! Numbers of the ABI. Where Linux has a number for it, it is Linux's.
+//!
+//! # Context: control plane
 
 use softfault::{Access, Advice, Delivery, FailurePolicy, FaultFlags, Prot, Sharing, VmFaultReason};
 

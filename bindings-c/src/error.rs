@@ -1,4 +1,6 @@
 //! What went wrong: an errno for the caller, and for this thread the words, the kind, the reason bits, the lost ranges.
+//!
+//! # Context: control plane
 
 use softfault::{Error, FillError, StoreError, VmFaultReason};
 use std::any::Any;

@@ -1,4 +1,6 @@
 //! `softfault_object`: making one of a file or of anonymous memory, and its bytes.
+//!
+//! # Context: control plane
 
 use crate::args::{Out, bytes, bytes_mut, path, range};
 use crate::error::{EBADF, Failure, SOFTFAULT_ERROR_IO, copy_text, entry};

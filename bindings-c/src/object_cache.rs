@@ -1,4 +1,6 @@
 //! `softfault_object`: what of it is cached, what is durable, what was lost.
+//!
+//! # Context: control plane
 
 use crate::args::{Out, known, range};
 use crate::consts;

@@ -2,6 +2,8 @@
 //!
 //! As openat2(2) and clone3(2) do it: what the caller's structure lacks is zero, which means the default; what it has more
 //! must be zero.
+//!
+//! # Context: control plane
 
 use crate::args::known;
 use crate::consts::{self, SOFTFAULT_OFF};

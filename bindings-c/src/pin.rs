@@ -1,4 +1,6 @@
 //! `softfault_pin`: ranges that stay resident.
+//!
+//! # Context: control plane
 
 use crate::args::{Out, arena_range, known};
 use crate::consts;

@@ -1,4 +1,6 @@
 //! `softfault_runtime`, and what is about the process or the library.
+//!
+//! # Context: control plane
 
 use crate::args::{Out, give_text, known};
 use crate::consts::{self, SOFTFAULT_ABI_VERSION};

@@ -1,4 +1,6 @@
 //! `softfault_stats`: a reading of a runtime's counters.
+//!
+//! # Context: control plane
 
 use crate::args::{Out, give_text, string};
 use crate::error::{ENOENT, Failure, SOFTFAULT_ERROR_NO_ENTRY, entry};

@@ -1,4 +1,6 @@
 //! `softfault_minor_operations`: a delegate of the program's, and what it may do with a page.
+//!
+//! # Context: handler, or a filler for a delegate that is not handler-safe
 
 use super::{MINOR, Mark, look};
 use crate::api::{MinorDelegate, MinorError, MinorFault, MinorVerdict};

@@ -5,6 +5,8 @@
 //!
 //! A callback gets its fault, page or pages as an opaque pointer to something on our stack, good for the call. It has a
 //! mark that is taken away when the call is over: a pointer that was kept finds nothing.
+//!
+//! # Context: handler
 
 pub mod minor;
 pub mod store;

@@ -1,4 +1,6 @@
 //! `softfault_store_operations`: a store of the program's, and what its callbacks may do with their pages.
+//!
+//! # Context: handler, or a filler for a store that is not handler-safe
 
 use super::{Mark, PAGE, PAGES, look};
 use crate::api::{Errno, HandlerStore, PageMut, PageRef, Store, StoreError};

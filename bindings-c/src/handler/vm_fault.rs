@@ -1,4 +1,6 @@
 //! `softfault_vm_operations`: a vtable of the program's, and what its callbacks may ask about a fault and do to it.
+//!
+//! # Context: handler
 
 use super::{Mark, VM_FAULT, look};
 use crate::api::{Mapping, VmFault, VmFaultReason, VmOps, filemap, shmem};

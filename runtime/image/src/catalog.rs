@@ -1,4 +1,6 @@
 //! A folder of images: names for digests, and what may go because nobody needs it.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};

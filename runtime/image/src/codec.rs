@@ -1,4 +1,6 @@
 //! How frames are stored: as they are, by lz4, or by zstd. What is decoded has a length that is known, and bounded, before.
+//!
+//! # Context: control plane; allocates
 
 use std::fmt;
 

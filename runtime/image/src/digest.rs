@@ -4,6 +4,8 @@
 //! the header, which names the root over every table, which name the digests of everything stored. The *content digest* says
 //! that two images hold equal memory, whatever their layout, their codecs and their parents: it covers the pages that are not
 //! zero, by their place, and nothing else.
+//!
+//! # Context: control plane; allocates
 
 use crate::extent_map::{EXTENT_PAGES, PAGE_SIZE};
 use std::fmt;

@@ -1,4 +1,6 @@
 //! What is wrong with an image, and where.
+//!
+//! # Context: control plane; allocates
 
 use crate::digest::Digest;
 use std::io;

@@ -11,6 +11,8 @@
 //! | 2 | -----------------------> | page 512, 512 pages, Frame  |
 //! +---+                          +-----------------------------+
 //! ```
+//!
+//! # Context: control plane; allocates
 
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,4 +1,6 @@
 //! An open image: its regions, its map, and its pages.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::digest::{Content, Digest, GROUP_PAGES, GROUP_SIZE};
 use crate::error::{Error, Result};

@@ -1,4 +1,6 @@
 //! How often bytes are verified, and which have been.
+//!
+//! # Context: control plane; allocates
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,6 @@
 //! The files below an image, and whether they are still those that it was opened over.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::error::{Error, Result};
 use std::fs::{File, Metadata};

@@ -7,6 +7,8 @@
 //! waits for the lock, and gets it
 //! is the file still there? no: it was removed
 //! ```
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::error::{Error, Result};
 use std::fs::{File, TryLockError};

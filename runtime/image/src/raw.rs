@@ -1,4 +1,6 @@
 //! Raw images and sparse diffs over them: the page at an offset of the file is the page at that offset of the memory.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::error::{Error, Result};
 use crate::extent_map::{Builder, ExtentMap, PAGE_SIZE, Source};

@@ -1,4 +1,6 @@
 //! What an image is of: ranges of somebody's address space.
+//!
+//! # Context: control plane
 
 use crate::extent_map::PAGE_SIZE;
 use std::fmt;

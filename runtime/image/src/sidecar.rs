@@ -1,4 +1,6 @@
 //! Digests for images that have none.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::digest::Digest;
 use crate::error::Result;

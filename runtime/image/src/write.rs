@@ -1,4 +1,6 @@
 //! Writing an `.sfi` file: pages come in order, the tables at the end, the header last, and only then the name.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 mod contents;
 

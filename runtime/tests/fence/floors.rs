@@ -65,6 +65,8 @@ pub(crate) const HOUSES: &[House] = &[
             &["write"],
             &["import", "catalog", "sidecar"],
         ],
+        contexts: true,
+        orderings: true,
         long: Some(&[]),
         ..House::NONE
     },
@@ -102,6 +104,8 @@ pub(crate) const HOUSES: &[House] = &[
             &["runtime", "object", "object_cache", "arena", "pin", "stats"],
             &["callbacks"],
         ],
+        contexts: true,
+        orderings: true,
         long: Some(&[]),
         ..House::NONE
     },

@@ -1,4 +1,6 @@
 //! Reading a buffer from front to back, where each step says what was missing and where.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::error::Error;
 use crate::layer::Layer;

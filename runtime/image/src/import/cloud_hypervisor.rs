@@ -2,6 +2,8 @@
 //!
 //! `memory-ranges` has the ranges of guest memory one after the other; which they are says `state.json`, in the state of its
 //! memory manager, which is JSON in a string of JSON.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::error::Result;
 use crate::extent_map::{Builder, PAGE_SIZE, Source};

@@ -2,6 +2,8 @@
 //!
 //! `mm-PID.img` has the mappings, `pagemap-PID.img` says of which pages there is data, and `pages-ID.img` has it, page after page
 //! in the order of the pagemap. A page may be `in_parent`: then the folder `parent` of the dump has it, or that one's parent.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use super::bytes::{Bytes, Field};
 use crate::error::{Error, Result};

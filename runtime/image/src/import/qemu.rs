@@ -3,6 +3,8 @@
 //! Such a file is a migration stream in which each block of RAM is followed by a header that says where its pages lie, and
 //! where the bitmap of those that were written. What else is in the stream (devices, the configuration) is skipped, not parsed:
 //! the section `ram` is looked for by how it begins.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use super::bytes::Bytes;
 use crate::error::{Error, Result};

@@ -13,6 +13,8 @@
 //! ```
 //! A table's entries are read out of a copy of a block that was verified, and checked against the header's bounds before they
 //! are used. Numbers of blocks, entries, layers are bounded by the file's length before anything is allocated for them.
+//!
+//! # Context: control plane
 
 use crate::digest::Digest;
 use zerocopy::little_endian::{U16, U32, U64};

@@ -1,4 +1,6 @@
 //! An open `.sfi` file: its tables by what they mean, its pages and frames verified.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use super::layout::{BODY_START, ExtentAt, FrameAt, KeyAt, LayerAt, MAGIC, RegionAt, RunAt, Table, required};
 use super::tables::Tables;

@@ -3,6 +3,8 @@
 //! A block that was read is verified against the level above before anybody looks into it, and what is looked into is our copy:
 //! who changes the file afterwards changes nothing for us. Copies are kept, as many as the cache has places; one that has gone
 //! is read and verified again.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use super::layout::{self, BLOCK_SIZE, BODY_START, FAN_OUT, HEADER_SIZE, Header, MAGIC, Record, Table, required};
 use crate::digest::Digest;

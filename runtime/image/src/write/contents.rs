@@ -1,4 +1,6 @@
 //! The digests of logical pages while an image is written, those that a child shares with its parent taken over.
+//!
+//! # Context: control plane; allocates, and waits for files
 
 use crate::digest::{Content, Digest, GROUP_PAGES, GROUP_SIZE, group};
 use crate::error::Result;
