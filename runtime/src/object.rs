@@ -136,7 +136,7 @@ impl Object {
         if !self.inner.is_persistent() {
             return Ok(());
         }
-        sync::sync(self.inner.flushing(), op, &writeback::state::pages(self.inner.mapping(), &range), false)
+        sync::sync(self.inner.flushing(), op, &range, false)
     }
 
     /// Gives the store every byte of the range that was written before the call, and does not flush it: other readers of a
@@ -176,7 +176,7 @@ impl Object {
         if !self.inner.is_persistent() {
             return Ok(());
         }
-        sync::sync(self.inner.flushing(), op, &(0..self.inner.mapping().nr_pages()), true)
+        sync::sync(self.inner.flushing(), op, &(0..u64::MAX), true)
     }
 
     /// Keeps the pages of the range from being written back, whatever the pressure, until the value is dropped: a

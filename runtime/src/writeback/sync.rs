@@ -2,20 +2,21 @@
 //!
 //! # Context: control plane
 
-use super::state::{Flushing, bytes};
+use super::state::{self, Flushing};
 use super::{flush, lost, writeout};
 use crate::error::{Error, Result};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-/// Makes durable every byte of the pages that was written before the call; `skip_held`: but for those of held pages.
+/// Makes durable every byte of the range's pages that was written before the call; `skip_held`: but for those of held pages.
 ///
 /// # Errors
 /// [`Error::Writeback`], [`Error::Flush`], [`Error::Held`], and [`Error::Lost`] of bytes that an earlier flush took away.
 ///
 /// # Context: control plane
-pub(crate) fn sync(f: &Flushing, op: &'static str, pages: &Range<u64>, skip_held: bool) -> Result<()> {
+pub(crate) fn sync(f: &Flushing, op: &'static str, range: &Range<u64>, skip_held: bool) -> Result<()> {
     let m = f.mapping();
+    let asked = state::pages(m, range);
     loop {
         // ```text
         // this call                                another
@@ -25,10 +26,10 @@ pub(crate) fn sync(f: &Flushing, op: &'static str, pages: &Range<u64>, skip_held
         // ```
         // Acquire pairs with the Release in `flush::note_failure`.
         let failures = f.state().failures.load(Ordering::Acquire);
-        let pages = pages.start..pages.end.min(m.nr_pages());
+        let pages = asked.start..asked.end.min(m.nr_pages());
         let held = writeout::write_back(f, op, &pages)?;
         if let Some(p) = held.filter(|_| !skip_held) {
-            return Err(Error::Held { op, object: m.label.into(), range: bytes(&(p..p + 1)) });
+            return Err(Error::Held { op, object: m.label.into(), range: state::bytes(&(p..p + 1)) });
         }
         flush::flush(f, op)?;
         // Acquire: as above.
