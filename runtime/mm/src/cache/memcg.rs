@@ -21,6 +21,7 @@ use crate::vmstat::Event;
 /// What the hand did with one window of the table.
 #[derive(Default)]
 struct Swept {
+    /// Pages that have left the cache.
     freed: u64,
     /// Pages in the batch that are to be written.
     dirty: usize,
@@ -43,6 +44,9 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
     }
 }
 
+/// Sweeps the object's table until a page has gone, its limit has been raised, or a proof says that nothing can go (see
+/// `vmscan::direct`). A window that freed nothing costs no nap before the hand has been round three times: the first round
+/// unmaps, the second finds what was missed, and the third drops the rest.
 fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let windows = (mapping.folios.len() as u64).div_ceil(BATCH as u64);
     let account = mapping.account;

@@ -42,6 +42,9 @@ pub enum FailurePolicy {
 pub const DYING: u32 = 1 << 31;
 
 /// An object's pages. Linux: `struct address_space`.
+///
+/// What is no atomic is set when the object is made, and protected by nothing. The words of tables have their own protocols
+/// (`folio`, `extent`, `xarray`); of each other atomic its field says who writes it.
 pub struct Mapping<'g> {
     /// The object's number in the runtime's table.
     pub id: u32,
@@ -53,7 +56,8 @@ pub struct Mapping<'g> {
     pub chunks: &'g [ChunkWord],
     /// Which chunks have anything in their words.
     pub nodes: Nodes<'g>,
-    /// The end of the object, in bytes. Whole pages past it are never filled.
+    /// The end of the object, in bytes. Whole pages past it are never filled. Written under the object's turn to flush, by who
+    /// has its gate.
     pub i_size: AtomicU64,
     /// The store side.
     pub a_ops: &'g dyn AddressSpaceOps,
@@ -71,7 +75,7 @@ pub struct Mapping<'g> {
     /// them out whole, finds by itself which were stored to, and writes those. What `punch` leaves `DIRTY` was written.
     pub exclusive: bool,
     /// The flusher writes them when there are many or they are old: they count as dirty. Anonymous memory waits for
-    /// reclaim. Set once, when an object that was opened to be read is opened to be written.
+    /// reclaim. Set once, when an object that was opened to be read is opened to be written, under the lock of `make_writable`.
     pub is_flushed: AtomicBool,
     /// Writing them waits for a device.
     pub write_blocks: bool,
@@ -86,23 +90,26 @@ pub struct Mapping<'g> {
     pub ra: Readahead,
     /// How long a touch waits for a fill, `u64::MAX` for ever.
     pub deadline_ns: u64,
-    /// Claims, tellings and reads in flight: the object must not go away while there are any.
+    /// Claims, tellings and reads in flight: the object must not go away while there are any. Counted by whoever has one;
+    /// [`DYING`] is set by who ends the object.
     pub users: AtomicU32,
-    /// Calls of `map` whose mappings, whole or in pieces, are still there.
+    /// Calls of `map` whose mappings, whole or in pieces, are still there. Counted by the control plane.
     pub nr_maps: AtomicU32,
     /// The cache's limit, and who is reclaimed first.
     pub account: &'g CacheAccount<'g>,
-    /// The object's own limit in pages, `u64::MAX` if it has none, and its pages as far as they are counted for that.
+    /// The object's own limit in pages, `u64::MAX` if it has none. Written by the control plane alone.
     pub own_limit: AtomicU64,
-    /// Pages of an object with a limit of its own.
+    /// Its pages, as far as they are counted for that limit. Counted by whoever charges and uncharges.
     pub nr_own: AtomicU64,
-    /// Where reclaim under that limit goes on.
+    /// Where reclaim under that limit goes on. Written by whoever sweeps; any value is right.
     pub hand: AtomicU64,
-    /// Which of the two `UNSYNCED` bits write-back sets now.
+    /// Which of the two `UNSYNCED` bits write-back sets now. Written under the object's turn to flush.
     pub flush_turn: AtomicU32,
-    /// A flush is under way: pages that it covers stay in the cache until its outcome is known.
+    /// A flush is under way: pages that it covers stay in the cache until its outcome is known. Written under the object's
+    /// turn to flush.
     pub flushing: AtomicU32,
-    /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to.
+    /// Reclaim cannot drop pages before the store has flushed: whoever flushes is asked to. Set by reclaim, cleared under the
+    /// object's turn to flush.
     pub flush_wanted: AtomicU32,
     /// Whether the store takes what it is given, and how many pages are dirty.
     pub failing: Failing,

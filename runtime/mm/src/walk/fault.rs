@@ -49,8 +49,11 @@ enum Next {
 /// What one attempt knows of the ones before it.
 struct Attempt {
     flags: FaultFlags,
+    /// A private copy that was read past the cache, and the version that the page had before; given back if it is not used.
     cow: Option<(Staged, u32)>,
+    /// The wait between this attempt and the last one ended by the object's deadline.
     timed_out: bool,
+    /// The bits of all attempts before, so that a fault is major if any attempt of it was.
     before: VmFaultReason,
 }
 

@@ -20,6 +20,7 @@ pub(super) struct Reach {
     pub(super) idle: bool,
     /// Also those that are known to have been stored to.
     pub(super) dirty: bool,
+    /// Who wants them out, for the statistics and the shadow that is left.
     pub(super) why: Why,
 }
 
