@@ -158,7 +158,7 @@ impl Catalog {
                 text.trim().parse().map_err(why)?
             }
         };
-        Image::open(self.find(&digest)?)
+        self.open_by(&digest).map(|(_, image)| image)
     }
 
     /// Returns the file of the image with this digest.
@@ -166,8 +166,13 @@ impl Catalog {
     /// # Errors
     /// [`Error::Io`]: there is none.
     pub fn find(&self, digest: &Digest) -> Result<PathBuf> {
-        let mut found =
-            self.files()?.into_iter().filter(|p| Image::open(p).is_ok_and(|i| i.file_digest() == Some(*digest)));
+        self.open_by(digest).map(|(path, _)| path)
+    }
+
+    /// Returns the image with this digest, and its file.
+    fn open_by(&self, digest: &Digest) -> Result<(PathBuf, Image)> {
+        let opened = self.files()?.into_iter().filter_map(|p| Image::open(&p).ok().map(|image| (p, image)));
+        let mut found = opened.filter(|(_, image)| image.file_digest() == Some(*digest));
         found.next().ok_or_else(|| {
             let what = format!("no image with the digest {digest}");
             Error::io("look in the folder", &self.folder)(std::io::Error::new(std::io::ErrorKind::NotFound, what))
@@ -270,8 +275,7 @@ impl Catalog {
                 },
             }
         }
-        // Whoever needs others goes before them: where this ends half way, no image has lost what it needs.
-        plan.remove.sort_by_key(|e| std::cmp::Reverse(e.needs.len()));
+        plan.remove = children_first(plan.remove);
         for entry in &plan.remove {
             order.extend(alone.remove(&entry.path));
         }
@@ -284,7 +288,7 @@ impl Catalog {
     /// [`Error::InUse`] names the tag, or the image that needs it; or somebody holds it. [`Error::Io`]: there is none.
     pub fn remove(&self, digest: &Digest) -> Result<()> {
         let _lock = self.lock()?;
-        let (entries, _) = self.entries()?;
+        let (entries, damaged) = self.entries()?;
         let path = self.find(digest)?;
         let in_use = |why: String| Err(Error::InUse { path: path.clone(), why });
         if let Some(tag) = entries.iter().find(|e| e.path == path).and_then(|e| e.tags.first()) {
@@ -293,9 +297,24 @@ impl Catalog {
         if let Some(child) = entries.iter().find(|e| e.needs.contains(&path)) {
             return in_use(format!("{} needs it", child.path.display()));
         }
+        if let Some((by, _)) = damaged.first() {
+            return in_use(format!("{} cannot be read, and may need it", by.display()));
+        }
         match Alone::take(&path)? {
             Some(alone) => alone.remove(),
             None => in_use("somebody holds it".into()),
         }
     }
+}
+
+/// Puts whoever needs others before them: where a collection ends half way, no image has lost what it needs.
+fn children_first(mut left: Vec<Entry>) -> Vec<Entry> {
+    let mut order = Vec::new();
+    while !left.is_empty() {
+        let is_needed = |e: &Entry| left.iter().any(|other| other.needs.contains(&e.path));
+        // Files cannot need each other in a circle: each names the digests of those that it needs.
+        let at = left.iter().position(|e| !is_needed(e)).unwrap_or(0);
+        order.push(left.swap_remove(at));
+    }
+    order
 }

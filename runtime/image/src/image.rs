@@ -284,6 +284,9 @@ impl Image {
             }
             (Map::Tables, None) => into.clear(),
         }
+        if into.is_empty() && extent < self.nr_pages.div_ceil(EXTENT_PAGES) {
+            into.push(ExtentMap::zeros(self.nr_pages, extent));
+        }
         Ok(())
     }
 
@@ -296,8 +299,13 @@ impl Image {
             return Ok(map.clone());
         }
         let (mut map, mut runs) = (crate::extent_map::Builder::new(self.nr_pages), Vec::new());
+        let mut nr_runs = 0;
         for extent in 0..self.nr_pages.div_ceil(EXTENT_PAGES) {
             self.extent(extent, &mut runs)?;
+            nr_runs += runs.iter().filter(|r| r.source != Source::Zero).count() as u64;
+            if let Some(sfi) = self.own().filter(|sfi| nr_runs > sfi.nr_runs()) {
+                return Err(sfi.layer().corrupt("the table of extents", 0, "extents share their runs"));
+            }
             runs.iter().for_each(|r| map.put(r.pages(), r.source));
         }
         Ok(map.build())
@@ -306,7 +314,8 @@ impl Image {
     /// Returns who reads pages, on one thread.
     #[must_use]
     pub fn reader(&self) -> Reader<'_> {
-        Reader { image: self, runs: Vec::new(), extent: None, stored: Vec::new(), frame: None, decoded: Vec::new() }
+        let (runs, stored, decoded) = (Vec::new(), Vec::new(), Vec::new());
+        Reader { image: self, integrity: self.integrity, runs, extent: None, stored, frame: None, decoded }
     }
 
     /// Reads the whole image, and returns the digest of its memory.
@@ -355,21 +364,32 @@ impl Image {
                 })?;
             }
         }
-        let Some(wanted) = own.content_digest() else { return Ok(()) };
+        // Everything is read, so that layers without a container are looked at, too.
         let (mut reader, mut bytes, mut content) = (self.reader(), vec![0; GROUP_SIZE], Content::new(self.nr_pages));
+        reader.integrity = Integrity::Lazy;
         for g in 0..self.nr_pages.div_ceil(GROUP_PAGES) {
             let first = g * GROUP_PAGES;
             let nr = GROUP_PAGES.min(self.nr_pages - first) as usize;
             let bytes = bytes.get_mut(..nr * PAGE_SIZE).unwrap_or_default();
             reader.read(first, bytes)?;
-            content.add(&crate::digest::group(bytes));
+            let found = crate::digest::group(bytes);
+            // Children take these over without looking at the pages.
+            let mut kept = None;
+            own.each_content(g..g + 1, |_, digest| kept = Some(digest))?;
+            if let Some(wanted) = kept.filter(|wanted| *wanted != found) {
+                let path = own.path().to_path_buf();
+                return Err(Error::Digest { path, what: "a group of the contents", offset: first, wanted, found });
+            }
+            content.add(&found);
             f(done + first * PAGE_SIZE as u64);
         }
         let found = content.finish();
-        if wanted == found {
-            return Ok(());
+        match own.content_digest() {
+            Some(wanted) if wanted != found => {
+                Err(Error::Digest { path: own.path().into(), what: "the contents", offset: 0, wanted, found })
+            }
+            _ => Ok(()),
         }
-        Err(Error::Digest { path: own.path().into(), what: "the contents", offset: 0, wanted, found })
     }
 
     /// Reads a raw layer, and returns the digests of its groups.
@@ -396,7 +416,17 @@ impl Image {
     /// [`Error::Io`], [`Error::Changed`]: one of them has gone.
     pub fn lease(&self) -> Result<Lease> {
         let mut lease = Lease::default();
-        self.files.iter().try_for_each(|slot| lease.hold(&slot.path))?;
+        for slot in &self.files {
+            let held = lease.hold(&slot.path)?;
+            let open = slot.file.get().map(|file| match file {
+                File::Sfi(sfi) => sfi.layer().identity().inode,
+                File::Raw(layer) => layer.identity().inode,
+            });
+            // What has not been opened yet is looked at when it is.
+            if open.is_some_and(|open| open != held) {
+                return Err(Error::Changed { path: slot.path.clone(), what: "the file of that name" });
+            }
+        }
         Ok(lease)
     }
 
@@ -404,6 +434,11 @@ impl Image {
     #[must_use]
     pub fn needs(&self) -> Vec<PathBuf> {
         self.files.iter().skip(1).map(|slot| slot.path.clone()).collect()
+    }
+
+    /// Returns the number of layers.
+    pub(crate) fn nr_layers(&self) -> usize {
+        self.files.len()
     }
 
     /// Returns the file of a layer.
@@ -440,6 +475,7 @@ impl Image {
 #[derive(Debug)]
 pub struct Reader<'a> {
     image: &'a Image,
+    integrity: Integrity,
     runs: Vec<Run>,
     /// Whose runs those are.
     extent: Option<u64>,
@@ -494,7 +530,7 @@ impl Reader<'_> {
     }
 
     fn read_run(&mut self, run: &Run, into: &mut [u8]) -> Result<()> {
-        let (image, integrity) = (self.image, self.image.integrity);
+        let (image, integrity) = (self.image, self.integrity);
         let slot = |layer: u16| {
             let why = "the image has no such layer";
             let none = || Error::Argument { op: "Reader::read", arg: "layer", value: layer.into(), why };
@@ -535,7 +571,7 @@ impl Reader<'_> {
             let no_frame = Error::Argument { op: "Reader::frame", arg: "layer", value: layer.into(), why };
             let slot = self.image.files.get(usize::from(layer));
             let Some(File::Sfi(sfi)) = slot.map(Slot::get).transpose()? else { return Err(no_frame) };
-            sfi.read_frame(frame, self.image.integrity, &mut self.stored, &mut self.decoded)?;
+            sfi.read_frame(frame, self.integrity, &mut self.stored, &mut self.decoded)?;
             self.frame = Some((layer, frame));
         }
         Ok(&self.decoded)

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a raw file without digests is known by.
@@ -25,6 +25,12 @@ impl Identity {
     }
 }
 
+/// Opens a file to be read. Whoever opened a pipe to be read, which nobody writes, would wait.
+pub(crate) fn open(path: &Path) -> std::io::Result<File> {
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    File::options().read(true).custom_flags(flags).open(path)
+}
+
 /// An open file, and what it was when it was opened.
 #[derive(Debug)]
 pub struct Layer {
@@ -40,7 +46,7 @@ impl Layer {
     /// [`Error::Io`]; [`Error::Unsupported`] of what is no file with bytes (a directory, a pipe).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let file = open(&path).map_err(Error::io("open", &path))?;
         let meta = file.metadata().map_err(Error::io("stat", &path))?;
         if !meta.is_file() {
             let why = "an image lies in regular files";

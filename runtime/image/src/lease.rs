@@ -11,6 +11,7 @@
 //! # Context: control plane; allocates, and waits for files
 
 use crate::error::{Error, Result};
+use crate::layer;
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -27,14 +28,16 @@ impl Lease {
     }
 
     /// Holds one more file; waits for who is about to remove it, and then finds that it is not there.
-    pub(crate) fn hold(&mut self, path: &Path) -> Result<()> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+    /// Returns the device and the inode that are held.
+    pub(crate) fn hold(&mut self, path: &Path) -> Result<(u64, u64)> {
+        let file = layer::open(path).map_err(Error::io("open", path))?;
         file.lock_shared().map_err(Error::io("lock", path))?;
         if !is_named(&file, path) {
             return Err(Error::Changed { path: path.into(), what: "the file of that name" });
         }
+        let inode = file.metadata().map(|m| (m.dev(), m.ino())).map_err(Error::io("stat", path))?;
         self.0.push((path.into(), file));
-        Ok(())
+        Ok(inode)
     }
 
     /// Holds a file that is open, and has no name yet.
@@ -58,7 +61,7 @@ pub(crate) struct Alone(PathBuf, #[expect(dead_code, reason = "its lock is what 
 impl Alone {
     /// Takes a file for its own; `None`: somebody holds it, or it has gone.
     pub(crate) fn take(path: &Path) -> Result<Option<Self>> {
-        let file = match File::open(path) {
+        let file = match layer::open(path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("open", path)(e)),

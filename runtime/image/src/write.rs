@@ -28,7 +28,7 @@ use zerocopy::{FromZeros, IntoBytes};
 /// Makes an `.sfi` file: of a memory, or of what has changed since another image.
 ///
 /// Pages are written in ascending order; those that never are, are zero, or the parent's. The file appears under its name when
-/// [`Writer::finish`] has made everything durable, and not before: whatever happens in between, what was there is there.
+/// [`Writer::finish`] has made everything durable, and not before. No file is ever replaced: another image may need it.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
@@ -44,6 +44,8 @@ pub struct Writer {
     regions: Vec<Region>,
     keys: Vec<(String, Vec<u8>)>,
     parent: Option<Arc<Image>>,
+    /// Nobody removes the parent's files while there is going to be a child of theirs.
+    lease: Lease,
     contents: Contents,
 }
 
@@ -72,7 +74,7 @@ impl Writer {
     /// Begins an image of `nr_pages` pages that will be called `path`.
     ///
     /// # Errors
-    /// [`Error::Io`]: no temporary file could be made in the folder.
+    /// [`Error::Io`]: there is such a file, or no temporary file could be made in the folder.
     pub fn create(path: impl AsRef<Path>, nr_pages: u64) -> Result<Self> {
         Self::new(path.as_ref(), nr_pages, None)
     }
@@ -91,8 +93,18 @@ impl Writer {
         if nr_pages > 1 << 48 {
             return Err(Error::Argument { op, arg: "nr_pages", value: nr_pages, why: "no memory has so many" });
         }
+        if path.symlink_metadata().is_ok() {
+            let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+            return Err(Error::Io { op: "create", path: path.into(), source: exists });
+        }
         let mut map = Builder::new(nr_pages);
+        let mut lease = Lease::default();
         if let Some(parent) = &parent {
+            lease = parent.lease()?;
+            if parent.nr_layers() >= usize::from(u16::MAX) {
+                let value = parent.nr_layers() as u64;
+                return Err(Error::Argument { op, arg: "parent", value, why: "65,535 layers are the most" });
+            }
             // The parent's layers come behind the file itself.
             for run in parent.map()?.runs() {
                 map.put(run.pages(), run.source.above(1));
@@ -117,6 +129,7 @@ impl Writer {
             regions: Vec::new(),
             keys: Vec::new(),
             parent,
+            lease,
             contents,
         })
     }
@@ -244,12 +257,13 @@ impl Writer {
     /// Writes the tables and the header, makes everything durable, and gives the file its name. Returns the file digest.
     ///
     /// # Errors
-    /// [`Error::Io`]: nothing has got the name, or what had it has it still.
+    /// [`Error::Io`]: nothing has got the name, or what has got it meanwhile has it still.
     pub fn finish(self) -> Result<Digest> {
         self.finish_held().map(|(digest, _)| digest)
     }
 
-    /// As [`Writer::finish`]; who collects leaves the file alone until the lease ends, though nothing names it yet.
+    /// As [`Writer::finish`]; who collects leaves the file, and those that it needs, alone until the lease ends, though nothing
+    /// names it yet.
     ///
     /// # Errors
     /// As [`Writer::finish`].
@@ -296,7 +310,7 @@ impl Writer {
         header.digest = header.own_digest();
         self.temp.as_file().write_all_at(header.as_bytes(), 0).map_err(io("write"))?;
         self.temp.as_file().sync_all().map_err(io("fsync"))?;
-        let mut lease = Lease::default();
+        let mut lease = std::mem::take(&mut self.lease);
         lease.hold_open(&self.path, self.temp.reopen().map_err(io("open"))?)?;
         persist(self.temp, &self.path)?;
         Ok((header.digest, lease))
@@ -344,7 +358,7 @@ fn same_folder(a: &Path, b: &Path) -> bool {
 
 /// Gives a finished file its name, and makes the name durable.
 fn persist(temp: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    temp.persist(path).map_err(|e| Error::io("rename to", path)(e.error))?;
+    temp.persist_noclobber(path).map_err(|e| Error::io("rename to", path)(e.error))?;
     let dir = File::open(folder(path)).map_err(Error::io("open the folder of", path))?;
     dir.sync_all().map_err(Error::io("fsync the folder of", path))
 }

@@ -99,6 +99,37 @@ fn nothing_goes_while_a_file_cannot_be_read() {
     assert!(damaged.exists());
 }
 
+/// Who writes a child holds the parent, which nothing names.
+#[test]
+fn a_parent_is_held_while_its_child_is_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(format!("{name}.sfi"));
+    let catalog = Catalog::open(folder.path()).expect("open");
+    full(&at("parent"), 1);
+    let parent = Arc::new(Image::open(at("parent")).expect("open"));
+    let mut w = Writer::over(at("child"), 50, parent).expect("create");
+    w.write(3, &[7; PAGE_SIZE]).expect("write");
+    assert!(catalog.collect().expect("collect").remove.is_empty());
+    let (_, lease) = w.finish_held().expect("finish");
+    assert!(catalog.collect().expect("collect").remove.is_empty());
+    assert_eq!(read_all(&Image::open(at("child")).expect("open"))[3], [7; PAGE_SIZE]);
+    drop(lease);
+    let gone = catalog.collect().expect("collect").remove;
+    assert_eq!(gone.iter().map(|e| e.path.clone()).collect::<Vec<_>>(), [at("child"), at("parent")], "the child first");
+}
+
+/// A pipe of an image's name keeps nobody waiting.
+#[test]
+fn a_pipe_is_no_image() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pipe = folder.path().join("x.sfi");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+    assert!(made.success());
+    assert!(matches!(Image::open(&pipe), Err(Error::Unsupported { .. })));
+    let plan = Catalog::open(folder.path()).expect("open").collect().expect("collect");
+    assert_eq!(plan.damaged.len(), 1);
+}
+
 /// A lease that is asked for while the file is being removed is refused, or holds the file.
 #[test]
 fn a_lease_and_a_collection_do_not_both_succeed() {

@@ -25,6 +25,7 @@ fn region(name: &str, address: u64, pages: std::ops::Range<u64>) -> Region {
 
 /// Writes a model, page by page, those that are zero left out.
 fn save(path: &Path, model: &Model, codec: Codec) -> Digest {
+    let _ = std::fs::remove_file(path);
     let mut w = Writer::create(path, model.len() as u64).expect("create").codec(codec);
     for (p, page) in model.iter().enumerate().filter(|(_, page)| page.iter().any(|b| *b != 0)) {
         w.write(p as u64, page).expect("write");
@@ -150,12 +151,22 @@ fn nothing_is_left_of_what_was_not_finished() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("image.sfi");
     let digest = save(&path, &filled(100, 1), Codec::Lz4);
-    let mut w = Writer::create(&path, 100).expect("create");
+    assert!(matches!(Writer::create(&path, 100), Err(Error::Io { .. })), "no image is replaced");
+    let own = Arc::new(Image::open(&path).expect("open"));
+    assert!(matches!(Writer::over(&path, 100, own), Err(Error::Io { .. })), "least of all a parent by its child");
+    let other = folder.path().join("other.sfi");
+    let mut w = Writer::create(&other, 100).expect("create");
     w.write(0, &[1; 50 * PAGE_SIZE]).expect("write");
     assert!(matches!(w.write(49, &[1; PAGE_SIZE]), Err(Error::Argument { .. })), "out of order");
     assert!(matches!(w.write(99, &[1; 2 * PAGE_SIZE]), Err(Error::Argument { .. })), "past the end");
     assert!(matches!(w.write(60, &[1; 9]), Err(Error::Argument { .. })), "no page");
     assert!(w.region(region("r", 0, 0..101)).is_err() && w.region(region("r", 4097, 0..1)).is_err());
+    std::fs::write(&other, "somebody's").expect("write");
+    assert!(matches!(w.finish(), Err(Error::Io { .. })), "what got the name meanwhile is not replaced");
+    assert_eq!(std::fs::read(&other).expect("read"), b"somebody's");
+    std::fs::remove_file(&other).expect("remove");
+    let mut w = Writer::create(&other, 100).expect("create");
+    w.write(0, &[1; 50 * PAGE_SIZE]).expect("write");
     drop(w);
     assert_eq!(std::fs::read_dir(folder.path()).expect("dir").count(), 1, "no temporary file");
     assert_eq!(Image::open(&path).expect("open").file_digest(), Some(digest), "what was there is there");

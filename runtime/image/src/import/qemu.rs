@@ -26,6 +26,8 @@ const LOOK: u64 = 1 << 20;
 /// More blocks of RAM than this no machine has.
 const BLOCKS_MAX: usize = 4096;
 const WHAT: &str = "the section of RAM";
+/// Pages of an address space.
+const SPACE_PAGES: u64 = 1 << 44;
 
 /// A block of RAM.
 #[derive(Debug)]
@@ -55,6 +57,9 @@ pub fn open(path: impl AsRef<Path>) -> Result<Image> {
         let Some(saved) = block.saved else { continue };
         let first = at.next_multiple_of(EXTENT_PAGES);
         let nr = block.len_bytes / PAGE_SIZE as u64;
+        if first >= SPACE_PAGES || nr >= SPACE_PAGES {
+            return Err(layer.corrupt(WHAT, 0, format!("block `{}` ends past any address", block.name)));
+        }
         let offset = first * PAGE_SIZE as u64;
         let prot = Prot::READ | Prot::WRITE | Prot::EXEC;
         regions.push(Region { name: block.name.clone(), address: offset, offset, len_bytes: block.len_bytes, prot });

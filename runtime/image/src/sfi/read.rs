@@ -18,6 +18,8 @@ use std::path::Path;
 const NAME_MAX: u64 = 4096;
 /// The longest value of a key.
 const VALUE_MAX: u64 = 256 << 20;
+/// All names, and all values, of an image together.
+const ALL_MAX: u64 = 1 << 30;
 /// More regions, keys or layers than this no image has.
 const ENTRIES_MAX: u64 = 1 << 20;
 
@@ -52,6 +54,11 @@ impl Sfi {
     pub(crate) fn open(layer: Layer) -> Result<Self> {
         let tables = Tables::open(&layer)?;
         let (nr_groups, nr_frames) = (tables.nr(Table::Groups), tables.nr(Table::Frames));
+        let body = (tables.header().body_end.get() - BODY_START).div_ceil(GROUP_SIZE as u64);
+        if nr_groups < body {
+            let why = format!("{nr_groups} digests for {body} groups of the body");
+            return Err(layer.corrupt(Table::Groups.name(), tables.pos(Table::Groups, 0), why));
+        }
         if tables.header().required.get() & required::ZSTD != 0
             && let Some(why) = (Codec::Zstd { level: 3 }).missing()
         {
@@ -98,7 +105,18 @@ impl Sfi {
         })
     }
 
-    fn name(&self, span: &super::layout::Span, table: Table, i: u64) -> Result<String> {
+    /// Counts the bytes of a span among those that are taken into memory together: spans may name the same bytes again and again.
+    fn spend(&self, spent: &mut u64, span: &super::layout::Span) -> Result<()> {
+        *spent = spent.saturating_add(span.len.get());
+        if *spent > ALL_MAX.min(self.tables.nr(Table::Bytes)) {
+            let why = "names and values are longer, together, than the bytes that there are, or than a gigabyte";
+            return Err(self.layer.corrupt(Table::Bytes.name(), self.tables.pos(Table::Bytes, 0), why));
+        }
+        Ok(())
+    }
+
+    fn name(&self, spent: &mut u64, span: &super::layout::Span, table: Table, i: u64) -> Result<String> {
+        self.spend(spent, span)?;
         let bytes = self.tables.bytes(&self.layer, span, NAME_MAX)?;
         let pos = self.tables.pos(table, i);
         String::from_utf8(bytes).map_err(|_| self.layer.corrupt(table.name(), pos, "a name is not UTF-8"))
@@ -121,9 +139,10 @@ impl Sfi {
         let mut regions: Vec<Region> = Vec::new();
         let nr = self.few(Table::Regions)?;
         let len_bytes = self.nr_pages() * PAGE_SIZE as u64;
+        let mut spent = 0;
         self.tables.each(&self.layer, Table::Regions, 0..nr, |i, r: RegionAt| {
             let region = Region {
-                name: self.name(&r.name, Table::Regions, i)?,
+                name: self.name(&mut spent, &r.name, Table::Regions, i)?,
                 address: r.address.get(),
                 offset: r.offset.get(),
                 len_bytes: r.len.get(),
@@ -141,10 +160,11 @@ impl Sfi {
 
     pub(crate) fn keys(&self) -> Result<Vec<(String, Vec<u8>)>> {
         let nr = self.few(Table::Keys)?;
-        let mut keys = Vec::new();
+        let (mut keys, mut spent) = (Vec::new(), 0);
         self.tables.each(&self.layer, Table::Keys, 0..nr, |i, k: KeyAt| {
+            self.spend(&mut spent, &k.value)?;
             let value = self.tables.bytes(&self.layer, &k.value, VALUE_MAX)?;
-            keys.push((self.name(&k.key, Table::Keys, i)?, value));
+            keys.push((self.name(&mut spent, &k.key, Table::Keys, i)?, value));
             Ok(())
         })?;
         Ok(keys)
@@ -153,10 +173,10 @@ impl Sfi {
     /// Returns the other files: layers 1, 2, and so on.
     pub(crate) fn below(&self) -> Result<Vec<Below>> {
         let nr = self.few(Table::Layers)?;
-        let mut below = Vec::new();
+        let (mut below, mut spent) = (Vec::new(), 0);
         self.tables.each(&self.layer, Table::Layers, 0..nr, |i, l: LayerAt| {
             let corrupt = |why: &str| self.layer.corrupt(Table::Layers.name(), self.tables.pos(Table::Layers, i), why);
-            let name = self.name(&l.name, Table::Layers, i)?;
+            let name = self.name(&mut spent, &l.name, Table::Layers, i)?;
             // A name with a folder in it could name any file of the machine.
             if name.is_empty() || name.contains('/') || name == "." || name == ".." || name.contains('\0') {
                 return Err(corrupt("the name of a layer is no file's in the same folder"));
@@ -191,6 +211,10 @@ impl Sfi {
         let first_page = extent * EXTENT_PAGES;
         let nr_pages = EXTENT_PAGES.min(self.nr_pages() - first_page);
         let (first, nr) = (at.first.get(), u64::from(at.nr.get()));
+        if nr == 0 {
+            // All zero.
+            return Ok(());
+        }
         let end = first.checked_add(nr).filter(|end| *end <= self.tables.nr(Table::Runs) && nr <= EXTENT_PAGES);
         let Some(end) = end else { return Err(corrupt("its runs lie outside their table")) };
         let mut covered = 0;
@@ -204,6 +228,10 @@ impl Sfi {
             Ok(())
         })?;
         if covered == nr_pages { Ok(()) } else { Err(corrupt("its runs do not reach its end")) }
+    }
+
+    pub(crate) fn nr_runs(&self) -> u64 {
+        self.tables.nr(Table::Runs)
     }
 
     /// Checks one run, as far as this file says; what lies in other layers is checked when it is read there.
@@ -309,7 +337,7 @@ impl Sfi {
             return layer.read("pages", pos, into);
         }
         let mut scratch = Vec::new();
-        let (mut done, end) = (0usize, pos + into.len() as u64);
+        let (mut done, end) = (0usize, pos.saturating_add(into.len() as u64));
         while done < into.len() {
             let here = pos + done as u64;
             let nr = (here - at.start) / GROUP_SIZE as u64;
