@@ -35,6 +35,8 @@ static void reinstall(void)
     CHECK(strstr(text, "reinstall") != NULL);
     OK(softfault_reinstall_handlers(rt));
     OK(softfault_runtime_audit_threads(rt, &offenders, text, sizeof text, NULL));
+    if (offenders != 0)
+        fprintf(stderr, "%s", text);
     CHECK_IS(offenders, 0);
     base[0] = 5;
     CHECK_IS(base[0], 5);

@@ -117,27 +117,34 @@ pub(crate) fn audit_threads() -> Result<Audit> {
 
 /// How often a thread is looked at that sleeps with everything masked, a millisecond apart.
 const LOOKS: u32 = 50;
-/// How often one is looked at that would run if it had a processor: in a handler of ours, or on its way in or out of the C
-/// library, which masks everything while a thread begins and while it ends.
-const LOOKS_RUNNABLE: u32 = 2_000;
+/// How often one is looked at that would run if it had a processor, or waits inside the kernel for what no signal ends: in a
+/// handler of ours, or on its way in or out of the C library, which masks everything while a thread begins and while it ends.
+/// (Its last descriptors are closed then, which may be those of userfaultfds.)
+const LOOKS_BUSY: u32 = 2_000;
 
 /// Reads a thread's `status`; `None`: it ended between the listing and the reading.
 fn status_of(task: &Path) -> Option<String> {
-    let (mut asleep, mut runnable) = (0, 0);
+    let (mut asleep, mut busy) = (0, 0);
     loop {
         let status = by_std::read_to_string(task.join("status")).ok()?;
-        *if field(&status, "State:").starts_with('R') { &mut runnable } else { &mut asleep } += 1;
-        if !is_in_handler(&status) || asleep >= LOOKS || runnable >= LOOKS_RUNNABLE {
+        match field(&status, "State:").chars().next() {
+            // It has ended, and touches nothing any more.
+            Some('Z' | 'X') => return None,
+            Some('S') => asleep += 1,
+            _ => busy += 1,
+        }
+        if !is_in_handler(&status) || asleep >= LOOKS || busy >= LOOKS_BUSY {
             return Some(status);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Returns whether every signal is masked that can be: SIGKILL and SIGSTOP (9 and 19) cannot.
+/// Returns whether every signal is masked that can be: SIGKILL and SIGSTOP (9 and 19) cannot. A thread that the C library is
+/// ending has one open, by which it asks all threads to change their user (33); what a program blocks leaves 32 open, too.
 fn is_in_handler(status: &str) -> bool {
     let blocked = u64::from_str_radix(field(status, "SigBlk:"), 16).unwrap_or(0);
-    blocked == EVERY_SIGNAL & !mask_bit(9) & !mask_bit(19)
+    blocked | mask_bit(33) == EVERY_SIGNAL & !mask_bit(9) & !mask_bit(19)
 }
 
 fn field<'a>(status: &'a str, name: &str) -> &'a str {
@@ -172,6 +179,7 @@ mod tests {
     #[test]
     fn a_mask_of_everything_is_a_handlers() {
         assert!(is_in_handler("SigBlk:\tfffffffffffbfeff\n"));
+        assert!(is_in_handler("SigBlk:\tfffffffefffbfeff\n"), "or of a thread that ends");
         assert!(!is_in_handler("SigBlk:\tfffffffe7ffbfeff\n"), "what a program's sigfillset(3) blocks");
         assert!(!is_in_handler("SigBlk:\t0000000000000040\n"));
     }
