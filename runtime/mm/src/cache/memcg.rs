@@ -51,7 +51,9 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let windows = (mapping.folios.len() as u64).div_ceil(BATCH as u64);
     let account = mapping.account;
     let mut empty = 0u64;
-    let (mut stall, mut cut) = (vmscan::resume(env, account), false);
+    // What others of the cache free or write is no room here: only another limit is another question.
+    let limit = own_limit_word(mapping);
+    let (mut stall, mut cut) = (vmscan::resume(env, account, limit), false);
     let mut fewest = u64::MAX;
     loop {
         if !mapping.is_over_own_limit() {
@@ -74,11 +76,11 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
             continue;
         }
         let woken = nap(env, ctx, mapping, (&mut stall, &mut cut), swept.is_busy() || is_filling(mapping));
-        if (stall.idle > 16 || stall.is_busy_for_long()) && vmscan::is_proof(env, mapping, &mut stall) {
+        if (stall.idle > 16 || stall.is_busy_for_long()) && vmscan::is_proof(env, mapping, &mut stall, false) {
             return Freed::Nothing;
         }
         if woken == Woken::NotNow {
-            return vmscan::keep(env, account, stall);
+            return vmscan::keep(env, limit, stall);
         }
     }
 }
@@ -91,9 +93,7 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, (stall, cut): (&mut S
     let account = mapping.account;
     let progress = account.begin_wait();
     // This word moves only when the limit itself does, so nothing else that moves is mistaken for a change of it.
-    let limit = mapping.own_limit.load(Ordering::Relaxed) & u64::from(u32::MAX);
-    let quiet =
-        WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: u32::try_from(limit).unwrap_or(0) };
+    let quiet = WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: own_limit_word(mapping) };
     let woken = vmscan::sleep(env, ctx, if *cut { quiet } else { progress });
     *cut = !*cut && account.has_progressed(progress);
     account.end_wait();
@@ -101,6 +101,12 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, (stall, cut): (&mut S
         vmscan::count(env, stall, woken, busy);
     }
     woken
+}
+
+/// Returns the half of the object's own limit that a thread can sleep on.
+fn own_limit_word(mapping: &Mapping<'_>) -> u32 {
+    let limit = mapping.own_limit.load(Ordering::Relaxed) & u64::from(u32::MAX);
+    u32::try_from(limit).unwrap_or(0)
 }
 
 /// Returns whether more pages are paid for than are there: they are being filled.

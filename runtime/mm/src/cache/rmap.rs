@@ -125,12 +125,13 @@ pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)]
 }
 
 fn unmap_from(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
+    let asked = vma.mmu.asked();
     let seen = vma.is_noted().then(|| look_before(vma, mapping, pages));
     zap_pages(vma, mapping.id, pages, zaps);
     failpoint!(UNMAP_ZAPPED);
     if let Some(seen) = seen {
         look_after(vma, mapping, pages, seen);
-        if !vma.mmu.vouches() {
+        if !vma.mmu.vouches(asked) {
             // The host did not answer of our memory, and the entries that it was asked about are gone by now: nobody knows
             // what was noted of stores here, so each page counts as written.
             each_address(vma, mapping.id, pages, |_, pgoff, _| mark_dirty(mapping, pgoff));

@@ -257,8 +257,14 @@ impl Mapping<'_> {
     /// Marks a page dirty to which a store was found, and which nobody has pinned for that; `None`: it is not cached, or
     /// leaving, and was found dirty by who makes it leave.
     pub fn mark_dirty(&self, word: &FolioWord) -> Option<Folio> {
-        let old = word.try_dirty().ok()?;
+        // Counted under a pin, where there is one left: who writes the page back meanwhile would count it clean before it was
+        // counted dirty, and the number never falls below 0.
+        let pinned = word.try_pin(DIRTY);
+        let old = pinned.or_else(|_| word.try_dirty()).ok()?;
         self.account_dirtied(u64::from(!old.has(DIRTY)));
+        if pinned.is_ok() {
+            word.unpin();
+        }
         Some(old)
     }
 

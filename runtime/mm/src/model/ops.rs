@@ -125,18 +125,27 @@ pub trait Mmu: Sync + core::fmt::Debug {
         Pte::None
     }
 
-    /// The same where many are looked at: what was said is to be believed only if [`Mmu::vouches`] afterwards.
+    /// The same where many are looked at: what was said is to be believed only if [`Mmu::vouches`] afterwards for
+    /// what [`Mmu::asked`] returned before.
     ///
     /// # Context: handler
     fn pte_glanced(&self, addr: usize) -> Pte {
         self.pte(addr)
     }
 
+    /// Returns by what the next [`Mmu::pte_glanced`] will be answered, if that does not change meanwhile.
+    ///
+    /// # Context: handler
+    fn asked(&self) -> u64 {
+        0
+    }
+
     /// Returns whether what [`Mmu::pte_glanced`] has said was of this process's page table: the host may have answered by a
     /// file that the program has closed, and whose number it has given to the same file of another process.
     ///
     /// # Context: handler
-    fn vouches(&self) -> bool {
+    fn vouches(&self, asked: u64) -> bool {
+        let _ = asked;
         true
     }
 

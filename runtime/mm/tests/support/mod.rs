@@ -504,7 +504,7 @@ impl Mmu for PageTables {
         // There the page was mapped and clean before, and is not mapped now.
         if pte == Pte::None { Pte::Marker } else { Pte::Clean }
     }
-    fn vouches(&self) -> bool {
+    fn vouches(&self, _asked: u64) -> bool {
         !self.0.tells_anothers.load(Ordering::Relaxed)
     }
     fn charge_vmas(&self, delta: i64) -> bool {

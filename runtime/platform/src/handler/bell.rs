@@ -4,7 +4,7 @@
 //! gets the lowest that is free; so before an end is used, its number is looked at, and a look tells files by their inode. Every
 //! eventfd is one inode to the kernel: the program's, under our number, was taken for ours. A socket has an inode of its own, and
 //! send(2) is refused by whatever is none: so what another thread of the program opens between the look and the call is left
-//! alone, too, where write(2) would have left a byte in it.
+//! alone, too, unless that is a socket itself, where write(2) would have left a byte in anything.
 //! ```text
 //! monitor                                   the program
 //! polls its end

@@ -240,8 +240,11 @@ impl Mmu for UffdMmu {
     fn pte_glanced(&self, addr: usize) -> Pte {
         pagemap::glance(addr).map_or(Pte::Written, pte_of)
     }
-    fn vouches(&self) -> bool {
-        pagemap::vouches()
+    fn asked(&self) -> u64 {
+        pagemap::asked_by()
+    }
+    fn vouches(&self, asked: u64) -> bool {
+        pagemap::vouches(asked)
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         budget::charge(delta)

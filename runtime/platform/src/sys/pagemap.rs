@@ -103,7 +103,14 @@ fn publish(seen: i32, number: i32) -> Result<(), Errno> {
     INO.store(ino, Ordering::Relaxed);
     // Release pairs with `asked`: who has the number knows what it names.
     let swapped = FD.compare_exchange(seen, number, Ordering::Release, Ordering::Relaxed);
-    swapped.map(drop).map_err(|_| Errno::EAGAIN)
+    swapped.map(drop).map_err(|winner| {
+        // What is known is what the winner's number names. Who looks in between opens the file once more, at worst.
+        if let Ok((dev, ino)) = fd::identity(winner) {
+            DEV.store(dev, Ordering::Relaxed);
+            INO.store(ino, Ordering::Relaxed);
+        }
+        Errno::EAGAIN
+    })
 }
 
 /// Returns the number to ask by, negative if there is none.
@@ -175,13 +182,22 @@ fn with_file<R>(mut asks: impl FnMut(i32) -> Result<R, Errno>) -> Result<R, Errn
     Err(Errno::EBADF)
 }
 
-/// Returns whether what was [`glanced`](glance) at was of this process.
+/// Returns what [`glance`] asks by now.
 ///
 /// # Context: handler
 #[must_use]
-pub fn vouches() -> bool {
-    let number = asked();
-    let ours = is_ours(number);
+pub fn asked_by() -> u64 {
+    u64::from(asked().cast_unsigned())
+}
+
+/// Returns whether what was [`glanced`](glance) at since [`asked_by`] returned `asked` was of this process. Not where another
+/// number has been taken meanwhile: some of it was asked by the old one, when that named another file.
+///
+/// # Context: handler
+#[must_use]
+pub fn vouches(asked: u64) -> bool {
+    let number = asked_by() as i32;
+    let ours = is_ours(number) && asked == asked_by();
     if !ours {
         // So that the next ones are to be believed.
         let _ = take_back(number);

@@ -98,7 +98,7 @@ pub(super) fn may_retry(address: usize) -> bool {
     {
         entry.count.store(0, Ordering::Relaxed);
     }
-    if is_changing {
+    if is_changing && entry.changes.load(Ordering::Relaxed) < CHANGES_MAX {
         if entry.count.load(Ordering::Relaxed) < TURNS {
             entry.count.fetch_add(1, Ordering::Relaxed);
             thread::sched_yield();

@@ -45,16 +45,16 @@ pub(crate) fn begin(env: Env<'_>, account: &CacheAccount<'_>) -> Stall {
     Stall::new(env.park.now_ns(), account.nr_failed_writes(), env.mm.reclaim_ticket())
 }
 
-/// Returns the stall that the thread went away with, if nobody has freed anything since.
-pub(crate) fn resume(env: Env<'_>, account: &CacheAccount<'_>) -> Stall {
+/// Returns the stall that the thread went away with, if `progress`, which moves when there is room for it, has not since.
+pub(crate) fn resume(env: Env<'_>, account: &CacheAccount<'_>, progress: u32) -> Stall {
     let kept = env.park.stall().map(core::cell::Cell::take);
-    kept.filter(|s| s.goes_on(account.progress())).unwrap_or_else(|| begin(env, account))
+    kept.filter(|s| s.goes_on(progress)).unwrap_or_else(|| begin(env, account))
 }
 
 /// Keeps the stall for a thread that goes away and comes back.
-pub(crate) fn keep(env: Env<'_>, account: &CacheAccount<'_>, mut stall: Stall) -> Freed {
+pub(crate) fn keep(env: Env<'_>, progress: u32, mut stall: Stall) -> Freed {
     if let Some(kept) = env.park.stall() {
-        stall.leave(account.progress());
+        stall.leave(progress);
         kept.set(stall);
     }
     Freed::Later
@@ -85,17 +85,20 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, stall: &mut Stal
     woken
 }
 
-/// Returns whether nothing can go, after a time that would say so if nobody else had pages in hand.
-///
-/// Write-back that is under way without one that has failed since the stall began has been for all of it; one that
-/// succeeds is progress.
-pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall) -> bool {
+/// Returns whether write-back is under way that may make room: it has been for all of the stall if none has failed since that
+/// began, and one that succeeds is progress.
+fn is_written(account: &CacheAccount<'_>, stall: &Stall) -> bool {
+    account.nr_writeback.load(Ordering::Relaxed) > 0 && account.nr_failed_writes() == stall.failed
+}
+
+/// Returns whether nothing can go, after a time that would say so if nobody else had pages in hand, and nothing was being
+/// written (`writes`) whose end would be room for the thread.
+pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, writes: bool) -> bool {
     let account = mapping.account;
     if mapping.deadline_ns != u64::MAX && stall.is_over(mapping.deadline_ns / NAP_NS) {
         // Who gave a deadline is told.
         return true;
     }
-    let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 && account.nr_failed_writes() == stall.failed;
     if writes || env.mm.has_reclaim_from_before(stall.ticket) {
         stall.outlasted = true;
         return false;
@@ -115,7 +118,7 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall) -
 pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
-    let mut stall = resume(env, account);
+    let mut stall = resume(env, account, account.progress());
     let mut freed = 0u64;
     loop {
         let limit = account.limit();
@@ -142,12 +145,14 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 || done.dirty > 0;
         let busy = !looked || writes || account.is_filling();
         if (done.scanned == 0 || busy || whole) && nap(env, ctx, account, &mut stall, busy) == Woken::NotNow {
-            if stall.is_long(limit) && is_proof(env, mapping, &mut stall) {
+            let written = is_written(account, &stall);
+            if stall.is_long(limit) && is_proof(env, mapping, &mut stall, written) {
                 return Freed::Nothing;
             }
-            return keep(env, account, stall);
+            return keep(env, account.progress(), stall);
         }
-        if stall.is_long(limit) && is_proof(env, mapping, &mut stall) {
+        let written = is_written(account, &stall);
+        if stall.is_long(limit) && is_proof(env, mapping, &mut stall, written) {
             return Freed::Nothing;
         }
     }
