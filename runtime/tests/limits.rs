@@ -424,8 +424,10 @@ fn runtimes_without_a_limit_share_one() {
         assert_eq!((limit_of(&first), limit_of(&own)), (share, 2048));
     });
     // A group goes when nobody is in it, which may be a moment after the process has ended.
-    let dir_in =
-        |out: &Output| Some(String::from_utf8_lossy(&out.stdout).split_once("group: ")?.1.lines().next()?.to_owned());
+    let dir_in = |out: &Output| {
+        let said = String::from_utf8_lossy(&out.stdout).into_owned();
+        said.lines().find_map(|line| line.strip_prefix("group: ").map(str::to_owned))
+    };
     if let Some(dir) = run.as_ref().and_then(dir_in) {
         common::until("the group is removed", || std::fs::remove_dir(&dir).is_ok());
     }
