@@ -150,8 +150,8 @@ impl Object {
         if !self.inner.is_persistent() {
             return Ok(());
         }
-        let held =
-            writeout::write_back(self.inner.flushing(), op, &writeback::state::pages(self.inner.mapping(), &range))?;
+        let (flushing, pages) = (self.inner.flushing(), writeback::state::pages(self.inner.mapping(), &range));
+        let held = writeout::write_back(flushing, &pages).map_err(writeout::failed(flushing, op))?;
         held.map_or(Ok(()), |p| {
             Err(Error::Held { op, object: self.inner.label(), range: writeback::state::bytes(&(p..p + 1)) })
         })

@@ -1,6 +1,7 @@
 //! No allocation in a handler: the process's allocator aborts when a thread that is resolving a fault calls it.
 //!
-//! A fault may come while the thread holds the allocator's own lock; a handler that allocates then waits for itself.
+//! A fault may come while the thread holds the allocator's own lock; a handler that allocates then waits for itself. The same goes
+//! for threads of the runtime's that a fault, or exit(3), may wait for: what they allocate in their rounds is counted.
 
 mod common;
 
@@ -9,10 +10,14 @@ use common::{
 };
 use common::{load, on_small_stack, runtime, same, store};
 use softfault::{
-    Access, Delivery, HandlerStore, MinorDelegate, MinorFault, MinorVerdict, PageMut, Prot, Sharing, Store, StoreError,
+    Access, Delivery, Errno, HandlerStore, MinorDelegate, MinorFault, MinorVerdict, Object, PageMut, PageRef, Prot,
+    Runtime, RuntimeBuilder, Sharing, Store, StoreError,
 };
 use softfault_platform::section;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 struct NotInFaults;
 
@@ -21,7 +26,18 @@ static ALLOCATOR: NotInFaults = NotInFaults;
 
 const LINE: &[u8] = b"the allocator was called by a thread that is resolving a fault\n";
 
+thread_local! {
+    /// The thread is one of the runtime's that are not to allocate, in its rounds.
+    static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// How often watched threads have called the allocator.
+static NR_CALLS: AtomicUsize = AtomicUsize::new(0);
+
 fn check() {
+    if IS_WATCHED.try_with(Cell::get).unwrap_or(false) {
+        NR_CALLS.fetch_add(1, Ordering::Relaxed);
+    }
     if section::in_fault() {
         // SAFETY: a constant line to standard error; an error cannot be helped.
         unsafe { libc::write(2, LINE.as_ptr().cast(), LINE.len()) };
@@ -229,4 +245,100 @@ fn a_handler_that_allocates_aborts() {
         }
         ended(out, Err(libc::SIGABRT));
     }
+}
+
+/// The name of the calling thread, as the kernel has it.
+fn thread_name() -> [u8; 16] {
+    let mut name = [0; 16];
+    // SAFETY: the kernel writes 16 bytes at most.
+    assert_eq!(unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) }, 0);
+    name
+}
+
+/// How often a store has failed on the thread that is watched.
+static NR_FAILED: AtomicUsize = AtomicUsize::new(0);
+/// How often it fails there.
+const FAILURES: usize = 3;
+
+/// Watches the calling thread from here on if it has this name; then it fails, [`FAILURES`] times.
+fn fail_on(name: &str) -> Result<(), StoreError> {
+    if !thread_name().starts_with(name.as_bytes()) {
+        return Ok(());
+    }
+    IS_WATCHED.set(true);
+    if NR_FAILED.fetch_add(1, Ordering::SeqCst) < FAILURES { Err(StoreError::Io(Errno::EIO)) } else { Ok(()) }
+}
+
+/// A store that allocates nothing, and gives what it took after a flush; its writes fail on the one thread, its flushes on the
+/// other.
+#[derive(Debug)]
+struct Fails {
+    write_on: &'static str,
+    flush_on: &'static str,
+}
+
+impl Store for Fails {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(0);
+        Ok(())
+    }
+    fn write(&self, _pos_bytes: u64, _page: &PageRef<'_>) -> Result<(), StoreError> {
+        fail_on(self.write_on)
+    }
+    fn flush(&self) -> Result<(), StoreError> {
+        fail_on(self.flush_on)
+    }
+    fn rereads_unflushed(&self) -> bool {
+        false
+    }
+}
+
+/// Runs `body` in a child over an object whose store fails on a thread; nothing was allocated there by the end of it.
+fn fails_on(test: &str, builder: RuntimeBuilder, store: Fails, body: impl Fn(&Runtime, &Object)) {
+    let run = child(test, "it", || {
+        let rt = builder.build().expect("a runtime");
+        let object = rt.object((4 * EXTENT) as u64).writable(true).store(Box::new(store)).expect("an object");
+        body(&rt, &object);
+        assert!(NR_FAILED.load(Ordering::SeqCst) >= FAILURES, "the store did not fail there");
+        assert_eq!(NR_CALLS.load(Ordering::SeqCst), 0, "calls of the allocator by the thread");
+        // SAFETY: ends the process: what the thread does when it ends is another matter.
+        unsafe { libc::_exit(0) };
+    });
+    ended(run, Ok(0));
+}
+
+/// Reclaim, and with it a fault under malloc's lock, waits for the flusher's flush: also for one that fails.
+#[test]
+fn a_flush_that_fails_allocates_nothing_on_the_flusher() {
+    common::setup();
+    let builder = Runtime::builder().cache_limit((64 * PAGE) as u64).fill_window_pages(1);
+    let builder = builder.writeback(Duration::from_millis(10), Duration::from_millis(10));
+    let test = "a_flush_that_fails_allocates_nothing_on_the_flusher";
+    fails_on(test, builder, Fails { write_on: "nobody", flush_on: "softfault-flush" }, |rt, object| {
+        let p = Cell::new(0);
+        // One more than fail: what came after the last failure is over then, too.
+        common::until("the flusher's flushes fail", || {
+            let _ = object.write_at((p.get() * PAGE) as u64, &[1]);
+            p.set((p.get() + 1) % (4 * EXTENT / PAGE));
+            NR_FAILED.load(Ordering::SeqCst) > FAILURES
+        });
+        assert!(rt.stats()["flush_errors"] >= FAILURES as u64, "{}", rt.stats());
+    });
+}
+
+/// Who exits may hold malloc's lock, and waits for the thread that writes at exit: also where the store fails.
+#[test]
+fn a_write_that_fails_allocates_nothing_at_exit() {
+    common::setup();
+    let hour = Duration::from_secs(3600);
+    let builder = Runtime::builder().writeback(hour, hour).fillers(1);
+    let test = "a_write_that_fails_allocates_nothing_at_exit";
+    fails_on(test, builder, Fails { write_on: "softfault-exit", flush_on: "nobody" }, |rt, object| {
+        assert_eq!(object.write_at(0, &[1]).ok(), Some(1));
+        // A filler writes it first, and then the thread has nothing to write: a pinned page is left to it.
+        let arena = arena(rt, Delivery::Segv, 4 * EXTENT);
+        map(&arena, 0, object, Prot::ReadWrite, Sharing::Shared);
+        let _pin = arena.pin(0..PAGE, Access::Write).expect("a pin");
+        assert_eq!(rt.write_back(Duration::from_secs(60)).ok(), Some(true));
+    });
 }

@@ -56,7 +56,8 @@ pub(crate) fn deactivate(object: &ObjectInner, from: u64, to: u64) {
 /// [`Error::Writeback`](crate::Error::Writeback), and as [`evict::evict`].
 pub(crate) fn page_out(object: &ObjectInner, op: &'static str, from: u64, to: u64) -> Result<()> {
     if object.mapping().dirty_goes {
-        let _held = writeout::write_back(object.flushing(), op, &(from..to.min(object.mapping().nr_pages())))?;
+        let (flushing, pages) = (object.flushing(), from..to.min(object.mapping().nr_pages()));
+        let _held = writeout::write_back(flushing, &pages).map_err(writeout::failed(flushing, op))?;
     }
     evict::evict(object, &(from << PAGE_SHIFT..to << PAGE_SHIFT)).map(drop)
 }

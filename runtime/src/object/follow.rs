@@ -67,10 +67,10 @@ pub(crate) fn follow_appended(object: &ObjectInner, op: &'static str) -> Result<
 }
 
 /// Writes back and drops what is cached of the page, as far as it goes.
-fn forget_page(object: &ObjectInner, op: &'static str, pgoff: u64) {
+fn forget_page(object: &ObjectInner, pgoff: u64) {
     if object.is_persistent() {
         // One that is not taken stays dirty, and cached.
-        let _ = writeout::write_back(object.flushing(), op, &(pgoff..pgoff.saturating_add(1)));
+        let _ = writeout::write_back(object.flushing(), &(pgoff..pgoff.saturating_add(1)));
     }
     let m = object.mapping();
     let _ = vmscan::reclaim_range(Host::detached().env(), m, 0, pgoff, pgoff.saturating_add(1));
@@ -86,7 +86,7 @@ fn follow_cut(object: &ObjectInner, op: &'static str, end: u64) -> Result<()> {
     truncate::move_end(object, end);
     drop(turn);
     // What is cached of the last page may be older than the cut.
-    forget_page(object, op, end >> PAGE_SHIFT);
+    forget_page(object, end >> PAGE_SHIFT);
     truncate::finish_cut(object, op)
 }
 
@@ -110,7 +110,7 @@ pub(super) fn follow_growth(object: &ObjectInner, op: &'static str, end: u64) ->
     for turn in 0..1_000 {
         object.i_mmap().demote(last, last + 1)?;
         if turn < 3 {
-            forget_page(object, op, last);
+            forget_page(object, last);
         }
         let turn = object.flushing().state().turn();
         if let Some(void) = Void::take(m, &(last..last + 1)) {

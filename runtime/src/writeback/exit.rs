@@ -187,7 +187,7 @@ fn write_once(flushing: &Flushing, m: &Mapping<'_>, account: &CacheAccount<'_>, 
     for (from, to) in m.nodes.runs(0, m.nr_pages(), 1) {
         let nr_dirty = || account.nr_dirty.load(Ordering::Relaxed);
         let (mut since, mut seen) = (Instant::now(), nr_dirty());
-        while writeout::write_back(flushing, "exit", &(from..to)).is_err() {
+        while writeout::write_back(flushing, &(from..to)).is_err() {
             let now = nr_dirty();
             // Fewer alone: what the program stores meanwhile is not what is waited for.
             if now < seen {

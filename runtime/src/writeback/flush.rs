@@ -4,7 +4,6 @@
 //! # Context: control plane, the flusher
 
 use super::state::{Flushing, Turn};
-use crate::error::{self, Result};
 use softfault_mm::failing::Asked;
 use softfault_mm::failpoint;
 use softfault_mm::failures::FailedOp;
@@ -20,22 +19,23 @@ use std::time::Duration;
 
 /// Makes durable what the store was given. Flushes of an object come one after the other: a failure is everybody's.
 ///
+/// # Errors
+/// The store's. Nothing is allocated here: a thread that holds the allocator's lock may have a fault that waits for the flush.
+///
 /// # Context: control plane, the flusher
-pub(crate) fn flush(f: &Flushing, op: &'static str) -> Result<()> {
+pub(crate) fn flush(f: &Flushing) -> Result<(), StoreError> {
     let turn = f.state().turn();
     let flushed = flush_in(f, &turn);
     if flushed.is_ok() {
         f.state().prune(f.mapping());
     }
-    // The error takes memory, which may be asked of a thread whose fault waits for us.
-    drop(turn);
-    flushed.map_err(|error| error::flush(op, f.mapping().label, error))
+    flushed
 }
 
 /// Has reads see what the store was told about pages that are not cached: some stores show it after a flush.
 ///
 /// # Context: control plane
-pub(crate) fn show(f: &Flushing, turn: &Turn<'_>) -> std::result::Result<(), StoreError> {
+pub(crate) fn show(f: &Flushing, turn: &Turn<'_>) -> Result<(), StoreError> {
     if f.store().rereads_unflushed() {
         return Ok(());
     }
@@ -43,7 +43,7 @@ pub(crate) fn show(f: &Flushing, turn: &Turn<'_>) -> std::result::Result<(), Sto
 }
 
 /// Flushes; the caller has the turn.
-fn flush_in(f: &Flushing, _turn: &Turn<'_>) -> std::result::Result<(), StoreError> {
+fn flush_in(f: &Flushing, _turn: &Turn<'_>) -> Result<(), StoreError> {
     let m = f.mapping();
     m.flush_wanted.store(0, Ordering::Relaxed);
     if f.state().is_end_owed() {
@@ -100,7 +100,7 @@ fn note_failure(f: &Flushing, error: &StoreError) {
 
 /// Tells the store again where the object ends: a flush that failed may have lost that like a write, and bytes past the
 /// store's own end could not be read. The caller has the turn: the end does not move meanwhile.
-fn tell_end(f: &Flushing) -> std::result::Result<(), StoreError> {
+fn tell_end(f: &Flushing) -> Result<(), StoreError> {
     if !f.is_persistent() {
         return Ok(());
     }

@@ -214,13 +214,9 @@ fn with_object(env: Env<'_>, id: u32, f: impl FnOnce(&Mapping<'_>)) {
     let mut claim = None;
     env.mm.with_rmap(&mut |r| claim = r.mapping(id).and_then(|m| filemap::try_hold_pages(m, 0, 0)));
     let Some(claim) = claim else { return };
-    let key = claim.again();
-    let (mut pending, mut f) = (Some(claim), Some(f));
-    env.mm.with_claim(&key, &mut |m| {
-        if let (Some(claim), Some(f)) = (pending.take(), f.take()) {
-            f(m);
-            filemap::release(m, claim);
-        }
+    env.spend(claim, |m, claim| {
+        f(m);
+        filemap::release(m, claim);
     });
 }
 
@@ -231,7 +227,7 @@ fn flush_wanted(env: Env<'_>, objects: &Writables) {
         objects.with(env, id, |flushing, m| {
             if m.flush_wanted.load(Ordering::Relaxed) != 0 {
                 // An error is counted, and the pages are dirty again or lost; who syncs is told.
-                let _ = flush::flush(flushing, "write-back");
+                let _ = flush::flush(flushing);
             }
         });
     }

@@ -4,7 +4,7 @@
 
 use super::state::{self, Flushing};
 use super::{flush, lost, writeout};
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
@@ -27,11 +27,11 @@ pub(crate) fn sync(f: &Flushing, op: &'static str, range: &Range<u64>, skip_held
         // Acquire pairs with the Release in `flush::note_failure`.
         let failures = f.state().failures.load(Ordering::Acquire);
         let pages = asked.start..asked.end.min(m.nr_pages());
-        let held = writeout::write_back(f, op, &pages)?;
+        let held = writeout::write_back(f, &pages).map_err(writeout::failed(f, op))?;
         if let Some(p) = held.filter(|_| !skip_held) {
             return Err(Error::Held { op, object: m.label.into(), range: state::bytes(&(p..p + 1)) });
         }
-        flush::flush(f, op)?;
+        flush::flush(f).map_err(|error| error::flush(op, m.label, error))?;
         // Acquire: as above.
         if f.state().failures.load(Ordering::Acquire) != failures {
             continue;

@@ -4,7 +4,7 @@
 
 use super::pinned;
 use super::state::{Flushing, bytes};
-use crate::error::{self, Result};
+use crate::error::{self, Error};
 use softfault_mm::discarded;
 use softfault_mm::folio::{DIRTY, State};
 use softfault_mm::host::Env;
@@ -39,7 +39,7 @@ pub(crate) fn harvest(env: Env<'_>, m: &Mapping<'_>, range: &Range<u64>) {
 /// whose node is being looked at meanwhile may be passed over.
 ///
 /// # Context: the flusher
-pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::Result<u64, (u64, FillError)> {
+pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> Result<u64, (u64, FillError)> {
     let mut written = 0;
     // A store that fails says so of the first chunk.
     let chunks = if m.failing.is_set() { 1 } else { usize::MAX };
@@ -52,16 +52,18 @@ pub(crate) fn write_known_dirty(env: Env<'_>, m: &Mapping<'_>) -> std::result::R
 /// Gives every byte of the pages that was written before the call to the store. Returns the first held page, if a
 /// held one is dirty. Of an object that lives, or that a claim keeps.
 ///
+/// # Errors
+/// A page that the store did not take, and why: for [`failed`], where somebody is told. Nothing is allocated here.
+///
 /// # Context: control plane, the flusher
-pub(crate) fn write_back(f: &Flushing, op: &'static str, range: &Range<u64>) -> Result<Option<u64>> {
+pub(crate) fn write_back(f: &Flushing, range: &Range<u64>) -> Result<Option<u64>, (u64, FillError)> {
     let m = f.mapping();
     let host = Host::detached();
     let _walk = f.state().walk();
     harvest(host.env(), m, range);
-    let failed = |(p, error): (u64, FillError)| error::writeback(op, m.label, bytes(&(p..p + 1)), error);
     for (from, to) in m.nodes.runs(range.start, range.end, usize::MAX) {
         m.stat.add(0, Event::WRITEBACK_SCAN, to - from);
-        writeback::writeout(host.env(), m, 0, from, to).map_err(failed)?;
+        writeback::writeout(host.env(), m, 0, from, to)?;
         // Nothing of what was written is in our hands any more.
         host.breathe();
     }
@@ -73,11 +75,19 @@ pub(crate) fn write_back(f: &Flushing, op: &'static str, range: &Range<u64>) -> 
         // A delegate is rewriting it: what was stored before is in its hands.
         let rewritten = seen.state() == State::Filling && seen.has(DIRTY);
         if leaving || rewritten || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
-            let skipped = pinned::settle(host.env(), f, word, p).map_err(failed)?;
+            let skipped = pinned::settle(host.env(), f, word, p)?;
             held = held.or_else(|| skipped.then_some(p));
         }
     }
     Ok(held)
+}
+
+/// Makes the error of a page that the store did not take.
+///
+/// # Context: control plane: it allocates
+pub(crate) fn failed(f: &Flushing, op: &'static str) -> impl Fn((u64, FillError)) -> Error {
+    let label = f.mapping().label;
+    move |(p, error)| error::writeback(op, label, bytes(&(p..p + 1)), error)
 }
 
 /// Writes everything back before the object goes away. Nobody is left to be told of errors: they are counted.
@@ -85,5 +95,5 @@ pub(crate) fn write_back(f: &Flushing, op: &'static str, range: &Range<u64>) -> 
 /// # Context: whoever drops the last reference to the object
 pub(crate) fn write_back_last(f: &Flushing) {
     let all = 0..f.mapping().nr_pages();
-    let _ = write_back(f, "drop", &all);
+    let _ = write_back(f, &all);
 }

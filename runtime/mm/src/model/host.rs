@@ -105,7 +105,7 @@ impl Env<'_> {
     ///
     /// # Context: as `f`
     #[inline]
-    pub(crate) fn lend<R>(self, claim: Claim, f: impl FnOnce(&Mapping<'_>, Claim) -> R) -> Result<R, Claim> {
+    pub fn lend<R>(self, claim: Claim, f: impl FnOnce(&Mapping<'_>, Claim) -> R) -> Result<R, Claim> {
         let id = Claim::new(claim.mapping_id(), claim.pgoff(), 0);
         let (mut pending, mut result) = (Some((claim, f)), None);
         self.mm.with_claim(&id, &mut |m| {
@@ -123,7 +123,7 @@ impl Env<'_> {
 
     /// The same for `f` that spends the claim.
     #[inline]
-    pub(crate) fn spend(self, claim: Claim, f: impl FnOnce(&Mapping<'_>, Claim)) {
+    pub fn spend(self, claim: Claim, f: impl FnOnce(&Mapping<'_>, Claim)) {
         let lent = self.lend(claim, f);
         debug_assert!(lent.is_ok(), "a claim keeps its object alive");
     }
