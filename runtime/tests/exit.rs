@@ -217,6 +217,111 @@ fn stores_that_hang_keep_no_other_from_being_written() {
     }
 }
 
+static NR_READS: AtomicUsize = AtomicUsize::new(0);
+static NR_WRITTEN: AtomicUsize = AtomicUsize::new(0);
+
+/// A store that takes pages at once, and gives the first: the others' reads take for ever.
+#[derive(Debug)]
+struct ReadsSlowly;
+
+impl Store for ReadsSlowly {
+    fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        if pos_bytes >= PAGE as u64 {
+            NR_READS.fetch_add(1, Ordering::Relaxed);
+            loop {
+                std::thread::sleep(HOUR);
+            }
+        }
+        page.as_mut_slice().fill(0);
+        Ok(())
+    }
+    fn write(&self, _pos_bytes: u64, _page: &PageRef<'_>) -> Result<(), StoreError> {
+        NR_WRITTEN.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A store that takes pages at once, and forgets them.
+#[derive(Debug)]
+struct TakesAll;
+
+impl Store for TakesAll {
+    fn read(&self, _pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(0);
+        Ok(())
+    }
+    fn write(&self, _pos_bytes: u64, _page: &PageRef<'_>) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// An object over `with`, mapped for stores.
+fn stored_to(rt: &Runtime, with: Box<dyn Store>) -> (Object, Arena) {
+    let object = rt.object((NR * PAGE) as u64).writable(true).fill_window_pages(1).store(with).expect("an object");
+    let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
+    map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+    (object, arena)
+}
+
+/// The program reads and stores as ever while it exits: an object always has a read in flight, and the number of dirty pages
+/// never comes to rest.
+fn busy(rt: &Runtime) {
+    let (object, arena) = stored_to(rt, Box::new(ReadsSlowly));
+    assert_eq!(store(&arena, 0, 1), Ok(()));
+    std::thread::spawn(move || {
+        let _ = common::load(&arena, 8 * PAGE);
+        drop(object);
+    });
+    common::until("a read is in flight", || NR_READS.load(Ordering::Relaxed) > 0);
+    let (object, arena) = stored_to(rt, Box::new(TakesAll));
+    std::thread::spawn(move || {
+        loop {
+            for p in 0..NR {
+                assert_eq!(store(&arena, p * PAGE, 1), Ok(()));
+            }
+            object.write_back(0..u64::MAX).expect("written");
+        }
+    });
+    let moves = || rt.stats()["nr_dirty"];
+    let before = moves();
+    common::until("it stores", || moves() != before);
+}
+
+#[test]
+fn a_program_that_reads_and_stores_meanwhile_does_not_hold_up_its_exit() {
+    let test = "a_program_that_reads_and_stores_meanwhile_does_not_hold_up_its_exit";
+    for exclusive in [false, true] {
+        if exclusive && !modes().contains(&Delivery::InThread) {
+            println!("skipped: exclusive objects need userfaultfd");
+            continue;
+        }
+        for asks in [false, true] {
+            let run = after_exit(test, &format!("{exclusive}-{asks}"), |path| {
+                let rt = lazy().exit_wait(Duration::from_secs(20)).build().expect("a runtime");
+                let object = rt.file_options().writable(true).with(|o| o.exclusive(exclusive)).open(path);
+                let object = object.expect("the file");
+                let mode = if exclusive { Delivery::InThread } else { Delivery::Segv };
+                let arena = rt.arena(EXTENT).delivery(mode).build().expect("an arena");
+                let sharing = if exclusive { Sharing::Private } else { Sharing::Shared };
+                map(&arena, 0, &object, Prot::ReadWrite, sharing);
+                let m = Mapped { rt, object, arena };
+                fill(&m);
+                busy(&m.rt);
+                if asks {
+                    assert_eq!(m.rt.write_back(Duration::from_secs(20)).ok(), Some(true), "it is not in time");
+                    assert!(NR_WRITTEN.load(Ordering::Relaxed) > 0, "the object that is read was not written");
+                    // SAFETY: ends the process without its handlers.
+                    unsafe { libc::_exit(0) };
+                }
+                exit_now(0);
+            });
+            let Some((out, bytes)) = run else { continue };
+            ended(Some(out), Ok(0));
+            assert_eq!(written(&bytes), NR, "exclusive {exclusive}, asks {asks}: pages that have what was stored");
+        }
+    }
+}
+
 /// The last handle of an object is gone: who had it has not begun to write back, or is writing.
 #[test]
 #[cfg(debug_assertions)]

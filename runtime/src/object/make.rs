@@ -232,6 +232,7 @@ fn mapping_of(id: u32, o: &ObjectOptions, facts: Facts, b: Borrowed) -> Mapping<
         ra: readahead_of(o.readahead_pages, o.fill_window_pages, o.policy, facts.reads_ahead),
         deadline_ns: o.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
         users: AtomicU32::new(0),
+        nr_writers: AtomicU32::new(0),
         nr_maps: AtomicU32::new(0),
         account: b.account,
         own_limit: AtomicU64::new(o.cache_limit_bytes.map_or(u64::MAX, limit_pages)),

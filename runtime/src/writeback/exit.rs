@@ -6,8 +6,9 @@
 //! ```text
 //! this thread                                       fillers, more of them while all are busy
 //! scans every object, and hands it out  --------->  one each: writes what is dirty, or hangs
+//! writes the exclusive ones, which no filler can
 //! writes again what no filler has any more (what was pinned, or busy for a moment): that ends
-//! nothing gets on any more: what is left hangs, or fails; waits for it
+//! nothing gets on any more: tries what fails, and then waits for what hangs
 //! ```
 //! The thread allocates nothing in a round: who exits may hold the allocator's lock.
 //!
@@ -22,6 +23,7 @@ use softfault_mm::filemap;
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::memcontrol::CacheAccount;
+use softfault_mm::writeback;
 use softfault_platform::exit::Seat;
 use softfault_platform::host::Host;
 use softfault_platform::sys::{Errno, futex};
@@ -83,7 +85,8 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, seat: 
     while stop.load(Ordering::Acquire) == 0 {
         match seat.wanted() {
             Some(round) => {
-                write_everything(Host::detached().env(), objects, account, round);
+                write_everything(Host::detached().env(), objects, round);
+                wait_for_others(objects, account);
                 seat.made(round);
             }
             // Whoever asks wakes again and again.
@@ -101,29 +104,37 @@ const STALL: Duration = Duration::from_secs(1);
 
 /// Writes everything that was stored before the call, as a sync does but for the flush: what the kernel would have of its own
 /// shared mappings when the process has ended. Errors are counted; nobody is left to be told.
-fn write_everything(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>, round: u32) {
+fn write_everything(env: Env<'_>, objects: &Writables, round: u32) {
     for id in objects.ids() {
         objects.with(env, id, |flushing, m| {
             if flushing.is_persistent() && !m.exclusive && !m.failing.is_set() {
                 writeout::harvest(env, m, &(0..m.nr_pages()));
                 hand_out(env, m);
             }
+            flushing.measure_from(m.failing.nr_dirty());
         });
     }
-    write_idle(env, objects, account, round);
-    // Exclusive objects are written by their own rules, which fillers do not know; then what hangs, then what fails.
-    let kinds: [fn(&Mapping<'_>) -> bool; 3] =
-        [|m| m.exclusive && !m.failing.is_set(), |m| !m.failing.is_set(), |_| true];
-    for is_due in kinds {
-        for id in objects.ids() {
-            objects.with(env, id, |flushing, m| {
-                if is_due(m) {
-                    write_once(flushing, m, account, round);
-                }
-            });
-        }
+    // Exclusive objects are written by their own rules, which fillers do not know: they have nobody else, and come first.
+    write_each(env, objects, round, |m| m.exclusive && !m.failing.is_set());
+    write_idle(env, objects, round);
+    // No filler has those that fail. What hangs is the last: a filler hangs with it already, and so may we.
+    write_each(env, objects, round, |m| m.failing.is_set());
+    write_each(env, objects, round, |_| true);
+}
+
+/// Writes each object that `is_due`, unless it was written in this round.
+fn write_each(env: Env<'_>, objects: &Writables, round: u32, is_due: fn(&Mapping<'_>) -> bool) {
+    for id in objects.ids() {
+        objects.with(env, id, |flushing, m| {
+            if is_due(m) {
+                write_once(flushing, m, round);
+            }
+        });
     }
-    // What fillers, threads that reclaim for themselves, and those that are dropping an object are writing.
+}
+
+/// Waits for what fillers, threads that reclaim for themselves, and those that are dropping an object are writing.
+fn wait_for_others(objects: &Writables, account: &CacheAccount<'_>) {
     for _ in 0..LOOKS {
         if account.nr_writeback.load(Ordering::Relaxed) == 0 && !objects.is_ending() {
             break;
@@ -138,34 +149,39 @@ fn hand_out(env: Env<'_>, m: &Mapping<'_>) {
         return;
     }
     // The object is held already, so it can be held once more.
-    let claim = filemap::try_hold_pages(m, 0, m.nr_pages());
+    let claim = filemap::try_hold_to_write(m, 0, m.nr_pages());
     if let Some(Err(claim)) = claim.map(|claim| env.park.submit_writeback(claim)) {
-        filemap::release(m, claim);
+        filemap::release_written(m, claim);
     }
 }
 
-/// Writes the objects that nobody else has, until they all are written, or nothing gets on any more.
-fn write_idle(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>, round: u32) {
-    let counts = || [&account.nr_dirty, &account.nr_writeback].map(|count| count.load(Ordering::Relaxed));
-    let (mut since, mut seen) = (Instant::now(), counts());
+/// Writes the ordinary objects that nobody else is writing, until they all are written, or none that somebody else has gets on
+/// any more.
+///
+/// It ends whatever the program does meanwhile: what it reads is not waited for, what it stores to other objects says nothing
+/// of those that are left, and each of these gets on no more often than it has dirty pages.
+fn write_idle(env: Env<'_>, objects: &Writables, round: u32) {
+    let mut since = Instant::now();
     loop {
-        let mut left = false;
+        let (mut left, mut got_on) = (false, false);
         for id in objects.ids() {
             objects.with(env, id, |flushing, m| {
-                if m.exclusive || m.failing.is_set() || flushing.is_written_in(round) {
+                if m.exclusive || m.failing.is_set() || !flushing.is_persistent() || flushing.is_written_in(round) {
                     return;
                 }
-                // One claim is ours. A filler that has another may hang with it, and we would with the filler.
-                if m.users.load(Ordering::Relaxed) > 1 {
+                // A filler that has it may hang with it, and we would with the filler.
+                if writeback::is_under_way(m) {
                     left = true;
+                    got_on |= flushing.got_on(m.failing.nr_dirty());
                 } else {
-                    write_once(flushing, m, account, round);
+                    write_once(flushing, m, round);
+                    // It may have taken its time, which was not the others'.
+                    got_on = true;
                 }
             });
         }
-        let now = counts();
-        if now != seen {
-            (since, seen) = (Instant::now(), now);
+        if got_on {
+            since = Instant::now();
         }
         if !left || since.elapsed() > STALL {
             return;
@@ -178,20 +194,19 @@ fn write_idle(env: Env<'_>, objects: &Writables, account: &CacheAccount<'_>, rou
 /// that the kernel looks at, or that is in a list of another processor's for as long as that one has other things to do) is
 /// tried again for as long as some of it gets on, and [`STALL`] more: nobody will try it later. After a chunk that cannot be
 /// written the others are tried once each.
-fn write_once(flushing: &Flushing, m: &Mapping<'_>, account: &CacheAccount<'_>, round: u32) {
+fn write_once(flushing: &Flushing, m: &Mapping<'_>, round: u32) {
     if !flushing.is_persistent() || flushing.is_written_in(round) {
         return;
     }
     flushing.set_written_in(round);
     let mut patience = if m.failing.is_set() { LAST_TRY } else { STALL };
     for (from, to) in m.nodes.runs(0, m.nr_pages(), 1) {
-        let nr_dirty = || account.nr_dirty.load(Ordering::Relaxed);
-        let (mut since, mut seen) = (Instant::now(), nr_dirty());
+        let mut since = Instant::now();
+        // An exclusive object's pages count as dirty when they have been asked, which the first try does.
+        flushing.measure_from(u64::MAX);
         while writeout::write_back(flushing, &(from..to)).is_err() {
-            let now = nr_dirty();
-            // Fewer alone: what the program stores meanwhile is not what is waited for.
-            if now < seen {
-                (since, seen) = (Instant::now(), now);
+            if flushing.got_on(m.failing.nr_dirty()) {
+                since = Instant::now();
             }
             if since.elapsed() >= patience {
                 patience = Duration::ZERO;

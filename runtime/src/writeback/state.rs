@@ -26,14 +26,16 @@ pub(crate) struct Flushing {
     ended: AtomicBool,
     /// The last round of exit's in which it was written. That thread's alone.
     exit_round: AtomicU32,
+    /// The fewest dirty pages that it was seen with in that round. That thread's alone.
+    exit_low: AtomicU64,
     state: FlushState,
 }
 
 impl Flushing {
     pub(crate) fn new(mapping: &'static Mapping<'static>, store: &'static dyn Store, persistent: bool) -> Self {
         let persistent = AtomicBool::new(persistent);
-        let (ended, exit_round) = (AtomicBool::new(false), AtomicU32::new(0));
-        Self { mapping, store, persistent, ended, exit_round, state: FlushState::default() }
+        let (ended, exit_round, exit_low) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU64::new(0));
+        Self { mapping, store, persistent, ended, exit_round, exit_low, state: FlushState::default() }
     }
     /// Returns the object's pages. See above for how long.
     pub(crate) fn mapping(&self) -> &'static Mapping<'static> {
@@ -74,6 +76,15 @@ impl Flushing {
     /// Says that it was.
     pub(super) fn set_written_in(&self, round: u32) {
         self.exit_round.store(round, Ordering::Relaxed);
+    }
+    /// Begins to measure whether its write-back gets on, from the dirty pages that there are.
+    pub(super) fn measure_from(&self, nr_dirty: u64) {
+        self.exit_low.store(nr_dirty, Ordering::Relaxed);
+    }
+    /// Returns whether it got on: there are fewer dirty pages than ever since. What is stored meanwhile, and written again, is
+    /// not what is waited for, so this cannot go on for longer than there were pages.
+    pub(super) fn got_on(&self, nr_dirty: u64) -> bool {
+        nr_dirty < self.exit_low.fetch_min(nr_dirty, Ordering::Relaxed)
     }
 }
 

@@ -6,7 +6,7 @@ use super::pinned;
 use super::state::{Flushing, bytes};
 use crate::error::{self, Error};
 use softfault_mm::discarded;
-use softfault_mm::folio::{DIRTY, State};
+use softfault_mm::folio::DIRTY;
 use softfault_mm::host::Env;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::types::FillError;
@@ -70,11 +70,7 @@ pub(crate) fn write_back(f: &Flushing, range: &Range<u64>) -> Result<Option<u64>
     let mut held = None;
     for (p, word) in m.each_folio(range.start, range.end) {
         let seen = word.load();
-        // Of an exclusive object it is written on its way; of another one it may come back, if a hole cannot be made.
-        let leaving = seen.state() == State::Evicting && !seen.is_vacant();
-        // A delegate is rewriting it: what was stored before is in its hands.
-        let rewritten = seen.state() == State::Filling && seen.has(DIRTY);
-        if leaving || rewritten || seen.state() == State::Writeback || (seen.is_mappable() && seen.has(DIRTY)) {
+        if writeback::is_in_hand(seen) || (seen.is_mappable() && seen.has(DIRTY)) {
             let skipped = pinned::settle(host.env(), f, word, p)?;
             held = held.or_else(|| skipped.then_some(p));
         }

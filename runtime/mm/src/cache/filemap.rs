@@ -282,6 +282,22 @@ pub fn try_hold_pages(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Clai
     mapping.try_hold().then(|| Claim::new(mapping.id, pgoff, u32::try_from(nr).unwrap_or(0)))
 }
 
+/// The same for pages that are to be written: who asks whether the object is being written finds the claim, also while it
+/// waits in a queue. It is spent by [`release_written`].
+#[must_use]
+pub fn try_hold_to_write(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Claim> {
+    let claim = try_hold_pages(mapping, pgoff, nr)?;
+    // Relaxed: the number is a hint for who might wait; what was written is ordered by the pages' words.
+    mapping.nr_writers.fetch_add(1, Ordering::Relaxed);
+    Some(claim)
+}
+
+/// Spends a claim for write-back.
+pub fn release_written(mapping: &Mapping<'_>, claim: Claim) {
+    mapping.nr_writers.fetch_sub(1, Ordering::Relaxed);
+    release(mapping, claim);
+}
+
 /// Takes a claim of no pages: it keeps the object alive for work outside the section.
 pub fn hold(mapping: &Mapping<'_>, pgoff: u64) -> Claim {
     mapping.users.fetch_add(1, Ordering::Relaxed);

@@ -29,7 +29,7 @@ use crate::ctx::Ctx;
 use crate::failing::Asked;
 use crate::failpoint;
 use crate::failures::FailedOp;
-use crate::folio::{DIRTY, LOST, State, UNSYNCED, Wake};
+use crate::folio::{DIRTY, Folio, LOST, State, UNSYNCED, Wake};
 use crate::host::{Env, Rmap};
 use crate::mapping::Mapping;
 use crate::page::EXTENT_PAGES;
@@ -157,6 +157,29 @@ fn end(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, set: u64) {
     }
     // Those that were written meanwhile, and counted by who wrote.
     mapping.account_cleaned(counted);
+}
+
+/// Returns whether somebody is writing the object, is about to, or flushes it: who writes it too may wait for them, and where
+/// their store hangs, for ever. Who only reads it is no reason to wait.
+#[must_use]
+pub fn is_under_way(mapping: &Mapping<'_>) -> bool {
+    // Relaxed: a hint. Who begins after the look is waited for by who writes, page by page.
+    if mapping.nr_writers.load(Ordering::Relaxed) != 0 || mapping.flushing.load(Ordering::Relaxed) != 0 {
+        return true;
+    }
+    mapping.each_folio(0, u64::MAX).any(|(_, word)| is_in_hand(word.load()))
+}
+
+/// Returns whether what was stored to a page before is in somebody's hands: it is being written, leaves by way of the store (or
+/// stays after all), or a delegate is rewriting it.
+#[must_use]
+pub fn is_in_hand(seen: Folio) -> bool {
+    match seen.state() {
+        State::Writeback => true,
+        State::Evicting => !seen.is_vacant(),
+        State::Filling => seen.has(DIRTY),
+        State::Absent | State::Uptodate | State::Poisoned => false,
+    }
 }
 
 /// How long one store waits at most for others' pages to be written.

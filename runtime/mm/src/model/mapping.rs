@@ -93,6 +93,8 @@ pub struct Mapping<'g> {
     /// Claims, tellings and reads in flight: the object must not go away while there are any. Counted by whoever has one;
     /// [`DYING`] is set by who ends the object.
     pub users: AtomicU32,
+    /// Those of the claims that are for write-back: handed to a filler, or being written by one. Counted by whoever has one.
+    pub nr_writers: AtomicU32,
     /// Calls of `map` whose mappings, whole or in pieces, are still there. Counted by the control plane.
     pub nr_maps: AtomicU32,
     /// The cache's limit, and who is reclaimed first.

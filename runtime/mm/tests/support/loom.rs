@@ -549,6 +549,7 @@ impl World {
                 ra: softfault_mm::streams::Readahead::new(0),
                 deadline_ns: u64::MAX,
                 users: AtomicU32::new(0),
+                nr_writers: AtomicU32::new(0),
                 nr_maps: AtomicU32::new(2),
                 account,
                 own_limit: AtomicU64::new(u64::MAX),

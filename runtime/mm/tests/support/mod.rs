@@ -834,6 +834,7 @@ impl World {
                 ra: softfault_mm::streams::Readahead::new(spec.ra_pages),
                 deadline_ns: spec.deadline_ns,
                 users: AtomicU32::new(0),
+                nr_writers: AtomicU32::new(0),
                 nr_maps: AtomicU32::new(0),
                 account,
                 own_limit: AtomicU64::new(u64::MAX),
@@ -1254,6 +1255,8 @@ impl World {
             cached += in_chunk.iter().sum::<u64>();
             let users = o.mapping.users.load(Ordering::Relaxed);
             assert_eq!(users, 0, "object {id}: claims were left behind");
+            let writers = o.mapping.nr_writers.load(Ordering::Relaxed);
+            assert_eq!(writers, 0, "object {id}: claims for write-back were left behind");
         }
         assert_eq!(self.account.nr_pages.load(Ordering::Relaxed), cached, "pages charged to the cache");
         assert_eq!(self.account.nr_dirty.load(Ordering::Relaxed), dirty, "pages counted dirty");

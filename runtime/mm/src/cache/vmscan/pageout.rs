@@ -27,7 +27,7 @@ pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> 
         }
         let mut claim = None;
         env.mm.with_rmap(&mut |r| {
-            claim = r.mapping(*id).and_then(|m| filemap::try_hold_pages(m, first, CLUSTER_PAGES));
+            claim = r.mapping(*id).and_then(|m| filemap::try_hold_to_write(m, first, CLUSTER_PAGES));
         });
         if let Some(claim) = claim {
             nr += 1;
@@ -43,11 +43,11 @@ fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     if here {
         write_here(env, stripe, claim);
     } else if let Err(claim) = env.park.submit_writeback(claim) {
-        env.spend(claim, filemap::release);
+        env.spend(claim, filemap::release_written);
     }
 }
 
-/// Writes the dirty pages that a claim names, and spends it.
+/// Writes the dirty pages that a claim for write-back names, and spends it.
 ///
 /// # Context: as the object's store
 pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
@@ -65,7 +65,7 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
             // It is counted, and who asks for durability is told.
             keep_unwritten(m, from, to);
         }
-        filemap::release(m, claim);
+        filemap::release_written(m, claim);
     });
 }
 
