@@ -423,7 +423,10 @@ fn exercise_alone(what: &str, ops: u64, below: impl Fn(u64) -> (Below, bool) + S
         let done = run.end(ops);
         let buses = run.buses.into_inner();
         println!("{what}: {mode:?}: {buses} accesses raised SIGBUS");
-        assert!(!faulty || ops < 10_000 || buses > 0, "{what}: {mode:?}: the store failed no access");
+        // A monitored access is looked at more than once, and the store asked anew each time: some ten times as few are refused, and
+        // a run may see none.
+        let refuses = faulty && ops >= 10_000 && mode != Delivery::Monitor;
+        assert!(!refuses || buses > 0, "{what}: {mode:?}: the store failed no access");
         done
     });
 }
