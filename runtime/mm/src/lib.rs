@@ -41,8 +41,16 @@ mod words;
 
 pub use base::{ctx, errno, failures, page, seqlock, sync, trace, types, vmstat};
 pub use cache::{
-    discarded, filemap, fill, huge_memory, khugepaged, map_pages, memcg, read_pages, rmap, truncate, vmscan, writeback,
+    discarded, fill, huge_memory, khugepaged, map_pages, memcg, read_pages, rmap, truncate, vmscan, writeback,
 };
+
+/// The page cache, as its callers see it: Linux's `mm/filemap.c` is one file, of which ours are three.
+pub mod filemap {
+    pub use crate::cache::filemap::*;
+    pub use crate::cache::fill::{abandon, fill_with, read_claimed};
+    pub use crate::cache::map_pages::{map_pages, prot_of};
+}
+
 pub use model::{delegation, host, mapping, memcontrol, ops, stall, vma};
 pub use policy::{lru, readahead, streams, workingset};
 #[cfg(feature = "userfaultfd")]

@@ -5,9 +5,6 @@
 //!
 //! # Context: handler
 
-pub use super::fill::{abandon, fill_with, read_claimed};
-pub use super::map_pages::{map_pages, prot_of};
-
 use crate::claim::Claim;
 use crate::discarded;
 use crate::failpoint;

@@ -1,7 +1,7 @@
 //! The page cache's verbs: pages are filled, mapped, written, aged, evicted, cut off.
 
 pub mod discarded;
-pub mod filemap;
+pub(crate) mod filemap;
 pub mod fill;
 pub mod huge_memory;
 pub mod khugepaged;

@@ -5,8 +5,8 @@
 //!
 //! # Context: handler
 
+use crate::cache::filemap;
 use crate::claim::Claim;
-use crate::filemap;
 use crate::fill;
 use crate::folio::State;
 use crate::host::Park;

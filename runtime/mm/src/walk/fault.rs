@@ -4,10 +4,10 @@
 //!
 //! # Context: handler
 
+use crate::cache::filemap;
 use crate::claim::Claim;
 use crate::ctx::Ctx;
 use crate::failpoint;
-use crate::filemap;
 use crate::fill;
 use crate::folio::{DSYNCED, FolioWord, State};
 pub use crate::host::Env;

@@ -14,10 +14,10 @@
 //!
 //! # Context: handler
 
+use crate::cache::filemap;
 use crate::ctx::Ctx;
 use crate::extent::Extent;
 use crate::failpoint;
-use crate::filemap;
 use crate::folio::{DIRTY, FolioWord};
 use crate::map_pages;
 use crate::ops::{Installed, Prot, WaitKey};

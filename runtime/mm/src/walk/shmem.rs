@@ -1,6 +1,6 @@
 //! The vtable of cached objects. Linux: `shmem_vm_ops`.
 
-use crate::filemap;
+use crate::cache::filemap;
 use crate::folio::{DIRTY, DSYNCED, Folio, State};
 use crate::huge_memory;
 use crate::map_pages;

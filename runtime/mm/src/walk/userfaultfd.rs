@@ -3,9 +3,9 @@
 //! `__do_fault` calls it when `fault` returned `UFFD_MINOR` (the page is cached, nothing was installed). The delegate
 //! is called outside the section by whoever gets the [`Telling`]; everybody else sleeps until it has decided.
 
+use crate::cache::filemap;
 use crate::claim::Telling;
 use crate::delegation::{Delegation, MinorFault, MinorVerdict, Telltale};
-use crate::filemap;
 use crate::host::Env;
 use crate::mapping::Mapping;
 use crate::ops::WaitKey;

@@ -255,8 +255,7 @@ impl FolioWord {
         Folio(self.0.load(Ordering::Acquire))
     }
 
-    /// Looks at the word by a read-modify-write: a change that this misses is made by who then sees everything that the
-    /// caller did before.
+    /// Looks by a read-modify-write: whoever makes a change that this misses sees all that the caller did before.
     #[must_use]
     pub fn load_latest(&self) -> Folio {
         // AcqRel pairs with `FolioWord::update`; it adds nothing, and stands in the order of all changes of the word.

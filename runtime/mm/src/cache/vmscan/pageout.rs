@@ -4,7 +4,7 @@
 
 use super::Why;
 use super::range::{Reach, take_out_range};
-use crate::filemap;
+use crate::cache::filemap;
 use crate::folio::{DIRTY, State};
 use crate::host::Env;
 use crate::mapping::Mapping;
