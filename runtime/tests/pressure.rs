@@ -260,6 +260,12 @@ fn each_world(what: &str, kinds: &[Kind], f: impl Fn(&World)) {
     assert!(missing.is_empty() || !group::has_userfaultfd(), "{what}: {missing:?} never ran, and userfaultfd is there");
 }
 
+/// No test: what [`stores_beside_a_hog`] runs beside itself, in a process of its own.
+#[test]
+fn a_hog() {
+    let _ = group::is_hog();
+}
+
 #[test]
 fn stores_beside_a_hog() {
     let _serial = serial();
@@ -267,8 +273,15 @@ fn stores_beside_a_hog() {
     each_world("hog", &KINDS, |w| {
         group.limit(Some(GROUP));
         for round in 0..2 {
-            let (stores, swapped) = w.round(true, |stop| group::hog(HOG, stop));
-            println!("{}, round {round}: {stores} stores, {swapped} of {NR} pages in swap before the sync", w.what);
+            let killed = AtomicU64::new(0);
+            let (stores, swapped) = w.round(true, |stop| {
+                killed.store(group::keep_hog("a_hog", HOG, stop) as u64, Ordering::Relaxed);
+            });
+            println!(
+                "{}, round {round}: {stores} stores, {swapped} of {NR} pages in swap before the sync, {} hogs killed",
+                w.what,
+                killed.into_inner()
+            );
         }
         group.limit(None);
         println!("{}: {} pages written", w.what, w.rt.stats().get("pgpgout").expect("a counter"));

@@ -4,7 +4,9 @@
 
 use crate::common::PAGE;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -114,24 +116,63 @@ fn swap_column(column: usize) -> u64 {
     swaps.lines().skip(1).filter_map(kib).sum::<u64>() << 10
 }
 
-/// Touches one page after the other of `len_bytes` of its own, round and round, until `stop` is set.
-pub(crate) fn hog(len_bytes: usize, stop: &AtomicBool) {
+/// The environment variable that makes a process a hog of so many bytes.
+const HOG: &str = "SOFTFAULT_PRESSURE_HOG_BYTES";
+
+/// Whether this process was made to be a hog: then it is one, until it is killed.
+///
+/// Where swap is written slower than memory is asked for, the kernel kills somebody of the group. Let it be the hog.
+pub(crate) fn is_hog() -> bool {
+    let Ok(bytes) = std::env::var(HOG) else { return false };
+    // SAFETY: asks for a signal when the thread that made this process ends.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    fs::write("/proc/self/oom_score_adj", "1000").expect("oom_score_adj");
+    touch_for_ever(bytes.parse().expect("bytes"))
+}
+
+/// Touches one page after the other of `len_bytes` of its own, round and round.
+fn touch_for_ever(len_bytes: usize) -> ! {
     let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
     // SAFETY: a fresh mapping.
     let base = unsafe { libc::mmap(std::ptr::null_mut(), len_bytes, prot, flags, -1, 0) };
     assert_ne!(base, libc::MAP_FAILED, "memory for a hog");
     // SAFETY: the mapping above; a huge page would be swapped as one.
     unsafe { libc::madvise(base, len_bytes, libc::MADV_NOHUGEPAGE) };
-    let pages = (0..len_bytes).step_by(PAGE).cycle();
-    for (round, at) in (1u64..).zip(pages) {
-        if stop.load(Ordering::Relaxed) {
-            break;
+    let mut round = 0u64;
+    loop {
+        round += 1;
+        for at in (0..len_bytes).step_by(PAGE) {
+            // SAFETY: inside the mapping above, which nobody else knows.
+            unsafe { base.wrapping_byte_add(at).cast::<u64>().write_volatile(round) };
         }
-        // SAFETY: inside the mapping above, which nobody else knows.
-        unsafe { base.wrapping_byte_add(at).cast::<u64>().write_volatile(round) };
     }
-    // SAFETY: mapped above.
-    unsafe { libc::munmap(base, len_bytes) };
+}
+
+/// Keeps a hog of `len_bytes` in the group until `stop` is set, in the test named `test`, which does nothing but
+/// [`is_hog`]; one that the kernel has killed for want of memory has a successor. Returns how many were killed.
+pub(crate) fn keep_hog(test: &str, len_bytes: usize, stop: &AtomicBool) -> usize {
+    let binary = std::env::current_exe().expect("current_exe");
+    let spawn = || {
+        Command::new(&binary)
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(HOG, len_bytes.to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("a hog")
+    };
+    let (mut hog, mut killed) = (spawn(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        if let Some(status) = hog.try_wait().expect("wait") {
+            assert_eq!(status.signal(), Some(libc::SIGKILL), "a hog ends when it is killed: {status}");
+            killed += 1;
+            hog = spawn();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    hog.kill().expect("kill");
+    hog.wait().expect("wait");
+    killed
 }
 
 /// Has the group give up its memory again and again until `stop` is set.
