@@ -713,7 +713,7 @@ const QUEUE: usize = 4096;
 pub(crate) const ARENA_EXTENTS: usize = 4;
 
 /// The first address of arena `a`.
-pub(crate) fn arena_base(a: usize) -> usize {
+pub(crate) const fn arena_base(a: usize) -> usize {
     (a + 1) << 32
 }
 
