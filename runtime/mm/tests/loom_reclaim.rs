@@ -505,6 +505,39 @@ fn handing_it_over_all_the_same_maps_what_is_dropped() {
     });
 }
 
+/// ```text
+/// who finds a store                        flusher
+/// pin, DIRTY
+///                                          writes it? it is pinned
+/// counts it dirty, unpin
+///                                          writeback, counts it clean
+/// ```
+/// Without the pin the flusher takes from a number that is 0 and stays so, and the page is counted afterwards, for ever.
+fn found_against_write_back(mark: fn(&World)) {
+    let w = World::new(one_page(RW | VmFlags::WP_SYNC, Broken::No));
+    let t = spawn(move || _ = w.write_back(0));
+    mark(w);
+    t.join().expect("the flusher");
+    w.settle(0);
+    assert_eq!(w.mapping.account.nr_dirty.load(Ordering::Relaxed), 0, "no page is dirty, and some are counted");
+}
+
+#[test]
+fn a_page_that_is_found_dirty_is_counted_before_it_is_clean() {
+    check(2, || found_against_write_back(|w| _ = w.mapping.mark_dirty(w.word(0))));
+}
+
+#[test]
+#[should_panic(expected = "no page is dirty, and some are counted")]
+fn without_the_pin_it_is_counted_for_ever() {
+    check(2, || {
+        found_against_write_back(|w| {
+            w.word(0).try_dirty().expect("cached");
+            w.mapping.account_dirtied(1);
+        });
+    });
+}
+
 // --- Flushes ----------------------------------------------------------------------------------------------------------
 
 fn dirty_page(broken: Broken) -> &'static World {
