@@ -367,6 +367,33 @@ fn a_zapped_page_of_which_nobody_vouches_is_dirty() {
 }
 
 /// ```text
+/// reclaim                                   another
+/// looks, by the number as it was: another's
+/// zaps; looks again: another's
+///                                           finds that out, and takes another number
+/// is the number ours? it is, by now
+/// ```
+#[test]
+fn a_zapped_page_is_dirty_if_the_number_was_exchanged_after_the_looks() {
+    let w = world(ObjectSpec::pages(1), RW | VmFlags::SHARED | VmFlags::WP_ASYNC | SINGLE);
+    w.read(at(0));
+    w.access(&Ctx::handler(0, false, 0, None), at(0), Some(7));
+    let kernel = w.kernel;
+    kernel.tells_anothers.store(true, Ordering::Relaxed);
+    kernel.after_look(move || {
+        kernel.after_look(move || {
+            kernel.asked.fetch_add(1, Ordering::Relaxed);
+            kernel.tells_anothers.store(false, Ordering::Relaxed);
+        });
+    });
+    unmap(&w);
+    assert!(!kernel.tells_anothers.load(Ordering::Relaxed), "both looks were made");
+    assert!(w.word(0, 0).load().has(DIRTY), "the looks were another's, and the store is lost");
+    assert_eq!(w.write_back(0, 0, 1, true), Ok(1));
+    w.check_quiescent();
+}
+
+/// ```text
 /// reclaim                                   who maps                            another
 /// looks: nothing is mapped
 ///                                           pins: REFERENCED; [bit]

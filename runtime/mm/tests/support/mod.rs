@@ -151,6 +151,8 @@ pub(crate) struct Kernel {
     after_look: Mutex<Option<OnLook>>,
     /// Entries are told of another process's page table, where all are protected.
     pub(crate) tells_anothers: AtomicBool,
+    /// The number by which entries are asked about.
+    pub(crate) asked: AtomicU64,
 }
 
 /// What somebody does between two steps of who looks at entries.
@@ -494,18 +496,23 @@ impl Mmu for PageTables {
     }
     fn pte_glanced(&self, addr: usize) -> Pte {
         let pte = self.pte(addr);
+        let anothers = self.0.tells_anothers.load(Ordering::Relaxed);
         let hook = lock(&self.0.after_look).take();
         if let Some(OnLook(f)) = hook {
             f();
         }
-        if !self.0.tells_anothers.load(Ordering::Relaxed) {
-            return pte;
+        match pte {
+            // There the page was mapped and clean before, and is not mapped now.
+            Pte::None if anothers => Pte::Marker,
+            _ if anothers => Pte::Clean,
+            pte => pte,
         }
-        // There the page was mapped and clean before, and is not mapped now.
-        if pte == Pte::None { Pte::Marker } else { Pte::Clean }
     }
-    fn vouches(&self, _asked: u64) -> bool {
-        !self.0.tells_anothers.load(Ordering::Relaxed)
+    fn asked(&self) -> u64 {
+        self.0.asked.load(Ordering::Relaxed)
+    }
+    fn vouches(&self, asked: u64) -> bool {
+        asked == self.asked() && !self.0.tells_anothers.load(Ordering::Relaxed)
     }
     fn charge_vmas(&self, delta: i64) -> bool {
         lock(&self.0.state).vmas_charged += delta;
