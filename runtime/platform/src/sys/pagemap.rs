@@ -510,3 +510,46 @@ pub mod old {
         Ok(nr)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+
+    /// Which number is asked is the process's: one test after the other. `None`: the kernel has no PAGEMAP_SCAN.
+    fn opened() -> Option<MutexGuard<'static, ()>> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        init().is_ok().then_some(turn)
+    }
+
+    /// A look that began by the old number was perhaps answered by another file, whatever the new one names.
+    #[test]
+    fn nobody_vouches_for_looks_by_a_number_that_was_exchanged() -> Result<(), Errno> {
+        let Some(_turn) = opened() else { return Ok(()) };
+        let before = asked_by();
+        assert!(vouches(before), "nobody has exchanged it");
+        let old = asked();
+        publish(old, fd::raise(file::open_rdonly(c"/proc/self/pagemap")?))?;
+        assert!(is_ours(asked()), "the new one is ours, too");
+        assert!(!vouches(before), "it was not asked by this number");
+        assert!(vouches(asked_by()));
+        file::close(old);
+        Ok(())
+    }
+
+    /// Who comes second with another number has noted what that one names: the winner's is no less ours for it.
+    #[test]
+    fn who_was_too_late_leaves_the_winners_number_ours() -> Result<(), Errno> {
+        let Some(_turn) = opened() else { return Ok(()) };
+        let winner = asked();
+        let late = file::open_rdonly(c"/proc/self/maps")?;
+        assert_eq!(publish(late, late), Err(Errno::EAGAIN), "another thread was first");
+        file::close(late);
+        assert_eq!(asked(), winner);
+        assert!(is_ours(winner), "what is known is what the winner's number names");
+        Ok(())
+    }
+}
