@@ -110,3 +110,33 @@ pub(super) fn may_retry(address: usize) -> bool {
     thread::sched_yield();
     entry.count.fetch_add(1, Ordering::Relaxed) < PATIENCE
 }
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    /// Tries again and again, `between` the tries doing what others do; returns whether it is told in the end.
+    fn is_told(address: usize, mut between: impl FnMut()) -> bool {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(30) {
+            if !may_retry(address) {
+                return true;
+            }
+            between();
+        }
+        false
+    }
+
+    // One test: the changes of one would be among those that the other counts.
+    #[test]
+    fn who_took_a_permission_away_is_told_unless_one_change_lasts() {
+        // One is under way at any time, as where several threads map and unmap.
+        let mut under_way = changing();
+        assert!(is_told(0x5f00_0000_3000, || under_way = changing()), "others change theirs without end");
+        assert!((0..PATIENCE + TURNS).all(|_| may_retry(0x5f00_0000_4000)), "the same change is under way");
+        drop(under_way);
+    }
+}
