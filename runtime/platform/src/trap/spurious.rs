@@ -116,7 +116,8 @@ mod tests {
     extern crate std;
 
     use super::*;
-    use std::time::{Duration, Instant};
+    use core::time::Duration;
+    use std::time::Instant;
 
     /// Tries again and again, `between` the tries doing what others do; returns whether it is told in the end.
     fn is_told(address: usize, mut between: impl FnMut()) -> bool {
