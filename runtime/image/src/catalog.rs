@@ -2,13 +2,13 @@
 //!
 //! # Context: control plane; allocates, and waits for files
 
-use crate::digest::Digest;
+use crate::digest::{Digest, NotADigest};
+use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::lease::Alone;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 const TAGS: &str = "tags";
@@ -98,14 +98,7 @@ impl Catalog {
         let path = self.tag_path(tag)?;
         let _lock = self.lock()?;
         self.find(digest)?;
-        let folder = self.folder.join(TAGS);
-        let temp = tempfile::Builder::new().prefix(".tag-").tempfile_in(&folder);
-        let mut temp = temp.map_err(Error::io("create a file beside", &path))?;
-        writeln!(temp, "{digest}").map_err(Error::io("write", &path))?;
-        temp.as_file().sync_all().map_err(Error::io("fsync", &path))?;
-        temp.persist(&path).map_err(|e| Error::io("rename to", &path)(e.error))?;
-        let dir = File::open(&folder).map_err(Error::io("open", &folder))?;
-        dir.sync_all().map_err(Error::io("fsync", &folder))
+        durable::replace(&path, format!("{digest}\n").as_bytes())
     }
 
     /// Takes a tag away.
@@ -115,7 +108,8 @@ impl Catalog {
     pub fn untag(&self, tag: &str) -> Result<()> {
         let path = self.tag_path(tag)?;
         let _lock = self.lock()?;
-        std::fs::remove_file(&path).map_err(Error::io("remove", &path))
+        durable::remove(&path)?;
+        durable::sync_folder(&path)
     }
 
     /// Returns what each tag names, in order.
@@ -133,7 +127,7 @@ impl Catalog {
             }
             let path = entry.path();
             let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-            let digest = text.trim().parse().map_err(|e: crate::digest::NotADigest| Error::Corrupt {
+            let digest = text.trim().parse().map_err(|e: NotADigest| Error::Corrupt {
                 path,
                 what: "a tag",
                 offset: 0,
@@ -224,23 +218,26 @@ impl Catalog {
         self.decide().map(|(plan, _)| plan)
     }
 
-    /// Removes what nothing names, holds or needs, and says what that was, and what was kept.
+    /// Removes what nothing names, holds or needs, and says what that was, and what was kept. What writers left behind that were
+    /// killed goes with it.
     ///
     /// # Errors
     /// As [`Catalog::tags`]; [`Error::Io`]: a file could not be removed; those before it in [`Plan::remove`] were.
     pub fn collect(&self) -> Result<Plan> {
         let _lock = self.lock()?;
         let (plan, alone) = self.decide()?;
-        for file in alone {
-            file.remove()?;
+        // A child's name is gone for good before its parent's is.
+        for (path, _alone) in &alone {
+            durable::remove(path)?;
+            durable::sync_folder(path)?;
         }
-        let dir = File::open(&self.folder).map_err(Error::io("open", &self.folder))?;
-        dir.sync_all().map_err(Error::io("fsync", &self.folder))?;
+        durable::remove_left(&self.folder)?;
+        durable::remove_left(&self.folder.join(TAGS))?;
         Ok(plan)
     }
 
     /// Decides what goes, and takes it for its own, so that nobody comes to hold it meanwhile.
-    fn decide(&self) -> Result<(Plan, Vec<Alone>)> {
+    fn decide(&self) -> Result<(Plan, Vec<(PathBuf, Alone)>)> {
         let (entries, damaged) = self.entries()?;
         let mut why: BTreeMap<PathBuf, Kept> = BTreeMap::new();
         let mut alone: BTreeMap<PathBuf, Alone> = BTreeMap::new();
@@ -277,7 +274,7 @@ impl Catalog {
         }
         plan.remove = children_first(plan.remove);
         for entry in &plan.remove {
-            order.extend(alone.remove(&entry.path));
+            order.extend(alone.remove_entry(&entry.path));
         }
         Ok((plan, order))
     }
@@ -301,7 +298,10 @@ impl Catalog {
             return in_use(format!("{} cannot be read, and may need it", by.display()));
         }
         match Alone::take(&path)? {
-            Some(alone) => alone.remove(),
+            Some(_alone) => {
+                durable::remove(&path)?;
+                durable::sync_folder(&path)
+            }
             None => in_use("somebody holds it".into()),
         }
     }

@@ -10,6 +10,7 @@
 use crate::extent_map::{EXTENT_PAGES, PAGE_SIZE};
 use std::fmt;
 use std::str::FromStr;
+use zerocopy::IntoBytes;
 
 /// Bytes of raw data that are verified together: a page costs one digest of this much.
 pub const GROUP_SIZE: usize = 16 << 10;
@@ -128,9 +129,10 @@ pub fn group(bytes: &[u8]) -> Digest {
 #[derive(Debug)]
 pub struct Content {
     root: blake3::Hasher,
-    extent: Vec<u8>,
-    is_zero: bool,
-    nr_extents: u64,
+    /// The extent that is being added: its number, and the digests of its groups.
+    number: u64,
+    extent: Vec<Digest>,
+    next: u64,
 }
 
 /// Keeps these digests apart from any other use of BLAKE3.
@@ -142,35 +144,42 @@ impl Content {
     pub fn new(nr_pages: u64) -> Self {
         let mut root = blake3::Hasher::new_derive_key(CONTEXT);
         root.update(&nr_pages.to_le_bytes());
-        Self { root, extent: Vec::new(), is_zero: true, nr_extents: 0 }
+        Self { root, number: 0, extent: Vec::new(), next: 0 }
     }
 
     /// Adds the next group.
     pub fn add(&mut self, group: &Digest) {
-        self.is_zero &= *group == Digest::ZERO;
-        self.extent.extend_from_slice(group.as_bytes());
-        if self.extent.len() as u64 == EXTENT_GROUPS * 32 {
+        self.put(self.next, group);
+    }
+
+    /// Adds group `number`, which lies behind those that were added: what was passed over is zero.
+    pub fn put(&mut self, number: u64, group: &Digest) {
+        self.next = number + 1;
+        if *group == Digest::ZERO {
+            return;
+        }
+        if self.number != number / EXTENT_GROUPS {
             self.end_extent();
+            self.number = number / EXTENT_GROUPS;
+        }
+        self.extent.resize(EXTENT_GROUPS as usize, Digest::ZERO);
+        if let Some(slot) = self.extent.get_mut((number % EXTENT_GROUPS) as usize) {
+            *slot = *group;
         }
     }
 
     fn end_extent(&mut self) {
-        if !self.is_zero {
-            self.extent.resize(EXTENT_GROUPS as usize * 32, 0);
-            self.root.update(&self.nr_extents.to_le_bytes());
-            self.root.update(blake3::hash(&self.extent).as_bytes());
+        if !self.extent.is_empty() {
+            self.root.update(&self.number.to_le_bytes());
+            self.root.update(blake3::hash(self.extent.as_bytes()).as_bytes());
         }
-        self.nr_extents += 1;
-        self.is_zero = true;
         self.extent.clear();
     }
 
     /// Returns the digest of everything that was added.
     #[must_use]
     pub fn finish(mut self) -> Digest {
-        if !self.extent.is_empty() {
-            self.end_extent();
-        }
+        self.end_extent();
         Digest(*self.root.finalize().as_bytes())
     }
 }

@@ -2,19 +2,21 @@
 //!
 //! # Context: control plane; allocates, and waits for files
 
+mod family;
+mod verify;
+
 use crate::digest::{Content, Digest, GROUP_PAGES, GROUP_SIZE};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, ExtentMap, PAGE_SIZE, Run, Source};
 use crate::integrity::Integrity;
 use crate::layer::{Identity, Layer};
-use crate::lease::Lease;
 use crate::raw;
 use crate::region::Region;
-use crate::sfi::{Below, Sfi};
+use crate::sfi::Sfi;
+use crate::slot::{File, Slot};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 
 /// An image of memory, whatever its format.
 ///
@@ -53,57 +55,6 @@ enum Map {
     Tables,
 }
 
-/// A file that pages lie in.
-#[derive(Debug)]
-enum File {
-    Sfi(Box<Sfi>),
-    Raw(Layer),
-}
-
-/// A file that is opened when it is needed, and what it has to be.
-#[derive(Debug)]
-struct Slot {
-    path: PathBuf,
-    below: Option<Below>,
-    file: OnceLock<File>,
-}
-
-impl Slot {
-    fn open(file: File, path: &Path) -> Self {
-        let slot = Self { path: path.into(), below: None, file: OnceLock::new() };
-        let _ = slot.file.set(file);
-        slot
-    }
-
-    /// Returns the file, which is opened and looked at if it was not.
-    fn get(&self) -> Result<&File> {
-        if let Some(file) = self.file.get() {
-            return Ok(file);
-        }
-        let layer = Layer::open(&self.path)?;
-        let file = match &self.below {
-            Some(below) if below.is_sfi => {
-                let sfi = Sfi::open(layer)?;
-                let (wanted, found) = (below.digest, sfi.file_digest());
-                if wanted != found {
-                    let path = self.path.clone();
-                    return Err(Error::Digest { path, what: "the header", offset: 0, wanted, found });
-                }
-                File::Sfi(Box::new(sfi))
-            }
-            Some(below) if layer.len_bytes() != below.len_bytes => {
-                return Err(Error::Changed { path: self.path.clone(), what: "its length" });
-            }
-            Some(below) if below.mtime_ns != 0 && layer.identity().mtime_ns != i128::from(below.mtime_ns) => {
-                return Err(Error::Changed { path: self.path.clone(), what: "its time of modification" });
-            }
-            _ => File::Raw(layer),
-        };
-        // Two threads may open it: one of the two is kept.
-        Ok(self.file.get_or_init(|| file))
-    }
-}
-
 impl fmt::Debug for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.path();
@@ -112,13 +63,18 @@ impl fmt::Debug for Image {
 }
 
 impl Image {
-    /// Opens an `.sfi` file, or else a raw image: one region at address 0, whose holes are zero.
+    /// Opens an `.sfi` file, or else a raw image: one region at address 0, whose holes are zero. A file that is called `.sfi` is
+    /// never taken for a raw one.
     ///
     /// # Errors
     /// [`Error::Corrupt`] and [`Error::Digest`] name what is wrong with the file; [`Error::Unsupported`]; [`Error::Io`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let layer = Layer::open(&path)?;
         if !Sfi::is_one(&layer) {
+            // Its first bytes were lost: a memory of tables would be read.
+            if layer.path().extension().is_some_and(|e| e == "sfi") {
+                return Err(layer.corrupt("the header", 0, "it does not begin as an .sfi file does"));
+            }
             return raw::stack(vec![layer]).map(|(layers, map, regions)| Self::of_layers(layers, map, regions));
         }
         let sfi = Sfi::open(layer)?;
@@ -128,7 +84,7 @@ impl Image {
         let mut files = vec![Slot::open(File::Sfi(Box::new(sfi)), &own)];
         files.extend(below.into_iter().map(|b| {
             let path = folder.join(&b.name);
-            Slot { path, below: Some(b), file: OnceLock::new() }
+            Slot::late(path, b)
         }));
         Ok(Self { files, map: Map::Tables, regions, keys, nr_pages, integrity: Integrity::default() })
     }
@@ -218,7 +174,7 @@ impl Image {
     }
 
     fn own(&self) -> Option<&Sfi> {
-        match self.files.first()?.file.get()? {
+        match self.files.first()?.if_open()? {
             File::Sfi(sfi) => Some(sfi),
             File::Raw(_) => None,
         }
@@ -324,150 +280,53 @@ impl Image {
     /// As [`Reader::read`].
     pub fn compute_content_digest(&self) -> Result<Digest> {
         let mut content = Content::new(self.nr_pages);
-        self.each_group(0..self.nr_pages.div_ceil(GROUP_PAGES), |_, digest| content.add(&digest))?;
+        self.each_group(0..self.nr_pages.div_ceil(GROUP_PAGES), |number, digest| content.put(number, &digest))?;
         Ok(content.finish())
     }
 
-    /// Calls `f` with the digest of each group of logical pages, in order: out of the tables, or else of the pages.
+    /// Calls `f` with the digest of each group of logical pages that is not zero, in order: out of the tables, or else of the
+    /// pages.
     pub(crate) fn each_group(&self, groups: Range<u64>, mut f: impl FnMut(u64, Digest)) -> Result<()> {
-        if let Some(sfi) = self.own().filter(|sfi| sfi.has_content()) {
+        if let Some(sfi) = self.own().filter(|sfi| sfi.content_digest().is_some()) {
             return sfi.each_content(groups, f);
         }
-        let (mut reader, mut bytes) = (self.reader(), vec![0; GROUP_SIZE]);
-        for g in groups {
-            let first = g * GROUP_PAGES;
+        self.read_groups(groups, &mut self.reader(), |number, digest| {
+            f(number, digest);
+            Ok(())
+        })
+    }
+
+    /// Reads the groups that the map does not call zero, and calls `f` with the digest of each that is not.
+    fn read_groups(
+        &self,
+        groups: Range<u64>,
+        reader: &mut Reader<'_>,
+        mut f: impl FnMut(u64, Digest) -> Result<()>,
+    ) -> Result<()> {
+        let mut bytes = vec![0; GROUP_SIZE];
+        let mut at = groups.start;
+        while at < groups.end {
+            let run = reader.run_at(at * GROUP_PAGES)?;
+            if run.source == Source::Zero {
+                // Whole groups that lie in the run; none may, and then the group is read.
+                let end = run.page + run.nr;
+                let end = if end == self.nr_pages { end.div_ceil(GROUP_PAGES) } else { end / GROUP_PAGES };
+                if end > at {
+                    at = end;
+                    continue;
+                }
+            }
+            let first = at * GROUP_PAGES;
             let nr = GROUP_PAGES.min(self.nr_pages - first) as usize;
             let bytes = bytes.get_mut(..nr * PAGE_SIZE).unwrap_or_default();
             reader.read(first, bytes)?;
-            f(g, crate::digest::group(bytes));
+            let digest = crate::digest::group(bytes);
+            if digest != Digest::ZERO {
+                f(at, digest)?;
+            }
+            at += 1;
         }
         Ok(())
-    }
-
-    /// Verifies everything that has digests: tables, frames, pages, and that the pages are the contents that the image says.
-    /// Calls `f` with the bytes done so far.
-    ///
-    /// # Errors
-    /// [`Error::Corrupt`], [`Error::Digest`]: the first thing that is wrong; [`Error::Unsupported`]: there are no digests.
-    pub fn verify(&self, f: &mut dyn FnMut(u64)) -> Result<()> {
-        let Some(own) = self.own() else {
-            let why = "write a sidecar of digests, and verify that";
-            return Err(Error::Unsupported { path: self.path().into(), what: "verifying a raw image".into(), why });
-        };
-        let mut done = 0;
-        for slot in &self.files {
-            if let File::Sfi(sfi) = slot.get()? {
-                let before = done;
-                sfi.verify(&mut |now| {
-                    done = before + now;
-                    f(done);
-                })?;
-            }
-        }
-        // Everything is read, so that layers without a container are looked at, too.
-        let (mut reader, mut bytes, mut content) = (self.reader(), vec![0; GROUP_SIZE], Content::new(self.nr_pages));
-        reader.integrity = Integrity::Lazy;
-        for g in 0..self.nr_pages.div_ceil(GROUP_PAGES) {
-            let first = g * GROUP_PAGES;
-            let nr = GROUP_PAGES.min(self.nr_pages - first) as usize;
-            let bytes = bytes.get_mut(..nr * PAGE_SIZE).unwrap_or_default();
-            reader.read(first, bytes)?;
-            let found = crate::digest::group(bytes);
-            // Children take these over without looking at the pages.
-            let mut kept = None;
-            own.each_content(g..g + 1, |_, digest| kept = Some(digest))?;
-            if let Some(wanted) = kept.filter(|wanted| *wanted != found) {
-                let path = own.path().to_path_buf();
-                return Err(Error::Digest { path, what: "a group of the contents", offset: first, wanted, found });
-            }
-            content.add(&found);
-            f(done + first * PAGE_SIZE as u64);
-        }
-        let found = content.finish();
-        match own.content_digest() {
-            Some(wanted) if wanted != found => {
-                Err(Error::Digest { path: own.path().into(), what: "the contents", offset: 0, wanted, found })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Reads a raw layer, and returns the digests of its groups.
-    pub(crate) fn digest_layer(&self, layer: u16) -> Result<Vec<Digest>> {
-        let Some(File::Raw(layer)) = self.files.get(usize::from(layer)).map(Slot::get).transpose()? else {
-            return Ok(Vec::new());
-        };
-        let (mut digests, mut bytes) = (Vec::new(), vec![0; GROUP_SIZE]);
-        let mut pos = 0;
-        while pos < layer.len_bytes() {
-            bytes.truncate((layer.len_bytes() - pos).min(GROUP_SIZE as u64) as usize);
-            layer.read("pages", pos, &mut bytes)?;
-            digests.push(Digest::of(&bytes));
-            pos += bytes.len() as u64;
-        }
-        // It is what was read only if nobody wrote to it meanwhile.
-        layer.check()?;
-        Ok(digests)
-    }
-
-    /// Holds the image's files: who collects in this or another process leaves them alone while the lease lives.
-    ///
-    /// # Errors
-    /// [`Error::Io`], [`Error::Changed`]: one of them has gone.
-    pub fn lease(&self) -> Result<Lease> {
-        let mut lease = Lease::default();
-        for slot in &self.files {
-            let held = lease.hold(&slot.path)?;
-            let open = slot.file.get().map(|file| match file {
-                File::Sfi(sfi) => sfi.layer().identity().inode,
-                File::Raw(layer) => layer.identity().inode,
-            });
-            // What has not been opened yet is looked at when it is.
-            if open.is_some_and(|open| open != held) {
-                return Err(Error::Changed { path: slot.path.clone(), what: "the file of that name" });
-            }
-        }
-        Ok(lease)
-    }
-
-    /// Returns the files that the image needs beside its own.
-    #[must_use]
-    pub fn needs(&self) -> Vec<PathBuf> {
-        self.files.iter().skip(1).map(|slot| slot.path.clone()).collect()
-    }
-
-    /// Returns the number of layers.
-    pub(crate) fn nr_layers(&self) -> usize {
-        self.files.len()
-    }
-
-    /// Returns the file of a layer.
-    pub(crate) fn layer_path(&self, layer: u16) -> Option<&Path> {
-        self.files.get(usize::from(layer)).map(|s| s.path.as_path())
-    }
-
-    /// Returns what a child has to know of a layer: what it is, and its digests, if it is a raw file that has any.
-    pub(crate) fn describe(&self, layer: u16) -> Result<(Below, Vec<Digest>)> {
-        let Some(slot) = self.files.get(usize::from(layer)) else {
-            return Err(Error::Argument { op: "describe", arg: "layer", value: layer.into(), why: "there is none" });
-        };
-        let name = slot.path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
-        let mut digests = Vec::new();
-        let below = match slot.get()? {
-            File::Sfi(sfi) => {
-                let (digest, len_bytes) = (sfi.file_digest(), sfi.layer().len_bytes());
-                Below { name, is_sfi: true, digest, len_bytes, groups: 0..0, mtime_ns: 0 }
-            }
-            File::Raw(layer) => {
-                if let (Some(own), Some(below)) = (self.own(), &slot.below) {
-                    own.each_stored_group(below.groups.clone(), |d| digests.push(d))?;
-                }
-                let groups = 0..digests.len() as u64;
-                let mtime_ns = u64::try_from(layer.identity().mtime_ns).unwrap_or(0);
-                Below { name, is_sfi: false, digest: Digest::ZERO, len_bytes: layer.len_bytes(), groups, mtime_ns }
-            }
-        };
-        Ok((below, digests))
     }
 }
 

@@ -49,14 +49,14 @@ impl Lease {
 }
 
 /// Returns whether `path` names the open file.
-fn is_named(file: &File, path: &Path) -> bool {
+pub(crate) fn is_named(file: &File, path: &Path) -> bool {
     let of = |m: std::fs::Metadata| (m.dev(), m.ino());
     matches!((file.metadata().map(of), std::fs::metadata(path).map(of)), (Ok(a), Ok(b)) if a == b)
 }
 
 /// A file that nobody holds, while it is being removed.
 #[derive(Debug)]
-pub(crate) struct Alone(PathBuf, #[expect(dead_code, reason = "its lock is what it is kept for")] File);
+pub(crate) struct Alone(#[expect(dead_code, reason = "its lock is what it is kept for")] File);
 
 impl Alone {
     /// Takes a file for its own; `None`: somebody holds it, or it has gone.
@@ -67,13 +67,9 @@ impl Alone {
             Err(e) => return Err(Error::io("open", path)(e)),
         };
         match file.try_lock() {
-            Ok(()) => Ok(is_named(&file, path).then(|| Self(path.into(), file))),
+            Ok(()) => Ok(is_named(&file, path).then_some(Self(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(e)) => Err(Error::io("lock", path)(e)),
         }
-    }
-
-    pub(crate) fn remove(self) -> Result<()> {
-        std::fs::remove_file(&self.0).map_err(Error::io("remove", &self.0))
     }
 }

@@ -30,9 +30,9 @@
 //! # The floors
 //!
 //! ```text
-//! error digest extent_map         what is wrong, what identifies bytes, where each page comes from
-//! codec layer region integrity lease
-//! sfi raw                         how images lie in files
+//! error digest extent_map inject  what is wrong, what identifies bytes, where each page comes from
+//! codec layer region integrity lease durable
+//! sfi raw slot                    how images lie in files
 //! image                           an open one, and who reads it
 //! write                           a new one
 //! import catalog sidecar          others' snapshots, names, digests for what has none
@@ -52,10 +52,13 @@ compile_error!("softfault-image reads images that are larger than a 32-bit addre
 mod catalog;
 mod codec;
 mod digest;
+mod durable;
 mod error;
 mod extent_map;
 mod image;
 pub mod import;
+#[doc(hidden)]
+pub mod inject;
 mod integrity;
 mod layer;
 mod lease;
@@ -63,6 +66,7 @@ mod raw;
 mod region;
 mod sfi;
 mod sidecar;
+mod slot;
 mod write;
 
 #[cfg(doctest)]

@@ -6,6 +6,7 @@ mod contents;
 
 use crate::codec::{Codec, FRAME_MAX};
 use crate::digest::{Digest, GROUP_SIZE, is_zero};
+use crate::durable::{Temp, folder};
 use crate::error::{Error, Result};
 use crate::extent_map::{Builder, EXTENT_PAGES, ExtentMap, PAGE_SIZE, Source};
 use crate::image::Image;
@@ -17,9 +18,7 @@ use crate::sfi::layout::{
     RunAt, Span, Table, TableAt, required,
 };
 use contents::Contents;
-use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -32,7 +31,7 @@ use zerocopy::{FromZeros, IntoBytes};
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
-    temp: tempfile::NamedTempFile,
+    temp: Temp,
     codec: Codec,
     frame_pages: usize,
     nr_pages: u64,
@@ -110,8 +109,7 @@ impl Writer {
                 map.put(run.pages(), run.source.above(1));
             }
         }
-        let temp = tempfile::Builder::new().prefix(".softfault-").tempfile_in(folder(path));
-        let temp = temp.map_err(Error::io("create a temporary file beside", path))?;
+        let temp = Temp::beside(path)?;
         let contents = Contents::new(nr_pages);
         let (codec, frame_pages) = (Codec::Raw, (64 << 10) / PAGE_SIZE);
         let body = Body { pos: BODY_START, tail: Vec::new(), has_raw: Vec::new(), groups: Vec::new() };
@@ -226,12 +224,7 @@ impl Writer {
         }
         let mut stored = Vec::new();
         let number = u32::try_from(self.frames.len()).ok().filter(|_| self.codec.encode(&frame.bytes, &mut stored));
-        let pos = self.body.add(
-            self.temp.as_file(),
-            &self.path,
-            if number.is_some() { &stored } else { &frame.bytes },
-            number.is_none(),
-        )?;
+        let pos = self.body.add(&self.temp, if number.is_some() { &stored } else { &frame.bytes }, number.is_none())?;
         if number.is_some() {
             let (stored_len, raw) = (U32::new(stored.len() as u32), U32::new(frame.bytes.len() as u32));
             let (codec, digest) = (self.codec.code(), Digest::of(&stored));
@@ -269,11 +262,11 @@ impl Writer {
     /// As [`Writer::finish`].
     pub fn finish_held(mut self) -> Result<(Digest, Lease)> {
         self.end_frame()?;
-        let body_end = self.body.end(self.temp.as_file(), &self.path)?;
+        let body_end = self.body.end(&self.temp)?;
         let content = self.contents.finish(self.parent.as_deref())?;
         let mut tables = Tables::new();
         let (map, below) = self.layers(&mut tables)?;
-        tables.map(&map);
+        tables.map(&map, &content.extents);
         tables.regions(&self.regions);
         tables.keys(&self.keys);
         tables.add(Table::Frames, self.frames.as_bytes(), self.frames.len());
@@ -291,12 +284,11 @@ impl Writer {
         let levels_at = body_end.next_multiple_of(PAGE_SIZE as u64);
         header.levels_at = U64::new(levels_at);
         header.tables = tables.at;
-        let io = |op| Error::io(op, &self.path);
         let mut at = levels_at;
         let mut level = tables.bytes;
         for len in &mut header.levels {
             *len = U64::new(level.len() as u64);
-            self.temp.as_file().write_all_at(&level, at).map_err(io("write"))?;
+            self.temp.write_at(&level, at)?;
             at += level.len() as u64;
             let digests: Vec<Digest> = level.chunks(BLOCK_SIZE).map(Digest::of).collect();
             if let [root] = digests[..] {
@@ -308,11 +300,10 @@ impl Writer {
         debug_assert!(header.root != Digest::ZERO, "{LEVELS_MAX} levels are enough for any image");
         header.len_bytes = U64::new(at);
         header.digest = header.own_digest();
-        self.temp.as_file().write_all_at(header.as_bytes(), 0).map_err(io("write"))?;
-        self.temp.as_file().sync_all().map_err(io("fsync"))?;
+        self.temp.write_at(header.as_bytes(), 0)?;
         let mut lease = std::mem::take(&mut self.lease);
-        lease.hold_open(&self.path, self.temp.reopen().map_err(io("open"))?)?;
-        persist(self.temp, &self.path)?;
+        lease.hold_open(&self.path, self.temp.reopen()?)?;
+        self.temp.name_new()?;
         Ok((header.digest, lease))
     }
 
@@ -348,24 +339,13 @@ impl Writer {
     }
 }
 
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
-}
-
 fn same_folder(a: &Path, b: &Path) -> bool {
     folder(a) == folder(b) || matches!((folder(a).canonicalize(), folder(b).canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
-/// Gives a finished file its name, and makes the name durable.
-fn persist(temp: tempfile::NamedTempFile, path: &Path) -> Result<()> {
-    temp.persist_noclobber(path).map_err(|e| Error::io("rename to", path)(e.error))?;
-    let dir = File::open(folder(path)).map_err(Error::io("open the folder of", path))?;
-    dir.sync_all().map_err(Error::io("fsync the folder of", path))
-}
-
 impl Body {
     /// Adds bytes; `raw`: pages, at a multiple of the page. Returns where they lie.
-    fn add(&mut self, file: &File, path: &Path, bytes: &[u8], raw: bool) -> Result<u64> {
+    fn add(&mut self, file: &Temp, bytes: &[u8], raw: bool) -> Result<u64> {
         if raw {
             let at = self.end_pos();
             self.tail.resize(self.tail.len() + (at.next_multiple_of(PAGE_SIZE as u64) - at) as usize, 0);
@@ -377,7 +357,7 @@ impl Body {
             self.has_raw.iter_mut().skip(from / GROUP_SIZE).for_each(|has| *has = true);
         }
         if self.tail.len() >= TAIL_SIZE {
-            self.flush(file, path, self.tail.len() / GROUP_SIZE * GROUP_SIZE)?;
+            self.flush(file, self.tail.len() / GROUP_SIZE * GROUP_SIZE)?;
         }
         Ok(at)
     }
@@ -387,9 +367,9 @@ impl Body {
     }
 
     /// Gives the first `len` bytes of the tail to the file.
-    fn flush(&mut self, file: &File, path: &Path, len: usize) -> Result<()> {
+    fn flush(&mut self, file: &Temp, len: usize) -> Result<()> {
         let bytes = self.tail.get(..len).unwrap_or_default();
-        file.write_all_at(bytes, self.pos).map_err(Error::io("write", path))?;
+        file.write_at(bytes, self.pos)?;
         for (group, has_raw) in bytes.chunks(GROUP_SIZE).zip(&self.has_raw) {
             self.groups.push(if *has_raw { Digest::of(group) } else { Digest::ZERO });
         }
@@ -399,8 +379,8 @@ impl Body {
         Ok(())
     }
 
-    fn end(&mut self, file: &File, path: &Path) -> Result<u64> {
-        self.flush(file, path, self.tail.len())?;
+    fn end(&mut self, file: &Temp) -> Result<u64> {
+        self.flush(file, self.tail.len())?;
         Ok(self.pos)
     }
 }
@@ -440,12 +420,14 @@ impl Tables {
         Span { offset, len: U64::new(bytes.len() as u64) }
     }
 
-    fn map(&mut self, map: &ExtentMap) {
+    /// Adds the map; of the extents `known`, in order, there are digests.
+    fn map(&mut self, map: &ExtentMap, known: &[u64]) {
         let (mut extents, mut runs) = (Vec::new(), Vec::new());
+        let mut known = (1u32..).zip(known).peekable();
         for extent in 0..map.nr_pages().div_ceil(EXTENT_PAGES) {
             let of = map.extent(extent);
-            let zero = U32::ZERO;
-            extents.push(ExtentAt { first: U64::new(runs.len() as u64), nr: U32::new(of.len() as u32), zero });
+            let content = U32::new(known.next_if(|(_, e)| **e == extent).map_or(0, |(n, _)| n));
+            extents.push(ExtentAt { first: U64::new(runs.len() as u64), nr: U32::new(of.len() as u32), content });
             for run in of {
                 let (kind, layer, value) = match run.source {
                     Source::Zero => (RunAt::ZERO, 0, 0),

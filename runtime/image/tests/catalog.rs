@@ -97,6 +97,34 @@ fn nothing_goes_while_a_file_cannot_be_read() {
     let plan = catalog.collect().expect("collect");
     assert!(plan.remove.is_empty() && plan.damaged.len() == 1 && plan.damaged[0].1.contains("b.sfi"), "{plan:?}");
     assert!(damaged.exists());
+    // A file that is empty calls itself an image, too.
+    std::fs::write(&damaged, "").expect("write");
+    let plan = catalog.collect().expect("collect");
+    assert!(plan.remove.is_empty() && plan.damaged.len() == 1, "{plan:?}");
+}
+
+/// A writer that was killed has left a file; one that lives is not disturbed.
+#[test]
+fn what_killed_writers_left_is_collected() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let names = || {
+        let all = std::fs::read_dir(folder.path()).expect("dir").map(|e| e.expect("entry").file_name());
+        let mut all: Vec<_> =
+            all.map(|n| n.to_string_lossy().into_owned()).filter(|n| n.starts_with(".soft")).collect();
+        all.sort();
+        all
+    };
+    let catalog = Catalog::open(folder.path()).expect("open");
+    std::fs::write(folder.path().join(".softfault-Ab12Cd"), [1; 5000]).expect("write");
+    std::fs::write(folder.path().join("tags/.softfault-Ab12Cd"), "half a dig").expect("write");
+    let mut w = Writer::create(folder.path().join("a.sfi"), 50).expect("create");
+    w.write(3, &[7; PAGE_SIZE]).expect("write");
+    assert_eq!(names().len(), 2);
+    catalog.collect().expect("collect");
+    assert!(names().len() == 1 && !names()[0].contains("Ab12Cd"), "{:?}", names());
+    assert_eq!(std::fs::read_dir(folder.path().join("tags")).expect("dir").count(), 0);
+    w.finish().expect("its file is there");
+    assert!(names().is_empty());
 }
 
 /// Who writes a child holds the parent, which nothing names.

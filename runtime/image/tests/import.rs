@@ -117,6 +117,8 @@ fn what_is_wrong_with_a_dump_is_named() {
         let error = criu::open(at, 42).expect_err(wanted).to_string();
         assert!(error.contains(wanted) && error.contains(file), "{error}, and not {wanted}");
     };
+    refused("pagemap-42.img", &pagemap(&[(HEAP + PAGE, 2, 4), (HEAP, 1, 4)], true), "out of order");
+    refused("pagemap-42.img", &pagemap(&[(HEAP, 2, 4), (HEAP + PAGE, 1, 1)], true), "out of order");
     refused("pagemap-42.img", b"\x19\x43\x56\x54\0\0\0\0", "it begins with 0x0");
     refused("pagemap-42.img", &pagemap(&[(HEAP, 5, 4)], true), "past the end of the pages' file");
     refused("pagemap-42.img", &pagemap(&[(HEAP + 1, 1, 4)], true), "no range of addresses");

@@ -184,6 +184,69 @@ fn an_image_may_be_empty_or_all_zero() {
     }
 }
 
+/// What a reserve of address space costs goes with the pages in it.
+#[test]
+fn a_terabyte_of_zeros_is_a_small_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (path, child) = (folder.path().join("image.sfi"), folder.path().join("child.sfi"));
+    let (nr, page) = (1u64 << 28, [7; PAGE_SIZE]);
+    let mut w = Writer::create(&path, nr).expect("create");
+    w.write(nr / 2, &page).expect("write");
+    w.finish().expect("finish");
+    let len = std::fs::metadata(&path).expect("stat").len();
+    assert!(len < 9 << 20, "{len} bytes for one page: 16 an extent are enough");
+    let image = Image::open(&path).expect("open");
+    image.verify(&mut |_| ()).expect("verify");
+    assert_eq!(image.content_digest(), Some(image.compute_content_digest().expect("digest")));
+    let mut w = Writer::over(&child, nr, Arc::new(image)).expect("create");
+    w.write(nr / 2, &[0; PAGE_SIZE]).expect("write");
+    w.write(nr - 1, &page).expect("write");
+    w.finish().expect("finish");
+    let image = Image::open(&child).expect("open");
+    let mut found = [1; PAGE_SIZE];
+    image.reader().read(nr / 2, &mut found).expect("read");
+    assert_eq!(found, [0; PAGE_SIZE]);
+    image.verify(&mut |_| ()).expect("verify");
+}
+
+#[test]
+fn an_image_that_lost_its_first_bytes_is_no_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("image.sfi");
+    save(&path, &filled(40, 2), Codec::Lz4);
+    let file = std::fs::OpenOptions::new().write(true).open(&path).expect("open");
+    file.write_all_at(&[0; PAGE_SIZE], 0).expect("write");
+    assert!(Image::open(&path).expect_err("its header is zero").is_corruption());
+    file.set_len(0).expect("len");
+    assert!(Image::open(&path).expect_err("it is empty").is_corruption());
+}
+
+/// What was read before, and lies verified in memory, says nothing about the disk.
+#[test]
+fn verifying_looks_at_the_disk() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for codec in codecs() {
+        let path = folder.path().join(format!("{codec}.sfi"));
+        save(&path, &filled(64, 6), codec);
+        let image = Image::open(&path).expect("open").with_integrity(Integrity::Once);
+        image.verify(&mut |_| ()).expect("it is whole");
+        read_all(&image);
+        let good = std::fs::read(&path).expect("read");
+        let file = std::fs::OpenOptions::new().write(true).open(&path).expect("open");
+        // The last byte of the tables, and one of the first page that is stored.
+        for at in [good.len() - 1, (16 << 10) + 10] {
+            file.write_all_at(&[good[at] ^ 1], at as u64).expect("write");
+            let error = image.verify(&mut |_| ()).expect_err("a byte was changed");
+            assert!(error.is_corruption(), "{codec}, byte {at}: {error}");
+            file.write_all_at(&[good[at]], at as u64).expect("write");
+        }
+        image.verify(&mut |_| ()).expect("it is whole again");
+        std::fs::remove_file(&path).expect("remove");
+        save(&path, &filled(64, 7), codec);
+        assert!(matches!(image.verify(&mut |_| ()), Err(Error::Changed { .. })), "another file of the same name");
+    }
+}
+
 /// Every byte of a small image, changed: it is refused, or the image is as it was (padding that nobody reads).
 #[test]
 fn a_changed_byte_is_found_out() {

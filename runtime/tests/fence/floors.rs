@@ -58,13 +58,14 @@ pub(crate) const HOUSES: &[House] = &[
     House {
         root: "runtime/image/src/lib.rs",
         floors: &[
-            &["error", "digest", "extent_map"],
-            &["codec", "layer", "region", "integrity", "lease"],
-            &["sfi", "raw"],
+            &["error", "digest", "extent_map", "inject"],
+            &["codec", "layer", "region", "integrity", "lease", "durable"],
+            &["sfi", "raw", "slot"],
             &["image"],
             &["write"],
             &["import", "catalog", "sidecar"],
         ],
+        elsewhere: &[("Image", "image/family.rs"), ("Image", "image/verify.rs"), ("Reader", "image/verify.rs")],
         contexts: true,
         orderings: true,
         long: Some(&[]),

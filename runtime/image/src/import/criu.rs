@@ -97,6 +97,7 @@ fn add_dump(folder: &Path, pid: u32, layers: &mut Vec<Layer>, memory: &mut Build
     // What the dump says nothing of is not in it, whatever a parent has.
     let mut whole = Builder::new(SPACE_PAGES);
     let (mut pages, mut pos): (Option<Layer>, u64) = (None, 0);
+    let mut last_end = 0;
     messages(&pagemap, WHAT, PAGEMAP_MAGIC, |nr, mut message| {
         if nr == 0 {
             let id = pages_id(&mut message)?;
@@ -105,6 +106,10 @@ fn add_dump(folder: &Path, pid: u32, layers: &mut Vec<Layer>, memory: &mut Build
         }
         let entry = Entry::read(&mut message)?;
         let range = entry.pages(&message)?;
+        if range.start < last_end {
+            return Err(message.corrupt(format!("{:#x} is out of order", entry.vaddr)));
+        }
+        last_end = range.end;
         if entry.flags & PE_PRESENT != 0 {
             let len = (range.end - range.start) * PAGE_SIZE as u64;
             if pages.as_ref().is_none_or(|p| pos + len > p.len_bytes()) {

@@ -115,7 +115,7 @@ pub(crate) enum Table {
     Frames = 4,
     /// A digest for each 16 KiB of the body from [`BODY_START`], then for those of raw layers.
     Groups = 5,
-    /// A digest for each group of logical pages; none where they are not known.
+    /// A digest for each group of logical pages, 128 for each extent that is not all zero; none where they are not known.
     Content = 6,
     /// [`KeyAt`].
     Keys = 7,
@@ -187,11 +187,13 @@ record! {
 }
 
 record! {
-    /// The runs of an extent.
+    /// An extent: its runs (none: all zero), and the digests of its groups.
     ExtentAt, 16 {
         first: U64,
         nr: U32,
-        zero: U32,
+        /// 0: all groups are zero, or nothing is known of them. Else the digests begin at 128 times one less, among
+        /// [`Table::Content`].
+        content: U32,
     }
 }
 

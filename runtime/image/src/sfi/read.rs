@@ -5,7 +5,7 @@
 use super::layout::{BODY_START, ExtentAt, FrameAt, KeyAt, LayerAt, MAGIC, RegionAt, RunAt, Table, required};
 use super::tables::Tables;
 use crate::codec::{Codec, FRAME_MAX};
-use crate::digest::{Digest, GROUP_SIZE};
+use crate::digest::{Digest, EXTENT_GROUPS, GROUP_SIZE};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, PAGE_SIZE, Run, Source};
 use crate::integrity::{Integrity, Seen};
@@ -93,15 +93,24 @@ impl Sfi {
         Some(self.tables.header().content).filter(|d| *d != Digest::ZERO)
     }
 
-    pub(crate) fn has_content(&self) -> bool {
-        self.tables.nr(Table::Content) > 0
-    }
-
-    /// Calls `f` with the digest of each group of logical pages among `groups`, in order.
+    /// Calls `f` with the digest of each group of logical pages among `groups` that is not zero, in order.
     pub(crate) fn each_content(&self, groups: Range<u64>, mut f: impl FnMut(u64, Digest)) -> Result<()> {
-        self.tables.each(&self.layer, Table::Content, groups, |i, digest| {
-            f(i, digest);
-            Ok(())
+        let extents = groups.start / EXTENT_GROUPS..groups.end.div_ceil(EXTENT_GROUPS);
+        self.tables.each(&self.layer, Table::Extents, extents, |extent, at: ExtentAt| {
+            let Some(nr) = at.content.get().checked_sub(1) else { return Ok(()) };
+            let first = u64::from(nr) * EXTENT_GROUPS;
+            if first >= self.tables.nr(Table::Content) {
+                let pos = self.tables.pos(Table::Extents, extent);
+                let why = format!("extent {extent}: its digests lie outside their table");
+                return Err(self.layer.corrupt(Table::Extents.name(), pos, why));
+            }
+            self.tables.each(&self.layer, Table::Content, first..first + EXTENT_GROUPS, |i, digest| {
+                let number = extent * EXTENT_GROUPS + (i - first);
+                if digest != Digest::ZERO && groups.contains(&number) {
+                    f(number, digest);
+                }
+                Ok(())
+            })
         })
     }
 
@@ -384,31 +393,67 @@ impl Sfi {
         })
     }
 
-    /// Verifies every table, every frame and every group of the body that has a digest; calls `f` with the bytes done so far.
-    pub(crate) fn verify(&self, f: &mut dyn FnMut(u64)) -> Result<()> {
-        let mut done = self.tables.verify(&self.layer)?;
-        f(done);
-        let (mut stored, mut raw) = (Vec::new(), Vec::new());
-        for frame in 0..self.tables.nr(Table::Frames) {
-            let Ok(frame) = u32::try_from(frame) else { break };
-            self.read_frame(frame, Integrity::Lazy, &mut stored, &mut raw)?;
-            done += stored.len() as u64;
-            f(done);
+    /// Returns the digest of the group of the body that begins at `pos`; `None`: none does, or it is cut short.
+    pub(crate) fn group_at(&self, pos: u64) -> Result<Option<Digest>> {
+        let is_whole = pos.checked_add(GROUP_SIZE as u64).is_some_and(|end| end <= self.tables.header().body_end.get());
+        let from_start = pos.checked_sub(BODY_START).filter(|at| is_whole && at.is_multiple_of(GROUP_SIZE as u64));
+        from_start.map(|at| self.tables.get(&self.layer, Table::Groups, at / GROUP_SIZE as u64)).transpose()
+    }
+
+    /// The same of a raw layer of which this file has digests.
+    pub(crate) fn group_below(&self, below: &Below, pos: u64) -> Result<Option<Digest>> {
+        let is_whole = pos.checked_add(GROUP_SIZE as u64).is_some_and(|end| end <= below.len_bytes);
+        if below.groups.is_empty() || !is_whole || !pos.is_multiple_of(GROUP_SIZE as u64) {
+            return Ok(None);
         }
-        let end = self.tables.header().body_end.get();
-        let nr = (end - BODY_START).div_ceil(GROUP_SIZE as u64);
-        let mut bytes = Vec::new();
-        self.tables.each(&self.layer, Table::Groups, 0..nr, |i, wanted: Digest| {
-            let from = BODY_START + i * GROUP_SIZE as u64;
-            bytes.resize((end - from).min(GROUP_SIZE as u64) as usize, 0);
-            if wanted != Digest::ZERO {
-                self.layer.read("pages", from, &mut bytes)?;
-                self.check_group(&self.layer, i, from, &bytes)?;
-                done += bytes.len() as u64;
-                f(done);
+        self.tables.get(&self.layer, Table::Groups, below.groups.start + pos / GROUP_SIZE as u64).map(Some)
+    }
+
+    /// Verifies every block of the tables; returns their bytes.
+    pub(crate) fn verify_tables(&self) -> Result<u64> {
+        self.tables.verify(&self.layer)
+    }
+
+    pub(crate) fn nr_frames(&self) -> u64 {
+        self.tables.nr(Table::Frames)
+    }
+
+    /// Returns the number of groups of the body.
+    pub(crate) fn nr_body_groups(&self) -> u64 {
+        (self.tables.header().body_end.get() - BODY_START).div_ceil(GROUP_SIZE as u64)
+    }
+
+    /// Verifies the frames among `frames` that were not verified since the file was opened; returns their bytes.
+    pub(crate) fn verify_frames(&self, frames: Range<u64>) -> Result<u64> {
+        let (mut done, mut stored, mut raw) = (0, Vec::new(), Vec::new());
+        for frame in frames.filter(|f| self.frames.must_look(*f, Integrity::Once)) {
+            let Ok(frame) = u32::try_from(frame) else { break };
+            self.read_frame(frame, Integrity::Once, &mut stored, &mut raw)?;
+            done += stored.len() as u64;
+        }
+        Ok(done)
+    }
+
+    /// The same of groups of the body where pages lie, or, if `below` is given, of a raw layer of which this file has digests.
+    pub(crate) fn verify_groups(&self, below: Option<(&Layer, &Below)>, groups: Range<u64>) -> Result<u64> {
+        let body = Grouped { start: BODY_START, end: self.tables.header().body_end.get(), first_group: 0 };
+        let (layer, at) = match below {
+            Some((layer, b)) => (layer, Grouped { start: 0, end: b.len_bytes, first_group: b.groups.start }),
+            None => (&self.layer, body),
+        };
+        let (mut done, mut bytes) = (0, Vec::new());
+        for nr in groups.filter(|nr| self.groups.must_look(at.first_group + nr, Integrity::Once)) {
+            let (i, from) = (at.first_group + nr, at.start + nr * GROUP_SIZE as u64);
+            let wanted: Digest = self.tables.get(&self.layer, Table::Groups, i)?;
+            if wanted == Digest::ZERO {
+                continue;
             }
-            Ok(())
-        })
+            bytes.resize((at.end - from).min(GROUP_SIZE as u64) as usize, 0);
+            layer.read("pages", from, &mut bytes)?;
+            self.check_group(layer, i, from, &bytes)?;
+            done += bytes.len() as u64;
+        }
+        Ok(done)
     }
 }
 

@@ -7,7 +7,7 @@
 //! # Context: control plane; allocates, and waits for files
 
 use super::layout::{self, BLOCK_SIZE, BODY_START, FAN_OUT, HEADER_SIZE, Header, MAGIC, Record, Table, required};
-use crate::digest::Digest;
+use crate::digest::{Digest, EXTENT_GROUPS};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, PAGE_SIZE};
 use crate::layer::Layer;
@@ -253,9 +253,9 @@ fn check_header(layer: &Layer, h: &Header) -> Result<()> {
     if nr_pages > u64::MAX / PAGE_SIZE as u64 || nr(Table::Extents) != nr_pages.div_ceil(EXTENT_PAGES) {
         return Err(corrupt(format!("{} extents for {nr_pages} pages", nr(Table::Extents))));
     }
-    let groups = nr_pages.div_ceil(crate::digest::GROUP_PAGES);
-    if ![0, groups].contains(&nr(Table::Content)) {
-        return Err(corrupt(format!("{} digests of contents for {groups} groups", nr(Table::Content))));
+    let (digests, extents) = (nr(Table::Content), nr(Table::Extents));
+    if !digests.is_multiple_of(EXTENT_GROUPS) || digests / EXTENT_GROUPS > extents {
+        return Err(corrupt(format!("{digests} digests of contents for {extents} extents")));
     }
     Ok(())
 }
