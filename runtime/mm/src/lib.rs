@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! base     sizes, numbers, atomics and counters that everybody uses
-//! words    the words that threads share, one a page, an extent, an object
+//! words    the words that threads share, one a page, a chunk, an extent, an object
 //! policy   what is decided and not done: which page goes, which one is read ahead
 //! model    objects, vmas, accounts, and the traits towards the machine
 //! cache    the page cache's verbs: fill, map, write, age, evict, cut off
@@ -56,4 +56,4 @@ pub use policy::{lru, readahead, streams, workingset};
 #[cfg(feature = "userfaultfd")]
 pub use walk::userfaultfd;
 pub use walk::{fault, memory, shmem};
-pub use words::{claim, extent, failing, folio, xarray};
+pub use words::{chunk, claim, extent, failing, folio, xarray};

@@ -11,7 +11,7 @@ use crate::cache::state::RuntimeInner;
 use crate::lease::Lease;
 use crate::memory::limit_pages;
 use crate::writeback::state::Flushing;
-use softfault_mm::extent::ChunkWord;
+use softfault_mm::chunk::ChunkWord;
 use softfault_mm::failing::Failing;
 use softfault_mm::folio::FolioWord;
 use softfault_mm::mapping::{FailurePolicy, Mapping};

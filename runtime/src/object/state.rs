@@ -12,7 +12,7 @@ use crate::lease::Lease;
 use crate::short::Short;
 use crate::types::Access;
 use crate::writeback::state::Flushing;
-use softfault_mm::extent::ChunkWord;
+use softfault_mm::chunk::ChunkWord;
 use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT};
 use softfault_mm::sync::{AtomicU64, Ordering};

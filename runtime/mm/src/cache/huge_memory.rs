@@ -28,7 +28,8 @@
 //!
 //! # Context: handler (promotion); demotion is the control plane's
 
-use crate::extent::{ChunkWord, Extent, ExtentState};
+use crate::chunk::ChunkWord;
+use crate::extent::{Extent, ExtentState};
 use crate::failpoint;
 use crate::folio::{DIRTY, FolioWord, UNMAPPED};
 use crate::ops::{Installed, Zap};

@@ -31,7 +31,7 @@
 //!
 //! # Context: control plane (collapse); handler (the rest)
 
-use crate::extent::ChunkWord;
+use crate::chunk::ChunkWord;
 use crate::failpoint;
 use crate::fill;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};

@@ -6,8 +6,8 @@
 //!
 //! # Context: handler
 
+use crate::chunk::ChunkWord;
 use crate::ctx::Ctx;
-use crate::extent::ChunkWord;
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch, Env, Rmap, Woken};
 use crate::mapping::Mapping;

@@ -2,7 +2,7 @@
 //!
 //! # Context: handler, unless a function says otherwise
 
-use crate::extent::ChunkWord;
+use crate::chunk::ChunkWord;
 use crate::failing::{Asked, Failing};
 use crate::failures::{FailedOp, Failure};
 use crate::folio::{DIRTY, Folio, FolioWord};
@@ -44,7 +44,7 @@ pub const DYING: u32 = 1 << 31;
 /// An object's pages. Linux: `struct address_space`.
 ///
 /// What is no atomic is set when the object is made, and protected by nothing. The words of tables have their own protocols
-/// (`folio`, `extent`, `xarray`); of each other atomic its field says who writes it.
+/// (`folio`, `chunk`, `xarray`); of each other atomic its field says who writes it.
 pub struct Mapping<'g> {
     /// The object's number in the runtime's table.
     pub id: u32,

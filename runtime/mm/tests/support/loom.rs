@@ -14,11 +14,12 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use loom::sync::{Condvar, Mutex};
+use softfault_mm::chunk::ChunkWord;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdict};
 use softfault_mm::errno::Errno;
-use softfault_mm::extent::{ChunkWord, Extent};
+use softfault_mm::extent::Extent;
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap;
 use softfault_mm::folio::{FolioWord, REFERENCED, State, Wake};

@@ -5,11 +5,12 @@
 //! mapping which lets stores through unnoted is of a dirty page, that nothing is served from a hole.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use softfault_mm::chunk::ChunkWord;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::delegation::Delegation;
 use softfault_mm::errno::Errno;
-use softfault_mm::extent::{ChunkWord, Extent, ExtentState};
+use softfault_mm::extent::{Extent, ExtentState};
 use softfault_mm::fault::{self, Env};
 use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, Folio, FolioWord, REFERENCED, State, UNMAPPED};

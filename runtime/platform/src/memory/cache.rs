@@ -11,7 +11,7 @@ use crate::sparse::{self, Sparse};
 use crate::sys::fd::{self, Descriptor};
 use crate::sys::{Errno, file, mem, text};
 use crate::thp;
-use softfault_mm::extent::ChunkWord;
+use softfault_mm::chunk::ChunkWord;
 use softfault_mm::folio::FolioWord;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 
