@@ -156,6 +156,52 @@ fn a_batch_that_is_filled_from_both_ends_has_an_end() {
     }
 }
 
+/// ```text
+/// who takes a page out                      reclaim
+/// evicting; the store is asked
+///                                           pops its entry: the page is leaving, so the entry is void
+/// the store fails: the page stays
+/// ```
+/// What no queue names never leaves, though the store is well again.
+#[test]
+fn a_page_that_stays_after_all_stands_in_a_queue() {
+    let specs = [ObjectSpec { exclusive: true, ..ObjectSpec::pages(4) }];
+    // The entries are gone, or come when it is over.
+    for popped in [true, false] {
+        let w: &'static World = Box::leak(Box::new(World::new(&specs, 1)));
+        let (m, disk) = (w.objects[0].mapping, w.objects[0].store);
+        w.populate(0, 0, 4);
+        disk.punch_fails.store(true, Ordering::Relaxed);
+        if popped {
+            disk.set_hook(|_| vmscan::prune(w.env(), w.account));
+        }
+        assert_eq!(vmscan::evict_exclusive(w.env(), m, 0, 4, true), 0, "the store takes nothing");
+        disk.clear_hook();
+        disk.punch_fails.store(false, Ordering::Relaxed);
+        assert_eq!(w.cached().len(), 4);
+        assert_eq!(w.drain_queues(), w.cached(), "every cached page stands in one queue, once; popped: {popped}");
+        assert_eq!(vmscan::evict_exclusive(w.env(), m, 0, 4, true), 4, "it has healed");
+        w.check_quiescent();
+    }
+}
+
+/// The same where reclaim itself has popped the entries.
+#[test]
+fn a_page_that_reclaim_cannot_drop_stands_in_a_queue() {
+    for exclusive in [false, true] {
+        let w = World::new(&[ObjectSpec { exclusive, ..ObjectSpec::pages(4) }], 1);
+        w.account.limit_pages.store(4, Ordering::Relaxed);
+        w.populate(0, 0, 4);
+        w.drain_queues();
+        w.put_on_probation(0, 0, 4);
+        w.objects[0].store.punch_fails.store(true, Ordering::Relaxed);
+        let freed = (0..8).map(|_| vmscan::shrink(w.env(), w.account, w.stat, 0).freed).sum::<u64>();
+        assert_eq!(freed, 0, "the store drops nothing");
+        assert_eq!(w.drain_queues(), w.cached(), "every cached page stands in one queue, once; exclusive: {exclusive}");
+        w.check_quiescent();
+    }
+}
+
 /// A world of an object with a limit of four pages of its own, which are cached.
 fn world_with_own_limit() -> &'static World {
     let w = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8)], 1)));

@@ -50,7 +50,7 @@ fn drop_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), word: &FolioWord, pgoff
         }
         word.evicted(0)
     } else {
-        word.evict_undo()
+        mapping.stay(word, pgoff, 0, true)
     };
     if woken == Wake::Needed {
         wake(word.futex_addr());

@@ -189,7 +189,9 @@ pub fn try_evict_huge(mapping: &Mapping<'_>, park: &dyn Park, first: u64, but: O
     if taken == EXTENT_PAGES {
         return true;
     }
-    fill::each(mapping, park, first, first.saturating_add(taken as u64), FolioWord::evict_undo);
+    for p in first..first.saturating_add(taken as u64) {
+        fill::each(mapping, park, p, p.saturating_add(1), |w| mapping.stay(w, p, 0, true));
+    }
     let stays = |w: &&FolioWord| but.is_none_or(|b| !core::ptr::eq(*w, b));
     words.iter().filter(stays).filter(|w| w.load().state() == State::Uptodate).for_each(|w| w.keep(w.load().version()));
     false

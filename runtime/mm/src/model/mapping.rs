@@ -5,7 +5,7 @@
 use crate::chunk::ChunkWord;
 use crate::failing::{Asked, Failing};
 use crate::failures::{FailedOp, Failure};
-use crate::folio::{DIRTY, Folio, FolioWord};
+use crate::folio::{DIRTY, Folio, FolioWord, Wake};
 use crate::lru::Entry;
 use crate::memcontrol::CacheAccount;
 use crate::ops::AddressSpaceOps;
@@ -382,6 +382,14 @@ impl Mapping<'_> {
     #[must_use]
     pub fn chunk(&self, pgoff: u64) -> Option<&ChunkWord> {
         self.chunks.get(pgoff_index(chunk_of(pgoff)))
+    }
+
+    /// evicting -> uptodate, with the flags of `set`: page `pgoff`, whose word is `word`, stays after all. It is entered anew:
+    /// who popped its entry meanwhile found that it was leaving, and forgot it. Evictor only; the caller wakes who waits.
+    pub(crate) fn stay(&self, word: &FolioWord, pgoff: u64, set: u64, active: bool) -> Wake {
+        let (wake, version) = word.evict_undo(set);
+        self.enter(Entry::named(self.id, pgoff, version), active);
+        wake
     }
 
     /// Gives a page its place in the queues of reclaim; where they are full, that of one of the same object that has left: a

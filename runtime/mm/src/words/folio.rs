@@ -19,7 +19,7 @@
 //! | filling   | only the owner of the claim          | never   | written, owner  | 0     | [`FolioWord::publish`], [`FolioWord::fail`], [`FolioWord::abandon`] |
 //! | uptodate  | evict, write-back, rewrite: pins = 0 | yes     | read and written under a pin | any | [`FolioWord::try_evict`], [`FolioWord::try_discard`], [`FolioWord::try_writeback`], [`FolioWord::try_rewrite`] |
 //! | writeback | only the flusher                     | yes     | as uptodate     | any   | [`FolioWord::end_writeback`]               |
-//! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`], [`FolioWord::keep_void`] |
+//! | evicting  | only the evictor                     | no more | nothing         | 0     | [`FolioWord::evicted`], [`FolioWord::evict_undo`] |
 //! | the same, `VACANT` | only who keeps it empty     | never   | nothing         | 0     | [`FolioWord::end_vacancy`]                 |
 //! | poisoned  | anyone, by claiming again            | never   | nothing         | error | [`FolioWord::try_claim`], [`FolioWord::try_vacate`], [`FolioWord::forget_poison`] |
 //!
@@ -538,17 +538,12 @@ impl FolioWord {
         r.map_or(Wake::No, |w| Wake::of(w.0))
     }
 
-    /// evicting -> uptodate: the punch failed, the page is still there, as one that was missed. Evictor only.
-    pub fn evict_undo(&self) -> Wake {
-        let r = self.update(|w| Some((w.0 & !(STATE | WAITERS | UNMAPPED | REFERENCED)) | UPTODATE));
-        r.map_or(Wake::No, |w| Wake::of(w.0))
-    }
-
-    /// evicting -> uptodate, dirty: the page's bytes are not void after all. Its entries in the queues of reclaim were passed
-    /// over meanwhile, perhaps: its version moves, and it is entered anew. Returns the new version. Evictor only.
-    pub fn keep_void(&self) -> (Wake, u32) {
+    /// evicting -> uptodate, with the flags of `set`: the page stays after all, as one that was missed. Its entries in the
+    /// queues of reclaim were passed over meanwhile, perhaps: its version moves, and it is entered anew. Returns the new
+    /// version. Evictor only.
+    pub fn evict_undo(&self, set: u64) -> (Wake, u32) {
         let void = STATE | WAITERS | UNMAPPED | REFERENCED | ISOLATED;
-        let r = self.update(|w| Some((w.bumped() & !void) | UPTODATE | DIRTY));
+        let r = self.update(|w| Some((w.bumped() & !void) | UPTODATE | set));
         r.map_or((Wake::No, 0), |w| (Wake::of(w.0), Folio(w.bumped()).version()))
     }
 
@@ -766,7 +761,7 @@ mod tests {
         w.unpin();
         let before = w.load().version();
         w.try_discard().unwrap();
-        let (wake, version) = w.keep_void();
+        let (wake, version) = w.evict_undo(DIRTY);
         assert_eq!((wake, version, w.load().version()), (Wake::No, before + 1, before + 1));
         assert!(w.load().is_mappable() && w.load().has(DIRTY));
         assert!(!w.load().has(UNMAPPED) && !w.load().has(ISOLATED));

@@ -108,9 +108,9 @@ pub(super) fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u6
 }
 
 /// evicting -> uptodate, of a page that could not be punched, or shall not be.
-pub(super) fn stay(mapping: &Mapping<'_>, park: &dyn Park, pgoff: u64) {
+fn stay(mapping: &Mapping<'_>, park: &dyn Park, pgoff: u64) {
     fill::each(mapping, park, pgoff, pgoff.saturating_add(1), |w| {
         mapping.account_dirtied(u64::from(w.load().has(DIRTY)));
-        w.evict_undo()
+        mapping.stay(w, pgoff, 0, true)
     });
 }

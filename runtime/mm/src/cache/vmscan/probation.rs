@@ -4,7 +4,7 @@
 
 use super::evict::{Why, gone, leave, punch, take_idle};
 use super::huge;
-use super::run::{self, Run, end_run, keep_left};
+use super::run::{self, Run, end_run};
 use super::scan::{BLOCK_PAGES, Scan, Shrunk, each_mapping};
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch};
@@ -199,7 +199,6 @@ fn end_taken_run(scan: &Scan<'_>, mapping: &Mapping<'_>, from: u64, to: u64, pun
     } else {
         punch(mapping, park, stripe, (from, to), Why::Reclaim, None)
     };
-    keep_left(scan, mapping, (from, to), freed);
     for _ in from..to {
         if let Some(chunk) = mapping.chunk(from) {
             chunk.put_evict();

@@ -66,13 +66,6 @@ pub(super) fn evict<'a>(
     freed
 }
 
-/// Of pages that should have gone `freed` did: the others stay, and have been taken out of every queue.
-pub(super) fn keep_left(scan: &Scan<'_>, mapping: &Mapping<'_>, (from, to): (u64, u64), freed: u64) {
-    if freed < to - from {
-        (from..to).for_each(|p| scan.activate(mapping, p));
-    }
-}
-
 /// Punches a run, makes its pages absent and gives them back to the limit.
 pub(super) fn end_run(scan: &Scan<'_>, run: Option<Run<'_>>) -> u64 {
     let Some(run) = run else { return 0 };
@@ -84,7 +77,6 @@ pub(super) fn end_run(scan: &Scan<'_>, run: Option<Run<'_>>) -> u64 {
     };
     let (pages, shadows) = ((run.from, run.to), Some(&shadow as &dyn Fn(u64) -> Shadow));
     let freed = punch(mapping, scan.env.park, scan.stripe, pages, Why::Reclaim, shadows);
-    keep_left(scan, mapping, pages, freed);
     if let Some(chunk) = mapping.chunk(run.from) {
         chunk.put_evict();
     }

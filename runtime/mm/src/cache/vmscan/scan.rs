@@ -50,14 +50,6 @@ impl Scan<'_> {
             let _ = self.account.lru.add(entry, true);
         }
     }
-
-    /// Puts a page that stays after all into `main`.
-    pub(super) fn activate(&self, mapping: &Mapping<'_>, pgoff: u64) {
-        if let Some(word) = mapping.folio(pgoff).filter(|w| w.load().is_mappable()) {
-            word.keep(word.load().version());
-            self.enter(&self.account.lru.main, Entry::new(mapping.id, pgoff, word.load()));
-        }
-    }
 }
 
 /// Returns whether a page cannot go, whoever misses it or not: it is not taken out of its mappings for nothing.

@@ -17,7 +17,6 @@
 use super::{Why, huge, punch};
 use crate::folio::{DIRTY, FolioWord, Wake};
 use crate::host::{Env, Rmap};
-use crate::lru::Entry;
 use crate::mapping::Mapping;
 use crate::rmap;
 
@@ -80,11 +79,9 @@ pub fn keep_void(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64) {
     for p in from..to {
         if let Some(word) = mapping.folio(p).filter(|w| !w.load().is_vacant()) {
             mapping.account_dirtied(1);
-            let (wake, version) = word.keep_void();
-            if wake == Wake::Needed {
+            if mapping.stay(word, p, DIRTY, false) == Wake::Needed {
                 env.park.wake(word.futex_addr());
             }
-            mapping.enter(Entry::named(mapping.id, p, version), false);
         }
     }
     end(env, mapping, from, to);
