@@ -63,6 +63,17 @@ impl Temp {
         step.and_then(|()| self.file().write_all_at(bytes, pos)).map_err(Error::io("write", &self.path))
     }
 
+    /// Gives the file a length.
+    pub(crate) fn set_len(&self, len: u64) -> Result<()> {
+        let step = inject::step(|_| Step::SetLen(self.temp.path().into(), len));
+        step.and_then(|()| self.file().set_len(len)).map_err(Error::io("set the length of", &self.path))
+    }
+
+    /// Returns what the file is called until it has its name.
+    pub(crate) fn temp_path(&self) -> &Path {
+        self.temp.path()
+    }
+
     fn sync(&self) -> Result<()> {
         let step = inject::step(|_| Step::Sync(self.temp.path().into()));
         step.and_then(|()| self.file().sync_all()).map_err(Error::io("fsync", &self.path))

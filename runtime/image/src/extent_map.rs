@@ -74,7 +74,8 @@ impl Source {
         self.layer().map_or(self, |layer| self.on_layer(layer.saturating_add(by)))
     }
 
-    fn on_layer(self, to: u16) -> Self {
+    /// Returns the same, of another layer.
+    pub(crate) fn on_layer(self, to: u16) -> Self {
         match self {
             Self::Zero => Self::Zero,
             Self::Raw { pos, .. } => Self::Raw { layer: to, pos },

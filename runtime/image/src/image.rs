@@ -5,7 +5,9 @@
 mod family;
 mod verify;
 
-use crate::digest::{Content, Digest, GROUP_PAGES, GROUP_SIZE};
+pub(crate) use family::LayerId;
+
+use crate::digest::{Content, Digest, EXTENT_GROUPS, GROUP_PAGES, GROUP_SIZE};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, ExtentMap, PAGE_SIZE, Run, Source};
 use crate::integrity::Integrity;
@@ -294,6 +296,18 @@ impl Image {
             f(number, digest);
             Ok(())
         })
+    }
+
+    /// Returns the digests of the groups of an extent, as far as the tables know them; past the end they are zero.
+    pub(crate) fn known_groups(&self, extent: u64) -> Result<Option<Vec<Digest>>> {
+        let Some(sfi) = self.own().filter(|sfi| sfi.content_digest().is_some()) else { return Ok(None) };
+        let (first, mut digests) = (extent * EXTENT_GROUPS, vec![Digest::ZERO; EXTENT_GROUPS as usize]);
+        sfi.each_content(first..first + EXTENT_GROUPS, |number, digest| {
+            if let Some(slot) = digests.get_mut((number - first) as usize) {
+                *slot = digest;
+            }
+        })?;
+        Ok(Some(digests))
     }
 
     /// Reads the groups that the map does not call zero, and calls `f` with the digest of each that is not.

@@ -35,7 +35,7 @@
 //! sfi raw slot                    how images lie in files
 //! image                           an open one, and who reads it
 //! write                           a new one
-//! import catalog sidecar          others' snapshots, names, digests for what has none
+//! import catalog sidecar ops      others' snapshots, names, digests for what has none, what is done with images
 //! ```
 //!
 //! # What may be trusted
@@ -62,6 +62,7 @@ pub mod inject;
 mod integrity;
 mod layer;
 mod lease;
+pub mod ops;
 mod raw;
 mod region;
 mod sfi;

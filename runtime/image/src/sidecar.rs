@@ -29,8 +29,6 @@ use std::sync::Arc;
 /// # Errors
 /// As [`Writer::over`] and [`Writer::finish`].
 pub fn write_sidecar(image: &Arc<Image>, path: impl AsRef<Path>) -> Result<Digest> {
-    let mut writer = Writer::over(path, image.nr_pages(), Arc::clone(image))?.digest_parent();
-    image.regions().iter().try_for_each(|r| writer.region(r.clone()))?;
-    image.keys().iter().for_each(|(key, value)| writer.key(key, value));
-    writer.finish()
+    let writer = Writer::over(path, image.nr_pages(), Arc::clone(image))?.digest_parent();
+    writer.with_head_of(image)?.finish()
 }

@@ -46,6 +46,8 @@ pub struct Writer {
     /// Nobody removes the parent's files while there is going to be a child of theirs.
     lease: Lease,
     contents: Contents,
+    /// What the contents have to be.
+    wanted: Option<Digest>,
 }
 
 /// Pages that will be one frame.
@@ -129,6 +131,7 @@ impl Writer {
             parent,
             lease,
             contents,
+            wanted: None,
         })
     }
 
@@ -152,6 +155,20 @@ impl Writer {
     pub fn digest_parent(mut self) -> Self {
         self.contents.may_read = true;
         self
+    }
+
+    /// Has [`Writer::finish`] refuse other contents than those.
+    #[must_use]
+    pub(crate) fn expect_content(mut self, digest: Digest) -> Self {
+        self.wanted = Some(digest);
+        self
+    }
+
+    /// Takes over the regions of an image, and what is kept beside its memory.
+    pub(crate) fn with_head_of(mut self, image: &Image) -> Result<Self> {
+        image.regions().iter().try_for_each(|r| self.region(r.clone()))?;
+        image.keys().iter().for_each(|(key, value)| self.key(key, value));
+        Ok(self)
     }
 
     /// Adds a region; in the order of their pages.
@@ -184,6 +201,15 @@ impl Writer {
     /// [`Error::Argument`]: not in order, past the end, or not whole pages. [`Error::Io`]: the disk is full, and so on; then the
     /// writer can only be dropped, and nothing is left of it. Errors of the parent, where its pages complete what was written.
     pub fn write(&mut self, page: u64, bytes: &[u8]) -> Result<()> {
+        self.put(page, bytes, false)
+    }
+
+    /// As [`Writer::write`], but pages that are zero are stored, too: so that what lies around them is one piece.
+    pub(crate) fn write_whole(&mut self, page: u64, bytes: &[u8]) -> Result<()> {
+        self.put(page, bytes, true)
+    }
+
+    fn put(&mut self, page: u64, bytes: &[u8], keeps_zeros: bool) -> Result<()> {
         let argument = |arg, value, why| Error::Argument { op: "Writer::write", arg, value, why };
         let (chunks, rest) = bytes.as_chunks::<PAGE_SIZE>();
         let end = page.saturating_add(chunks.len() as u64);
@@ -199,7 +225,7 @@ impl Writer {
         }
         for (p, bytes) in (page..end).zip(chunks) {
             self.contents.write(self.parent.as_deref(), p, bytes)?;
-            if is_zero(bytes) {
+            if !keeps_zeros && is_zero(bytes) {
                 if self.parent.is_some() {
                     self.map.put(p..p + 1, Source::Zero);
                 }
@@ -264,6 +290,10 @@ impl Writer {
         self.end_frame()?;
         let body_end = self.body.end(&self.temp)?;
         let content = self.contents.finish(self.parent.as_deref())?;
+        if let (Some(wanted), Some(found)) = (self.wanted.filter(|w| content.digest != Some(*w)), content.digest) {
+            let path = self.path.clone();
+            return Err(Error::Digest { path, what: "the contents", offset: 0, wanted, found });
+        }
         let mut tables = Tables::new();
         let (map, below) = self.layers(&mut tables)?;
         tables.map(&map, &content.extents);

@@ -63,7 +63,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["sfi", "raw", "slot"],
             &["image"],
             &["write"],
-            &["import", "catalog", "sidecar"],
+            &["import", "catalog", "sidecar", "ops"],
         ],
         elsewhere: &[("Image", "image/family.rs"), ("Image", "image/verify.rs"), ("Reader", "image/verify.rs")],
         contexts: true,

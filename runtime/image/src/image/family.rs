@@ -5,12 +5,43 @@
 use super::Image;
 use crate::digest::{Digest, GROUP_SIZE};
 use crate::error::{Error, Result};
+use crate::layer::{Identity, Layer};
 use crate::lease::Lease;
 use crate::sfi::Below;
 use crate::slot::{File, Slot};
 use std::path::{Path, PathBuf};
 
+/// What says that two layers, of two images, are one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LayerId {
+    Sfi(Digest),
+    Raw(Identity),
+}
+
 impl Image {
+    /// Returns which file a layer is.
+    pub(crate) fn layer_id(&self, layer: u16) -> Result<LayerId> {
+        let Some(slot) = self.files.get(usize::from(layer)) else {
+            return Err(Error::Argument { op: "layer_id", arg: "layer", value: layer.into(), why: "there is none" });
+        };
+        if let Some(below) = slot.below.as_ref().filter(|below| below.is_sfi) {
+            return Ok(LayerId::Sfi(below.digest));
+        }
+        Ok(match slot.get()? {
+            File::Sfi(sfi) => LayerId::Sfi(sfi.file_digest()),
+            File::Raw(layer) => LayerId::Raw(layer.identity()),
+        })
+    }
+
+    /// Says whether the raw files that were opened are what they were then: who has read all of them asks.
+    pub(crate) fn check_raw(&self) -> Result<()> {
+        let mut raw = self.files.iter().filter_map(|slot| match slot.if_open() {
+            Some(File::Raw(layer)) => Some(layer),
+            _ => None,
+        });
+        raw.try_for_each(Layer::check)
+    }
+
     /// Reads a raw layer, and returns the digests of its groups.
     pub(crate) fn digest_layer(&self, layer: u16) -> Result<Vec<Digest>> {
         let Some(File::Raw(layer)) = self.files.get(usize::from(layer)).map(Slot::get).transpose()? else {

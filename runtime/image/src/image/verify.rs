@@ -129,15 +129,9 @@ impl Reader<'_> {
     fn verify_contents(&mut self, extent: u64) -> Result<u64> {
         let image = self.image;
         let groups = extent * EXTENT_GROUPS..((extent + 1) * EXTENT_GROUPS).min(image.nr_pages.div_ceil(GROUP_PAGES));
-        let mut wanted = [Digest::ZERO; EXTENT_GROUPS as usize];
-        let own = image.own().filter(|own| own.content_digest().is_some());
-        if let Some(own) = own {
-            own.each_content(groups.clone(), |number, digest| {
-                if let Some(slot) = wanted.get_mut((number - groups.start) as usize) {
-                    *slot = digest;
-                }
-            })?;
-        }
+        let known = image.known_groups(extent)?;
+        let own = image.own().filter(|_| known.is_some());
+        let wanted = known.unwrap_or_else(|| vec![Digest::ZERO; EXTENT_GROUPS as usize]);
         let (mut done, mut bytes) = (0, vec![0; GROUP_SIZE]);
         for (number, wanted) in groups.zip(wanted) {
             let first = number * GROUP_PAGES;
