@@ -104,7 +104,8 @@ fn failures_that_end_the_process_end_it() {
     }
 }
 
-fn gdb(program: &Path, commands: &[&str]) -> String {
+/// Runs `program` under gdb, which kills it if it has not ended when the commands have; `temp` is its temporary folder.
+fn gdb(program: &Path, temp: &Path, commands: &[&str]) -> String {
     let mut gdb = Command::new("gdb");
     gdb.args(["-nx", "-batch", "-iex", "set debuginfod enabled off", "-iex", "set startup-with-shell off"]);
     // Not every container permits personality(2).
@@ -112,7 +113,7 @@ fn gdb(program: &Path, commands: &[&str]) -> String {
     for command in commands {
         gdb.args(["-ex", command]);
     }
-    said(&run(gdb.arg(program)))
+    said(&run(gdb.arg(program).env("TMPDIR", temp)))
 }
 
 /// The setting that the README tells.
@@ -125,19 +126,24 @@ fn gdb_runs_a_program_that_faults() {
     }
     let Some(built) = build::built("neighbours") else { return };
     let Some(program) = compile(built, &example("quickstart.c"), Some(Library::Shared)) else { return };
-    let alone = gdb(&program, &["run"]);
+    let temp = built.work.join("temp");
+    let _ = std::fs::remove_dir_all(&temp);
+    std::fs::create_dir_all(&temp).expect("a folder");
+    let alone = gdb(&program, &temp, &["run"]);
     if alone.contains("ptrace: Operation not permitted") || alone.contains("Could not trace the inferior") {
         eprintln!("skipped: nothing may be traced here: {alone}");
         return;
     }
     assert!(alone.contains("received signal SIG"), "it does not stop without the setting: {alone}");
+    let left: Vec<_> = std::fs::read_dir(&temp).expect("the folder").flatten().map(|e| e.path()).collect();
+    assert!(left.is_empty(), "a quickstart that is killed leaves its file behind: {left:?}");
 
     let readme = std::fs::read_to_string(dir().join("README.md")).expect("README.md");
     assert!(readme.contains(GDB_SETTING), "README.md does not say: {GDB_SETTING}");
     let print = ["frame function main", "print ((unsigned char *)base)[7]"];
     let (before, after) = (["break softfault_object_free", "run"], ["break softfault_stats_read", "continue"]);
     let set = [&[GDB_SETTING] as &[&str], &before, &print, &after, &print, &["delete", "continue"]].concat();
-    let set = gdb(&program, &set);
+    let set = gdb(&program, &temp, &set);
     // The file's eighth byte, before a touch and after it.
     for line in ["Cannot access memory at address", "$1 = 49", "every byte was as expected", "exited normally"] {
         assert!(set.contains(line), "it does not say {line:?}: {set}");
@@ -146,7 +152,7 @@ fn gdb_runs_a_program_that_faults() {
 
     // From a callback that runs in the handler, on a stack of the library's, the way back leads to who touched the page.
     let Some(program) = compile(built, &example("custom_fault.c"), Some(Library::Shared)) else { return };
-    let trace = gdb(&program, &[GDB_SETTING, "break fault", "run", "backtrace"]);
+    let trace = gdb(&program, &temp, &[GDB_SETTING, "break fault", "run", "backtrace"]);
     let called = trace.find("<signal handler called>");
     let touched = called.and_then(|at| trace.get(at..)).is_some_and(|below| below.contains("main ("));
     assert!(touched, "the frames end before who touched the page: {trace}");

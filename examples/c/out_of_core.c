@@ -45,6 +45,7 @@ int main(int argc, char **argv)
         perror(path);
         return 1;
     }
+    unlink(path); /* it goes with the process, however that ends */
     for (uint64_t i = 0; i < nr; i += 8192) {
         for (uint64_t j = 0; j < 8192; j++)
             block[j] = value(i + j);
@@ -90,7 +91,6 @@ int main(int argc, char **argv)
             wrong += block[j] != value(nr - 1 - (i + j));
     }
     close(fd);
-    unlink(path);
     if (wrong != 0 || cached > (cache << 20) / 4096) {
         printf("%" PRIu64 " words are wrong, %" PRIu64 " pages were cached\n", wrong, cached);
         return 1;

@@ -1,7 +1,8 @@
 /*
  * The first steps: a file, mapped into an arena, read by plain loads whose page faults this process resolves itself.
  *
- * Usage: quickstart [FILE]. Without FILE it makes one of 16 MiB. Compares every byte with what read(2) gives.
+ * Usage: quickstart [FILE]. Without FILE it makes one of 16 MiB in the temporary folder (TMPDIR), which goes with the process,
+ * however that ends. Compares every byte with what read(2) gives.
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -32,14 +33,19 @@ static uint64_t counter(softfault_runtime *rt, const char *name)
     return value;
 }
 
-static void make_file(char *path)
+/* Makes a file without a name. */
+static int make_file(void)
 {
     static unsigned char block[1 << 20];
+    const char *folder = getenv("TMPDIR");
+    char path[4096];
+    snprintf(path, sizeof path, "%s/softfault-quickstart-XXXXXX", folder != NULL ? folder : "/tmp");
     int fd = mkstemp(path);
     if (fd < 0) {
         perror(path);
         exit(1);
     }
+    unlink(path);
     for (int i = 0; i < 16; i++) {
         for (size_t j = 0; j < sizeof block; j++)
             block[j] = (unsigned char)(j * 7 + j / 4096 + (size_t)i);
@@ -48,13 +54,11 @@ static void make_file(char *path)
             exit(1);
         }
     }
-    close(fd);
+    return fd;
 }
 
 int main(int argc, char **argv)
 {
-    char made[] = "/tmp/softfault-quickstart-XXXXXX";
-    const char *path = argc > 1 ? argv[1] : made;
     softfault_runtime *rt;
     softfault_object *file;
     softfault_arena *arena;
@@ -66,14 +70,17 @@ int main(int argc, char **argv)
         fprintf(stderr, "the library (ABI %u) is older than this program\n", softfault_abi_version());
         return 1;
     }
-    if (argc <= 1)
-        make_file(made);
+    int fd = argc > 1 ? open(argv[1], O_RDONLY) : make_file();
+    if (fd < 0) {
+        perror(argv[1]);
+        return 1;
+    }
 
     must(softfault_runtime_new(NULL, &rt), "runtime");
     must(softfault_runtime_delivery_report(rt, report, sizeof report, NULL), "delivery");
     fputs(report, stdout); /* what can be had here, what was chosen, and why */
 
-    must(softfault_object_open(rt, path, NULL, &file), path);
+    must(softfault_object_from_fd(rt, fd, NULL, &file), "file");
     must(softfault_object_len(file, &len), "length");
     must(softfault_arena_new(rt, len > 0 ? (size_t)len : 1, NULL, &arena), "arena");
     must(softfault_arena_base(arena, &base), "arena");
@@ -83,11 +90,6 @@ int main(int argc, char **argv)
     /* The mapping and the arena keep what they need. */
     must(softfault_object_free(file), "object");
 
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) {
-        perror(path);
-        return 1;
-    }
     for (at = 0; at < len;) {
         static unsigned char want[65536];
         ssize_t n = pread(fd, want, sizeof want, (off_t)at);
@@ -104,8 +106,6 @@ int main(int argc, char **argv)
            counter(rt, "pgmajfault"));
     must(softfault_arena_free(arena), "arena");
     must(softfault_runtime_free(rt), "runtime");
-    if (argc <= 1)
-        unlink(made);
     if (differ != 0) {
         printf("%" PRIu64 " blocks differ\n", differ);
         return 1;
