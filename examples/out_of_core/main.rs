@@ -9,6 +9,8 @@
 //!
 //! The exit status is 1 when a record is wrong, or when the cache took more memory than it may.
 
+#[path = "../bytes.rs"]
+mod bytes;
 mod options;
 mod picture;
 mod plain;
@@ -17,6 +19,7 @@ mod sort;
 mod units;
 mod watch;
 
+use bytes::mib;
 use options::Options;
 use record::RECORD_BYTES;
 use softfault::{Runtime, Stats};
@@ -24,7 +27,7 @@ use sort::Table;
 use std::fs::File;
 use std::io::Write;
 use std::process::ExitCode;
-use units::{PAGE, Result, hit_rate, mib, rate};
+use units::{PAGE, Result, hit_rate, rate};
 use watch::{Line, Progress, Watch};
 
 /// What the memory of the cache may take beyond the limit: pages that come while others go.

@@ -1,5 +1,6 @@
 //! What the user asked for.
 
+use crate::bytes;
 use crate::record::RECORD_BYTES;
 use crate::units::{PAGE, Result};
 use std::path::PathBuf;
@@ -42,8 +43,8 @@ impl Options {
         while let Some(name) = args.next() {
             let mut value = || args.next().ok_or_else(|| format!("{name}: needs a value"));
             match name.as_str() {
-                "--cache" => o.cache_bytes = bytes(&name, &value()?)?,
-                "--size" => size = Some(bytes(&name, &value()?)?),
+                "--cache" => o.cache_bytes = bytes::parse(&name, &value()?)?,
+                "--size" => size = Some(bytes::parse(&name, &value()?)?),
                 "--threads" => o.threads = value()?.parse().map_err(|e| format!("{name}: {e}"))?,
                 "--dir" => o.dir = value()?.into(),
                 "--keep" => o.keep = true,
@@ -81,15 +82,4 @@ impl Options {
         let most = self.cache_bytes / 8 / (WINDOW_BYTES * threads);
         wanted.min(most).max(2).next_power_of_two().ilog2()
     }
-}
-
-fn bytes(name: &str, text: &str) -> Result<u64> {
-    let (digits, shift) = match text.char_indices().last() {
-        Some((i, 'k' | 'K')) => (&text[..i], 10),
-        Some((i, 'm' | 'M')) => (&text[..i], 20),
-        Some((i, 'g' | 'G')) => (&text[..i], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|e| format!("{name} {text}: {e}"))?;
-    Ok(number.checked_mul(1 << shift).ok_or_else(|| format!("{name} {text}: too large"))?)
 }

@@ -1,8 +1,9 @@
 //! The picture: hit rate above, resident pages below, one axis of time, as SVG.
 
+use crate::bytes::to_mib;
 use crate::options::Options;
 use crate::record::RECORD_BYTES;
-use crate::units::{PAGE, hit_rate, rate, to_mib};
+use crate::units::{PAGE, hit_rate, rate};
 use crate::watch::{Sample, Seen};
 use softfault::Stats;
 use std::fmt::Write;

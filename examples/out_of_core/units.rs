@@ -17,12 +17,3 @@ pub(crate) fn hit_rate(faults: u64, major: u64) -> f64 {
 pub(crate) fn rate(nr: u64, took: Duration) -> f64 {
     nr as f64 / took.as_secs_f64().max(1e-9)
 }
-
-#[expect(clippy::cast_precision_loss, reason = "figures for people")]
-pub(crate) fn to_mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
-}
-
-pub(crate) fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", to_mib(bytes))
-}

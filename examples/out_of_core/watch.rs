@@ -1,6 +1,7 @@
 //! Watching the cache while the program works: samples for the picture, and a line of progress.
 
-use crate::units::{PAGE, hit_rate, to_mib};
+use crate::bytes::to_mib;
+use crate::units::{PAGE, hit_rate};
 use softfault::Runtime;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

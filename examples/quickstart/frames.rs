@@ -3,8 +3,9 @@
 //! Frames of 64 KiB, one behind the other, as `lz4 -d` reads them. Who touches a byte has its frame read and decoded; the pages
 //! stay cached as long as there is room. A frame whose checksum does not hold is never shown.
 
+use crate::bytes::mib;
 use crate::content::{Content, nameless, page_of, shuffled};
-use crate::units::{PAGE, Result, mib};
+use crate::units::{PAGE, Result};
 use lz4_flex::frame::{BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
 use softfault::{Arena, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError};
 use std::fs::File;

@@ -6,6 +6,8 @@
 //! frame is corrupt, and is said to be. Then it reads a plain file (FILE, or one that it makes) through an arena and through
 //! the kernel's own mmap, cold and hot, and compares. The exit status is 1 when a byte is wrong.
 
+#[path = "../bytes.rs"]
+mod bytes;
 mod content;
 mod cost;
 mod frames;
@@ -73,7 +75,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
     while let Some(arg) = args.next() {
         let mut value = |name: &str| {
             let value = args.next().ok_or_else(|| format!("{name}: needs a value"))?;
-            bytes(name, &value.to_string_lossy())
+            bytes::parse(name, &value.to_string_lossy())
         };
         match arg.to_str() {
             Some("--help" | "-h") => return Ok(None),
@@ -88,15 +90,4 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Option<Options>> {
     let size_bytes = size_bytes.ok_or_else(|| format!("--size {size}: must be between 1 byte and 1 TiB"))?;
     let cache_bytes = cache.unwrap_or(size_bytes / 4).max(EXTENT);
     Ok(Some(Options { size_bytes, cache_bytes, file }))
-}
-
-fn bytes(name: &str, text: &str) -> Result<u64> {
-    let (digits, shift) = match text.char_indices().last() {
-        Some((i, 'k' | 'K')) => (&text[..i], 10),
-        Some((i, 'm' | 'M')) => (&text[..i], 20),
-        Some((i, 'g' | 'G')) => (&text[..i], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = digits.parse().map_err(|_| format!("{name} {text}: not a number of bytes"))?;
-    number.checked_mul(1 << shift).ok_or_else(|| format!("{name} {text}: too many bytes").into())
 }

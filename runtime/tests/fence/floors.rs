@@ -153,13 +153,13 @@ pub(crate) const HOUSES: &[House] = &[
     },
     House {
         root: "examples/quickstart/main.rs",
-        floors: &[&["units"], &["content"], &["cost", "frames"]],
+        floors: &[&["../bytes", "units"], &["content"], &["cost", "frames"]],
         long: Some(&[]),
         ..House::NONE
     },
     House {
         root: "examples/out_of_core/main.rs",
-        floors: &[&["record", "units"], &["options", "watch"], &["picture", "plain", "sort"]],
+        floors: &[&["../bytes", "record", "units"], &["options", "watch"], &["picture", "plain", "sort"]],
         long: Some(&[]),
         ..House::NONE
     },
