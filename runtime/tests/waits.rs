@@ -597,6 +597,36 @@ fn a_call_that_waits_for_another_can_be_interrupted() {
     }
 }
 
+/// An exclusive object is not mapped again before the readers of its former mapping are done.
+#[cfg(feature = "userfaultfd")]
+#[test]
+fn a_mapping_that_waits_for_the_former_ones_readers_can_be_interrupted() {
+    let _serial = serial();
+    each_mode("interrupted map", |rt, mode| {
+        if mode != Delivery::InThread {
+            return;
+        }
+        let knobs = Arc::new(Knobs::default());
+        let builder = rt.object(4 * PAGE as u64).exclusive(true);
+        let object = builder.store(Box::new(common::KnobStore(Arc::clone(&knobs)))).expect("object");
+        let a = arena(rt, mode, EXTENT);
+        let map = || a.map(0, &object, 0, 4 * PAGE, Prot::ReadWrite, Sharing::Private);
+        map().expect("map");
+        knobs.block.store(true, Ordering::SeqCst);
+        std::thread::scope(|s| {
+            let reader = s.spawn(|| object.populate(0..PAGE as u64));
+            until("the store is asked", || knobs.blocked.load(Ordering::SeqCst) > 0);
+            a.unmap(0..4 * PAGE).expect("unmap");
+            UNBLOCKS.store(&raw const knobs.block as usize, Ordering::SeqCst);
+            let storm = Storm::begin(Duration::from_millis(50), libc::SA_RESTART);
+            map().expect("a signal of the caller's is what ends the read");
+            drop(storm);
+            assert!(reader.join().expect("no panic").is_err(), "the page has nowhere to be");
+        });
+        assert_eq!(load(&a, 0), Ok(byte_of(0, 0)));
+    });
+}
+
 // ---- hosts that do not say what kind of access it was ------------------------------------------------------------------
 
 #[test]

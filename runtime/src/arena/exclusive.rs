@@ -48,27 +48,48 @@ pub(crate) fn check_map(
     Ok(())
 }
 
-/// Returns why an exclusive object cannot be mapped now; the caller holds the object's gate.
-pub(crate) fn refusal(object: &ObjectInner) -> Option<Error> {
-    let denied = |what| Some(Error::Denied { op: "Arena::map", what });
-    let ops = object.exclusive()?;
+/// Readies an object for its next mapping, if it is exclusive; `false`: the store is still reading for the former one. The
+/// caller holds the object's gate.
+///
+/// # Errors
+/// [`Error::Denied`]: it is mapped.
+pub(crate) fn is_ready(op: &'static str, object: &ObjectInner) -> Result<bool> {
+    let Some(ops) = object.exclusive() else { return Ok(true) };
     if ops.is_mapped() {
-        return denied("an exclusive object is mapped at most once");
+        return Err(Error::Denied { op, what: "an exclusive object is mapped at most once" });
     }
     let m = object.mapping();
     // A read that began under the former mapping may be about to publish pages that went with it. Acquire pairs with
     // `filemap::release`: what was done under the claims has happened.
-    let mut patience = 2_000;
-    while m.users.load(Ordering::Acquire) != 0 {
-        if patience == 0 {
-            return denied("the store is still reading for the former mapping");
-        }
-        patience -= 1;
-        std::thread::sleep(Duration::from_millis(1));
+    if m.users.load(Ordering::Acquire) != 0 {
+        return Ok(false);
     }
     let host = Host::detached();
     vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
-    None
+    Ok(true)
+}
+
+/// For how many milliseconds yet the readers of a former mapping are waited for.
+#[derive(Debug)]
+pub(crate) struct Patience(u32);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(2_000)
+    }
+}
+
+impl Patience {
+    /// Waits for one of them. The caller has no lock, which the program's handlers might want meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Denied`]: there is none left.
+    pub(crate) fn wait(&mut self, op: &'static str) -> Result<()> {
+        let what = "the store is still reading for the former mapping";
+        self.0 = self.0.checked_sub(1).ok_or(Error::Denied { op, what })?;
+        std::thread::sleep(Duration::from_millis(1));
+        Ok(())
+    }
 }
 
 /// Returns the flags of an exclusive object's vma.

@@ -18,11 +18,14 @@
 use super::publish::fresh_number;
 #[cfg(feature = "userfaultfd")]
 use super::record;
+use super::set::VmaSet;
 use super::state::ArenaInner;
 use super::vma::MapRequest;
 use super::vma::VmaEntry;
 use super::{check, exclusive, mapper, owed, publish, room};
 use crate::error::{Error, Result, system};
+use crate::masked::Masked;
+use crate::object::state::ObjectInner;
 use crate::process::mlock;
 #[cfg(feature = "userfaultfd")]
 use crate::process::registry;
@@ -35,7 +38,8 @@ use softfault_platform::mmu::uffd;
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::thp;
 use softfault_platform::vmatree::Trap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, MutexGuard};
 
 const OP: &str = "Arena::map";
 
@@ -48,14 +52,8 @@ const OP: &str = "Arena::map";
 pub(super) fn map(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Result<()> {
     let (entry, number) = asked(arena, OP, request)?;
     let range = entry.range.clone();
-    // The gate is taken before the lock: evictions hold it while they look who maps the object.
-    let gate = entry.object.i_mmap().gate();
-    let mut vmas = arena.vmas();
-    owed::settle(arena, OP, &range)?;
-    if let Some(v) = vmas.overlapping(&range).first() {
-        return Err(Error::Occupied { range: v.range.clone() });
-    }
-    exclusive::refusal(&entry.object).map_or(Ok(()), Err)?;
+    let object = Arc::clone(&entry.object);
+    let (gate, mut vmas) = lock_ready(arena, &object, &range)?;
     entry.object.i_mmap().add(mapper::weak(arena));
     let opened = open(&entry);
     let mapped = map_kernel(arena, OP, &entry)?;
@@ -70,6 +68,30 @@ pub(super) fn map(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Result<(
     drop(gate);
     vmas.map.insert(range.start, entry);
     Ok(())
+}
+
+/// Takes the object's gate and the lock of the arena when the object can be mapped at the range. Whom that has to wait for is
+/// waited for with neither: the program's signals come meanwhile.
+fn lock_ready<'a>(
+    arena: &'a ArenaInner,
+    object: &'a ObjectInner,
+    range: &Range<usize>,
+) -> Result<(MutexGuard<'a, ()>, Masked<'a, VmaSet>)> {
+    let mut patience = exclusive::Patience::default();
+    loop {
+        // The gate is taken before the lock: evictions hold it while they look who maps the object.
+        let (gate, vmas) = (object.i_mmap().gate(), arena.vmas());
+        owed::settle(arena, OP, range)?;
+        if let Some(v) = vmas.overlapping(range).first() {
+            return Err(Error::Occupied { range: v.range.clone() });
+        }
+        if exclusive::is_ready(OP, object)? {
+            return Ok((gate, vmas));
+        }
+        drop(vmas);
+        drop(gate);
+        patience.wait(OP)?;
+    }
 }
 
 /// Looks at what a call asks to map: at which offset of the arena, from which of the object on, how many bytes. Returns the
