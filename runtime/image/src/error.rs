@@ -77,6 +77,18 @@ pub enum Error {
         /// By whom.
         why: String,
     },
+    /// Two things cannot be put together.
+    #[error("{op}: {what} differ: {one}, and {other}")]
+    Mixed {
+        /// The call.
+        op: &'static str,
+        /// What of them differs.
+        what: &'static str,
+        /// That of the one.
+        one: String,
+        /// That of the other.
+        other: String,
+    },
     /// The caller's own argument.
     #[error("{op}: {arg} is {value}: {why}")]
     Argument {

@@ -36,6 +36,7 @@
 //! image                           an open one, and who reads it
 //! write                           a new one
 //! import catalog sidecar ops      others' snapshots, names, digests for what has none, what is done with images
+//! workingset                      what a program needs first
 //! ```
 //!
 //! # What may be trusted
@@ -68,6 +69,7 @@ mod region;
 mod sfi;
 mod sidecar;
 mod slot;
+pub mod workingset;
 mod write;
 
 #[cfg(doctest)]
