@@ -46,6 +46,12 @@ impl Temp {
         self.temp.as_file()
     }
 
+    /// The same file, which may become `path` instead, in the same folder.
+    pub(crate) fn called(mut self, path: &Path) -> Self {
+        self.path = path.into();
+        self
+    }
+
     /// Opens the file once more.
     pub(crate) fn reopen(&self) -> Result<File> {
         self.temp.reopen().map_err(Error::io("open", &self.path))

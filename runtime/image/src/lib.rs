@@ -37,6 +37,7 @@
 //! write                           a new one
 //! import catalog sidecar ops      others' snapshots, names, digests for what has none, what is done with images
 //! workingset                      what a program needs first
+//! oci                             a folder that registries understand
 //! ```
 //!
 //! # What may be trusted
@@ -63,6 +64,7 @@ pub mod inject;
 mod integrity;
 mod layer;
 mod lease;
+pub mod oci;
 pub mod ops;
 mod raw;
 mod region;

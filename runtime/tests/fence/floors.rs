@@ -65,6 +65,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["write"],
             &["import", "catalog", "sidecar", "ops"],
             &["workingset"],
+            &["oci"],
         ],
         elsewhere: &[
             ("Image", "image/family.rs"),

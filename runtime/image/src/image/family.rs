@@ -33,6 +33,17 @@ impl Image {
         })
     }
 
+    /// Returns all files, open, the image's own first, and whether each is an `.sfi`.
+    pub(crate) fn open_files(&self) -> Result<Vec<(&Layer, bool)>> {
+        self.files
+            .iter()
+            .map(|slot| match slot.get()? {
+                File::Sfi(sfi) => Ok((sfi.layer(), true)),
+                File::Raw(layer) => Ok((layer, false)),
+            })
+            .collect()
+    }
+
     /// Says whether the raw files that were opened are what they were then: who has read all of them asks.
     pub(crate) fn check_raw(&self) -> Result<()> {
         let mut raw = self.files.iter().filter_map(|slot| match slot.if_open() {

@@ -87,6 +87,18 @@ impl WorkingSet {
         decode(&bytes, path)
     }
 
+    /// Returns the file in the folder of an image where the set of its contents is looked for.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`]: the image has no content digest.
+    pub fn path_beside(image: &Image) -> Result<PathBuf> {
+        let none = || {
+            let (what, why) = ("a working set of an image without a content digest", "write a sidecar of digests");
+            Error::Unsupported { path: image.path().into(), what: what.into(), why }
+        };
+        image.content_digest().map(|content| path_beside(image.path(), &content)).ok_or_else(none)
+    }
+
     /// Reads the set of an image's contents, if there is one in the image's folder.
     ///
     /// # Errors
