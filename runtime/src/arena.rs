@@ -135,7 +135,7 @@ impl Arena {
     /// first page of an exclusive object that its store did not take: unmapped it is all the same.
     pub fn unmap(&self, range: Range<usize>) -> Result<()> {
         self.inner.check_range("Arena::unmap", &range)?;
-        unmap::unmap(&self.inner, &mut self.inner.vmas(), &range)
+        unmap::unmap(&self.inner, &range)
     }
 
     /// Changes what the range permits, splitting mappings at its ends.

@@ -627,6 +627,59 @@ fn a_mapping_that_waits_for_the_former_ones_readers_can_be_interrupted() {
     });
 }
 
+/// A store whose second half is read for as long as the flag is true.
+#[cfg(feature = "userfaultfd")]
+struct SecondHalf(Arc<Knobs>);
+
+#[cfg(feature = "userfaultfd")]
+impl Store for SecondHalf {
+    fn read(&self, at: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        while at >= 64 * PAGE as u64 && self.0.block.load(Ordering::SeqCst) {
+            self.0.blocked.store(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        page.as_mut_slice().fill(1);
+        Ok(())
+    }
+    fn write(&self, at: u64, page: &PageRef<'_>) -> Result<(), StoreError> {
+        let mut byte = [0];
+        let _ = page.copy_to(0, &mut byte);
+        self.0.seed.store(u64::from(byte[0]), Ordering::SeqCst);
+        assert_eq!(at, 5 * PAGE as u64, "the page that was stored to, alone");
+        Ok(())
+    }
+}
+
+/// A page of an exclusive object lies in the arena before its neighbours are read, and may be stored to: who unmaps it waits.
+#[cfg(feature = "userfaultfd")]
+#[test]
+fn an_unmapping_that_waits_for_a_read_can_be_interrupted() {
+    let _serial = serial();
+    each_mode("interrupted unmap", |rt, mode| {
+        if mode != Delivery::InThread {
+            return;
+        }
+        let knobs = Arc::new(Knobs::default());
+        let builder = rt.object(128 * PAGE as u64).exclusive(true).writable(true);
+        let builder = builder.fill_window_pages(128).readahead_pages(0);
+        let object = builder.store(Box::new(SecondHalf(Arc::clone(&knobs)))).expect("object");
+        let a = arena(rt, mode, EXTENT);
+        a.map(0, &object, 0, 128 * PAGE, Prot::ReadWrite, Sharing::Private).expect("map");
+        knobs.block.store(true, Ordering::SeqCst);
+        std::thread::scope(|s| {
+            // Perhaps it is unmapped before it gets its page.
+            s.spawn(|| _ = load(&a, 0));
+            until("the second half is read", || knobs.blocked.load(Ordering::SeqCst) > 0);
+            store(&a, 5 * PAGE, 77).expect("it lies in the arena");
+            UNBLOCKS.store(&raw const knobs.block as usize, Ordering::SeqCst);
+            let storm = Storm::begin(Duration::from_millis(50), libc::SA_RESTART);
+            a.unmap(0..128 * PAGE).expect("a signal of the caller's is what ends the read");
+            drop(storm);
+        });
+        assert_eq!(knobs.seed.load(Ordering::SeqCst), 77, "what was stored is written");
+    });
+}
+
 // ---- hosts that do not say what kind of access it was ------------------------------------------------------------------
 
 #[test]

@@ -19,6 +19,7 @@ impl Drop for ArenaInner {
             self.vmas.get_mut().forget();
             return;
         }
+        unmap::wait_for_reads(self, &(0..self.len_bytes));
         let old = unmap::take_out_all(self, &mut self.vmas());
         let mut registry = registry::lock();
         vmatree::withdraw_arena(self.slot);

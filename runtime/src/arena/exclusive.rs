@@ -69,7 +69,7 @@ pub(crate) fn is_ready(op: &'static str, object: &ObjectInner) -> Result<bool> {
     Ok(true)
 }
 
-/// For how many milliseconds yet the readers of a former mapping are waited for.
+/// For how many milliseconds yet others' reads are waited for.
 #[derive(Debug)]
 pub(crate) struct Patience(u32);
 
@@ -80,15 +80,38 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// Waits for one of them. The caller has no lock, which the program's handlers might want meanwhile.
+    /// Waits for one of them; `false`: there is none left. The caller has no lock, which the program's handlers might want
+    /// meanwhile.
+    fn wait(&mut self) -> bool {
+        let Some(left) = self.0.checked_sub(1) else { return false };
+        self.0 = left;
+        std::thread::sleep(Duration::from_millis(1));
+        true
+    }
+
+    /// Waits for the readers of a former mapping.
     ///
     /// # Errors
-    /// [`Error::Denied`]: there is none left.
-    pub(crate) fn wait(&mut self, op: &'static str) -> Result<()> {
+    /// [`Error::Denied`]: for too long.
+    pub(crate) fn wait_for_readers(&mut self, op: &'static str) -> Result<()> {
         let what = "the store is still reading for the former mapping";
-        self.0 = self.0.checked_sub(1).ok_or(Error::Denied { op, what })?;
-        std::thread::sleep(Duration::from_millis(1));
-        Ok(())
+        if self.wait() { Ok(()) } else { Err(Error::Denied { op, what }) }
+    }
+}
+
+/// Waits for reads that are under way for exclusive objects, and have put a part in place by now: what is stored there is
+/// kept, once the rest is there. The caller has no lock; what is read from now on, and what takes too long, [`leave`] waits
+/// for, which has some.
+pub(crate) fn wait_for_reads(vmas: &[VmaEntry]) {
+    let mut patience = Patience::default();
+    for v in vmas.iter().filter(|v| v.object.is_persistent()) {
+        let Some(ops) = v.object.exclusive() else { continue };
+        for (p, word) in (0u64..).zip(v.object.mapping().folios) {
+            let seen = word.load();
+            // Each claim has a version of its own.
+            let goes_on = || word.load().state() == State::Filling && word.load().version() == seen.version();
+            while goes_on() && ops.may_be_stored_to(p) && patience.wait() {}
+        }
     }
 }
 

@@ -90,7 +90,7 @@ fn lock_ready<'a>(
         }
         drop(vmas);
         drop(gate);
-        patience.wait(OP)?;
+        patience.wait_for_readers(OP)?;
     }
 }
 

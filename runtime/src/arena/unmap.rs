@@ -10,14 +10,16 @@ use super::{exclusive, extents, owed, zap};
 use crate::error::{Error, Result};
 use std::ops::Range;
 
-/// Unmaps a range; the caller has the lock of the mappings.
+/// Unmaps a range.
 ///
 /// # Errors
 /// As [`Arena::unmap`](crate::Arena::unmap), whose range was checked.
 ///
 /// # Context: control plane
-pub(super) fn unmap(arena: &ArenaInner, vmas: &mut VmaSet, range: &Range<usize>) -> Result<()> {
+pub(super) fn unmap(arena: &ArenaInner, range: &Range<usize>) -> Result<()> {
     let op = "Arena::unmap";
+    wait_for_reads(arena, range);
+    let vmas = &mut *arena.vmas();
     vmas.check_pins(op, range)?;
     let _ = owed::settle(arena, op, range);
     let hit = vmas.overlapping(range);
@@ -41,6 +43,12 @@ pub(super) fn unmap(arena: &ArenaInner, vmas: &mut VmaSet, range: &Range<usize>)
     let left = take_out(arena, swap, range);
     publish::join(arena, range);
     left
+}
+
+/// Waits for reads, before anything is locked, that would be waited for under the lock of the mappings.
+pub(super) fn wait_for_reads(arena: &ArenaInner, range: &Range<usize>) {
+    let seen = arena.vmas().overlapping(range);
+    exclusive::wait_for_reads(&seen);
 }
 
 /// What was unpublished goes: its stores are noted, its records end, the kernel lets go of it.
