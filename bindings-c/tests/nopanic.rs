@@ -3,23 +3,14 @@
 
 mod build;
 
-use std::process::{Command, Output};
+use build::cargo;
+use std::path::PathBuf;
+use std::process::Output;
 
-fn link(name: &str, args: &[&str]) -> Option<(Output, std::path::PathBuf)> {
+fn link(name: &str, args: &[&str]) -> Option<(Output, PathBuf)> {
     let target = build::work_dir(name)?;
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--locked", "--release", "--jobs", "2", "--target-dir"]).arg(&target).args(args);
-    // What the outer cargo or CI says of flags and profiles is about the outer build.
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy();
-        if text == "CARGO_TARGET_DIR"
-            || text.ends_with("RUSTFLAGS")
-            || ["CARGO_BUILD_", "CARGO_PROFILE_"].iter().any(|p| text.starts_with(p))
-        {
-            cargo.env_remove(&name);
-        }
-    }
-    Some((build::run(cargo.current_dir(build::dir().join("tests/nopanic"))), target))
+    let args = [&["--release"], args].concat();
+    Some((cargo::cargo_build(&build::dir().join("tests/nopanic"), &target, &args), target))
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{KnobStore, Knobs, PAGE, load, same, setup};
+use common::{KnobStore, Knobs, PAGE, Rng, load, same, setup};
 use softfault::{Arena, Delivery, Object, Prot, Runtime, Sharing};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -60,23 +60,15 @@ impl Cache {
     }
 }
 
-/// Numbers below `n` from a fixed seed (xorshift).
-fn random(seed: &mut u64, n: usize) -> usize {
-    *seed ^= *seed << 13;
-    *seed ^= *seed >> 7;
-    *seed ^= *seed << 17;
-    (*seed % n as u64) as usize
-}
-
 #[test]
 fn a_hot_set_survives_a_scan_of_ten_caches() {
     let hot = LIMIT * 6 / 10;
     let scan = 14 * LIMIT;
     let Some(c) = cache(LIMIT, hot + scan, Sharing::Shared, 1) else { return };
-    let mut seed = 7;
+    let mut rng = Rng(7);
     let (mut missed, mut touched) = (0, 0);
     for i in 0..scan {
-        let hit = c.touch(random(&mut seed, hot));
+        let hit = c.touch(rng.below(hot));
         // The first four caches of the scan are what the hot set proves itself against.
         if i >= 4 * LIMIT {
             touched += 1;
@@ -94,10 +86,10 @@ fn a_hot_page_is_asked_once_in_a_pass_over_the_cache() {
     let hot = 16;
     let others = LIMIT * 3 / 2;
     let Some(c) = cache(LIMIT, hot + others, Sharing::Shared, 1) else { return };
-    let mut seed = 11;
+    let mut rng = Rng(11);
     for _ in 0..4 * LIMIT {
-        c.touch(random(&mut seed, hot));
-        c.touch(hot + random(&mut seed, others));
+        c.touch(rng.below(hot));
+        c.touch(hot + rng.below(others));
     }
     let mut asked = vec![0; hot];
     let mut main_min = usize::MAX;
@@ -110,7 +102,7 @@ fn a_hot_page_is_asked_once_in_a_pass_over_the_cache() {
         if i % 64 == 0 {
             main_min = main_min.min(c.stat("nr_active"));
         }
-        c.touch(hot + random(&mut seed, others));
+        c.touch(hot + rng.below(others));
     }
     let unmapped = c.stat("pgdeactivate") - before;
     // Whoever is unmapped twice was overtaken by all of main in between. A batch is out of the queue while it is unmapped.

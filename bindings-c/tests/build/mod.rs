@@ -1,6 +1,9 @@
 //! Building the libraries, and C programs against them, from a test.
 #![allow(dead_code, reason = "each test binary uses a part of this")]
 
+#[path = "../../../runtime/tests/build/mod.rs"]
+pub(crate) mod cargo;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -28,14 +31,7 @@ pub(crate) struct Built {
 /// Returns a folder of ours; `None`, said on standard error, where nothing may be written (the tests of one user run by
 /// another).
 pub(crate) fn work_dir(name: &str) -> Option<PathBuf> {
-    let work = Path::new(env!("CARGO_TARGET_TMPDIR")).join("softfault-c").join(name);
-    match std::fs::create_dir_all(&work).and_then(|()| std::fs::write(work.join("writable"), "")) {
-        Ok(()) => Some(work),
-        Err(e) => {
-            eprintln!("skipped: {}: {e}", work.display());
-            None
-        }
-    }
+    cargo::target_dir(&format!("softfault-c/{name}"))
 }
 
 /// Builds both libraries into the folder that the tests themselves were built in, and lends copies to the tests of one

@@ -21,26 +21,13 @@ mod api {
 
 #[path = "../../../src/handler/mod.rs"]
 mod handler;
+#[path = "../../../../runtime/tests/nopanic/src/unlinkable.rs"]
+mod unlinkable;
 
 use api::{HandlerStore, Mapping, MinorDelegate, MinorFault, PageMut, PageRef, Store, VmFault, VmOps};
 use handler::minor::{CMinor, softfault_minor_operations};
 use handler::store::{CStore, softfault_store_operations};
 use handler::vm_fault::{CVmOps, softfault_vm_operations};
-
-unsafe extern "C" {
-    /// Defined nowhere: a panic that can be reached makes the link fail with this name.
-    fn handler_can_panic() -> !;
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: never linked.
-    unsafe { handler_can_panic() }
-}
-
-/// Without unwinding nobody calls it, but a debug build of `core` may name it.
-#[unsafe(no_mangle)]
-extern "C" fn rust_eh_personality() {}
 
 #[unsafe(no_mangle)]
 pub fn nopanic_c_vm_ops(

@@ -6,6 +6,8 @@
 
 #![no_std]
 
+mod unlinkable;
+
 use core::ffi::c_void;
 use core::hint::black_box;
 use softfault_mm::claim::Claim;
@@ -32,21 +34,6 @@ use softfault_platform::store::zero::ZeroStore;
 use softfault_platform::store::{PageMut, PageRef, Store};
 use softfault_platform::sys::signal::SigInfo;
 use softfault_platform::trap::{self, monitor};
-
-unsafe extern "C" {
-    /// Defined nowhere: a panic that can be reached makes the link fail with this name.
-    fn handler_can_panic() -> !;
-}
-
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: never linked.
-    unsafe { handler_can_panic() }
-}
-
-/// Without unwinding nobody calls it, but a debug build of `core` may name it.
-#[unsafe(no_mangle)]
-extern "C" fn rust_eh_personality() {}
 
 /// The handler itself: judging, walking, chaining.
 ///
