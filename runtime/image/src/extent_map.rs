@@ -141,6 +141,12 @@ impl ExtentMap {
         self.runs.get(first(at)..first(at + 1)).unwrap_or_default()
     }
 
+    /// Returns the first extent from `from` on that is not all zero, or the first past the end.
+    pub(crate) fn next_extent(&self, from: u64) -> u64 {
+        let at = self.index.partition_point(|(extent, _)| *extent < from);
+        self.index.get(at).map_or_else(|| self.nr_pages.div_ceil(EXTENT_PAGES), |(extent, _)| *extent)
+    }
+
     /// Returns the one run of an extent that is all zero.
     pub(crate) fn zeros(nr_pages: u64, extent: u64) -> Run {
         let page = extent.saturating_mul(EXTENT_PAGES);

@@ -248,6 +248,15 @@ impl Image {
         Ok(())
     }
 
+    /// Returns the first extent from `from` on that may have data, or the first past the end: an address space is passed over
+    /// at no cost.
+    pub(crate) fn next_extent(&self, from: u64) -> u64 {
+        match &self.map {
+            Map::Whole(map) => map.next_extent(from),
+            Map::Tables => from.min(self.nr_pages.div_ceil(EXTENT_PAGES)),
+        }
+    }
+
     /// Returns the whole map: a chain of layers is one map, whatever its length.
     ///
     /// # Errors
@@ -320,6 +329,10 @@ impl Image {
         let mut bytes = vec![0; GROUP_SIZE];
         let mut at = groups.start;
         while at < groups.end {
+            at = at.max(self.next_extent(at / EXTENT_GROUPS).saturating_mul(EXTENT_GROUPS));
+            if at >= groups.end {
+                break;
+            }
             let run = reader.run_at(at * GROUP_PAGES)?;
             if run.source == Source::Zero {
                 // Whole groups that lie in the run; none may, and then the group is read.

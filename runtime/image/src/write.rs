@@ -68,6 +68,8 @@ struct Body {
     groups: Vec<Digest>,
 }
 
+/// The longest image: what it costs without any data, 16 bytes for each 2 MiB, is two gigabytes.
+const PAGES_MAX: u64 = 1 << 36;
 /// Bytes of the body that are written at once: a multiple of the group.
 const TAIL_SIZE: usize = 1 << 20;
 
@@ -91,8 +93,9 @@ impl Writer {
 
     fn new(path: &Path, nr_pages: u64, parent: Option<Arc<Image>>) -> Result<Self> {
         let op = "Writer::create";
-        if nr_pages > 1 << 48 {
-            return Err(Error::Argument { op, arg: "nr_pages", value: nr_pages, why: "no memory has so many" });
+        if nr_pages > PAGES_MAX {
+            let why = "more than 256 TiB, which no process can map, are not saved";
+            return Err(Error::Argument { op, arg: "nr_pages", value: nr_pages, why });
         }
         if path.symlink_metadata().is_ok() {
             let exists = std::io::Error::from(std::io::ErrorKind::AlreadyExists);

@@ -107,6 +107,24 @@ fn a_chain_of_dumps_shows_the_newest_pages() {
     assert!(error.is_corruption() && error.to_string().contains("parent of itself"), "{error}");
 }
 
+/// Address space that a process, or a file, only says that it has costs no time.
+#[test]
+fn a_mapping_of_exabytes_is_passed_over() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pages = filled(4, 2);
+    dump(folder.path(), &[(HEAP, 4, 4)], &pages, true);
+    fs::write(folder.path().join("mm-42.img"), mm(&[(HEAP, 1 << 62, 3)])).expect("mm");
+    let image = criu::open(folder.path(), 42).expect("open");
+    assert!(image.nr_pages() > 1 << 49);
+    image.compute_content_digest().expect("what there is");
+    let diff = softfault_image::ops::diff(&image, &image, softfault_image::ops::Compare::Pages).expect("diff");
+    assert!(diff.runs().is_empty());
+    let path = folder.path().join("x.sfi");
+    let stored = softfault_image::ops::Stored::default();
+    let error = softfault_image::ops::convert(&image, path, &stored).expect_err("too long");
+    assert!(matches!(error, Error::Argument { .. }), "{error}");
+}
+
 #[test]
 fn what_is_wrong_with_a_dump_is_named() {
     let folder = tempfile::tempdir().expect("a folder");

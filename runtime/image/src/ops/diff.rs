@@ -54,7 +54,16 @@ pub fn diff(old: &Image, new: &Image, compare: Compare) -> Result<Diff> {
     let (mut a, mut b) = (Side::new(old), Side::new(new));
     let mut diff = Diff::default();
     let mut differ = Vec::new();
-    for extent in 0..old.nr_pages().max(new.nr_pages()).div_ceil(EXTENT_PAGES) {
+    let end = old.nr_pages().max(new.nr_pages()).div_ceil(EXTENT_PAGES);
+    let next = |from: u64| {
+        let data =
+            |image: &Image| Some(image.next_extent(from)).filter(|at| *at < image.nr_pages().div_ceil(EXTENT_PAGES));
+        data(old).unwrap_or(end).min(data(new).unwrap_or(end))
+    };
+    let mut following = next(0);
+    while following < end {
+        let extent = following;
+        following = next(extent + 1);
         a.go_to(extent)?;
         b.go_to(extent)?;
         other_places(&mut a, &mut b, &mut differ)?;

@@ -17,7 +17,10 @@ pub(super) fn each(
     mut f: impl FnMut(u64, &[u8]) -> Result<()>,
 ) -> Result<()> {
     let (mut reader, mut runs, mut bytes) = (image.reader(), Vec::new(), Vec::new());
-    for extent in pages.start / EXTENT_PAGES..pages.end.div_ceil(EXTENT_PAGES) {
+    let mut next = image.next_extent(pages.start / EXTENT_PAGES);
+    while next < pages.end.div_ceil(EXTENT_PAGES) {
+        let extent = next;
+        next = image.next_extent(extent + 1);
         image.extent(extent, &mut runs)?;
         if runs.iter().all(|run| run.source == Source::Zero) {
             continue;

@@ -247,7 +247,10 @@ impl WorkingSet {
         }
         let (all, each) = (self.all(), self.resolution.pages());
         let (mut touched, mut stored, mut runs) = (0, 0, Vec::new());
-        for extent in 0..image.nr_pages().div_ceil(EXTENT_PAGES) {
+        let mut next = image.next_extent(0);
+        while next < image.nr_pages().div_ceil(EXTENT_PAGES) {
+            let extent = next;
+            next = image.next_extent(extent + 1);
             image.extent(extent, &mut runs)?;
             for run in runs.iter().filter(|run| run.source != Source::Zero) {
                 stored += run.nr;
