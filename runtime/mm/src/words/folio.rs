@@ -53,171 +53,17 @@
 //!
 //! # Context: handler
 
+mod layout;
+
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::FillError;
-
-const STATE: u64 = 0x7;
-const ABSENT: u64 = 0;
-const FILLING: u64 = 1;
-const UPTODATE: u64 = 2;
-const WRITEBACK: u64 = 3;
-const EVICTING: u64 = 4;
-const POISONED: u64 = 5;
-
-/// Written since the last write-back.
-pub const DIRTY: u64 = 1 << 3;
-/// Touched since the last reclaim pass.
-pub const REFERENCED: u64 = 1 << 4;
-/// Somebody sleeps on the word: whoever leaves the state wakes.
-pub const WAITERS: u64 = 1 << 5;
-/// The fill passed its deadline: touches answer the policy at once; the claim stands.
-pub const OVERDUE: u64 = 1 << 6;
-/// The store has made the page's block durable (`NEEDDSYNC` was answered).
-pub const DSYNCED: u64 = 1 << 7;
-
-/// Written to the store in this turn of its flushes, not flushed yet. Kept when the page leaves the cache.
-pub const UNSYNCED: [u64; 2] = [1 << 11, 1 << 12];
-/// Not written back before it is released (write-ahead logs). Kept when the page leaves the cache.
-pub const HELD: u64 = 1 << 13;
-/// Whoever maps or pins the page has the next window read. Linux: `PG_readahead`.
-pub const READAHEAD: u64 = 1 << 14;
-/// Reclaim took its mappings away and waits whether anybody misses them.
-pub const UNMAPPED: u64 = 1 << 15;
-
-/// Taken by reclaim with its neighbour, past its own entry in the queues: that entry is void, and whoever pops it clears
-/// the flag.
-pub const ISOLATED: u64 = 1 << 8;
-/// Kept out of the cache by the control plane: `evicting` though there was nothing to evict. Of one object's pages one
-/// thread at a time makes some vacant: who flushes, or punches a hole, alone.
-const VACANT: u64 = 1 << 9;
-/// A failed flush took away what was last written to it. Kept until the program, once it was told, has written it again and
-/// a flush has succeeded, or until the store has a hole there.
-pub const LOST: u64 = 1 << 10;
-
-/// What stays when a page leaves the cache or enters it.
-const KEPT: u64 = UNSYNCED[0] | UNSYNCED[1] | HELD | LOST;
-const VERSION_LO_SHIFT: u32 = 16;
-const VERSION_LO: u64 = 0xffff << VERSION_LO_SHIFT;
-const PIN_SHIFT: u32 = 32;
-const PIN: u64 = 1 << PIN_SHIFT;
-const PINS: u64 = 0xffff << PIN_SHIFT;
-/// The error of a poisoned page, which has no pins.
-const ERROR_SHIFT: u32 = PIN_SHIFT;
-const ERROR: u64 = 0xffff << ERROR_SHIFT;
-const VERSION_HI_SHIFT: u32 = 48;
-const VERSION_HI: u64 = 0xffff << VERSION_HI_SHIFT;
-const VERSION: u64 = VERSION_LO | VERSION_HI;
-/// Pins that faults may take; the rest of the field is headroom, so that a race of increments cannot carry.
-const PINS_MAX: u64 = 0xf000;
-
-/// The state of a page; the module's table says what each permits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Not in the cache.
-    Absent,
-    /// Being filled by the owner of the claim.
-    Filling,
-    /// In the cache, whole.
-    Uptodate,
-    /// In the cache, being written out.
-    Writeback,
-    /// Leaving the cache.
-    Evicting,
-    /// The store failed; the error is in the word.
-    Poisoned,
-}
-
-/// One look at a folio word.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Folio(pub u64);
-
-impl Folio {
-    /// Returns the state.
-    #[must_use]
-    pub fn state(self) -> State {
-        match self.0 & STATE {
-            FILLING => State::Filling,
-            UPTODATE => State::Uptodate,
-            WRITEBACK => State::Writeback,
-            EVICTING => State::Evicting,
-            POISONED => State::Poisoned,
-            _ => State::Absent,
-        }
-    }
-    /// Returns whether the page may be mapped: uptodate or writeback.
-    #[inline]
-    #[must_use]
-    pub fn is_mappable(self) -> bool {
-        matches!(self.0 & STATE, UPTODATE | WRITEBACK)
-    }
-    /// Returns whether the page is kept out of the cache by who flushes, or punches a hole.
-    #[must_use]
-    pub fn is_vacant(self) -> bool {
-        self.state() == State::Evicting && self.has(VACANT)
-    }
-    /// Returns whether all of `flags` are set.
-    #[must_use]
-    pub fn has(self, flags: u64) -> bool {
-        self.0 & flags == flags
-    }
-    /// Returns whether nobody is to find the page: it is not in the cache, nor on its way, and owes nothing.
-    #[must_use]
-    pub fn is_at_rest(self) -> bool {
-        matches!(self.state(), State::Absent | State::Poisoned) && self.0 & KEPT == 0
-    }
-    /// Returns the number of pins; 0 of a page that cannot be pinned.
-    #[must_use]
-    pub fn pins(self) -> u64 {
-        if self.is_mappable() { (self.0 & PINS) >> PIN_SHIFT } else { 0 }
-    }
-    /// Returns the shadow of an absent page: when it was evicted, 0 if that is not known.
-    #[must_use]
-    pub fn shadow(self) -> u16 {
-        if self.0 & STATE != ABSENT {
-            return 0;
-        }
-        u16::try_from((self.0 & PINS) >> PIN_SHIFT).unwrap_or(0)
-    }
-    /// Returns whether the page was written to the store and not flushed since.
-    #[must_use]
-    pub fn is_unsynced(self) -> bool {
-        self.0 & (UNSYNCED[0] | UNSYNCED[1]) != 0
-    }
-    /// Returns the version, which moves with every claim.
-    #[must_use]
-    pub fn version(self) -> u32 {
-        // Two fields of 16 bits: the result has 32.
-        let lo = (self.0 & VERSION_LO) >> VERSION_LO_SHIFT;
-        let hi = (self.0 & VERSION_HI) >> VERSION_HI_SHIFT;
-        u32::try_from(lo | (hi << 16)).unwrap_or(0)
-    }
-    /// Returns the error of a poisoned page.
-    #[must_use]
-    pub fn error(self) -> FillError {
-        FillError::from_code(u16::try_from((self.0 & ERROR) >> ERROR_SHIFT).unwrap_or(0))
-    }
-    /// Returns the half a futex compares.
-    #[must_use]
-    pub fn low(self) -> u32 {
-        u32::try_from(self.0 & 0xffff_ffff).unwrap_or(0)
-    }
-    fn bumped(self) -> u64 {
-        let v = u64::from(self.version().wrapping_add(1));
-        (self.0 & !VERSION) | ((v & 0xffff) << VERSION_LO_SHIFT) | ((v >> 16) << VERSION_HI_SHIFT)
-    }
-}
-
-impl core::fmt::Debug for Folio {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Folio")
-            .field("state", &self.state())
-            .field("pins", &self.pins())
-            .field("version", &self.version())
-            .field("dirty", &self.has(DIRTY))
-            .field("waiters", &self.has(WAITERS))
-            .finish()
-    }
-}
+use layout::{
+    ABSENT, ERROR, ERROR_SHIFT, EVICTING, FILLING, KEPT, PIN, PIN_SHIFT, PINS, PINS_MAX, POISONED, STATE, UPTODATE,
+    VACANT, VERSION, WRITEBACK,
+};
+pub use layout::{
+    DIRTY, DSYNCED, Folio, HELD, ISOLATED, LOST, OVERDUE, READAHEAD, REFERENCED, State, UNMAPPED, UNSYNCED, WAITERS,
+};
 
 /// The word itself. `#[repr(transparent)]`, so that zeroed memory can be lent as a slice of them.
 #[derive(Debug)]
@@ -242,12 +88,16 @@ impl Wake {
 
 impl FolioWord {
     /// Returns an absent page (tests; tables are zeroed memory).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new() -> Self {
         Self(AtomicU64::new(0))
     }
 
     /// Looks at the word.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn load(&self) -> Folio {
@@ -256,6 +106,8 @@ impl FolioWord {
     }
 
     /// Looks by a read-modify-write: whoever makes a change that this misses sees all that the caller did before.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn load_latest(&self) -> Folio {
         // AcqRel pairs with `FolioWord::update`; it adds nothing, and stands in the order of all changes of the word.
@@ -263,6 +115,8 @@ impl FolioWord {
     }
 
     /// Returns the address a futex sleeps on: the low half of the word (x86-64 is little-endian).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn futex_addr(&self) -> usize {
         core::ptr::from_ref(self).addr()
@@ -289,6 +143,8 @@ impl FolioWord {
 
     /// Takes a pin and sets `set` (a write fault passes [`DIRTY`]) if the page may be mapped.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// What was seen instead; also when the pins are exhausted.
     #[inline]
@@ -301,6 +157,8 @@ impl FolioWord {
 
     /// Sets `DIRTY` if the page is cached, pinned or not: who takes it out wants it clean, by a CAS that fails after this one.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// What was seen instead.
     pub fn try_dirty(&self) -> Result<Folio, Folio> {
@@ -308,6 +166,8 @@ impl FolioWord {
     }
 
     /// Takes a pin for mapping the page because a neighbour was touched: not if reclaim waits for a touch of its own.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// What was seen instead.
@@ -321,6 +181,8 @@ impl FolioWord {
 
     /// uptodate, unpinned -> pinned, `UNMAPPED`, not `REFERENCED`: the caller takes the mappings away and unpins.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// What was seen instead; also a page that is `UNMAPPED` already.
     pub fn try_unmap(&self) -> Result<Folio, Folio> {
@@ -332,6 +194,8 @@ impl FolioWord {
 
     /// The same for a page that may be `UNMAPPED` already.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// What was seen instead.
     pub fn try_unmap_again(&self) -> Result<Folio, Folio> {
@@ -342,6 +206,8 @@ impl FolioWord {
     }
 
     /// As [`FolioWord::try_unmap`], of a page whose entry stays behind in its queue; sets `ISOLATED`.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// What was seen instead; also a page that is `ISOLATED` already: one void entry is what a flag can count.
@@ -361,6 +227,8 @@ impl FolioWord {
     /// finds ISOLATED: clears it, and forgets the entry it has popped
     /// ```
     /// So there is one entry that counts, whichever of the two is popped first.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn end_isolation(&self, seen: Folio) -> bool {
         seen.has(ISOLATED)
@@ -382,18 +250,24 @@ impl FolioWord {
     /// -UNMAPPED
     ///                                         a window maps it; stores are not looked for before the zap
     /// ```
+    ///
+    /// # Context: handler
     pub fn keep(&self, version: u32) {
         let means = |w: Folio| w.pins() == 0 && w.version() == version;
         let _ = self.update(|w| means(w).then_some(w.0 & !(UNMAPPED | REFERENCED)));
     }
 
     /// The same by who unmapped it and still holds the pin.
+    ///
+    /// # Context: handler
     pub fn keep_pinned(&self) {
         // Relaxed: the pin's release publishes it.
         self.0.fetch_and(!(UNMAPPED | REFERENCED), Ordering::Relaxed);
     }
 
     /// Drops a pin.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn unpin(&self) {
         // Release pairs with `FolioWord::update`: the changes that require pins = 0 come after everything done under the pin.
@@ -402,6 +276,8 @@ impl FolioWord {
     }
 
     /// absent | poisoned -> filling: makes the caller the owner of the page.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// What was seen instead.
@@ -413,7 +289,9 @@ impl FolioWord {
     }
 
     /// absent | poisoned -> evicting, `VACANT`: nobody fills the page before [`FolioWord::end_vacancy`]. Who wants it
-    /// waits without a deadline: those are the store's, for fills. Control plane, under the lock over the object's flushes.
+    /// waits without a deadline: those are the store's, for fills.
+    ///
+    /// # Context: control plane, under the lock over the object's flushes
     ///
     /// # Errors
     /// What was seen instead.
@@ -428,6 +306,8 @@ impl FolioWord {
 
     /// evicting, `VACANT` -> absent. Only who made it vacant: see there.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// What was seen instead.
     pub fn end_vacancy(&self) -> Result<Wake, Folio> {
@@ -435,22 +315,30 @@ impl FolioWord {
     }
 
     /// Takes a flag away from a page that the caller owns or has pinned.
+    ///
+    /// # Context: handler
     pub fn clear(&self, flags: u64) {
         // Relaxed: as in set().
         self.0.fetch_and(!flags, Ordering::Relaxed);
     }
 
     /// filling -> uptodate. Owner only.
+    ///
+    /// # Context: handler
     pub fn publish(&self, set: u64) -> Wake {
         self.leave_filling(UPTODATE | set)
     }
 
     /// filling -> poisoned, keeping the reason. Owner only.
+    ///
+    /// # Context: handler
     pub fn fail(&self, error: FillError) -> Wake {
         self.leave_filling(POISONED | (u64::from(error.code()) << ERROR_SHIFT))
     }
 
     /// filling -> absent: the owner gives the page up without a verdict. Owner only.
+    ///
+    /// # Context: handler
     pub fn abandon(&self) -> Wake {
         self.leave_filling(ABSENT)
     }
@@ -472,17 +360,23 @@ impl FolioWord {
     ///                                       filling -> uptodate, -WAITERS, sees WAITERS: wakes
     /// futex(wait while low half == marked)  -> EAGAIN, or woken: both look again
     /// ```
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn mark_waiter(&self, seen: State) -> Option<u32> {
         self.update(|w| (w.state() == seen).then_some(w.0 | WAITERS)).ok().map(|w| Folio(w.0 | WAITERS).low())
     }
 
     /// Marks a fill whose deadline has passed. The claim stands: only its owner can leave `filling`.
+    ///
+    /// # Context: handler
     pub fn mark_overdue(&self) {
         let _ = self.update(|w| (w.state() == State::Filling).then_some(w.0 | OVERDUE));
     }
 
     /// Sets flags on a page that the caller owns or has pinned; returns what was there.
+    ///
+    /// # Context: handler
     pub fn set(&self, flags: u64) -> Folio {
         // Relaxed: a flag that another thread must see before the page moves is protected by the caller's pin, whose
         // release publishes it.
@@ -490,6 +384,8 @@ impl FolioWord {
     }
 
     /// Takes the readahead marker off a page that the caller has pinned; `true`: it was there, and is the caller's.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn take_marker(&self) -> bool {
         // Relaxed: it orders nothing; of several takers one gets it.
@@ -497,6 +393,8 @@ impl FolioWord {
     }
 
     /// uptodate, clean, unpinned, `UNMAPPED` and not referenced since -> evicting.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// What was seen instead; a reclaimer skips such a page and never waits for it.
@@ -509,6 +407,8 @@ impl FolioWord {
 
     /// uptodate, unpinned, not held -> evicting, for a page that is written on its way out (exclusive objects): `idle`: only
     /// if `UNMAPPED` and not referenced since; `dirty`: also if it is known to be.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// What was seen instead.
@@ -523,6 +423,8 @@ impl FolioWord {
     /// uptodate, unpinned -> evicting, dirty or not: the page's bytes are void (truncate, punch) once they are gone. It
     /// stays dirty until then, in case the punch fails.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// What was seen instead.
     pub fn try_discard(&self) -> Result<Folio, Folio> {
@@ -530,6 +432,8 @@ impl FolioWord {
     }
 
     /// evicting -> absent, leaving `shadow` (0: none). Evictor only, after the punch.
+    ///
+    /// # Context: handler
     pub fn evicted(&self, shadow: u16) -> Wake {
         let r = self.update(|w| {
             debug_assert!(w.state() == State::Evicting, "only the evictor leaves evicting: {w:?}");
@@ -541,6 +445,8 @@ impl FolioWord {
     /// evicting -> uptodate, with the flags of `set`: the page stays after all, as one that was missed. Its entries in the
     /// queues of reclaim were passed over meanwhile, perhaps: its version moves, and it is entered anew. Returns the new
     /// version. Evictor only.
+    ///
+    /// # Context: handler
     pub fn evict_undo(&self, set: u64) -> (Wake, u32) {
         let void = STATE | WAITERS | UNMAPPED | REFERENCED | ISOLATED;
         let r = self.update(|w| Some((w.bumped() & !void) | UPTODATE | set));
@@ -548,6 +454,8 @@ impl FolioWord {
     }
 
     /// poisoned -> absent: the next touch asks the store as if nothing had happened.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// What was seen instead.
@@ -558,6 +466,8 @@ impl FolioWord {
     /// uptodate, unpinned -> filling: a rewrite (a delegate's) with the page mapped nowhere. Its version moves, so its
     /// entries in the queues of reclaim are void, and what they had marked is forgotten.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// What was seen instead.
     pub fn try_rewrite(&self) -> Result<Folio, Folio> {
@@ -566,6 +476,8 @@ impl FolioWord {
     }
 
     /// uptodate, dirty, unpinned, not held -> writeback, clean.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// What was seen instead.
@@ -578,6 +490,8 @@ impl FolioWord {
 
     /// writeback -> uptodate, with the flags of `set`: `UNSYNCED`, or `DIRTY` again when the store failed. A page that was
     /// written meanwhile is dirty as it is; the second result says so.
+    ///
+    /// # Context: handler
     pub fn end_writeback(&self, set: u64) -> (Wake, bool) {
         // What it owed to an earlier flush is void: the store has newer bytes now, or the page is dirty.
         let void = UNSYNCED[0] | UNSYNCED[1];
