@@ -66,21 +66,29 @@ impl Arena {
     /// mprotect(2) of the program's shows zeros where nothing is cached**: pages are told from holes by their protection there.
     /// It cannot be prevented; [`Stats`](crate::Stats) and [`Runtime::audit_threads`](crate::Runtime::audit_threads) find it,
     /// close what was opened, and count (`process_opened_pages`). Use [`Arena::protect`].
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.inner.base as *mut u8
     }
     /// Returns the arena's length in bytes.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn len(&self) -> usize {
         self.inner.len_bytes
     }
     /// Returns `false`: an arena has at least 2 MiB.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn is_empty(&self) -> bool {
         false
     }
     /// Returns how the arena's faults arrive.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn delivery(&self) -> Delivery {
         match self.inner.trap {
@@ -91,6 +99,8 @@ impl Arena {
     }
 
     /// Lends mapped bytes as a slice. Loads fault pages in; a page that cannot be had raises SIGBUS.
+    ///
+    /// # Context: program
     ///
     /// # Safety
     /// 1. The range is mapped readable, and stays so, for as long as the slice lives.
@@ -109,6 +119,8 @@ impl Arena {
     /// Offsets are multiples of 4096; the length is rounded up to one. Bytes past the object's end read as zero in its
     /// last page, whole pages past it raise SIGBUS. Extents can be handed to the kernel only where `offset` and
     /// `object_offset` agree modulo 2 MiB.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Occupied`], [`Error::Denied`] for shared stores to an object that is not
@@ -130,6 +142,8 @@ impl Arena {
     ///
     /// Touching it afterwards raises SIGSEGV. A range with nothing in it is fine.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Pinned`], [`Error::Exhausted`]. Nothing is unmapped then. [`Error::Fault`] naming the
     /// first page of an exclusive object that its store did not take: unmapped it is all the same.
@@ -140,6 +154,8 @@ impl Arena {
 
     /// Changes what the range permits, splitting mappings at its ends.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Pinned`], [`Error::Denied`], [`Error::Exhausted`]. Nothing is
     /// changed then.
@@ -149,6 +165,8 @@ impl Arena {
     }
 
     /// Makes the range resident, as touching each page with `access` would; it may be evicted again at any time.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Fault`] naming the first page that cannot be had; those before it are resident.
@@ -161,6 +179,8 @@ impl Arena {
     /// asynchronous I/O may use it. Pinned for writing, it counts as dirty. Its pages are locked in memory (mlock(2)), if that
     /// may be: [`Pin::is_locked`].
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Fault`], [`Error::NotMapped`], [`Error::Argument`]; [`Error::Denied`] for stores that the mapping does not
     /// permit. Where the machine can swap, what forbids the lock: [`Error::Limit`] with the `RLIMIT_MEMLOCK` that is needed,
@@ -172,6 +192,8 @@ impl Arena {
 
     /// Reads mapped bytes without a fault of the caller's: errors are results instead of signals.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::NotMapped`], [`Error::Fault`].
     pub fn read_at(&self, offset: usize, buf: &mut [u8]) -> Result<()> {
@@ -180,6 +202,8 @@ impl Arena {
     }
 
     /// Writes mapped bytes without a fault of the caller's.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::NotMapped`], [`Error::Denied`], [`Error::Fault`].
@@ -191,6 +215,8 @@ impl Arena {
     /// Drops the page-table entries of shared mappings in the range; the pages stay cached. Linux:
     /// `madvise(MADV_DONTNEED)`.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Pinned`], [`Error::Denied`] where a private mapping lies in the range: its
     /// written pages would be lost.
@@ -201,6 +227,8 @@ impl Arena {
 
     /// Hands every fully cached extent of the range to the kernel; returns how many went.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Argument`].
     pub fn promote(&self, range: Range<usize>) -> Result<usize> {
@@ -209,6 +237,8 @@ impl Arena {
     }
 
     /// Takes the native extents of the range back; returns how many came.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::Exhausted`] when the process has no mapping left to split.
@@ -220,6 +250,8 @@ impl Arena {
     /// Tells `delegate` of the first touch of each page of the range, before it is mapped; a worker thread calls it.
     ///
     /// Pages of the range that are mapped already are unmapped first, so that nothing escapes. The range stays trapped.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Denied`] over private mappings or without the feature
@@ -235,6 +267,8 @@ impl Arena {
     }
 
     /// As [`Arena::delegate_minor`]; the delegate runs in the faulting thread, in a signal handler.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// As [`Arena::delegate_minor`].
@@ -253,6 +287,8 @@ impl Arena {
     }
 
     /// Returns how many of the range's extents are the kernel's now.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn native_extents(&self) -> usize {
         let native = |e: &&Extent| matches!(e.state(), ExtentState::Native | ExtentState::Tracked);
@@ -262,6 +298,8 @@ impl Arena {
     /// Says how a range will be used, or what is to be done with it now. Linux: `madvise(2)`.
     ///
     /// `Normal`, `Sequential` and `Random` split mappings at the range's ends. The range must be mapped throughout.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Argument`], [`Error::NotMapped`], [`Error::Exhausted`]: nothing was changed. [`Error::Pinned`] and
@@ -280,6 +318,8 @@ impl Arena {
     /// is: it waits for the moments in between. A store that ends before the call belongs to what was there. System calls on
     /// the range may fail with `EFAULT` meanwhile, in every mode. Mappings are split at the ends of the range; what was
     /// written to private ones is gone.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// As [`Arena::map`] but for [`Error::Occupied`], [`Error::Pinned`], and [`Error::Denied`] where an exclusive object is

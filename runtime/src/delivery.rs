@@ -43,11 +43,15 @@ pub struct DeliveryReport {
 
 impl DeliveryReport {
     /// Returns the finding about `mode`.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn finding(&self, mode: Delivery) -> Option<&Finding> {
         self.findings.iter().find(|f| f.mode == mode)
     }
     /// Returns whether `mode` can be had.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn is_available(&self, mode: Delivery) -> bool {
         mode == Delivery::Auto || self.finding(mode).is_some_and(|f| f.available)

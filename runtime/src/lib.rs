@@ -145,6 +145,15 @@
 //! # fn main() {}
 //! ```
 //!
+//! # Where a function may be called
+//!
+//! Each says so under `# Context`, in these words:
+//!
+//! * *program*: on any thread of the program, where it may wait; in no callback of a store, a vtable or a delegate.
+//! * *filler*: also in callbacks on the runtime's own threads ([`ObjectBuilder::store`], [`Arena::delegate_minor`]).
+//! * *handler*: also in callbacks that run in the faulting thread, inside a signal handler ([`ObjectBuilder::handler_store`],
+//!   [`ObjectBuilder::vm_ops`], [`Arena::delegate_minor_in_handler`]), and in signal handlers of the program's own.
+//!
 //! # Where to go on
 //!
 //! [`design`] is how it works: the walk, the words, the order of locks, the limits. The repository's README has the delivery modes,

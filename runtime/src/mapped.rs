@@ -41,18 +41,24 @@ impl Mapped {
     }
 
     /// Returns the address of the object's first byte: a multiple of 2 MiB.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         self.arena.as_ptr()
     }
 
     /// Returns the length that the object had when it was mapped, in bytes.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn len(&self) -> usize {
         self.len_bytes
     }
 
     /// Returns whether that is none.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len_bytes == 0
@@ -60,6 +66,8 @@ impl Mapped {
 
     /// Lends the bytes as a slice. Loads fault pages in; a page that cannot be had raises SIGBUS: [`Arena::read_at`] says why
     /// instead.
+    ///
+    /// # Context: program
     ///
     /// # Safety
     /// Nobody writes to the object while the slice lives, nor makes it shorter: no thread, mapping, process or call; and nobody
@@ -71,12 +79,16 @@ impl Mapped {
     }
 
     /// Returns the arena, whose offset 0 is the object's byte 0.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn arena(&self) -> &Arena {
         &self.arena
     }
 
     /// Returns the object.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn object(&self) -> &Object {
         &self.object

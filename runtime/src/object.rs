@@ -52,16 +52,22 @@ pub struct Object {
 impl Object {
     /// Returns what the object is called in errors and in [`Runtime::recent_failures`](crate::Runtime::recent_failures): what
     /// [`ObjectBuilder::label`] said, or else the path of a file, and a number of others.
+    ///
+    /// # Context: program
     #[must_use]
     pub fn label(&self) -> Arc<str> {
         self.inner.label()
     }
     /// Returns the end of the object, in bytes.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn len(&self) -> u64 {
         self.inner.len_bytes()
     }
     /// Returns whether the object has no bytes.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -71,6 +77,8 @@ impl Object {
     ///
     /// Reads past the end are short; the result is the number of bytes read.
     ///
+    /// # Context: program; in filler callbacks only of objects whose own store is handler-safe
+    ///
     /// # Errors
     /// [`Error::Fault`] naming the first byte that could not be had; the bytes before it were read.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
@@ -79,6 +87,8 @@ impl Object {
     }
 
     /// Writes bytes through the cache, without a fault. Does not grow the object: writes past the end are short.
+    ///
+    /// # Context: program; in filler callbacks only of objects whose own store is handler-safe
     ///
     /// # Errors
     /// [`Error::Denied`] on an object that is not writable, [`Error::Fault`].
@@ -97,6 +107,8 @@ impl Object {
     }
 
     /// Returns how many pages are in the cache.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn cached_pages(&self) -> u64 {
         let _walk = self.inner.flushing().state().walk();
@@ -105,12 +117,16 @@ impl Object {
     }
 
     /// Returns whether the store's pages are cached at `offset`, and readable without asking the store.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn is_cached(&self, offset: u64) -> bool {
         self.inner.mapping().folio(offset >> PAGE_SHIFT).is_some_and(|w| w.load().is_mappable())
     }
 
     /// Reads the byte range into the cache.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Fault`].
@@ -124,6 +140,8 @@ impl Object {
 impl Object {
     /// Makes durable every byte of the range that was written before the call, through whatever mapping or call: the pages
     /// go to the store in ascending runs, then the store is flushed.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Writeback`] and [`Error::Flush`]: nothing is promised, the pages are dirty again as far as they are cached,
@@ -142,6 +160,8 @@ impl Object {
     /// Gives the store every byte of the range that was written before the call, and does not flush it: other readers of a
     /// file see the bytes, and a crash may still take them. Linux: `sync_file_range(2)`, and what `MS_ASYNC` once did.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Writeback`], and [`Error::Held`] where a page of the range is held and dirty; the others were written.
     pub fn write_back(&self, range: Range<u64>) -> Result<()> {
@@ -159,6 +179,8 @@ impl Object {
 
     /// Makes everything durable that was written before the call.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// As [`Object::sync`].
     pub fn sync_all(&self) -> Result<()> {
@@ -167,6 +189,8 @@ impl Object {
 
     /// Makes everything that was written before the call, and is not held, durable before anything that is written after
     /// it: an ordering point, by waiting.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// As [`Object::sync`], but for [`Error::Held`].
@@ -183,6 +207,8 @@ impl Object {
     /// write-ahead log must be durable before the pages it describes. Held dirty pages cannot be reclaimed: they count
     /// against the cache's limit.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Held`] where a page is held already, [`Error::Denied`] on exclusive objects.
     pub fn hold_dirty(&self, range: Range<u64>) -> Result<Held> {
@@ -193,12 +219,16 @@ impl Object {
     }
 
     /// Returns the bytes whose writes failed flushes took away.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn lost(&self) -> Vec<Range<u64>> {
         lost::tell(self.inner.flushing(), 0..self.inner.mapping().folios.len() as u64)
     }
 
     /// Accepts the loss of what was written to the range: [`Object::sync`] does not report it any more.
+    ///
+    /// # Context: program, filler
     pub fn forget_lost(&self, range: Range<u64>) {
         let pages = (range.start >> PAGE_SHIFT)..pages_of(range.end);
         lost::forget(self.inner.mapping(), &pages);
@@ -210,6 +240,8 @@ impl Object {
     /// Who is about to change the store itself syncs and invalidates the range before, until nothing is kept, touches
     /// nothing of it meanwhile, and invalidates it afterwards: a cached page may be taken for written (never the other way
     /// round), and would be written back over the change.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
@@ -226,6 +258,8 @@ impl Object {
     /// (`thp_collapse_alloc_failed` counts those); all chunks of an object that was not made with
     /// [`huge_pages`](crate::ObjectBuilder::huge_pages), or cannot have them.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Denied`] in a forked child.
     pub fn collapse(&self, range: Range<u64>) -> Result<u64> {
@@ -238,6 +272,8 @@ impl Object {
     /// Returns how many pages went. Pages that were written since they were last written back stay ([`Object::sync`]
     /// first); a writable exclusive object's are written on their way.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Exhausted`] when an extent cannot be taken back.
     pub fn evict(&self, range: Range<u64>) -> Result<u64> {
@@ -246,6 +282,8 @@ impl Object {
     }
 
     /// Sets the end of the object. Pages past a lower end are dropped: touching them is SIGBUS from now on.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Argument`] past the maximal length, [`Error::Denied`] when a page past the end stays pinned for long (the
@@ -268,6 +306,8 @@ impl Object {
     /// What was appended can be read and written from then on; what lies behind a lower end is dropped, stores that were not
     /// written back with it, and touching it is SIGBUS. Opening the file again follows what was appended, too.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Denied`] on what is no file, on an exclusive object, and when a page at the end stays pinned;
     /// [`Error::Argument`] where the file is longer than the maximal length: nothing has changed then, but for a lower end, as
@@ -279,6 +319,8 @@ impl Object {
     }
 
     /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Denied`] on an object that is not writable, or when a page stays pinned; [`Error::Writeback`]. The hole is
@@ -295,6 +337,8 @@ impl Object {
     /// `Normal`, `Sequential` and `Random` hold for the whole object, as with `posix_fadvise(2)`, wherever an arena
     /// knows nothing better. Of the rest, pages that the range only touches count as in it, except for `PageOut`,
     /// which drops pages that lie in it wholly.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Argument`] where the range runs backwards, [`Error::Denied`] for `PopulateWrite` on an object that is
@@ -319,6 +363,8 @@ impl Object {
     /// Touches heal pages by themselves; this is for system calls on `Monitor` arenas, whose poison is in the page
     /// tables.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::System`].
     pub fn heal(&self, range: Range<u64>) -> Result<u64> {
@@ -328,6 +374,8 @@ impl Object {
     }
 
     /// Changes the object's own limit (at least 64 pages). Pages above a lower one leave as others come.
+    ///
+    /// # Context: program, filler
     ///
     /// # Errors
     /// [`Error::Denied`] where the object was made without one: its pages are not counted.

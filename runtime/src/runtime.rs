@@ -48,6 +48,8 @@ impl RuntimeBuilder {
     /// space as pages are written, and is read and written past the kernel's cache where the file system can.
     ///
     /// Pages of zeros take neither space nor I/O.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn swap(mut self, path: impl Into<PathBuf>, bytes: u64) -> Self {
         let zswap_bytes = self.options.swap.take().map_or(0, |s| s.zswap_bytes);
@@ -57,6 +59,8 @@ impl RuntimeBuilder {
     /// Keeps pages that lz4 makes smaller than three quarters in up to `bytes` of memory in front of the swap file, where
     /// they cost no I/O; call [`RuntimeBuilder::swap`] first. This memory is on top of the cache's limit, and is kept
     /// until the runtime ends.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn zswap(mut self, bytes: u64) -> Self {
         let none = SwapOptions { path: PathBuf::new(), bytes: 0, zswap_bytes: 0 };
@@ -75,6 +79,8 @@ impl RuntimeBuilder {
     /// A fault for which nothing can leave, because everything is pinned or held, is `VM_FAULT_OOM`: SIGBUS, and an error
     /// of calls, whatever the object's [`FailurePolicy`](crate::FailurePolicy). Its page is not poisoned, nor is it made
     /// up: it comes from the store once there is room.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn cache_limit(mut self, bytes: u64) -> Self {
         self.options.cache_limit_bytes = Some(bytes);
@@ -82,12 +88,16 @@ impl RuntimeBuilder {
     }
     /// Sets how many threads call stores that are not handler-safe; default 4. More are started, up to 64, while work
     /// waits and none of them gets on: a store that hangs keeps only its own pages waiting.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn fillers(mut self, nr: usize) -> Self {
         self.options.fillers = nr.clamp(1, 64);
         self
     }
     /// Sets how many pages the thread that misses one reads at most (rounded to a power of two, 1 to 512); default 16.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
         self.options.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
@@ -99,6 +109,8 @@ impl RuntimeBuilder {
     /// anybody asks. [`Advice::Sequential`](crate::Advice::Sequential) doubles it. 0 turns it off: a miss reads the
     /// aligned fill window around it. Never read ahead are anonymous memory, vtables of the user's, stores that touch
     /// arenas (a filler may not) and objects whose failures end the process.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn readahead_pages(mut self, max: u32) -> Self {
         self.options.readahead_pages = Some(max);
@@ -112,6 +124,8 @@ impl RuntimeBuilder {
     /// Without `CAP_IPC_LOCK` the maximal lengths of all objects together (and the frames and mappings of exclusive ones) must
     /// stay below `RLIMIT_MEMLOCK`: an object that does not fit is [`Error::Limit`]. The private copies of private
     /// mappings are the program's, and not locked.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn lock_cache(mut self, yes: bool) -> Self {
         self.options.lock_cache = yes;
@@ -120,6 +134,8 @@ impl RuntimeBuilder {
 
     /// Sets how often mappings are scanned for stores, and after how long dirty pages are written though nobody asks;
     /// defaults 500 ms and 5 s.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn writeback(mut self, interval: Duration, expire: Duration) -> Self {
         self.options.writeback.interval = interval.max(Duration::from_millis(1));
@@ -129,6 +145,8 @@ impl RuntimeBuilder {
 
     /// Writes a line on standard error before a touch becomes a SIGBUS: the object, its byte, and why. Default: not; see
     /// [`Runtime::recent_failures`].
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn report_signals(mut self, yes: bool) -> Self {
         self.options.report_signals = yes;
@@ -137,6 +155,8 @@ impl RuntimeBuilder {
 
     /// Sets what share of the cache (in percent) may be dirty before pages are written in the background, and before
     /// writers to stores that wait for a device are made to wait themselves; defaults 10 and 40.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn dirty_limits(mut self, background_percent: u32, percent: u32) -> Self {
         self.options.writeback.background_percent = u64::from(background_percent.min(100));
@@ -152,6 +172,8 @@ impl RuntimeBuilder {
     /// return of `main`, after the handlers that were installed later than the first runtime, and whatever locks the thread
     /// that exits holds. It does not happen at `_exit(2)`, at Go's `os.Exit` and the return of Go's `main`, at signals
     /// that kill, and in forked children. What is held ([`Object::hold_dirty`]) is not written.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn exit_wait(mut self, limit: Duration) -> Self {
         // In milliseconds, of which a short wait is one.
@@ -160,6 +182,8 @@ impl RuntimeBuilder {
     }
 
     /// Makes the runtime: maps the tables, installs the signal handlers, starts the fillers.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Limit`] where `RLIMIT_AS` is too small, or `RLIMIT_MEMLOCK` while everything is locked that is mapped
@@ -176,12 +200,16 @@ impl RuntimeBuilder {
 
 impl Runtime {
     /// Returns options at their defaults.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn builder() -> RuntimeBuilder {
         RuntimeBuilder { options: Options::default() }
     }
 
     /// Makes a runtime with default options.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// As [`RuntimeBuilder::build`].
@@ -191,6 +219,8 @@ impl Runtime {
 
     /// Opens a file as a read-only object; its length is what it is now.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Io`], [`Error::Exhausted`].
     pub fn open_file(&self, path: impl AsRef<Path>) -> Result<Object> {
@@ -198,6 +228,8 @@ impl Runtime {
     }
 
     /// Makes a read-only object of an open file (the descriptor is duplicated).
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
@@ -207,6 +239,8 @@ impl Runtime {
 
     /// Opens a file as an object that may be written; its length is what it is now.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Io`], [`Error::Exhausted`].
     pub fn open_file_rw(&self, path: impl AsRef<Path>) -> Result<Object> {
@@ -215,6 +249,8 @@ impl Runtime {
 
     /// Makes an object that may be written of a file that is open for reading and writing.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Io`], [`Error::System`], [`Error::Exhausted`].
     pub fn file_rw(&self, file: &File) -> Result<Object> {
@@ -222,6 +258,8 @@ impl Runtime {
     }
 
     /// Opens a file, reserves an arena that is as long, and maps it whole, to be read: what mmap(2) does.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// As [`Runtime::open_file`], [`ArenaBuilder::build`] and [`Arena::map`](crate::Arena::map); nothing is left open then.
@@ -232,6 +270,8 @@ impl Runtime {
     /// Maps an object whole, into an arena of its own, to be written if the object may be: of a file that is opened with
     /// options, of a store, of anonymous memory.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// As [`ArenaBuilder::build`] and [`Arena::map`](crate::Arena::map).
     pub fn map_object(&self, object: Object) -> Result<Mapped> {
@@ -239,12 +279,16 @@ impl Runtime {
     }
 
     /// Begins an object of a file: writable or not, past the kernel's cache or not.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn file_options(&self) -> FileOptions {
         FileOptions::new(Arc::clone(&self.inner))
     }
 
     /// Makes `len_bytes` of anonymous memory, which begins as zeros.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Exhausted`].
@@ -253,12 +297,16 @@ impl Runtime {
     }
 
     /// Begins an object of `len_bytes` over a store or vtable of the user's.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn object(&self, len_bytes: u64) -> ObjectBuilder {
         ObjectBuilder::new(Arc::clone(&self.inner), len_bytes)
     }
 
     /// Begins an arena: `len_bytes` of address space, rounded up to 2 MiB.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn arena(&self, len_bytes: usize) -> ArenaBuilder {
         ArenaBuilder::new(Arc::clone(&self.inner), len_bytes)
@@ -266,12 +314,16 @@ impl Runtime {
 
     /// Returns what can be had here, what was chosen and why. The first call tries each mode, by opening a userfaultfd: where
     /// a filter of system calls kills who does, ask for [`Delivery::Segv`] and do not call this.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn delivery(&self) -> &DeliveryReport {
         self.inner.findings.report()
     }
 
     /// Reads the counters, without stopping anyone.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn stats(&self) -> Stats {
         Stats::read(&self.inner)
@@ -280,6 +332,8 @@ impl Runtime {
     /// Measures how long a touch takes to reach the handler (64 touches of pages made for it), into the `delivery`
     /// stage of the histogram: the one stage that a fault cannot time itself. Returns how many were measured; none
     /// where the calling thread blocks the signals, or for `Monitor`.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// As [`ArenaBuilder::build`].
@@ -292,6 +346,8 @@ impl Runtime {
     ///
     /// A limit for which no queues can be had (48 bytes of memory for each page, past `RLIMIT_DATA` or what may be committed)
     /// changes nothing: `nr_cache_limit_pages` says what holds.
+    ///
+    /// # Context: program, filler
     pub fn set_cache_limit(&self, bytes: u64) {
         share::leave(&self.inner);
         self.inner.set_limit(memory::limit_pages(bytes));
@@ -300,6 +356,8 @@ impl Runtime {
     /// Writes everything that was stored before the call to the stores of all objects, without a flush, as it is done at
     /// exit(3) ([`RuntimeBuilder::exit_wait`]); returns whether that was done within `timeout`. Errors are counted
     /// (`writeback_errors`), and told by [`Object::sync`], which also makes things durable.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Denied`] in a forked child.
@@ -310,12 +368,16 @@ impl Runtime {
 
     /// Returns the last failures, up to 64, oldest first: of stores, whoever was told, and of touches that became signals.
     /// Thread-safe, and at any time; nobody is stopped.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn recent_failures(&self) -> Vec<RecentFailure> {
         failures::read(&self.inner.stat.failures)
     }
 
     /// Names the threads that could not take our signals, see [`crate::audit`].
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Io`] when `/proc` cannot be read.
@@ -326,6 +388,8 @@ impl Runtime {
     /// Returns the threads that made this runtime, or mapped something where faults arrive by signals, while they blocked SIGBUS
     /// or SIGSEGV: each will end the process where it touches an arena, unless it unblocks them before. `nr_warnings` counts
     /// them. [`Runtime::audit_threads`] looks at every thread, as it is now.
+    ///
+    /// # Context: program
     #[must_use]
     pub fn warnings(&self) -> Vec<Offender> {
         self.inner.warnings.list()
@@ -333,6 +397,8 @@ impl Runtime {
 
     /// Puts our handlers back in front, when the program's language runtime has installed its own after us; they then
     /// chain to the newcomer.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::System`].

@@ -52,6 +52,8 @@ pub struct Crowded {
 
 impl Crowded {
     /// Returns what to sleep on from now on.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn now() -> Self {
         let key = WaitKey { addr: MADE.as_ptr() as usize, seen: MADE.load(Ordering::Relaxed) };
@@ -61,6 +63,8 @@ impl Crowded {
 
 /// Makes room for more exposures, by hiding others; for a touch also by what is kept for when nothing can be hidden.
 ///
+/// # Context: handler
+///
 /// # Errors
 /// [`Crowded`]: there is none to be made for now.
 pub fn make_room(slot: &Slot) -> Result<(), Crowded> {
@@ -68,6 +72,8 @@ pub fn make_room(slot: &Slot) -> Result<(), Crowded> {
 }
 
 /// Makes room for a call that changes mappings: what is kept for touches stays theirs.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// As [`make_room`].

@@ -48,7 +48,9 @@ fn tells() -> Ring<'static, 4> {
     Ring::new(&TELLS, &TELLS_ENDS[0], &TELLS_ENDS[1])
 }
 
-/// Readies the queues, once a process. Control plane, under the caller's lock.
+/// Readies the queues, once a process.
+///
+/// # Context: control plane, under the caller's lock
 pub fn init() {
     if READY.swap(1, Ordering::Relaxed) == 0 {
         fills().init();
@@ -69,6 +71,8 @@ pub enum Job {
 }
 
 /// Announces (`true`) or retires a helper thread that calls [`next_job`].
+///
+/// # Context: control plane, or the helper thread
 pub fn count_helper(alive: bool) {
     // Release pairs with `submit`, `submit_telling` and `submit_writeback`: who counts on a helper finds its queues ready.
     if alive {
@@ -82,12 +86,16 @@ pub fn count_helper(alive: bool) {
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
 /// Has the monitor's bell rung when a job is done, or not.
+///
+/// # Context: control plane
 pub fn watch_jobs(yes: bool) {
     // SeqCst pairs with `job_done`: who watches looks at what waits afterwards, and the bell rings or the job was done before.
     WATCHED.store(yes, Ordering::SeqCst);
 }
 
 /// Says that a job is done. Helpers call it after each.
+///
+/// # Context: a helper thread
 pub fn job_done() {
     // SeqCst pairs with `watch_jobs`.
     if WATCHED.load(Ordering::SeqCst) {
@@ -96,6 +104,8 @@ pub fn job_done() {
 }
 
 /// Returns whether work is queued while no helper is free: those there are sit in stores that do not return.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_starved() -> bool {
     let queued = |ends: &[AtomicU64; 2]| {
@@ -107,6 +117,8 @@ pub fn is_starved() -> bool {
 }
 
 /// Returns how many jobs were ever taken from the queues: whether helpers get on.
+///
+/// # Context: handler
 #[must_use]
 pub fn jobs_taken() -> u64 {
     let [fills, _] = &FILLS_ENDS;
@@ -117,6 +129,8 @@ pub fn jobs_taken() -> u64 {
 }
 
 /// Sleeps until work is submitted that no helper is free for, or `stop` is non-zero. For the thread that starts more.
+///
+/// # Context: the thread that starts helpers
 pub fn wait_for_starvation(stop: &AtomicU32) {
     // SeqCst pairs with `cry_for_help`: a cry after this look moves the word. Acquire of `stop` pairs with `Pool::drop`.
     let seen = STARVED.load(Ordering::SeqCst);
@@ -126,6 +140,8 @@ pub fn wait_for_starvation(stop: &AtomicU32) {
 }
 
 /// Takes the next job, sleeping until there is one or `stop` is non-zero.
+///
+/// # Context: a helper thread
 pub fn next_job(stop: &AtomicU32) -> Option<Job> {
     loop {
         // SeqCst pairs with `ring`: work that comes after this look moves the bell.
@@ -171,6 +187,8 @@ fn cry_for_help() {
 }
 
 /// Wakes every helper, and the thread that starts them: there is reason to stop.
+///
+/// # Context: handler
 pub fn ring_all() {
     ring();
     cry_for_help();
@@ -178,6 +196,8 @@ pub fn ring_all() {
 
 /// Masks the program's asynchronous signals on a helper thread: their handlers may touch arenas, which is refused
 /// here, or jump away with a claim. The C library's own (32 and 33: cancellation, setuid) stay open.
+///
+/// # Context: a helper thread
 pub fn mask_signals() {
     let library = signal::mask_bit(32) | signal::mask_bit(33);
     signal::set_mask(signal::HANDLER_MASK & !library);
@@ -202,6 +222,8 @@ pub struct Uninterrupted {
 
 impl Uninterrupted {
     /// Masks them.
+    ///
+    /// # Context: control plane
     pub fn new() -> Self {
         // A thread that calls setuid(2) waits until every other has taken this signal of the C library's, whose handler makes one
         // system call; a helper has a guard while it waits for work.
@@ -210,6 +232,8 @@ impl Uninterrupted {
     }
 
     /// Runs `f` with the signals open that were when this guard was made: the caller has nothing that a fault could want.
+    ///
+    /// # Context: control plane
     pub fn opened<R>(&self, f: impl FnOnce() -> R) -> R {
         let ours = signal::set_mask(self.outside);
         let r = f();
@@ -218,6 +242,8 @@ impl Uninterrupted {
     }
 
     /// Lets signals come that have waited: between two pieces of work, with nothing in the caller's hands.
+    ///
+    /// # Context: control plane
     pub fn breathe(&self) {
         self.opened(|| ());
     }
@@ -258,12 +284,16 @@ impl Host {
     }
 
     /// Returns the host of a walk outside handlers.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn new(slot: Slot) -> Self {
         Self::make(Some(slot), Some(Uninterrupted::new()))
     }
 
     /// The same for a thread of the program, which enters.
+    ///
+    /// # Context: control plane, outside of sections
     ///
     /// # Errors
     /// [`Slot::enter_patiently`]'s.
@@ -273,6 +303,8 @@ impl Host {
     }
 
     /// Returns the context of a call, outside handlers: it may sleep.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn ctx(&self) -> Ctx<'static> {
         let mut ctx = Ctx::thread(self.with_slot(Slot::stripe).unwrap_or(0));
@@ -281,30 +313,40 @@ impl Host {
     }
 
     /// Returns the host of a walk in a handler.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn in_handler(slot: Slot) -> Self {
         Self::make(Some(slot), None)
     }
 
     /// Returns the host of code that looks nothing up by address (`read_at`, fillers): it holds no slot.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn detached() -> Self {
         Self::make(None, Some(Uninterrupted::new()))
     }
 
     /// Returns what the walk needs.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn env(&self) -> Env<'_> {
         Env { mm: self, park: self }
     }
 
     /// Returns what the walk in a handler wants to sleep on before it goes on, and for how long.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn waits_for(&self) -> Option<(WaitKey, u64)> {
         self.waits_for.get()
     }
 
     /// Lets signals come that have waited, outside handlers; see [`Uninterrupted::breathe`].
+    ///
+    /// # Context: control plane
     pub fn breathe(&self) {
         self.uninterrupted.iter().for_each(Uninterrupted::breathe);
     }

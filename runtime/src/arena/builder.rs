@@ -47,18 +47,24 @@ impl ArenaBuilder {
         }
     }
     /// Asks for one way of delivery; default [`Delivery::Auto`].
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn delivery(mut self, mode: Delivery) -> Self {
         self.delivery = mode;
         self
     }
     /// Asks that system calls, `O_DIRECT` and KVM may touch the arena without [`Arena::pin`]: needs `Monitor`.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn kernel_access(mut self, yes: bool) -> Self {
         self.kernel_access = yes;
         self
     }
     /// Whether cached neighbours are mapped with a touched page; default yes.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn fault_around(mut self, yes: bool) -> Self {
         self.fault_around = yes;
@@ -66,6 +72,8 @@ impl ArenaBuilder {
     }
     /// Whether fully cached extents are handed to the kernel on their own; default yes. [`Arena::promote`] does it on
     /// demand either way.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn native_extents(mut self, yes: bool) -> Self {
         self.native_extents = yes;
@@ -73,12 +81,16 @@ impl ArenaBuilder {
     }
     /// Sets how much `Segv` delivery exposes at once (rounded to a power of two, 4 KiB to 2 MiB); default 2 MiB. Each
     /// exposed granule beside hidden ones costs kernel VMAs: 4 KiB granules over 256 MiB need 65,536.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn granule(mut self, bytes: usize) -> Self {
         self.granule_bytes = bytes.clamp(PAGE_SIZE, EXTENT_SIZE).next_power_of_two();
         self
     }
     /// Asks delegates before `fault` instead of by its `UFFD_MINOR` bit: the kernel's later design.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn lookup_first(mut self, yes: bool) -> Self {
         self.lookup_first = yes;
@@ -87,6 +99,8 @@ impl ArenaBuilder {
 
     /// Puts the arena at exactly this address, a multiple of 2 MiB, where nothing may be mapped yet. Linux:
     /// `MAP_FIXED_NOREPLACE`. Default: the kernel chooses.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn at(mut self, address: usize) -> Self {
         self.at = Some(address);
@@ -94,6 +108,8 @@ impl ArenaBuilder {
     }
 
     /// Reserves the address space and makes the arena known to the handlers.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Delivery`] when the mode cannot be had, [`Error::Argument`] for no bytes or an address that is no multiple of

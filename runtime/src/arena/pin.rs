@@ -134,21 +134,29 @@ impl Pin {
     /// Returns whether the range is locked in memory. Where it is not, because `RLIMIT_MEMLOCK` or the number of mappings
     /// did not permit it on a machine without swap, `MADV_PAGEOUT` of this or another process can still unmap pages of a
     /// shared mapping, and a system call on them fails with `EFAULT` until somebody touches them.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.is_locked
     }
     /// Returns the address of the pinned range's first byte.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn as_ptr(&self) -> *mut u8 {
         (self.arena.base + self.range.start) as *mut u8
     }
     /// Returns the length of the pinned range in bytes.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn len(&self) -> usize {
         self.range.len()
     }
     /// Returns `false`: a pin holds at least one page.
+    ///
+    /// # Context: program, filler, handler
     #[must_use]
     pub fn is_empty(&self) -> bool {
         false

@@ -95,6 +95,8 @@ impl Stats {
     /// Returns what the text says of `name`: a counter, how often the walk returned a bit (`vm_fault_sigbus`), or the
     /// observations of a stage (`stage_total`); `None` if there is no such name. Some names come with what they count:
     /// those of a swap file, for instance.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn get(&self, name: &str) -> Option<u64> {
         self.find(name).copied()
@@ -110,6 +112,8 @@ impl Stats {
     }
 
     /// Returns how often the walk returned `bit`.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn reason(&self, bit: VmFaultReason) -> u64 {
         let name = VmFaultReason::NAMES.iter().find(|(_, b)| *b == bit).map_or("", |(n, _)| n);
@@ -117,12 +121,16 @@ impl Stats {
     }
 
     /// Returns the latency of stage `name`.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn stage(&self, name: &str) -> Option<&StageLatency> {
         self.stages.iter().find(|s| s.name == name)
     }
 
     /// Returns everything as one JSON object.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn to_json(&self) -> String {
         let mut s = String::from("{");

@@ -60,12 +60,16 @@ impl ObjectBuilder {
     }
     /// Says what the object is called in errors and in [`Runtime::recent_failures`](crate::Runtime::recent_failures); default
     /// the path of a file, and a number of others.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.options.label = Some(label.into());
         self
     }
     /// Reserves room for the object to grow to `bytes` (by [`Object::set_len`]).
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn max_len(mut self, bytes: u64) -> Self {
         self.options.max_len_bytes = bytes;
@@ -74,6 +78,8 @@ impl ObjectBuilder {
     /// Reserves room to grow without a maximum that is known beforehand: a sixteenth of a region of the cache, which is 64 GiB
     /// where nothing limits the address space. It takes address space, and memory only for what is cached, unless the program
     /// locks all its memory (`mlockall(2)`): give [`ObjectBuilder::max_len`] then.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn growable(mut self, yes: bool) -> Self {
         self.options.growable = yes;
@@ -81,12 +87,16 @@ impl ObjectBuilder {
     }
     /// Permits shared mappings with stores, and [`Object::write_at`]. What is written goes to the store in time,
     /// and for certain by [`Object::sync`].
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn writable(mut self, yes: bool) -> Self {
         self.options.writable = yes;
         self
     }
     /// Says what happens to accesses whose page the store cannot give; default [`FailurePolicy::Poison`].
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn on_failure(mut self, policy: FailurePolicy) -> Self {
         self.options.policy = policy;
@@ -94,12 +104,16 @@ impl ObjectBuilder {
     }
     /// Bounds how long a touch waits for a fill. Needs a filler: not for handler-safe stores, which run in the
     /// faulting thread itself.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.options.deadline = Some(deadline);
         self
     }
     /// Tries a failing read `times` more, sleeping `backoff`, then twice that, and so on (fillers only).
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn retries(mut self, times: u32, backoff: Duration) -> Self {
         self.options.retries = Retries { times, backoff_ns: u64::try_from(backoff.as_nanos()).unwrap_or(u64::MAX) };
@@ -107,6 +121,8 @@ impl ObjectBuilder {
     }
     /// Makes the first store to each page of a shared mapping fault (`page_mkwrite`) instead of being noted silently.
     /// Not for [`Delivery::Monitor`](crate::Delivery::Monitor) arenas.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn synchronous_writes(mut self, yes: bool) -> Self {
         self.options.mkwrite = yes;
@@ -114,6 +130,8 @@ impl ObjectBuilder {
     }
     /// Makes shared mappings synchronous as `MAP_SYNC`: before the first store to a page lands, the store has made its
     /// block durable ([`Store::dsync`]). Implies synchronous writes.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn dsync(mut self, yes: bool) -> Self {
         self.options.dsync = yes;
@@ -121,6 +139,8 @@ impl ObjectBuilder {
         self
     }
     /// Sets how many pages the thread that misses one reads at most (1 to 512); default the runtime's.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn fill_window_pages(mut self, nr: u32) -> Self {
         self.options.fill_window_pages = nr.clamp(1, 512).next_power_of_two();
@@ -129,6 +149,8 @@ impl ObjectBuilder {
     /// Sets the largest readahead window; default the runtime's. See [`RuntimeBuilder::readahead_pages`].
     ///
     /// [`RuntimeBuilder::readahead_pages`]: crate::RuntimeBuilder::readahead_pages
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn readahead_pages(mut self, max: u32) -> Self {
         self.options.readahead_pages = Some(max);
@@ -136,6 +158,8 @@ impl ObjectBuilder {
     }
     /// Bounds the bytes of the object's cached pages, below the cache's own limit (at least 64 pages); see
     /// [`Object::set_cache_limit`].
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn cache_limit(mut self, bytes: u64) -> Self {
         self.options.cache_limit_bytes = Some(bytes);
@@ -143,6 +167,8 @@ impl ObjectBuilder {
     }
     /// Whether a first store to an uncached page of a private mapping is read past the cache, straight into the
     /// private page (default), or fills the cache first.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn private_past_cache(mut self, yes: bool) -> Self {
         self.options.private_past_cache = yes;
@@ -169,6 +195,8 @@ impl ObjectBuilder {
     /// batch. [`Object::sync`](crate::Object::sync) looks at every cached page of its range and writes copies of those that
     /// were changed. A system call that only references a page (vmsplice) instead of pinning it may see the frame's
     /// next content; [`Arena::pin`](crate::Arena::pin) keeps it.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn exclusive(mut self, yes: bool) -> Self {
         self.options.exclusive = yes.then(|| self.options.exclusive.unwrap_or(false));
@@ -177,6 +205,8 @@ impl ObjectBuilder {
 
     /// As [`ObjectBuilder::exclusive`], but pages are copied instead of moved, as they are where the kernel knows no
     /// `UFFDIO_MOVE` (before Linux 6.8).
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn exclusive_by_copy(mut self) -> Self {
         self.options.exclusive = Some(true);
@@ -190,6 +220,8 @@ impl ObjectBuilder {
     /// swap; [`synchronous_writes`](ObjectBuilder::synchronous_writes), `page_mkwrite`): there it has no effect, and
     /// `thp_unsupported` of [`Stats`](crate::Stats) counts the object. A pin keeps the whole huge page cached.
     /// `nr_shmem_hugepages` and `thp_*` say what came of it.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn huge_pages(mut self, yes: bool) -> Self {
         self.options.huge_pages = yes;
@@ -197,6 +229,8 @@ impl ObjectBuilder {
     }
 
     /// Makes the object over a store that filler threads call.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Exhausted`], [`Error::Argument`].
@@ -223,6 +257,8 @@ impl ObjectBuilder {
     }
 
     /// Makes the object over a store that is called in the faulting thread, in a signal handler.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Argument`] with a deadline (it needs a filler), [`Error::Exhausted`].
@@ -273,6 +309,8 @@ impl ObjectBuilder {
 
     /// Makes the object of anonymous memory, over the runtime's swap file if it has one.
     ///
+    /// # Context: program
+    ///
     /// # Errors
     /// [`Error::Exhausted`].
     pub fn anonymous(mut self) -> Result<Object> {
@@ -308,6 +346,8 @@ impl ObjectBuilder {
 
     /// Makes the object with a vtable of the user's: its `fault` decides, and may compute pages
     /// ([`filemap::fill_with`]). Pages it leaves to the default are zeros.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Exhausted`].

@@ -53,6 +53,8 @@ impl FileOptions {
         Self { object: ObjectBuilder::new(rt, 0), direct: false }
     }
     /// Permits shared mappings with stores, and [`Object::write_at`]; default: not. The file is written, too.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn writable(mut self, yes: bool) -> Self {
         self.object = self.object.writable(yes);
@@ -62,12 +64,16 @@ impl FileOptions {
     ///
     /// Whole pages go directly, the last, partial one through the kernel's cache. A file system that refuses direct I/O
     /// gets buffered I/O instead, which the counter `process_direct_fallbacks` of [`Stats`](crate::Stats) says.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn direct(mut self, yes: bool) -> Self {
         self.direct = yes;
         self
     }
     /// Sets options of the object: its maximal length, its failure policy, and so on.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn with(mut self, f: impl FnOnce(ObjectBuilder) -> ObjectBuilder) -> Self {
         self.object = f(self.object);
@@ -76,6 +82,8 @@ impl FileOptions {
 
     /// Opens a file, or a block device, and makes the object, or gives the one that there is; its length is what the file's is
     /// now. The process's locks on the file (fcntl(2)) stay.
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::FileType`] of what has no bytes that stay (a directory, a pipe, a file of procfs),
@@ -106,6 +114,8 @@ impl FileOptions {
     }
 
     /// Makes the object of an open file, which may be closed afterwards. As [`FileOptions::open`].
+    ///
+    /// # Context: program
     ///
     /// # Errors
     /// As [`FileOptions::open`], and [`Error::Denied`]: a file that is to be read must be open for reading, and one that is to

@@ -31,6 +31,8 @@ impl std::fmt::Debug for Held {
 
 impl Held {
     /// Returns the bytes that are held.
+    ///
+    /// # Context: program, filler
     #[must_use]
     pub fn range(&self) -> Range<u64> {
         bytes(&self.pages)

@@ -1,21 +1,23 @@
-//! Where may it be called? A file whose documentation says so (`# Context`) speaks for its functions; what differs says so itself.
+//! Where may it be called? Each public function says so (`# Context`), or, in crates that are read file by file, its file.
 
-use super::floors::House;
+use super::floors::{Contexts, House};
 use super::modules::Crate;
 
-/// Complains of each public function that says no context, in a file that says none.
+/// Complains of each public function that says no context, unless its file may speak for it, and does.
 pub(crate) fn check_contexts(house: &House, krate: &Crate) -> Vec<String> {
-    if !house.contexts {
-        return Vec::new();
-    }
-    let speaks = |file: &str| krate.modules.iter().any(|m| m.file == file && m.says_context);
+    let (speaks, who): (&dyn Fn(&str) -> bool, _) = match house.contexts {
+        Contexts::Unsaid => return Vec::new(),
+        Contexts::Function => (&|_| false, "`{}` does not say its `# Context`"),
+        Contexts::File => (
+            &|file| krate.modules.iter().any(|m| m.file == file && m.says_context),
+            "neither `{}` nor its file says its `# Context`",
+        ),
+    };
     let silent = krate.modules.iter().filter(|m| !speaks(&m.file));
-    let bad =
-        |file: &str, line, name: &str| format!("{file}:{line}: neither `{name}` nor its file says its `# Context`");
     silent
         .flat_map(|m| m.functions.iter().map(move |f| (m, f)))
         .filter(|(_, f)| f.is_public && !f.says_context)
-        .map(|(m, f)| bad(&m.file, f.lines.1, &f.name))
+        .map(|(m, f)| format!("{}:{}: {}", m.file, f.lines.1, who.replace("{}", &f.name)))
         .collect()
 }
 
@@ -23,17 +25,31 @@ mod can_fail {
     use super::super::modules::made_up;
     use super::*;
 
+    fn check(contexts: Contexts, text: &str) -> Vec<String> {
+        let house = House { root: "lib.rs", contexts, ..House::NONE };
+        check_contexts(&house, &made_up(&[("lib.rs", text)]))
+    }
+
+    const SAID: &str = "/// Does.\n///\n/// # Context: control plane\npub fn f() {}\nfn g() {}";
+    const FILE: &str = "//! # Context: handler\npub fn f() {}\nmod inner { pub fn g() {} }";
+
     #[test]
     fn a_function_without_a_context_is_named() {
-        let house = House { root: "lib.rs", contexts: true, ..House::NONE };
-        let check = |text: &str| check_contexts(&house, &made_up(&[("lib.rs", text)]));
         let bad = |line: usize, name: &str| {
             vec![format!("lib.rs:{line}: neither `{name}` nor its file says its `# Context`")]
         };
+        let check = |text| check(Contexts::File, text);
         assert_eq!(check("pub fn f() {}"), bad(1, "f"));
         assert_eq!(check("struct T;\nimpl T {\n    pub fn g(&self) {}\n}"), bad(3, "g"));
         assert_eq!(check("mod inner {\n pub unsafe fn h() {}\n}"), bad(2, "h"));
-        assert_eq!(check("//! # Context: handler\npub fn f() {}\nmod inner { pub fn g() {} }"), [""; 0]);
-        assert_eq!(check("/// Does.\n///\n/// # Context: control plane\npub fn f() {}\nfn g() {}"), [""; 0]);
+        assert_eq!(check(FILE), [""; 0]);
+        assert_eq!(check(SAID), [""; 0]);
+    }
+
+    #[test]
+    fn a_file_speaks_for_nobody_where_each_function_speaks_for_itself() {
+        let bad = |line: usize, name: &str| format!("lib.rs:{line}: `{name}` does not say its `# Context`");
+        assert_eq!(check(Contexts::Function, FILE), [bad(2, "f"), bad(3, "g")]);
+        assert_eq!(check(Contexts::Function, SAID), [""; 0]);
     }
 }

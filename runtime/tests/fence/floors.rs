@@ -13,12 +13,23 @@ pub(crate) struct House {
     pub(crate) elsewhere: &'static [(&'static str, &'static str)],
     /// Files that are in a circle still: from, to.
     pub(crate) knots: &'static [(&'static str, &'static str)],
-    /// Every public function, or its file, says its `# Context`.
-    pub(crate) contexts: bool,
+    /// Who says the `# Context` of public functions.
+    pub(crate) contexts: Contexts,
     /// Every ordering stronger than `Relaxed` names the function that holds its other half.
     pub(crate) orderings: bool,
     /// No function is longer than [`super::functions::MAX_LINES`], those excepted: how long each of them is, at most.
     pub(crate) long: Option<&'static [(&'static str, usize)]>,
+}
+
+/// Where it stands in what context a public function may be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Contexts {
+    /// Nowhere: nothing of the crate is called by others.
+    Unsaid,
+    /// In its own documentation, or in its file's.
+    File,
+    /// In its own, which is all that a reader of one item sees.
+    Function,
 }
 
 /// Crates whose files know their floors.
@@ -26,7 +37,7 @@ pub(crate) const HOUSES: &[House] = &[
     House {
         root: "runtime/mm/src/lib.rs",
         floors: &[&["base"], &["words"], &["policy"], &["model"], &["cache"], &["walk"]],
-        contexts: true,
+        contexts: Contexts::Function,
         orderings: true,
         long: Some(&[]),
         ..House::NONE
@@ -49,7 +60,7 @@ pub(crate) const HOUSES: &[House] = &[
             ("PageMut", "store/part.rs"),
             ("PageRef", "store/part.rs"),
         ],
-        contexts: true,
+        contexts: Contexts::Function,
         orderings: true,
         // One sequence of instructions.
         long: Some(&[("on_signal", 200)]),
@@ -73,7 +84,7 @@ pub(crate) const HOUSES: &[House] = &[
             ("Reader", "image/verify.rs"),
             ("WorkingSet", "workingset/file.rs"),
         ],
-        contexts: true,
+        contexts: Contexts::File,
         orderings: true,
         long: Some(&[]),
         ..House::NONE
@@ -98,7 +109,7 @@ pub(crate) const HOUSES: &[House] = &[
             ("ObjectInner", "object/end.rs"),
             ("RuntimeInner", "cache/end.rs"),
         ],
-        contexts: true,
+        contexts: Contexts::Function,
         orderings: true,
         long: Some(&[]),
         ..House::NONE
@@ -112,7 +123,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["runtime", "object", "object_cache", "arena", "pin", "stats"],
             &["callbacks"],
         ],
-        contexts: true,
+        contexts: Contexts::Function,
         orderings: true,
         long: Some(&[]),
         ..House::NONE
@@ -176,8 +187,15 @@ pub(crate) const HOUSES: &[House] = &[
 
 impl House {
     /// A house without anything; what is left out of the others below is as here.
-    pub(crate) const NONE: Self =
-        Self { root: "", floors: &[], elsewhere: &[], knots: &[], contexts: false, orderings: false, long: None };
+    pub(crate) const NONE: Self = Self {
+        root: "",
+        floors: &[],
+        elsewhere: &[],
+        knots: &[],
+        contexts: Contexts::Unsaid,
+        orderings: false,
+        long: None,
+    };
 
     /// The folder of the root.
     pub(crate) fn dir(&self) -> &str {

@@ -527,7 +527,7 @@ pub(crate) fn is_for_tests(attrs: &[Attribute]) -> bool {
     })
 }
 
-/// Whether documentation has a line that begins with `# Context`.
+/// Whether documentation has a line that begins with `# Context`, or, as what C programs read has, with `Context:`.
 fn says_context(attrs: &[Attribute]) -> bool {
     let docs = attrs.iter().filter(|a| a.path().is_ident("doc")).filter_map(|a| match &a.meta {
         syn::Meta::NameValue(syn::MetaNameValue { value: syn::Expr::Lit(l), .. }) => match &l.lit {
@@ -536,7 +536,7 @@ fn says_context(attrs: &[Attribute]) -> bool {
         },
         _ => None,
     });
-    docs.into_iter().any(|line| line.trim_start().starts_with("# Context"))
+    docs.into_iter().any(|line| ["# Context", "Context: "].iter().any(|words| line.trim_start().starts_with(words)))
 }
 
 /// Returns the folder of a file's children: beside a root or a `mod.rs`, else below its own name.

@@ -37,6 +37,8 @@ pub struct Ctx<'a> {
 
 impl Ctx<'_> {
     /// Returns a context for a signal handler.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn handler(stripe: usize, nested: bool, mask: u64, clock: Option<fn() -> u64>) -> Self {
         Self {
@@ -55,6 +57,8 @@ impl Ctx<'_> {
     }
 
     /// Returns a context for ordinary code (`fault_in`, the monitor, helper threads).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn thread(stripe: usize) -> Self {
         Self {
@@ -96,6 +100,8 @@ impl Ctx<'_> {
     }
 
     /// Returns why the access failed; `None`: it did not, or a vtable of the user's said no.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn cause(&self) -> Option<FillError> {
         self.cause.get()
@@ -103,6 +109,8 @@ impl Ctx<'_> {
 
     /// Returns whether an install of this fault found the range not ours. The instruction may run again, but not for
     /// ever.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.gone.get()
@@ -110,12 +118,16 @@ impl Ctx<'_> {
 
     /// Returns whether the fault goes round because the host has no room to expose its page, and none could be made. An
     /// instruction may wait for that; a call has an error for it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         self.crowded.get()
     }
 
     /// Returns the clock's reading, or 0 when this fault is not sampled.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn now(&self) -> u64 {

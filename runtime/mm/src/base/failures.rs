@@ -70,6 +70,8 @@ pub struct Record {
 
 impl Record {
     /// Returns the label, or the end of a longer one, from a whole character on.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn label(&self) -> &str {
         let bytes = self.label.get(..self.label_len).unwrap_or(&[]);
@@ -95,6 +97,8 @@ impl Default for Failures {
 
 impl Failures {
     /// Returns an empty ring.
+    ///
+    /// # Context: handler
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
@@ -103,6 +107,8 @@ impl Failures {
     }
 
     /// Returns an empty ring.
+    ///
+    /// # Context: handler
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
@@ -111,23 +117,31 @@ impl Failures {
     }
 
     /// Forgets everything, for the next owner; nobody else uses it meanwhile.
+    ///
+    /// # Context: control plane
     pub fn reset(&self) {
         self.slots.iter().for_each(|s| _ = s.try_write(&[0; _]));
         self.speaks.store(0, Ordering::Relaxed);
     }
 
     /// Says whether a line on standard error comes before a signal.
+    ///
+    /// # Context: handler
     pub fn set_speaking(&self, yes: bool) {
         self.speaks.store(u32::from(yes), Ordering::Relaxed);
     }
 
     /// Returns whether a line on standard error comes before a signal.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_speaking(&self) -> bool {
         self.speaks.load(Ordering::Relaxed) != 0
     }
 
     /// Keeps a failure.
+    ///
+    /// # Context: handler
     pub fn record(&self, failure: &Failure<'_>) {
         let ticket = self.next.fetch_add(1, Ordering::Relaxed);
         let Some(slot) = self.slots.get(usize::try_from(ticket % NR_FAILURES as u64).unwrap_or(0)) else { return };
@@ -148,6 +162,8 @@ impl Failures {
     }
 
     /// Calls `f` for each failure that is kept, in no order; one that is being written is left out.
+    ///
+    /// # Context: handler
     pub fn read(&self, f: &mut dyn FnMut(Record)) {
         self.slots.iter().filter_map(read_slot).for_each(f);
     }

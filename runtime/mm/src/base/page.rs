@@ -20,12 +20,16 @@ pub const EXTENT_SIZE: usize = 1 << EXTENT_SHIFT;
 pub const EXTENT_PAGES: usize = EXTENT_SIZE / PAGE_SIZE;
 
 /// Returns the pages that hold `len_bytes` bytes, the last one perhaps partly.
+///
+/// # Context: handler
 #[must_use]
 pub const fn pages_of(len_bytes: u64) -> u64 {
     (len_bytes >> PAGE_SHIFT) + (len_bytes & PAGE_MASK as u64 != 0) as u64
 }
 
 /// Returns `addr` without its offset in the page.
+///
+/// # Context: handler
 #[must_use]
 pub const fn page_align_down(addr: usize) -> usize {
     addr & !PAGE_MASK
@@ -34,6 +38,8 @@ pub const fn page_align_down(addr: usize) -> usize {
 /// Returns a page offset as an index, saturating where it cannot be one.
 ///
 /// Saturation is safe: every user of the result looks it up with `get`, and no table has `usize::MAX` entries.
+///
+/// # Context: handler
 #[must_use]
 #[expect(clippy::cast_possible_truncation, reason = "compared first")]
 pub const fn pgoff_index(pgoff: u64) -> usize {
@@ -41,6 +47,8 @@ pub const fn pgoff_index(pgoff: u64) -> usize {
 }
 
 /// Returns the chunk (2 MiB of an object) that holds page `pgoff`.
+///
+/// # Context: handler
 #[must_use]
 pub const fn chunk_of(pgoff: u64) -> u64 {
     pgoff >> (EXTENT_SHIFT - PAGE_SHIFT)

@@ -31,6 +31,8 @@ impl<const N: usize> Default for SeqLock<N> {
 
 impl<const N: usize> SeqLock<N> {
     /// Returns zeros.
+    ///
+    /// # Context: handler
     #[cfg(not(loom))]
     #[must_use]
     pub const fn new() -> Self {
@@ -38,6 +40,8 @@ impl<const N: usize> SeqLock<N> {
     }
 
     /// Returns zeros.
+    ///
+    /// # Context: handler
     #[cfg(loom)]
     #[must_use]
     pub fn new() -> Self {
@@ -45,6 +49,8 @@ impl<const N: usize> SeqLock<N> {
     }
 
     /// Writes all words; `false`: somebody else is writing, and these are dropped.
+    ///
+    /// # Context: handler
     pub fn try_write(&self, words: &[u64; N]) -> bool {
         let version = self.version.load(Ordering::Relaxed);
         let odd = version.wrapping_add(1);
@@ -63,6 +69,8 @@ impl<const N: usize> SeqLock<N> {
     }
 
     /// Returns all words as one writer left them; `None`: they changed each of `tries` times.
+    ///
+    /// # Context: handler
     pub fn read(&self, tries: usize) -> Option<[u64; N]> {
         for _ in 0..tries {
             // Acquire pairs with the last store of `try_write`.

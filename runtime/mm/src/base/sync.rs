@@ -105,6 +105,8 @@ pub struct Cell<const N: usize> {
 #[cfg(not(loom))]
 impl<const N: usize> Cell<N> {
     /// Returns an empty cell; [`Ring::init`] gives it its turn.
+    ///
+    /// # Context: handler
     #[must_use]
     #[expect(clippy::new_without_default, reason = "cells stand in statics; nobody makes one otherwise")]
     pub const fn new() -> Self {
@@ -116,6 +118,8 @@ impl<const N: usize> Cell<N> {
 #[expect(clippy::new_without_default, reason = "as the other one, which is const")]
 impl<const N: usize> Cell<N> {
     /// Returns an empty cell.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new() -> Self {
         Self { turn: AtomicU64::new(0), payload: core::array::from_fn(|_| AtomicU64::new(0)) }
@@ -141,12 +145,16 @@ pub struct Ring<'g, const N: usize> {
 
 impl<'g, const N: usize> Ring<'g, N> {
     /// Wraps borrowed memory; `cells.len()` must be a power of two, or every operation reports full or empty.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(cells: &'g [Cell<N>], head: &'g AtomicU64, tail: &'g AtomicU64) -> Self {
         Self { cells, head, tail }
     }
 
     /// Gives every cell its first turn. Call once, before anyone else sees the ring.
+    ///
+    /// # Context: handler
     pub fn init(&self) {
         for (turn, cell) in (0u64..).zip(self.cells) {
             cell.turn.store(turn, Ordering::Relaxed);
@@ -159,6 +167,8 @@ impl<'g, const N: usize> Ring<'g, N> {
     }
 
     /// Appends `item`, or returns it when the queue is full.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// The item itself, when there is no room.
@@ -194,6 +204,8 @@ impl<'g, const N: usize> Ring<'g, N> {
     }
 
     /// Takes the oldest item, or `None` when the queue is empty.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn pop(&self) -> Option<[u64; N]> {
         let mut ticket = self.head.load(Ordering::Relaxed);

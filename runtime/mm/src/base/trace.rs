@@ -114,6 +114,8 @@ mod armed {
     }
 
     /// Stops the next thread that comes by, until [`disarm`].
+    ///
+    /// # Context: a test
     pub fn arm_gate(point: Point) {
         // SeqCst pairs with `hit_slow`; speed is nothing here, and tests read counters beside it.
         if let Some(a) = action(point) {
@@ -122,6 +124,8 @@ mod armed {
     }
 
     /// Delays every thread that comes by for `turns` turns of a spin loop.
+    ///
+    /// # Context: a test
     pub fn arm_spin(point: Point, turns: u32) {
         // SeqCst pairs with `hit_slow`, as in `arm_gate`.
         if let Some(a) = action(point) {
@@ -130,6 +134,8 @@ mod armed {
     }
 
     /// Lets everybody pass, whoever is caught included.
+    ///
+    /// # Context: a test
     pub fn disarm(point: Point) {
         // SeqCst pairs with `hit_slow`, which goes on.
         if let Some(a) = action(point) {
@@ -138,6 +144,8 @@ mod armed {
     }
 
     /// Returns whether a thread stands at the gate.
+    ///
+    /// # Context: a test
     #[must_use]
     pub fn is_caught(point: Point) -> bool {
         // SeqCst pairs with `hit_slow`: what the thread did before the gate is seen by who finds it caught.
@@ -145,6 +153,8 @@ mod armed {
     }
 
     /// Returns how often the point was passed while it was armed.
+    ///
+    /// # Context: a test
     #[must_use]
     pub fn hits(point: Point) -> u64 {
         // SeqCst pairs with `hit_slow`.
@@ -152,6 +162,8 @@ mod armed {
     }
 
     /// Passes a point; only [`failpoint!`](crate::failpoint) calls this.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn hit(point: Point) {
         if let Some(a) = action(point)

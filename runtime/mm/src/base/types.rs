@@ -116,6 +116,8 @@ impl VmFaultReason {
     /// - an error is final: `ERROR` and `RETRY` exclude each other;
     /// - a folio is returned if and only if it is pinned: `LOCKED`;
     /// - `NOPAGE` means that the page table needs nothing more: no folio beside it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn check(self, has_folio: bool) -> bool {
         let exclusive = !(self.intersects(Self::ERROR) && self.intersects(Self::RETRY));
@@ -185,6 +187,8 @@ bits! {
 
 impl VmFlags {
     /// Returns whether stores reach the object and are permitted, now or after `protect`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn may_write_shared(self) -> bool {
         self.contains(VmFlags::SHARED.union(VmFlags::MAYWRITE))
@@ -226,6 +230,8 @@ pub enum FillError {
 
 impl FillError {
     /// Returns the error in 16 bits, never 0: its number, and the errno above it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn code(self) -> u16 {
         match self {
@@ -246,6 +252,8 @@ impl FillError {
     }
 
     /// Returns the error that `code` stands for; `EIO` for one that is none.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn from_code(code: u16) -> Self {
         match code & 0xf {
@@ -266,6 +274,8 @@ impl FillError {
     }
 
     /// Returns the store's error number, if it gave one.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn errno(self) -> Option<Errno> {
         match self {
@@ -275,6 +285,8 @@ impl FillError {
     }
 
     /// Returns what to tell a person; for [`FillError::Io`] the errno's own text.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn text(self) -> &'static str {
         match self {
@@ -295,6 +307,8 @@ impl FillError {
 
     /// Returns the reason bit under which the fault path reports this error. Linux: `vmf_error`, for which a store that
     /// has no memory is out of memory, and one that has no space is not.
+    ///
+    /// # Context: handler
     pub const fn reason(self) -> VmFaultReason {
         match self {
             Self::Corrupt | Self::Broken => VmFaultReason::HWPOISON,

@@ -215,6 +215,8 @@ impl Default for VmStat {
 
 impl VmStat {
     /// Returns counters at zero.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn new() -> Self {
         #[expect(clippy::declare_interior_mutable_const, reason = "a template, copied, never shared")]
@@ -231,6 +233,8 @@ impl VmStat {
     }
 
     /// Keeps a failure.
+    ///
+    /// # Context: handler
     pub fn record(&self, failure: &Failure<'_>) {
         #[cfg(not(loom))]
         self.failures.record(failure);
@@ -239,6 +243,8 @@ impl VmStat {
     }
 
     /// Sets every counter to zero, for the next owner of the block.
+    ///
+    /// # Context: control plane
     pub fn reset(&self) {
         #[cfg(not(loom))]
         self.failures.reset();
@@ -253,6 +259,8 @@ impl VmStat {
     }
 
     /// Adds `n` to an event.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn add(&self, stripe: usize, event: Event, n: u64) {
         if let Some(c) = self.stripe(stripe).and_then(|s| s.events.get(event as usize)) {
@@ -261,6 +269,8 @@ impl VmStat {
     }
 
     /// Counts each bit of `reason`.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn reason(&self, stripe: usize, reason: VmFaultReason) {
         let Some(s) = self.stripe(stripe) else { return };
@@ -274,6 +284,8 @@ impl VmStat {
     }
 
     /// Adds one observation of `ticks` to a stage.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn stage(&self, stripe: usize, stage: Stage, ticks: u64) {
         let bucket = (u64::BITS - ticks.leading_zeros()) as usize;
@@ -284,18 +296,24 @@ impl VmStat {
     }
 
     /// Returns an event's count.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn event(&self, event: Event) -> u64 {
         self.sum(|s| s.events.get(event as usize))
     }
 
     /// Returns how often a reason bit was returned; for a mask of several bits, that of its lowest.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn reason_count(&self, bit: VmFaultReason) -> u64 {
         self.sum(|s| s.reasons.get(bit.0.trailing_zeros() as usize))
     }
 
     /// Returns the observations in bucket `bucket` (ticks in `2^(bucket-1) .. 2^bucket`) of a stage.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn bucket(&self, stage: Stage, bucket: usize) -> u64 {
         self.sum(|s| s.stages.get(stage as usize).and_then(|h| h.get(bucket)))

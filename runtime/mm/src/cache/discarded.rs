@@ -16,6 +16,8 @@ use crate::vmstat::Event;
 
 /// Drops the pages among `from..to` of an exclusive object that are cached and lie in no memory, unless they are pinned;
 /// returns how many. Of another object: none.
+///
+/// # Context: handler
 pub fn drop_missing(mapping: &Mapping<'_>, wake: &dyn Fn(usize), stripe: usize, from: u64, to: u64) -> u64 {
     let mut nr = 0;
     if mapping.exclusive && from < to {

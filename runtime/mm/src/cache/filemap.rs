@@ -42,6 +42,8 @@ pub enum Lookup<'a> {
 }
 
 /// Finds page `pgoff` and pins it, setting `set`. Linux: `filemap_get_folio`.
+///
+/// # Context: handler
 pub fn get_folio<'a>(mapping: &'a Mapping<'_>, pgoff: u64, set: u64) -> Lookup<'a> {
     if pgoff >= mapping.nr_pages() {
         return Lookup::PastEnd;
@@ -81,6 +83,8 @@ pub(crate) fn account_pinned(mapping: &Mapping<'_>, old: Folio, set: u64) {
 /// - `Pinned`: `LOCKED`, with `vmf.folio` set.
 /// - `Absent`: a claim over the fill window and `MAJOR | RETRY`.
 /// - `Poisoned`: the first attempt tries the store again (so a page heals when its store does), the next reports.
+///
+/// # Context: handler
 pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
     let set = if vmf.vma().is_unseen() { set | DIRTY } else { set };
@@ -120,6 +124,8 @@ pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
 }
 
 /// Marks the window's page that sets the next one off, if it is among those just claimed.
+///
+/// # Context: handler
 pub fn set_marker(mapping: &Mapping<'_>, claim: &Claim, marker: u64) {
     let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
     if (claim.pgoff()..end).contains(&marker)
@@ -181,6 +187,8 @@ fn fault_missing(vmf: &mut VmFault<'_>) -> VmFaultReason {
 ///
 /// The window rises from `pgoff` first (sequential reads go up), then falls. The rest of the page's own block comes before
 /// that, and other blocks only where they are absent whole: a part of one costs the store all of it.
+///
+/// # Context: handler
 ///
 /// # Errors
 /// [`FillError::NoMemory`] when the cache's limit does not allow even one page.
@@ -274,6 +282,8 @@ fn try_claim(mapping: &Mapping<'_>, pgoff: u64) -> bool {
 /// Holds the object and names pages of it, for work on a thread that found it by its number; `None`: it is being ended.
 ///
 /// The caller is in a section. The pages are not claimed.
+///
+/// # Context: handler
 #[must_use]
 pub fn try_hold_pages(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Claim> {
     mapping.try_hold().then(|| Claim::new(mapping.id, pgoff, u32::try_from(nr).unwrap_or(0)))
@@ -281,6 +291,8 @@ pub fn try_hold_pages(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Clai
 
 /// The same for pages that are to be written: who asks whether the object is being written finds the claim, also while it
 /// waits in a queue. It is spent by [`release_written`].
+///
+/// # Context: handler
 #[must_use]
 pub fn try_hold_to_write(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Claim> {
     let claim = try_hold_pages(mapping, pgoff, nr)?;
@@ -290,18 +302,24 @@ pub fn try_hold_to_write(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<C
 }
 
 /// Spends a claim for write-back.
+///
+/// # Context: handler
 pub fn release_written(mapping: &Mapping<'_>, claim: Claim) {
     mapping.nr_writers.fetch_sub(1, Ordering::Relaxed);
     release(mapping, claim);
 }
 
 /// Takes a claim of no pages: it keeps the object alive for work outside the section.
+///
+/// # Context: handler
 pub fn hold(mapping: &Mapping<'_>, pgoff: u64) -> Claim {
     mapping.users.fetch_add(1, Ordering::Relaxed);
     Claim::new(mapping.id, pgoff, 0)
 }
 
 /// Spends a claim whose pages, if any, were left.
+///
+/// # Context: handler
 pub fn release(mapping: &Mapping<'_>, claim: Claim) {
     debug_assert_eq!(claim.mapping_id(), mapping.id, "a claim is spent on its own object");
     // Release pairs with `ObjectInner::drop`: everything done under the claim happened before whoever waits for users = 0 goes on.

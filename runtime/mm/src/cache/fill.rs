@@ -208,6 +208,8 @@ fn publish_one(mapping: &Mapping<'_>, wake: &dyn Fn(usize), pgoff: u64, set: u64
 }
 
 /// Gives up the pages of a claim without a verdict (no filler could be had), and spends it.
+///
+/// # Context: handler
 pub fn abandon(mapping: &Mapping<'_>, park: &dyn Park, claim: Claim) {
     let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
     each(mapping, park, claim.pgoff(), end, FolioWord::abandon);
@@ -219,6 +221,8 @@ pub fn abandon(mapping: &Mapping<'_>, park: &dyn Park, claim: Claim) {
 ///
 /// `f` runs inside the section: it computes, it does not wait. Several threads on one page: one computes it, the others
 /// sleep until the fault's waker wakes them.
+///
+/// # Context: handler, inside a section
 pub fn fill_with(vmf: &mut VmFault<'_>, f: &mut dyn FnMut(&mut [u8])) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
     let set = if vmf.is_shared_write() { DIRTY } else { 0 };

@@ -46,6 +46,8 @@ const RUN_COST_MAX: i64 = 2;
 /// Hands the fault's extent, and complete neighbours above it, to the kernel: `NOPAGE`, or `FALLBACK` to small pages.
 ///
 /// Linux: `->huge_fault`.
+///
+/// # Context: handler
 pub fn huge_fault(vmf: &VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let base = vmf.address() & !(EXTENT_SIZE - 1);
@@ -56,6 +58,8 @@ pub fn huge_fault(vmf: &VmFault<'_>) -> VmFaultReason {
 }
 
 /// Returns whether the extent at `base` could be native: a look without a claim, cheap enough for every fault.
+///
+/// # Context: handler
 #[must_use]
 pub fn may_promote(vma: &Vma<'_>, base: usize) -> bool {
     vma.flags.intersects(VmFlags::NATIVE_OK)
@@ -68,6 +72,8 @@ pub fn may_promote(vma: &Vma<'_>, base: usize) -> bool {
 }
 
 /// Promotes up to `max` extents from `base` on, which lie in `vma`, as one run; returns how many.
+///
+/// # Context: handler
 pub fn promote_run(vma: &Vma<'_>, stripe: usize, base: usize, max: usize) -> usize {
     let stat = vma.mapping.stat;
     // What a run in the middle of a vma costs at most, before any word is touched: where the budget is spent, a fault in
@@ -232,8 +238,10 @@ fn run_cost(vma: &Vma<'_>, base: usize, nr: usize) -> i64 {
 
 /// Takes back the native extents of `vma` from `base` on, `nr` of them; returns how many were demoted.
 ///
-/// Control plane. At the vma limit the whole native run around an extent is taken instead, which needs no new vma.
-/// Extents that somebody is promoting right now are skipped: who must not miss one keeps promoters out first.
+/// At the vma limit the whole native run around an extent is taken instead, which needs no new vma. Extents that somebody is
+/// promoting right now are skipped: who must not miss one keeps promoters out first.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// What the host said when even that failed; such extents stay native.
@@ -312,6 +320,8 @@ fn demote_extents(vma: &Vma<'_>, base: usize, nr: usize) -> Result<usize, Instal
 
 /// Forgets the native extents among the `nr` from `base` on: their mapping is gone, and with it what the host maps there.
 /// Extents that could not be taken back before would keep their chunks in the cache for ever.
+///
+/// # Context: control plane
 pub fn forget_run(vma: &Vma<'_>, base: usize, nr: usize) {
     for i in 0..nr {
         let addr = base + i * EXTENT_SIZE;

@@ -61,12 +61,16 @@ pub enum Collapse {
 }
 
 /// Returns the first page of the chunk that holds page `pgoff`.
+///
+/// # Context: handler
 #[must_use]
 pub const fn chunk_start(pgoff: u64) -> u64 {
     pgoff & !(CHUNK_PAGES - 1)
 }
 
 /// Returns whether page `pgoff` is part of a huge page.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_huge(mapping: &Mapping<'_>, pgoff: u64) -> bool {
     mapping.chunk(pgoff).is_some_and(ChunkWord::is_huge)
@@ -137,6 +141,8 @@ fn may_collapse(env: Env<'_>, mapping: &Mapping<'_>, first: u64) -> Collapse {
 
 /// Pages of the chunk that begins with page `first` were punched: if it was a huge page, it is none any more. `whole`: all
 /// of them.
+///
+/// # Context: handler
 pub fn note_punched(mapping: &Mapping<'_>, stripe: usize, first: u64, whole: bool) {
     if mapping.chunk(first).is_some_and(ChunkWord::clear_huge) {
         mapping.account.nr_huge.fetch_sub(1, Ordering::Relaxed);
@@ -146,6 +152,8 @@ pub fn note_punched(mapping: &Mapping<'_>, stripe: usize, first: u64, whole: boo
 
 /// Takes a huge chunk out of its mappings, to see whether it is missed; `false`: a program holds a pin over it, or it could
 /// not be taken back. The caller has counted an eviction.
+///
+/// # Context: handler
 pub fn try_to_unmap_huge(r: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, first: u64) -> bool {
     if rmap::has_user_pins(r, mapping, first) {
         return false;
@@ -174,6 +182,8 @@ pub fn try_to_unmap_huge(r: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, fir
 
 /// uptodate -> evicting for all pages of a huge chunk, if every one of them may go; else none, and those that waited for
 /// being missed wait no more, except `but`. The caller has counted an eviction.
+///
+/// # Context: handler
 pub fn try_evict_huge(mapping: &Mapping<'_>, park: &dyn Park, first: u64, but: Option<&FolioWord>) -> bool {
     let words = words(mapping, first);
     let reread = mapping.a_ops.rereads_unflushed();

@@ -16,6 +16,8 @@ use crate::vma::{VmFault, Vma};
 use crate::vmstat::Event;
 
 /// Returns how pages of `vma` are installed; `noted`: they are dirty, pinned, and being written.
+///
+/// # Context: handler, inside a section
 #[must_use]
 pub fn prot_of(vma: &Vma<'_>, noted: bool) -> Prot {
     Prot { write: vma.flags.intersects(VmFlags::WRITE), wp: vma.is_wp() && !noted }
@@ -25,6 +27,8 @@ pub fn prot_of(vma: &Vma<'_>, noted: bool) -> Prot {
 ///
 /// Returns `NOPAGE` if the faulting page is mapped now. Pages that may be mapped already are skipped, the faulting one
 /// excepted; `set` is put on every page that is pinned (the whole granule is dirty when it is exposed for writing).
+///
+/// # Context: handler, inside a section
 pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFaultReason {
     let vma = vmf.vma();
     let noted = set & DIRTY != 0;

@@ -36,6 +36,8 @@ impl Swept {
 }
 
 /// Frees pages for a thread that cannot go on without one: of the object, if its own limit is met, else of the cache.
+///
+/// # Context: handler
 pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     if mapping.is_over_own_limit() {
         free_own_pages(env, ctx, mapping)

@@ -22,6 +22,8 @@ const READ_PAGES_MAX: u64 = 64;
 /// Claims what is read now for a fault that found `pgoff` missing, once the fillers have what lies ahead of it; `None`:
 /// it is no longer missing. Linux: `do_sync_mmap_readahead`.
 ///
+/// # Context: handler
+///
 /// # Errors
 /// As [`filemap::claim_run`].
 pub fn do_sync_mmap_readahead(
@@ -37,6 +39,8 @@ pub fn do_sync_mmap_readahead(
 }
 
 /// Claims what a plan reads now, and passes on what it reads ahead.
+///
+/// # Context: handler
 ///
 /// # Errors
 /// As [`filemap::claim_run`].
@@ -57,6 +61,8 @@ pub fn claim_plan(
 
 /// The marker on `pgoff` was mapped or pinned, by an access of `req` pages: has the fillers read the window that it
 /// sets off. Linux: `do_async_mmap_readahead`.
+///
+/// # Context: handler
 #[inline(never)]
 pub fn do_async_readahead(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, pgoff: u64, req: u32) {
     mapping.stat.add(stripe, Event::READAHEAD_HITS, 1);
@@ -67,6 +73,8 @@ pub fn do_async_readahead(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize,
 }
 
 /// Has the fillers read a window; returns how many pages they were given.
+///
+/// # Context: handler
 pub fn submit_ahead(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, ahead: &Ahead) -> u64 {
     let mut given = 0;
     for i in 0..ahead.nr {
@@ -86,6 +94,8 @@ pub fn submit_ahead(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, ahead
 
 /// Has the fillers read what is missing of `from..to`, in runs as long as claims may be; returns how many pages they
 /// were given. Linux: `force_page_cache_ra`.
+///
+/// # Context: handler
 pub fn force_ahead(mapping: &Mapping<'_>, park: &dyn Park, stripe: usize, from: u64, to: u64) -> u64 {
     let (Ok(given) | Err(given)) = submit_range(mapping, park, from, to, None);
     mapping.stat.add(stripe, Event::READAHEAD_PAGES, given);

@@ -16,6 +16,8 @@ use crate::types::VmFlags;
 use crate::vma::Vma;
 
 /// Returns where `vma` maps the pages `from..to`: the first address, and how many pages from there. Linux: `vma_address`.
+///
+/// # Context: handler
 #[must_use]
 pub fn vma_range(vma: &Vma<'_>, from: u64, to: u64) -> Option<(usize, usize)> {
     let lo = from.max(vma.pgoff);
@@ -24,6 +26,8 @@ pub fn vma_range(vma: &Vma<'_>, from: u64, to: u64) -> Option<(usize, usize)> {
 }
 
 /// Takes back the native extents over the chunk that holds `pgoff`, in every mapping; `false`: one is left.
+///
+/// # Context: handler
 pub fn demote_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u64) -> bool {
     let Some(chunk) = mapping.chunk(pgoff) else { return false };
     let first = pgoff & !(EXTENT_PAGES as u64 - 1);
@@ -44,6 +48,8 @@ pub fn demote_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff
 }
 
 /// Counts an eviction in the chunk of `pgoff`, taking native extents back first; `false`: one is left.
+///
+/// # Context: handler
 pub fn get_evict(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u64) -> bool {
     let Some(chunk) = mapping.chunk(pgoff) else { return false };
     chunk.try_get_evict() || (demote_chunk(rmap, mapping, stripe, pgoff) && chunk.try_get_evict())
@@ -53,6 +59,8 @@ pub fn get_evict(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u
 /// are counted: no part of a huge page can be unmapped or dropped without unmapping all of it.
 ///
 /// The answer holds until the section is left: who counts a pin waits for the sections that were entered before.
+///
+/// # Context: handler
 #[must_use]
 pub fn has_user_pins(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) -> bool {
     let mut pinned = false;
@@ -65,6 +73,8 @@ pub fn has_user_pins(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) -> bool
 }
 
 /// Calls `f(which, vma, addr, nr)` for every place where (part of) the chunk that begins with page `first` is mapped.
+///
+/// # Context: handler
 pub fn each_in_chunk(
     rmap: &dyn Rmap,
     mapping: &Mapping<'_>,
@@ -82,6 +92,8 @@ pub fn each_in_chunk(
 
 /// Takes a whole chunk, in which nobody notes stores, out of every shared mapping by one call each. The caller has pinned
 /// the pages that are to be missed, and in its section nobody else has.
+///
+/// # Context: handler
 pub fn unmap_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) {
     hide(rmap, mapping, first, first.saturating_add(EXTENT_PAGES as u64));
     each_in_chunk(rmap, mapping, first, &mut |which, vma, addr, nr| {
@@ -111,6 +123,8 @@ pub fn unmap_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) {
 ///
 /// That nothing is mapped says little by itself: the host may have taken the page away, and the note with it. The
 /// maybe-mapped bits know (see [`Extent`]), and are asked before the zap clears them.
+///
+/// # Context: handler
 pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| unmap_from(vma, mapping, pages, zaps));
     rmap.for_each_vma(mapping.id, Which::Private, &mut |vma| {
@@ -310,6 +324,8 @@ fn widen(vma: &Vma<'_>, addr: usize) -> (usize, usize) {
 }
 
 /// Forgets the hints about `nr` pages from `addr`, and lets the windows over them start anew.
+///
+/// # Context: handler
 pub fn note_zapped(vma: &Vma<'_>, addr: usize, nr: usize) {
     vma.each_extent(addr, nr, |extent, index, here| {
         extent.note_zapped(index, here);
@@ -319,6 +335,8 @@ pub fn note_zapped(vma: &Vma<'_>, addr: usize, nr: usize) {
 
 /// Hides pages that are being dropped, dirty or not, where a punch would not: a granule that is exposed by protection
 /// would be filled with zeros by the kernel.
+///
+/// # Context: handler
 pub fn hide(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) {
     for which in [Which::Shared, Which::Private] {
         rmap.for_each_vma(mapping.id, which, &mut |vma| {
@@ -339,6 +357,8 @@ pub fn hide(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) {
 
 /// Makes the next store to each of the pages `from..to`, which are `writeback`, be noted or fault, in every mapping
 /// whose stores reach the object. Linux: `folio_mkclean`.
+///
+/// # Context: handler
 pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) {
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| {
         let Some((addr, nr)) = vma_range(vma, from, to) else { return };
@@ -380,6 +400,8 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
 ///
 /// A page that reclaim is unmapping meanwhile may be missed: its note is gone and its word not dirty yet. Who must not miss
 /// one waits for the sections that were entered before, and looks at the words afterwards.
+///
+/// # Context: handler
 pub fn harvest(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
     if mapping.exclusive {
         return harvest_exclusive(mapping, from, to);
@@ -415,6 +437,8 @@ fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
 }
 
 /// The same for one mapping.
+///
+/// # Context: handler
 pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
     let Some((addr, nr)) = vma_range(vma, from, to) else { return 0 };
     if !vma.is_noted() {

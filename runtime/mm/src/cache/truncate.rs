@@ -21,6 +21,8 @@ use crate::sync::{Ordering, fence};
 use crate::vmscan;
 
 /// Sets the end of the object; returns the old one. Growing needs nothing more.
+///
+/// # Context: handler
 pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
     // Release pairs with `nr_pages`; the swap orders two truncates.
     let old = mapping.i_size.swap(len_bytes, Ordering::AcqRel);
@@ -31,6 +33,8 @@ pub fn i_size_write(mapping: &Mapping<'_>, len_bytes: u64) -> u64 {
 
 /// Drops the pages past the end, up to page `old_pages`; returns how many are still pinned, being filled or counted
 /// native, and must be tried again.
+///
+/// # Context: control plane
 pub fn truncate_pagecache(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, old_pages: u64) -> u64 {
     // Acquire pairs with `i_size_write`, our own or a later one.
     let from = pages_of(mapping.i_size.load(Ordering::Acquire));

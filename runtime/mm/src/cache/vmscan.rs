@@ -44,6 +44,8 @@ use crate::vmstat::VmStat;
 use scan::Scan;
 
 /// Looks at one batch of pages and frees those that nobody missed.
+///
+/// # Context: handler, outside of sections
 pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize) -> Shrunk {
     shrink_batch(env, account, stat, stripe, false).0
 }
@@ -81,6 +83,8 @@ fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe:
 }
 
 /// Takes the entries of pages that went otherwise out of the queues.
+///
+/// # Context: handler, outside of sections
 pub fn prune(env: Env<'_>, account: &CacheAccount<'_>) {
     for queue in [&account.lru.small, &account.lru.main, &account.lru.probation] {
         let mut left = queue.len();

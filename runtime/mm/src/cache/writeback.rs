@@ -42,6 +42,8 @@ use crate::vmstat::Event;
 const RUN_MAX: u64 = EXTENT_PAGES as u64;
 
 /// Returns the bit that write-back sets now, when the store has the pages.
+///
+/// # Context: handler
 #[must_use]
 pub fn unsynced_bit(mapping: &Mapping<'_>) -> u64 {
     // A read-modify-write, whose AcqRel pairs with `begin_flush`: if it finds the old turn, that flush begins after the store was
@@ -51,6 +53,8 @@ pub fn unsynced_bit(mapping: &Mapping<'_>) -> u64 {
 }
 
 /// Begins a flush: returns the bit that it takes away if it succeeds.
+///
+/// # Context: control plane, under the lock over the object's flushes
 #[must_use]
 pub fn begin_flush(mapping: &Mapping<'_>) -> u64 {
     let [a, b] = UNSYNCED;
@@ -161,6 +165,8 @@ fn end(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, set: u64) {
 
 /// Returns whether somebody is writing the object, is about to, or flushes it: who writes it too may wait for them, and where
 /// their store hangs, for ever. Who only reads it is no reason to wait.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_under_way(mapping: &Mapping<'_>) -> bool {
     // Relaxed: a hint. Who begins after the look is waited for by who writes, page by page.
@@ -172,6 +178,8 @@ pub fn is_under_way(mapping: &Mapping<'_>) -> bool {
 
 /// Returns whether what was stored to a page before is in somebody's hands: it is being written, leaves by way of the store (or
 /// stays after all), or a delegate is rewriting it.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_in_hand(seen: Folio) -> bool {
     match seen.state() {
@@ -187,12 +195,16 @@ const THROTTLE_NS: u64 = 10_000_000;
 
 /// Returns whether who stores to the object is to wait: too many pages are dirty, and they are being written. While its
 /// store fails there is nothing to wait for.
+///
+/// # Context: handler
 pub fn is_dirty_full(mapping: &Mapping<'_>) -> bool {
     let writes = mapping.is_flushed() && mapping.write_blocks && !mapping.failing.is_set();
     writes && mapping.account.is_dirty_full()
 }
 
 /// Waits a little while more pages are dirty than may be: the flusher writes them meanwhile.
+///
+/// # Context: handler
 pub fn balance_dirty_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) {
     let account = mapping.account;
     if !is_dirty_full(mapping) {
@@ -208,6 +220,8 @@ pub fn balance_dirty_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) {
 }
 
 /// Ends a flush that succeeded: what it covered is durable.
+///
+/// # Context: control plane, under the lock over the object's flushes
 pub fn end_flush(mapping: &Mapping<'_>, bit: u64) {
     for (_, word) in mapping.each_folio(0, u64::MAX) {
         if word.load().has(bit) {
@@ -218,6 +232,8 @@ pub fn end_flush(mapping: &Mapping<'_>, bit: u64) {
 
 /// Ends a flush that failed: every page that the store was given since the last one that succeeded is dirty again if it is
 /// still cached, else `LOST`: the store may have dropped it, and nobody else has it. Calls `lost(pgoff)` for each of those.
+///
+/// # Context: control plane, under the lock over the object's flushes
 pub fn fail_flush(mapping: &Mapping<'_>, lost: &mut dyn FnMut(u64)) {
     for (p, word) in mapping.each_folio(0, u64::MAX) {
         // The latest: whose write-back is missed here gives the store its page after the flush.

@@ -88,27 +88,37 @@ pub enum MinorError {
 
 impl<'a> MinorFault<'a> {
     /// Returns the fault of page `pgoff`; `wake` wakes sleepers of a folio word.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(mapping: &'a Mapping<'a>, pgoff: u64, address: usize, write: bool, wake: &'a dyn Fn(usize)) -> Self {
         Self { mapping, pgoff, address, write, wake }
     }
     /// Returns the page's number in its object.
+    ///
+    /// # Context: as `MinorDelegate::minor_fault`, within the call
     #[must_use]
     pub fn pgoff(&self) -> u64 {
         self.pgoff
     }
     /// Returns the touched page's address in the arena.
+    ///
+    /// # Context: as `MinorDelegate::minor_fault`, within the call
     #[must_use]
     pub fn address(&self) -> usize {
         self.address
     }
     /// Returns whether the touch is a store.
+    ///
+    /// # Context: as `MinorDelegate::minor_fault`, within the call
     #[must_use]
     pub fn is_write(&self) -> bool {
         self.write
     }
 
     /// Copies bytes out of the page.
+    ///
+    /// # Context: as `MinorDelegate::minor_fault`, within the call
     ///
     /// # Errors
     /// [`MinorError::Range`], [`MinorError::Gone`].
@@ -124,6 +134,8 @@ impl<'a> MinorFault<'a> {
     }
 
     /// Lends the page's bytes for rewriting; the page is `filling` meanwhile and dirty afterwards.
+    ///
+    /// # Context: as `MinorDelegate::minor_fault`, within the call
     ///
     /// # Errors
     /// [`MinorError::Busy`] unless the object is mapped this once and nobody has pinned the page, [`MinorError::Gone`].
@@ -190,18 +202,24 @@ impl core::fmt::Debug for Delegation<'_> {
 
 impl Delegation<'_> {
     /// Returns how many words a range of `nr_pages` needs.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn words_for(nr_pages: usize) -> usize {
         nr_pages.div_ceil(PER_WORD)
     }
 
     /// Returns the word that page `index` of the range shares with 15 others.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn word(&self, index: usize) -> Option<&AtomicU32> {
         self.told.get(index / PER_WORD)
     }
 
     /// Looks at page `index` and, if it is untold, makes the caller the one who tells.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn begin(&self, index: usize) -> Telltale {
         let Some(word) = self.word(index) else { return Telltale::Told };
@@ -223,6 +241,8 @@ impl Delegation<'_> {
     }
 
     /// Returns whether page `index` may be mapped.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_told(&self, index: usize) -> bool {
         let shift = (index % PER_WORD) * 2;
@@ -231,6 +251,8 @@ impl Delegation<'_> {
     }
 
     /// telling -> told, refused or untold; by who called `begin`. The caller wakes the word.
+    ///
+    /// # Context: handler
     pub fn finish(&self, index: usize, verdict: MinorVerdict) {
         let Some(word) = self.word(index) else { return };
         let shift = (index % PER_WORD) * 2;
@@ -246,6 +268,8 @@ impl Delegation<'_> {
     }
 
     /// Makes page `index` untold again, unless somebody is telling: that answer stands.
+    ///
+    /// # Context: handler
     pub fn reset(&self, index: usize) {
         let Some(word) = self.word(index) else { return };
         let shift = (index % PER_WORD) * 2;

@@ -122,6 +122,8 @@ impl Env<'_> {
     }
 
     /// The same for `f` that spends the claim.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn spend(self, claim: Claim, f: impl FnOnce(&Mapping<'_>, Claim)) {
         let lent = self.lend(claim, f);
@@ -189,6 +191,8 @@ pub struct Batch {
 
 impl Batch {
     /// Returns an empty one.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn new() -> Self {
         Self { pages: [(0, 0); BATCH], zaps: [Zap { addr: 0, len_bytes: 0 }; BATCH] }

@@ -128,6 +128,8 @@ impl core::fmt::Debug for Mapping<'_> {
 
 impl Mapping<'_> {
     /// Returns the number of pages, the last one perhaps partly used.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn nr_pages(&self) -> u64 {
@@ -138,6 +140,8 @@ impl Mapping<'_> {
     /// Counts a user that found the object by its number; `false`: it is being ended.
     ///
     /// The caller is in a section, and so knows only that the object is there until the section ends.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn try_hold(&self) -> bool {
         let mut seen = self.users.load(Ordering::Relaxed);
@@ -153,6 +157,8 @@ impl Mapping<'_> {
 
     /// Takes `nr` pages from the cache's limit, and from the object's own if it has one; `false`: one would be passed,
     /// nothing changed.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn charge(&self, nr: u64) -> bool {
         if !self.counts_own() {
@@ -168,6 +174,8 @@ impl Mapping<'_> {
     }
 
     /// Gives `nr` pages back.
+    ///
+    /// # Context: handler
     pub fn uncharge(&self, nr: u64) {
         if self.counts_own() {
             self.nr_own.fetch_sub(nr, Ordering::Relaxed);
@@ -176,6 +184,8 @@ impl Mapping<'_> {
     }
 
     /// Keeps a failure of the object, at its page `pgoff`; `address`: the one that was touched, or 0.
+    ///
+    /// # Context: handler
     pub fn record_failure(&self, op: FailedOp, cause: FillError, pgoff: u64, address: usize, when_ns: u64) {
         let object_offset = pgoff << PAGE_SHIFT;
         let address = address as u64;
@@ -183,6 +193,8 @@ impl Mapping<'_> {
     }
 
     /// Notes that the store failed. Swap never is a store that fails: nobody tries it again but reclaim, which must go on to.
+    ///
+    /// # Context: handler
     pub fn note_failure(&self, asked: Asked, error: FillError) {
         if !self.is_flushed() {
             // Dirty pages that nobody flushes leave for want of memory alone.
@@ -194,6 +206,8 @@ impl Mapping<'_> {
     }
 
     /// Notes that the store did what it was asked.
+    ///
+    /// # Context: handler
     pub fn note_success(&self, asked: Asked) {
         if let Some(stuck) = self.failing.clear(asked) {
             CacheAccount::take(&self.account.nr_failing, 1);
@@ -202,6 +216,8 @@ impl Mapping<'_> {
     }
 
     /// Returns why a page may not be made dirty now: the store fails, and the object has its share of dirty pages.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn refuses_stores(&self) -> Option<FillError> {
@@ -212,6 +228,8 @@ impl Mapping<'_> {
     }
 
     /// Returns why there is no room for a page of the object, when nothing can leave: what its store says, if it is that.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn why_full(&self) -> FillError {
         let fails = self.is_over_own_limit() && self.failing.is_set();
@@ -220,6 +238,8 @@ impl Mapping<'_> {
 
     /// Returns the object's own limit in pages; `u64::MAX`: it has none. While its store fails it has one in any case: its
     /// share of dirty pages, and room to read by.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn own_limit(&self) -> u64 {
         let own = self.own_limit.load(Ordering::Relaxed);
@@ -244,12 +264,16 @@ impl Mapping<'_> {
     }
 
     /// Returns whether the object has no room below a limit of its own.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_over_own_limit(&self) -> bool {
         self.nr_own.load(Ordering::Relaxed) >= self.own_limit()
     }
 
     /// Returns whether the flusher looks after the object.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_flushed(&self) -> bool {
         // Relaxed: who misses that it was set counts one page too few.
@@ -258,6 +282,8 @@ impl Mapping<'_> {
 
     /// Marks a page dirty to which a store was found, and which nobody has pinned for that; `None`: it is not cached, or
     /// leaving, and was found dirty by who makes it leave.
+    ///
+    /// # Context: handler
     pub fn mark_dirty(&self, word: &FolioWord) -> Option<Folio> {
         // Counted under a pin, where there is one left: who writes the page back meanwhile would count it clean before it was
         // counted dirty, and the number never falls below 0.
@@ -271,6 +297,8 @@ impl Mapping<'_> {
     }
 
     /// Counts pages that became dirty.
+    ///
+    /// # Context: handler
     pub fn account_dirtied(&self, nr: u64) {
         if nr > 0 && self.is_flushed() {
             self.account.nr_dirty.fetch_add(nr, Ordering::Relaxed);
@@ -282,6 +310,8 @@ impl Mapping<'_> {
     }
 
     /// Counts pages that are dirty no more.
+    ///
+    /// # Context: handler
     pub fn account_cleaned(&self, nr: u64) {
         if nr == 0 || !self.is_flushed() {
             return;
@@ -295,6 +325,8 @@ impl Mapping<'_> {
     }
 
     /// Returns whether `punch` may have to call a store that waits, or must not be called in a handler: not inside a section.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn punch_waits(&self) -> bool {
         self.exclusive && self.dirty_goes && (!self.handler_safe || self.store_faults || self.write_blocks)
@@ -309,6 +341,8 @@ impl Mapping<'_> {
     /// looks for what is cached: writes the old bytes, and says that all is well
     /// ```
     /// Hence a flush first lets everybody know, then waits for the sections in which somebody may not have seen it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn owes_flush(&self, seen: Folio) -> bool {
         // SeqCst pairs with `Settled::new`, which waits for the sections that have not seen it.
@@ -316,11 +350,15 @@ impl Mapping<'_> {
     }
 
     /// Asks for a flush of the store.
+    ///
+    /// # Context: handler
     pub fn want_flush(&self) {
         self.flush_wanted.store(1, Ordering::Relaxed);
     }
 
     /// Returns the word of page `pgoff`.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn folio(&self, pgoff: u64) -> Option<&FolioWord> {
@@ -328,6 +366,8 @@ impl Mapping<'_> {
     }
 
     /// Returns the words of `from..to` that may not be at rest, with their page numbers: those of chunks that have nodes.
+    ///
+    /// # Context: handler
     pub fn each_folio(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, &FolioWord)> {
         let runs = self.nodes.runs(from, to, usize::MAX);
         runs.flat_map(|(from, to)| (from..to).filter_map(|p| self.folio(p).map(|word| (p, word))))
@@ -349,24 +389,32 @@ impl Mapping<'_> {
     }
 
     /// Returns whether page `pgoff` is in the cache, whole.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_cached(&self, pgoff: u64) -> bool {
         self.folio(pgoff).is_some_and(|w| w.load().is_mappable())
     }
 
     /// Returns an access of `req` pages at `pgoff`, as readahead knows it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn request(&self, pgoff: u64, req: u32) -> Request {
         Request { index: pgoff, req, sync_max: self.fill_window_pages(), floor: 0, end: self.nr_pages() }
     }
 
     /// Returns the fill window: a power of two, at most an extent.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fill_window_pages(&self) -> u32 {
         self.fill_window.clamp(1, FILL_WINDOW_MAX).next_power_of_two()
     }
 
     /// Returns the pages `from..to` with the rest of the blocks in which they lie, as far as the object goes.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn whole_blocks(&self, from: u64, to: u64) -> (u64, u64) {
         if self.read_align <= 1 {
@@ -378,6 +426,8 @@ impl Mapping<'_> {
     }
 
     /// Returns the word of the chunk that holds page `pgoff`.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn chunk(&self, pgoff: u64) -> Option<&ChunkWord> {

@@ -56,6 +56,8 @@ pub struct CacheAccount<'g> {
 
 impl<'g> CacheAccount<'g> {
     /// Makes an empty account.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(limit_pages: u64, lru: Lruvec<'g>) -> Self {
         Self {
@@ -79,6 +81,8 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// Returns the limit.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn limit(&self) -> u64 {
         self.limit_pages.load(Ordering::Relaxed)
@@ -114,12 +118,16 @@ impl<'g> CacheAccount<'g> {
 
     /// Returns whether more pages are paid for than the queues name: the others are being filled, or somebody's reclaim has
     /// them in hand. A guess: entries of pages that have gone hide as many.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_filling(&self) -> bool {
         self.nr_pages.load(Ordering::Relaxed) > self.lru.len()
     }
 
     /// Returns how many pages the background reclaimer is to free now: down to its high watermark.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn excess(&self) -> u64 {
         self.nr_pages.load(Ordering::Relaxed).saturating_sub(high_watermark(self.limit()))
@@ -134,6 +142,8 @@ impl<'g> CacheAccount<'g> {
     ///                               passes the mark; idle 1 -> 0: rings
     /// sleeps on the bell as it was: moved, looks again
     /// ```
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn wants_kswapd(&self) -> bool {
         // SeqCst pairs with `doze`: either we see it idle, or it sees our pages.
@@ -143,6 +153,8 @@ impl<'g> CacheAccount<'g> {
 
     /// The background reclaimer has looked at everything several times for nothing, and leaves it to faulting threads until
     /// pages are given back, by whomever, or the limit is another. Linux: `kswapd_failures`.
+    ///
+    /// # Context: handler
     pub fn give_up(&self) {
         // SeqCst pairs with `has_given_up`, and with `progressed` of who gives pages back meanwhile.
         self.given_up.store(self.limit().saturating_add(1), Ordering::SeqCst);
@@ -156,6 +168,8 @@ impl<'g> CacheAccount<'g> {
     /// idle = 1                      gave pages back: has not given up
     /// given up? sleeps              passes the mark; idle? rings
     /// ```
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn has_given_up(&self) -> bool {
         // SeqCst pairs with `give_up` and `progressed`; between `doze` and the sleep it is looked at as the pages are.
@@ -163,6 +177,8 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// Returns whether the background reclaimer was idle, which it is no more; the caller then wakes the bell.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn rouse(&self) -> bool {
         // SeqCst pairs with `doze`: it finds the bell moved, or we find it idle.
@@ -174,6 +190,8 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// The background reclaimer is about to sleep: returns what on, looked at before its last look at the pages.
+    ///
+    /// # Context: handler
     pub fn doze(&self) -> WaitKey {
         // SeqCst pairs with `rouse` and `wants_kswapd`: the bell is read before we are idle, the pages are looked at afterwards.
         let seen = self.bell.load(Ordering::SeqCst);
@@ -182,6 +200,8 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// Returns the address of the background reclaimer's bell.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn bell_addr(&self) -> usize {
         core::ptr::from_ref(&self.bell).addr()
@@ -189,18 +209,24 @@ impl<'g> CacheAccount<'g> {
 
     /// Returns whether writers have to wait until dirty pages are written. Linux: the hard limit of
     /// `balance_dirty_pages`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_dirty_full(&self) -> bool {
         self.nr_writable() > self.dirty_limit.load(Ordering::Relaxed)
     }
 
     /// Returns how many pages are dirty and can be written: not those whose objects' stores fail.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_writable(&self) -> u64 {
         self.nr_dirty.load(Ordering::Relaxed).saturating_sub(self.nr_stuck.load(Ordering::Relaxed))
     }
 
     /// Returns how many dirty pages an object may have while its store fails: its share of half of what may be dirty.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn stuck_limit(&self) -> u64 {
         let half = self.dirty_limit.load(Ordering::Relaxed) / 2;
@@ -223,6 +249,8 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// Returns what the flusher sleeps on.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn flush_key(&self) -> WaitKey {
         // SeqCst pairs with `ring_flusher`: what was wanted before the bell that is read here is seen by the round that follows.
@@ -230,6 +258,8 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// Wants the flusher at once; returns the address to wake.
+    ///
+    /// # Context: handler
     pub fn ring_flusher(&self) -> usize {
         // SeqCst pairs with `flush_key`: what the flusher is wanted for comes before the bell.
         self.flush_bell.fetch_add(1, Ordering::SeqCst);
@@ -237,6 +267,8 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// Begins a wait for pages to be given back, or write-back to end: returns what to sleep on.
+    ///
+    /// # Context: handler
     pub fn begin_wait(&self) -> WaitKey {
         // SeqCst pairs with `progressed`: either it sees a waiter, or we sleep on what it has moved already.
         self.waiters.fetch_add(1, Ordering::SeqCst);
@@ -244,35 +276,47 @@ impl<'g> CacheAccount<'g> {
     }
 
     /// Returns what moves when pages are given back or written.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn progress(&self) -> u32 {
         self.progress.load(Ordering::Relaxed)
     }
 
     /// Returns what moves when a store was given pages and took none of them.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_failed_writes(&self) -> u32 {
         self.failed_writes.load(Ordering::Relaxed)
     }
 
     /// Notes that a store was given pages and took none of them.
+    ///
+    /// # Context: handler
     pub fn note_failed_write(&self) {
         self.failed_writes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Returns whether pages were given back or written since the wait began.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn has_progressed(&self, since: WaitKey) -> bool {
         self.progress.load(Ordering::Relaxed) != since.seen
     }
 
     /// Ends a wait.
+    ///
+    /// # Context: handler
     pub fn end_wait(&self) {
         // SeqCst pairs with `progressed`, as in `begin_wait`; one that still counts us wakes nobody.
         self.waiters.fetch_sub(1, Ordering::SeqCst);
     }
 
     /// Returns the address to wake if anybody waits for progress.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn progressed(&self) -> Option<usize> {
         // SeqCst pairs with `begin_wait` (we see a waiter, or it sees progress), and with `has_given_up`.

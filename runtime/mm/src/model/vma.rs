@@ -56,6 +56,8 @@ impl core::fmt::Debug for Vma<'_> {
 
 impl Vma<'_> {
     /// Returns the object's page at `addr`, which lies in the vma.
+    ///
+    /// # Context: handler, inside a section
     #[inline]
     #[must_use]
     pub fn pgoff_at(&self, addr: usize) -> u64 {
@@ -63,6 +65,8 @@ impl Vma<'_> {
     }
 
     /// Returns the address of page `pgoff`, which lies in the vma.
+    ///
+    /// # Context: handler, inside a section
     #[inline]
     #[must_use]
     pub fn address_of(&self, pgoff: u64) -> usize {
@@ -70,12 +74,16 @@ impl Vma<'_> {
     }
 
     /// Returns the page behind the vma's last one.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn pgoff_end(&self) -> u64 {
         self.pgoff.wrapping_add((self.end.wrapping_sub(self.start) >> PAGE_SHIFT) as u64)
     }
 
     /// Returns the extent that holds `addr`.
+    ///
+    /// # Context: handler, inside a section
     #[inline]
     #[must_use]
     pub fn extent(&self, addr: usize) -> Option<&Extent> {
@@ -83,6 +91,8 @@ impl Vma<'_> {
     }
 
     /// By granule: notes that a range was exposed for stores where others are exposed for loads.
+    ///
+    /// # Context: handler, inside a section
     pub fn note_split(&self, addr: usize, prot: crate::ops::Prot) {
         if self.granule_pages != 0
             && self.is_wp()
@@ -95,6 +105,8 @@ impl Vma<'_> {
     }
 
     /// Calls `f(extent, index, nr)` for each part of the `nr` pages from `addr` that lies in one extent.
+    ///
+    /// # Context: handler, inside a section
     pub fn each_extent(&self, addr: usize, nr: usize, mut f: impl FnMut(&Extent, usize, usize)) {
         let (mut left, mut at) = (nr, addr);
         while left > 0 {
@@ -109,6 +121,8 @@ impl Vma<'_> {
     }
 
     /// Notes in the arena's extents that `nr` pages from `addr` were mapped.
+    ///
+    /// # Context: handler, inside a section
     pub fn note_mapped(&self, addr: usize, nr: usize) {
         self.each_extent(addr, nr, |extent, index, here| extent.note_mapped(index, here));
     }
@@ -160,6 +174,8 @@ impl Vma<'_> {
     }
 
     /// Returns whether extents of the vma coincide with chunks of its object.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn is_congruent(&self) -> bool {
         let extent_pages = EXTENT_PAGES as u64;
@@ -167,6 +183,8 @@ impl Vma<'_> {
     }
 
     /// Returns how the vma is said to be read, or else its object.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn read_mode(&self) -> Mode {
         if self.flags.intersects(VmFlags::RAND_READ) {
@@ -179,12 +197,16 @@ impl Vma<'_> {
     }
 
     /// Returns whether a store through the vma may reach the object without anybody noting it.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn is_unseen(&self) -> bool {
         self.flags.may_write_shared() && !self.is_wp()
     }
 
     /// Returns whether the host notes first stores in its page tables, and an empty entry may have held such a note.
+    ///
+    /// # Context: handler, inside a section
     #[inline]
     #[must_use]
     pub fn is_noted(&self) -> bool {
@@ -192,6 +214,8 @@ impl Vma<'_> {
     }
 
     /// Returns whether stores are noted or faulted on when pages are installed.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn is_wp(&self) -> bool {
         self.flags.intersects(VmFlags::WP_ASYNC.union(VmFlags::WP_SYNC)) && !self.mapping.always_dirty
@@ -269,6 +293,8 @@ pub struct VmFault<'a> {
 
 impl<'a> VmFault<'a> {
     /// Returns a fault at `real_address`, which lies in `vma`.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn new(ctx: &'a Ctx<'a>, vma: &'a Vma<'a>, real_address: usize, flags: FaultFlags) -> Self {
         let pgoff = vma.pgoff_at(page_align_down(real_address));
@@ -287,40 +313,56 @@ impl<'a> VmFault<'a> {
         }
     }
     /// Returns the context.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn ctx(&self) -> &'a Ctx<'a> {
         self.ctx
     }
     /// Returns the vma.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn vma(&self) -> &'a Vma<'a> {
         self.vma
     }
     /// Returns the object's page.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn pgoff(&self) -> u64 {
         self.pgoff
     }
     /// Returns the address, page-aligned.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn address(&self) -> usize {
         page_align_down(self.real_address)
     }
     /// Returns the exact address.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn real_address(&self) -> usize {
         self.real_address
     }
     /// Returns how the access was made.
+    ///
+    /// # Context: handler, inside a section
     pub fn flags(&self) -> FaultFlags {
         self.flags
     }
     /// Returns whether the access is a store.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn is_write(&self) -> bool {
         self.flags.intersects(FaultFlags::WRITE)
     }
     /// Returns whether the access is a store that reaches the object.
+    ///
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn is_shared_write(&self) -> bool {
         self.is_write() && self.vma.flags.contains(VmFlags::SHARED)

@@ -51,6 +51,8 @@ impl core::fmt::Debug for Fifo<'_> {
 
 impl<'g> Fifo<'g> {
     /// Wraps borrowed zeroed cells, of which the first `len` (rounded down to a power of two) are used for now.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(cells: &'g [AtomicU64], len: u64) -> Self {
         let fifo = Self { cells, mask: AtomicU64::new(0), head: AtomicU64::new(0), tail: AtomicU64::new(0) };
@@ -58,10 +60,12 @@ impl<'g> Fifo<'g> {
         fifo
     }
 
-    /// Uses more cells. Control plane.
+    /// Uses more cells.
     ///
     /// An index means another cell from then on, so what stands in the old ones is taken out and appended anew: an item
     /// that lay outside of head..tail would wait until the ends have come round.
+    ///
+    /// # Context: control plane
     pub fn grow(&self, len: u64) {
         let most = self.cells.len() as u64;
         let len = if len < most { len } else { most };
@@ -86,6 +90,8 @@ impl<'g> Fifo<'g> {
     }
 
     /// Appends `item`, which is not 0; `false`: no room.
+    ///
+    /// # Context: handler
     pub fn push(&self, item: u64) -> bool {
         loop {
             let tail = self.tail.load(Ordering::Relaxed);
@@ -104,6 +110,8 @@ impl<'g> Fifo<'g> {
     }
 
     /// Takes the oldest item.
+    ///
+    /// # Context: handler
     pub fn pop(&self) -> Option<u64> {
         loop {
             let head = self.head.load(Ordering::Relaxed);
@@ -122,6 +130,8 @@ impl<'g> Fifo<'g> {
     }
 
     /// Returns about how many items there are.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn len(&self) -> u64 {
         let len = self.tail.load(Ordering::Relaxed).wrapping_sub(self.head.load(Ordering::Relaxed));
@@ -129,6 +139,8 @@ impl<'g> Fifo<'g> {
     }
 
     /// Returns whether three quarters of the room are taken.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         let room = self.mask.load(Ordering::Relaxed).saturating_add(1);
@@ -136,6 +148,8 @@ impl<'g> Fifo<'g> {
     }
 
     /// Returns whether there seem to be none.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -162,11 +176,15 @@ pub struct Entry(pub u64);
 
 impl Entry {
     /// Names page `pgoff` of object `id` as it is in the cache now.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(id: u32, pgoff: u64, word: Folio) -> Self {
         Self::named(id, pgoff, word.version())
     }
     /// Names page `pgoff` of object `id` in the life that began with `version`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn named(id: u32, pgoff: u64, version: u32) -> Self {
         let version = u64::from(version) & ((1 << VERSION_BITS) - 1);
@@ -174,26 +192,36 @@ impl Entry {
         Self((1 << 63) | (u64::from(id) << ID_SHIFT) | (version << PGOFF_BITS) | page)
     }
     /// Notes which queue the page was taken from.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn taken_from(self, queue: Queue) -> Self {
         Self(if queue == Queue::Main { self.0 | ORIGIN } else { self.0 & !ORIGIN })
     }
     /// Returns which queue the page was taken from.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn origin(self) -> Queue {
         if self.0 & ORIGIN == 0 { Queue::Small } else { Queue::Main }
     }
     /// Returns the object.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn mapping_id(self) -> u32 {
         u32::try_from((self.0 & !(1 << 63)) >> ID_SHIFT).unwrap_or(0)
     }
     /// Returns the page.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn pgoff(self) -> u64 {
         self.0 & ((1 << PGOFF_BITS) - 1)
     }
     /// Returns whether the page is still the one that was named, as far as ten bits tell.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_current(self, word: Folio) -> bool {
         word.is_mappable() && Self::new(self.mapping_id(), self.pgoff(), word).0 == self.0 & !ORIGIN
@@ -219,6 +247,8 @@ pub struct Lruvec<'g> {
 
 impl<'g> Lruvec<'g> {
     /// Makes queues of three pieces of zeroed memory.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(small: &'g [AtomicU64], main: &'g [AtomicU64], probation: &'g [AtomicU64], limit_pages: u64) -> Self {
         let len = Self::len_for(limit_pages);
@@ -233,6 +263,8 @@ impl<'g> Lruvec<'g> {
     }
 
     /// Returns how many cells each queue needs for a cache of `limit_pages`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn len_for(limit_pages: u64) -> u64 {
         // Stale entries take room too: a page that was truncated away and came back stands twice for a while.
@@ -240,6 +272,8 @@ impl<'g> Lruvec<'g> {
     }
 
     /// Makes room for a larger cache.
+    ///
+    /// # Context: handler
     pub fn grow(&self, limit_pages: u64) {
         let len = Self::len_for(limit_pages);
         for queue in [&self.small, &self.main, &self.probation] {
@@ -248,48 +282,64 @@ impl<'g> Lruvec<'g> {
     }
 
     /// Enters a page that was filled; `active`: it belongs to the working set. `false`: no queue has room.
+    ///
+    /// # Context: handler
     pub fn add(&self, entry: Entry, active: bool) -> bool {
         let (first, second) = if active { (&self.main, &self.small) } else { (&self.small, &self.main) };
         first.push(entry.0) || second.push(entry.0) || self.probation.push(entry.0)
     }
 
     /// Returns how many entries there are, void ones too.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn len(&self) -> u64 {
         self.small.len().saturating_add(self.main.len()).saturating_add(self.probation.len())
     }
 
     /// Returns whether there are none.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Returns whether a queue fills up with entries of pages that went otherwise: those of cached pages take half of it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         self.small.is_crowded() || self.main.is_crowded() || self.probation.is_crowded()
     }
 
     /// Returns how many pages `small` should hold in a cache of `limit_pages`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn small_target(limit_pages: u64) -> u64 {
         workingset::target_pages(limit_pages, workingset::SMALL_PCT)
     }
 
     /// Returns how many pages `probation` should hold.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn probation_target(limit_pages: u64) -> u64 {
         workingset::target_pages(limit_pages, workingset::PROBATION_PCT)
     }
 
     /// Returns how many pages a batch takes: few of a small cache, so that what was mapped a moment ago survives.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn batch_pages(limit_pages: u64) -> u64 {
         workingset::batch_pages(Self::probation_target(limit_pages))
     }
 
     /// Takes the entry at the tail that is to be unmapped next.
+    ///
+    /// # Context: handler
     pub fn pop_coldest(&self, limit_pages: u64) -> Option<Entry> {
         let (nr_small, nr_main) = (self.small.len(), self.main.len());
         let queue = workingset::refill_from(nr_small, Self::small_target(limit_pages), nr_main)?;
@@ -307,6 +357,8 @@ impl<'g> Lruvec<'g> {
     }
 
     /// Counts an eviction and returns the shadow to leave. Linux: `workingset_eviction`.
+    ///
+    /// # Context: handler
     pub fn evicted(&self, from: Queue, limit_pages: u64) -> Shadow {
         if from == Queue::Main {
             self.update_regret(|r| r.evicted(limit_pages));
@@ -315,6 +367,8 @@ impl<'g> Lruvec<'g> {
     }
 
     /// Counts a fill of a page that left this shadow, and returns whether it enters `main`. Linux: `workingset_refault`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn refault(&self, shadow: Shadow, limit_pages: u64) -> bool {
         let evictions = self.evictions.load(Ordering::Relaxed);

@@ -43,6 +43,8 @@ pub struct Window {
 }
 
 /// Returns the size of a stream's first window for an access of `req` pages. Linux: `get_init_ra_size`.
+///
+/// # Context: handler
 #[must_use]
 pub fn get_init_ra_size(req: u32, max: u32) -> u32 {
     let size = req.clamp(1, RA_PAGES_MAX).next_power_of_two();
@@ -56,6 +58,8 @@ pub fn get_init_ra_size(req: u32, max: u32) -> u32 {
 }
 
 /// Returns the size of the window after one of `cur` pages. Linux: `get_next_ra_size`.
+///
+/// # Context: handler
 #[must_use]
 pub fn get_next_ra_size(cur: u32, max: u32) -> u32 {
     if cur < max / 16 {
@@ -69,12 +73,16 @@ pub fn get_next_ra_size(cur: u32, max: u32) -> u32 {
 
 impl Window {
     /// Returns the first window of a stream that begins at `index`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn initial(index: u64, req: u32, max: u32) -> Self {
         Self::sized(index, req, get_init_ra_size(req, max))
     }
 
     /// Returns a window of `size` pages of which `req` are asked for.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn sized(index: u64, req: u32, size: u32) -> Self {
         Self { start: index, size, async_size: if size > req { size - req } else { size / 2 } }
@@ -82,6 +90,8 @@ impl Window {
 
     /// Returns the window for a miss at `index` behind `contig` cached pages, which begin the object if
     /// `from_start`; `None`: no more than what is asked for is known, so it is a random access.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn behind(index: u64, req: u32, contig: u32, from_start: bool, max: u32) -> Option<Self> {
         if contig <= req {
@@ -92,6 +102,8 @@ impl Window {
     }
 
     /// Returns the window after this one, all of it read ahead.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn next(self, max: u32) -> Self {
         let size = get_next_ra_size(self.size, max);
@@ -99,6 +111,8 @@ impl Window {
     }
 
     /// Returns the window for a marker at `index` of which no stream knows, `next_miss` being the next missing page.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn resumed(index: u64, next_miss: u64, req: u32, max: u32) -> Self {
         let known = u32::try_from(next_miss.saturating_sub(index)).unwrap_or(max);
@@ -107,18 +121,24 @@ impl Window {
     }
 
     /// Returns the page that sets the next window off.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn marker(self) -> u64 {
         self.start.saturating_add(u64::from(self.size.saturating_sub(self.async_size)))
     }
 
     /// Returns the page behind the last one.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn end(self) -> u64 {
         self.start.saturating_add(u64::from(self.size))
     }
 
     /// Cuts the window at `end`; the marker stays where it is.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn cut(self, end: u64) -> Self {
         let size = pages(self.start, self.end().min(end));
@@ -128,6 +148,8 @@ impl Window {
 }
 
 /// Returns how many pages `from..to` are, 0 if it runs backwards.
+///
+/// # Context: handler
 #[must_use]
 pub fn pages(from: u64, to: u64) -> u32 {
     u32::try_from(to.saturating_sub(from)).unwrap_or(RA_PAGES_MAX)
@@ -166,12 +188,16 @@ pub struct Ahead {
 
 impl Ahead {
     /// Returns the one run `from..to`, unless it is empty.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn run(from: u64, to: u64, marker: u64) -> Option<Self> {
         (from < to).then(|| Self { start: from, nr: 1, step: 0, width: pages(from, to), marker })
     }
 
     /// Returns the pages `from..to` of run `i`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn pages(&self, i: u32) -> Option<(u64, u64)> {
         let from = self.start.checked_add_signed(self.step.checked_mul(i64::from(i))?)?;
@@ -196,6 +222,8 @@ pub struct Plan {
 
 impl Plan {
     /// Returns the read of `start..end` and nothing else.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn just(start: u64, end: u64) -> Self {
         Self { start, end, marker: NO_MARKER, ahead: None, is_miss: false }
@@ -203,6 +231,8 @@ impl Plan {
 }
 
 /// The aligned fill window around a miss.
+///
+/// # Context: handler
 #[must_use]
 pub fn around(rq: &Request) -> Plan {
     let window = u64::from(rq.sync_max.max(1));

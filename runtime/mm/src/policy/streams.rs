@@ -189,36 +189,48 @@ pub struct Readahead {
 
 impl Readahead {
     /// Returns the state of an object none of whose windows exceeds `ra_pages`; 0: readahead is off.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(ra_pages: u32) -> Self {
         Self { ra_pages: AtomicU32::new(ra_pages.min(RA_PAGES_MAX)), ..Self::default() }
     }
 
     /// Returns the state of an object of which nothing may ever be read ahead: filling a page has effects.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn never() -> Self {
         Self { never: true, ..Self::default() }
     }
 
     /// Returns whether nothing may ever be read ahead.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_never(&self) -> bool {
         self.never
     }
 
     /// Returns whether anything is read ahead, or around what is missing.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_on(&self) -> bool {
         !self.never && self.ra_pages() > 0
     }
 
     /// Returns the largest window in pages; 0: off.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn ra_pages(&self) -> u32 {
         self.ra_pages.load(Ordering::Relaxed)
     }
 
     /// Says how the object is read.
+    ///
+    /// # Context: handler
     pub fn set_mode(&self, mode: Mode) {
         let mode = match mode {
             Mode::Normal => 0,
@@ -230,6 +242,8 @@ impl Readahead {
     }
 
     /// Returns how the object is said to be read.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn mode(&self) -> Mode {
         match self.mode.load(Ordering::Relaxed) {
@@ -240,6 +254,8 @@ impl Readahead {
     }
 
     /// Notes a page that was found in the cache.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn note_hit(&self) {
         let misses = self.mmap_miss.load(Ordering::Relaxed);
@@ -310,6 +326,8 @@ impl Readahead {
     ///
     /// Where no stream is known, more than a fill window of cached pages in front of the miss is one all the same: it was
     /// forgotten among many others.
+    ///
+    /// # Context: handler
     pub fn sync_mmap(&self, rq: &Request, mode: Mode, cached: &dyn Fn(u64) -> bool) -> Plan {
         let max = self.max(rq, mode);
         if mode == Mode::Random {
@@ -342,6 +360,8 @@ impl Readahead {
     }
 
     /// Plans the read for a call that found page `index` missing. Linux: `page_cache_sync_ra`.
+    ///
+    /// # Context: handler
     pub fn sync(&self, rq: &Request, mode: Mode, cached: &dyn Fn(u64) -> bool) -> Plan {
         let max = self.max(rq, mode);
         let plain = Plan::just(rq.index, rq.index.saturating_add(u64::from(rq.req.min(rq.sync_max))).min(rq.end));
@@ -365,6 +385,8 @@ impl Readahead {
     }
 
     /// Plans the read for a marker that was mapped or pinned. Linux: `page_cache_async_ra`.
+    ///
+    /// # Context: handler
     pub fn on_marker(&self, rq: &Request, mode: Mode, cached: &dyn Fn(u64) -> bool) -> Option<Ahead> {
         let max = self.max(rq, mode);
         if max == 0 || mode == Mode::Random {

@@ -31,24 +31,32 @@ pub enum Queue {
 }
 
 /// Returns `pct` percent of `limit_pages`, at least one page.
+///
+/// # Context: handler
 #[must_use]
 pub fn target_pages(limit_pages: u64, pct: u64) -> u64 {
     percent(limit_pages, pct).max(1)
 }
 
 /// Returns `pct` percent of `limit_pages`, rounded down; a limit near the largest number is no limit.
+///
+/// # Context: handler
 #[must_use]
 pub fn percent(limit_pages: u64, pct: u64) -> u64 {
     limit_pages.checked_mul(pct).map_or_else(|| (limit_pages / 100).saturating_mul(pct), |n| n / 100)
 }
 
 /// Returns how many pages to unmap at once: a batch, or less where probation itself is shorter.
+///
+/// # Context: handler
 #[must_use]
 pub fn batch_pages(probation_target: u64) -> u64 {
     probation_target.clamp(1, BATCH_PAGES)
 }
 
 /// Returns which queue's tail is unmapped next, or `None` when both are empty.
+///
+/// # Context: handler
 #[must_use]
 pub fn refill_from(nr_small: u64, small_target: u64, nr_main: u64) -> Option<Queue> {
     match (nr_small, nr_main) {
@@ -60,6 +68,8 @@ pub fn refill_from(nr_small: u64, small_target: u64, nr_main: u64) -> Option<Que
 }
 
 /// Returns whether a page that went `distance` evictions ago (`None`: that is not known) belongs to the working set.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_refault(distance: Option<u64>, window_pages: u64) -> bool {
     distance.is_some_and(|d| d < window_pages)
@@ -72,18 +82,24 @@ const HIGH_SHARE: u64 = 32;
 const GAP_MAX: u64 = 2048;
 
 /// Returns the mark at which the background reclaimer is woken, in pages of a cache of `limit_pages`.
+///
+/// # Context: handler
 #[must_use]
 pub fn low_watermark(limit_pages: u64) -> u64 {
     limit_pages.saturating_sub((limit_pages / LOW_SHARE).min(GAP_MAX))
 }
 
 /// Returns the mark down to which it frees pages.
+///
+/// # Context: handler
 #[must_use]
 pub fn high_watermark(limit_pages: u64) -> u64 {
     limit_pages.saturating_sub((limit_pages / HIGH_SHARE).min(GAP_MAX * 2))
 }
 
 /// Returns by how much `small` grows between two refills by a reclaimer that works between the watermarks.
+///
+/// # Context: handler
 #[must_use]
 pub fn slack_pages(limit_pages: u64, probation_target: u64) -> u64 {
     batch_pages(probation_target).saturating_add(low_watermark(limit_pages) - high_watermark(limit_pages))
@@ -93,6 +109,8 @@ pub fn slack_pages(limit_pages: u64, probation_target: u64) -> u64 {
 ///
 /// `slack_pages` above the target of `small`: between two refills it grows by so much, and without the slack `main` would
 /// be drained by a batch each time and never be full.
+///
+/// # Context: handler
 #[must_use]
 pub fn main_is_full(nr_small: u64, small_target: u64, slack_pages: u64) -> bool {
     nr_small <= small_target.saturating_add(slack_pages)
@@ -100,6 +118,8 @@ pub fn main_is_full(nr_small: u64, small_target: u64, slack_pages: u64) -> bool 
 
 /// Returns whether a refault that a full and regretted `main` meets goes there all the same; `refused`: how many there
 /// were before it, modulo the counter. The others keep out, so that `main` keeps its part of a loop.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_admitted(refused: u32, every: u32) -> bool {
     refused.wrapping_add(1).checked_rem(every).is_none_or(|rest| rest == 0)
@@ -112,12 +132,16 @@ pub struct Regret(u64);
 
 impl Regret {
     /// Takes the counts from a word that [`Regret::bits`] gave, or 0.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn from_bits(bits: u64) -> Self {
         Self(bits)
     }
 
     /// Returns the counts as a word.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn bits(self) -> u64 {
         self.0
@@ -132,6 +156,8 @@ impl Regret {
     }
 
     /// Counts an eviction of a page that came from `main`. Both counts are halved after a 16th of the cache.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn evicted(self, limit_pages: u64) -> Self {
         let horizon = (limit_pages / 16).max(64);
@@ -141,6 +167,8 @@ impl Regret {
     }
 
     /// Counts a refault within the window of a page that `main` gave up.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn returned(self) -> Self {
         let (evicted, returned) = self.counts();
@@ -148,6 +176,8 @@ impl Regret {
     }
 
     /// Returns whether at least `pct` percent came back.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn exceeds(self, pct: u32) -> bool {
         let (evicted, returned) = self.counts();
@@ -172,12 +202,16 @@ const WRAP: u16 = 0x7fff;
 
 impl Shadow {
     /// Returns whether there is one.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_some(self) -> bool {
         self.0 & !OF_MAIN != 0
     }
 
     /// Returns whether the page came from `main`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_of_main(self) -> bool {
         self.0 & OF_MAIN != 0
@@ -193,6 +227,8 @@ pub struct ShadowClock {
 
 impl ShadowClock {
     /// Makes the clock of a cache of `limit_pages`: a tick is between a 512th and a 256th of it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(limit_pages: u64) -> Self {
         Self { shift: (limit_pages / 256).checked_ilog2().unwrap_or(0) }
@@ -203,6 +239,8 @@ impl ShadowClock {
     }
 
     /// Returns the shadow of a page that leaves after `evictions` evictions.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn stamp(self, evictions: u64, from: Queue) -> Shadow {
         let origin = if from == Queue::Main { OF_MAIN } else { 0 };
@@ -210,6 +248,8 @@ impl ShadowClock {
     }
 
     /// Returns the evictions since, rounded to ticks and modulo the wrap; `None` without a shadow.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn distance(self, shadow: Shadow, evictions: u64) -> Option<u64> {
         let then = (shadow.0 & !OF_MAIN).checked_sub(1)?;

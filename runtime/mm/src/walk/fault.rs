@@ -61,12 +61,16 @@ struct Attempt {
 ///
 /// Returns the bits of all attempts together; `RETRY` in the result means that the instruction should simply run
 /// again (it will trap again).
+///
+/// # Context: handler
 pub fn do_user_addr_fault(env: Env<'_>, ctx: &Ctx<'_>, address: usize, flags: FaultFlags) -> Option<VmFaultReason> {
     resume_user_addr_fault(env, ctx, address, flags, VmFaultReason::empty(), false)
 }
 
 /// Goes on with a fault that an earlier call answered with `RETRY`, `before` being its bits: so a fault whose page came
 /// from the store counts as major, whichever call finds the page. `timed_out`: the deadline of the wait in between passed.
+///
+/// # Context: handler
 pub fn resume_user_addr_fault(
     env: Env<'_>,
     ctx: &Ctx<'_>,
@@ -395,6 +399,8 @@ fn pass_on(env: Env<'_>, claim: Claim) -> bool {
 
 /// Has a filler read the pages that a call claimed, or reads them here; `false`: the fillers have as much to do as can be
 /// queued, and the claim was given up.
+///
+/// # Context: control plane, outside of sections
 pub fn fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> bool {
     if !may_fill(env, ctx, &claim) {
         return pass_on(env, claim);
@@ -445,6 +451,8 @@ fn end_fill(env: Env<'_>, ctx: &Ctx<'_>, m: &Mapping<'_>, claim: Claim, read: fi
 }
 
 /// Gives a claim's pages up: no filler has room.
+///
+/// # Context: handler
 pub fn give_up(env: Env<'_>, claim: Claim) {
     env.spend(claim, |m, claim| fill::abandon(m, env.park, claim));
 }
@@ -525,6 +533,8 @@ fn do_tell(env: Env<'_>, ctx: &Ctx<'_>, telling: crate::claim::Telling) {
 }
 
 /// Calls the delegate on this thread.
+///
+/// # Context: a worker, or a handler if the delegation is handler-safe; no section
 #[cfg_attr(not(feature = "userfaultfd"), expect(unused_variables, reason = "nobody is told without userfaultfd"))]
 pub fn tell_here(env: Env<'_>, stripe: usize, telling: crate::claim::Telling) {
     #[cfg(feature = "userfaultfd")]

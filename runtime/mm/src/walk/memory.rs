@@ -31,6 +31,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 /// Resolves one fault, or says what is in the way. Linux: `handle_mm_fault`.
 ///
 /// Called identically from every delivery. The vma holds the fault's address.
+///
+/// # Context: handler, inside a section
 pub fn handle_mm_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     if vma.flags.intersects(VmFlags::CHANGING) {
@@ -63,7 +65,9 @@ fn wait_for_change() -> WaitKey {
     WaitKey { addr: CHANGES.as_ptr() as usize, seen: CHANGES.load(Ordering::SeqCst) }
 }
 
-/// Says that an exchange of mappings is over; returns the address that is to be woken. Control plane.
+/// Says that an exchange of mappings is over; returns the address that is to be woken.
+///
+/// # Context: control plane
 pub fn end_change() -> usize {
     // SeqCst pairs with `wait_for_change`, and comes after the publication of what is there now: who loads the new number sees
     // that, too.
@@ -397,6 +401,8 @@ fn run_around(vmf: &VmFault<'_>, start: u64, end: u64) -> (u64, u64) {
 /// Counts one attempt, and the fault when it is finished. Linux: `mm_account_fault`.
 ///
 /// `before` are the bits of the attempts before: a fault is major if any attempt of it was.
+///
+/// # Context: handler
 pub fn account_fault(ctx: &Ctx<'_>, stat: &VmStat, r: VmFaultReason, before: VmFaultReason) {
     stat.reason(ctx.stripe, r);
     if r.intersects(VmFaultReason::RETRY) {

@@ -45,6 +45,8 @@ pub struct ChunkWord(AtomicU64);
 
 impl ChunkWord {
     /// Returns an empty chunk (tests; tables are zeroed memory).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new() -> Self {
         Self(AtomicU64::new(0))
@@ -65,33 +67,45 @@ impl ChunkWord {
     }
 
     /// Counts a native mapping, unless an eviction is under way.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn try_get_native(&self) -> bool {
         self.update(|w| (w & EVICTING_MASK == 0 && w & NATIVE_MASK != NATIVE_MASK).then(|| w + NATIVE))
     }
 
     /// Drops a native mapping: the range is registered again.
+    ///
+    /// # Context: handler
     pub fn put_native(&self) {
         let _ = self.update(|w| (w & NATIVE_MASK != 0).then(|| w - NATIVE));
     }
 
     /// Counts an eviction, unless a native mapping exists: demote first.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn try_get_evict(&self) -> bool {
         self.update(|w| (w & NATIVE_MASK == 0 && w & EVICTING_MASK != EVICTING_MASK).then(|| w + EVICTING))
     }
 
     /// Drops an eviction: its pages are `absent`.
+    ///
+    /// # Context: handler
     pub fn put_evict(&self) {
         let _ = self.update(|w| (w & EVICTING_MASK != 0).then(|| w - EVICTING));
     }
 
     /// Counts `nr` more uptodate pages. A hint: promotion reads the words themselves.
+    ///
+    /// # Context: handler
     pub fn add_uptodate(&self, nr: u64) {
         self.0.fetch_add(nr << UPTODATE_SHIFT, Ordering::Relaxed);
     }
 
     /// Counts `nr` fewer uptodate pages: the chunk is not complete any more.
+    ///
+    /// # Context: handler
     pub fn sub_uptodate(&self, nr: u64) {
         let _ = self.update(|w| {
             let have = (w & UPTODATE_MASK) >> UPTODATE_SHIFT;
@@ -101,6 +115,8 @@ impl ChunkWord {
 
     /// Begins a collapse: counts a native mapping, which keeps evictions out. `false`: one is under way, or another
     /// collapse, or the chunk is huge already.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn begin_collapse(&self) -> bool {
         let busy = EVICTING_MASK | COLLAPSING | HUGE;
@@ -111,11 +127,15 @@ impl ChunkWord {
     }
 
     /// Ends a collapse; `huge`: it succeeded.
+    ///
+    /// # Context: handler
     pub fn end_collapse(&self, huge: bool) {
         let _ = self.update(|w| Some(((w & !(COLLAPSING | SEEN)) - NATIVE) | if huge { HUGE } else { 0 }));
     }
 
     /// Returns whether a collapse is under way: who has counted a pin waits until it is not, and faults in then.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_collapsing(&self) -> bool {
         // SeqCst pairs with `begin_collapse`, and comes after the caller's `count_user_pin`.
@@ -123,6 +143,8 @@ impl ChunkWord {
     }
 
     /// Returns whether the chunk is a huge page. It stays so for as long as the caller holds a count of either kind.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn is_huge(&self) -> bool {
@@ -131,18 +153,24 @@ impl ChunkWord {
     }
 
     /// The chunk is, or is about to be, no huge page; returns whether it was.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn clear_huge(&self) -> bool {
         self.update(|w| (w & HUGE != 0).then_some(w & !HUGE))
     }
 
     /// Notes that the chunk was seen complete; returns whether it has been so since it was seen before.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn mark_seen(&self) -> bool {
         self.0.fetch_or(SEEN, Ordering::Relaxed) & SEEN != 0
     }
 
     /// Makes it the word of an empty chunk. Nobody uses the chunk.
+    ///
+    /// # Context: handler
     pub fn reset(&self) {
         // One that was never used takes no memory.
         if self.0.load(Ordering::Relaxed) != 0 {
@@ -151,6 +179,8 @@ impl ChunkWord {
     }
 
     /// Returns the uptodate pages, as a hint.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn nr_uptodate(&self) -> u64 {
@@ -158,6 +188,8 @@ impl ChunkWord {
     }
 
     /// Returns the native mappings over the chunk.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_native(&self) -> u64 {
         self.0.load(Ordering::Relaxed) & NATIVE_MASK

@@ -24,34 +24,48 @@ impl Claim {
         Self { mapping, nr, pgoff }
     }
     /// Returns the object's number.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn mapping_id(&self) -> u32 {
         self.mapping
     }
     /// Returns a key to the same object, for looking it up while this token is spent. Dropping it changes nothing.
+    ///
+    /// # Context: handler
     pub fn again(&self) -> Self {
         Self::from_words([u64::from(self.mapping) << 32, self.pgoff])
     }
     /// Returns the first page.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn pgoff(&self) -> u64 {
         self.pgoff
     }
     /// Returns the number of pages.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr(&self) -> u32 {
         self.nr & !AHEAD
     }
     /// Returns whether nobody asked for the pages yet: what the store cannot give stays absent then.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_ahead(&self) -> bool {
         self.nr & AHEAD != 0
     }
     /// Makes it a claim for pages that nobody asked for.
+    ///
+    /// # Context: handler
     pub fn into_ahead(self) -> Self {
         Self { nr: self.nr | AHEAD, ..self }
     }
     /// Turns the token into two words, for a queue.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn into_words(self) -> [u64; 2] {
         self.words()
@@ -63,6 +77,8 @@ impl Claim {
     ///
     /// Each pair may be turned back once: a token stands for an increment of the object's `users`, and a forged one
     /// would end a life that it did not begin.
+    ///
+    /// # Context: handler
     #[doc(hidden)]
     pub fn from_words(words: [u64; 2]) -> Self {
         let [ids, pgoff] = words;
@@ -92,26 +108,36 @@ impl Telling {
         Self { delegation, index, address, write, claim }
     }
     /// Returns the delegation's number.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn delegation_id(&self) -> u32 {
         self.delegation
     }
     /// Returns the page's index in the delegated range.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn index(&self) -> u32 {
         self.index
     }
     /// Returns the touched address, page-aligned.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn address(&self) -> usize {
         self.address
     }
     /// Returns whether the touch is a store.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_write(&self) -> bool {
         self.write
     }
     /// Returns the claim that keeps the object alive.
+    ///
+    /// # Context: handler
     #[must_use = "it stays in the telling"]
     pub fn claim(&self) -> &Claim {
         &self.claim
@@ -122,10 +148,14 @@ impl Telling {
         Self { claim: self.claim.again(), ..*self }
     }
     /// Gives the claim back, to be released.
+    ///
+    /// # Context: handler
     pub fn into_claim(self) -> Claim {
         self.claim
     }
     /// Turns the token into four words, for a queue.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn into_words(self) -> [u64; 4] {
         let ids = (u64::from(self.delegation) << 32) | u64::from(self.index);
@@ -133,6 +163,8 @@ impl Telling {
         [ids, self.address as u64 | u64::from(self.write), a, b]
     }
     /// Turns four words back into the token they were, once; see [`Claim::from_words`].
+    ///
+    /// # Context: handler
     #[doc(hidden)]
     pub fn from_words(words: [u64; 4]) -> Self {
         let [ids, address, a, b] = words;

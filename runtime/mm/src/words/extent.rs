@@ -117,6 +117,8 @@ pub struct Runs {
 
 impl Extent {
     /// Returns a trapped extent (tests; tables are zeroed memory).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -129,6 +131,8 @@ impl Extent {
     }
 
     /// Counts a program's pin in (`true`) or out. Who counts in waits for the sections that may have looked before.
+    ///
+    /// # Context: handler
     pub fn count_user_pin(&self, more: bool) {
         // SeqCst pairs with `user_pins` and `begin_collapse`: who takes pages away sees the pin, or who pins sees that.
         if more {
@@ -139,6 +143,8 @@ impl Extent {
     }
 
     /// Returns how many pins of programs touch the extent.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn user_pins(&self) -> u64 {
         // SeqCst pairs with `count_user_pin`.
@@ -146,6 +152,8 @@ impl Extent {
     }
 
     /// Returns the state.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn state(&self) -> ExtentState {
@@ -154,6 +162,8 @@ impl Extent {
     }
 
     /// `from` -> changing; one caller wins and must call [`Extent::finish`].
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn begin(&self, from: ExtentState) -> bool {
         let mut seen = self.word.load(Ordering::Relaxed);
@@ -170,6 +180,8 @@ impl Extent {
     }
 
     /// changing -> `to`, by who called [`Extent::begin`]. The fault-around window starts anew.
+    ///
+    /// # Context: handler
     pub fn finish(&self, to: ExtentState) {
         // Release pairs with `Extent::state` and `Extent::begin`. The state is ours; a fault may double its window meanwhile.
         let mut seen = self.word.load(Ordering::Relaxed);
@@ -184,6 +196,8 @@ impl Extent {
 
     /// Notes that the maybe-mapped bits do not name everything that was mapped: see [`Extent`]. Before the bits are cleared,
     /// or the state says `trapped`.
+    ///
+    /// # Context: handler
     pub fn mark_unknown(&self) {
         // Release pairs with `Extent::state` and `maybe_mapped`: who sees the state, or bits that were cleared afterwards, sees the
         // mark.
@@ -191,6 +205,8 @@ impl Extent {
     }
 
     /// Forgets the mark. Nothing is mapped here any more, and nobody installs.
+    ///
+    /// # Context: handler
     pub fn forget_unknown(&self) {
         self.word.fetch_and(!UNKNOWN, Ordering::Relaxed);
     }
@@ -198,6 +214,8 @@ impl Extent {
     /// Returns whether an entry of page `index` that was found empty never held a page, so that no store is lost with it.
     ///
     /// To be asked after the look at the entry.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_untouched(&self, index: usize) -> bool {
         // The fence pairs with `note_install`, by the entry itself: who finds what became of an install, as nothing, finds
@@ -207,6 +225,8 @@ impl Extent {
     }
 
     /// The same of all pages `index..index + nr`, as far as they lie in the extent.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn are_untouched(&self, index: usize, nr: usize) -> bool {
         // The fence pairs with `note_install`, as in `is_untouched`; the loads below with `note_zapped`.
@@ -226,6 +246,8 @@ impl Extent {
     /// Returns the pages of the next fault-around window, doubling from 16 to the whole extent.
     ///
     /// Two threads may get the same window; a lost doubling costs one fault more.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn next_window(&self) -> usize {
         let seen = self.word.load(Ordering::Relaxed);
@@ -238,12 +260,16 @@ impl Extent {
     }
 
     /// Makes the next fault-around window the first one again: what was mapped is gone.
+    ///
+    /// # Context: handler
     pub fn reset_window(&self) {
         // Relaxed, and a lost race with next_window() costs one fault more or less.
         self.word.fetch_and(!WINDOW_MASK, Ordering::Relaxed);
     }
 
     /// Returns whether page `index` (0..512) of the extent may be mapped.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn maybe_mapped(&self, index: usize) -> bool {
@@ -252,6 +278,8 @@ impl Extent {
     }
 
     /// Notes that pages `index..index + nr` are, or are about to be, mapped, as far as they lie in the extent.
+    ///
+    /// # Context: handler
     pub fn note_mapped(&self, index: usize, nr: usize) {
         self.each_word(index, nr, |w, bits| {
             // A look first: what is noted before an install is mostly still noted after it.
@@ -262,6 +290,8 @@ impl Extent {
     }
 
     /// As [`Extent::note_mapped`], before an install whose outcome the host may undo: see [`Extent`].
+    ///
+    /// # Context: handler
     pub fn note_install(&self, index: usize, nr: usize) {
         self.note_mapped(index, nr);
         // The fence pairs with `is_untouched` and `are_untouched`.
@@ -269,6 +299,8 @@ impl Extent {
     }
 
     /// Notes that pages `index..index + nr` were zapped.
+    ///
+    /// # Context: handler
     pub fn note_zapped(&self, index: usize, nr: usize) {
         // Release pairs with `maybe_mapped`: the zap, and the mark, come before the clear bit.
         self.each_word(index, nr, |w, bits| {
@@ -277,6 +309,8 @@ impl Extent {
     }
 
     /// Looks at the hints of pages `index..index + nr`: where runs of exposed pages begin and end, were there nothing else.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn runs(&self, index: usize, nr: usize) -> Runs {
         let mut runs = Runs::default();
@@ -296,6 +330,8 @@ impl Extent {
     }
 
     /// Clears the hints of pages `index..index + nr`, and returns them.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn take_mapped(&self, index: usize, nr: usize) -> [u64; EXTENT_PAGES.div_ceil(64)] {
         let had = core::array::from_fn(|i| self.mapped.get(i).map_or(0, |w| w.load(Ordering::Relaxed)));
@@ -304,6 +340,8 @@ impl Extent {
     }
 
     /// Sets hints again that were taken.
+    ///
+    /// # Context: handler
     pub fn put_mapped(&self, had: [u64; EXTENT_PAGES.div_ceil(64)]) {
         for (w, had) in self.mapped.iter().zip(had) {
             w.fetch_or(had, Ordering::Relaxed);
@@ -311,11 +349,15 @@ impl Extent {
     }
 
     /// Counts a range that was exposed for stores among pages that may be exposed for loads.
+    ///
+    /// # Context: handler
     pub fn note_split(&self) {
         self.splits.fetch_add(2, Ordering::Relaxed);
     }
 
     /// Returns the borders between pages exposed for loads and for stores, at most.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn splits(&self) -> i64 {
         let most = EXTENT_PAGES as u64;
@@ -324,6 +366,8 @@ impl Extent {
     }
 
     /// The extent was hidden whole.
+    ///
+    /// # Context: handler
     pub fn forget_splits(&self) {
         self.splits.store(0, Ordering::Relaxed);
     }
@@ -342,6 +386,8 @@ impl Extent {
     }
 
     /// Returns the index of the page at `addr` in its extent.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub const fn page_index(addr: usize) -> usize {

@@ -73,6 +73,8 @@ impl Default for Failing {
 
 impl Failing {
     /// Returns a store that is well.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new() -> Self {
         Self { write: Answers::new(), flush: Answers::new(), dirty: AtomicU64::new(0) }
@@ -86,6 +88,8 @@ impl Failing {
     }
 
     /// Returns whether the store fails.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn is_set(&self) -> bool {
@@ -93,6 +97,8 @@ impl Failing {
     }
 
     /// Returns what the store has said since it last did what it was asked, be it once.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn cause(&self) -> Option<FillError> {
         let code = |a: &Answers| Some(a.cause.load(Ordering::Relaxed)).filter(|code| *code != 0);
@@ -101,6 +107,8 @@ impl Failing {
     }
 
     /// Returns the number of dirty pages.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_dirty(&self) -> u64 {
         self.dirty.load(Ordering::Relaxed) & !FAILING

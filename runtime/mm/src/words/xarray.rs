@@ -28,12 +28,16 @@ pub struct Nodes<'g>(&'g [AtomicU64]);
 
 impl<'g> Nodes<'g> {
     /// Returns how many words the nodes of `nr_chunks` chunks take.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn words(nr_chunks: usize) -> usize {
         nr_chunks.div_ceil(BITS)
     }
 
     /// Wraps zeroed words.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(words: &'g [AtomicU64]) -> Self {
         Self(words)
@@ -44,6 +48,8 @@ impl<'g> Nodes<'g> {
     }
 
     /// Returns whether the chunk has a node.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn has(&self, chunk: usize) -> bool {
@@ -52,6 +58,8 @@ impl<'g> Nodes<'g> {
     }
 
     /// Gives the chunk of page `pgoff` a node. The caller has put into a word of it what is to be found there.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn insert(&self, pgoff: u64) {
         let chunk = pgoff_index(chunk_of(pgoff));
@@ -66,6 +74,8 @@ impl<'g> Nodes<'g> {
 
     /// Takes the chunk's node away. The caller keeps walkers out, and looks at the words afterwards: if one is in use, it
     /// calls [`Nodes::insert`].
+    ///
+    /// # Context: handler
     pub fn remove(&self, chunk: usize) {
         // SeqCst pairs with `has`, and the fence below with `Nodes::insert`.
         if let Some(word) = self.word(chunk) {
@@ -92,6 +102,8 @@ impl<'g> Nodes<'g> {
 
     /// Returns the next pages of `from..to`, first and behind the last, whose chunks have nodes, neighbours together, but at
     /// most `max_chunks` of them.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn next_run(&self, from: u64, to: u64, max_chunks: usize) -> Option<(u64, u64)> {
         if from >= to {
@@ -108,6 +120,8 @@ impl<'g> Nodes<'g> {
     }
 
     /// Returns every run of [`Nodes::next_run`] in `from..to`.
+    ///
+    /// # Context: handler
     pub fn runs(self, from: u64, to: u64, max_chunks: usize) -> impl Iterator<Item = (u64, u64)> + use<'g> {
         let mut at = from;
         core::iter::from_fn(move || {

@@ -25,6 +25,8 @@ static TICKET: AtomicU64 = AtomicU64::new(1);
 static TAKEN: [AtomicU64; NR_BATCHES] = [const { AtomicU64::new(0) }; NR_BATCHES];
 
 /// Returns a ticket that is younger than those of all who have a batch by now.
+///
+/// # Context: handler
 pub fn ticket() -> u64 {
     TICKET.fetch_add(1, Ordering::Relaxed)
 }
@@ -41,6 +43,8 @@ pub fn ticket() -> u64 {
 /// TAKEN = 0 (Release)
 ///                                    TAKEN: 0 (Acquire); looks at the queue: sees what became of it
 /// ```
+///
+/// # Context: handler
 pub fn has_one_from_before(ticket: u64) -> bool {
     // In a child none of the threads that had one is left.
     if child::in_child() {
@@ -54,6 +58,8 @@ pub fn has_one_from_before(ticket: u64) -> bool {
 }
 
 /// Runs `f` with a batch that nobody else has; `false`: all are in use.
+///
+/// # Context: handler
 pub fn with_batch(f: &mut dyn FnMut(&mut Batch)) -> bool {
     let Some(at) = USED.take(NR_BATCHES) else { return false };
     let _used = Used(at);

@@ -43,9 +43,10 @@ impl End {
 }
 
 /// Returns the number that the monitor polls, making the bell at first use, or anew where the program has closed an end of it.
-/// Control plane under the caller's lock, and the monitor: one of them at a time.
 ///
 /// It lives as long as the process: a helper that is abandoned inside a store may still ring it.
+///
+/// # Context: control plane, under the caller's lock, and the monitor: one of them at a time
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`, `ENOMEM`: there is none for now.
@@ -67,6 +68,8 @@ pub fn get() -> Result<i32, Errno> {
 }
 
 /// Wakes the monitor.
+///
+/// # Context: handler
 pub fn ring() {
     if let Some(rings) = RINGS.ours() {
         // Full: it has been rung often enough.
@@ -75,6 +78,8 @@ pub fn ring() {
 }
 
 /// Takes what was rung. The monitor.
+///
+/// # Context: the monitor thread
 pub fn hush() {
     if let Some(hears) = HEARS.ours() {
         // What is left, if it was rung more often, is heard the next time.

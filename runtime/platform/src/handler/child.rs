@@ -12,7 +12,9 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub(crate) static PAGE: AtomicUsize = AtomicUsize::new(0);
 pub(crate) const ALIVE: u64 = 0x5f0f_7fa0_17c0_ffee;
 
-/// Makes the page, once a process. Control plane, under the caller's lock.
+/// Makes the page, once a process.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// The kernel's, if the page cannot be had.
@@ -39,6 +41,8 @@ fn word(page: usize) -> &'static AtomicU64 {
 }
 
 /// Returns whether this process is a forked child of the one that made the page.
+///
+/// # Context: handler
 #[inline]
 #[must_use]
 pub fn in_child() -> bool {

@@ -62,8 +62,10 @@ static IS_REGISTERED: AtomicU32 = AtomicU32::new(0);
 pub struct Seat(&'static Place);
 
 impl Seat {
-    /// Takes a seat for a flusher that sleeps on the futex at `bell`; exit(3) waits `wait_ms` for it at most. 0: it does
-    /// not ask. Control plane.
+    /// Takes a seat for a flusher that sleeps on the futex at `bell`; exit(3) waits `wait_ms` for it at most. 0: it does not
+    /// ask.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `EBUSY`: every seat is taken. `ENOMEM`: the C library has no room for the handler.
@@ -87,11 +89,15 @@ impl Seat {
     }
 
     /// Says that the calling thread is the flusher.
+    ///
+    /// # Context: the flusher thread
     pub fn sit(&self) {
         self.0.tid.store(thread::gettid(), Ordering::Relaxed);
     }
 
     /// Returns the round that is wanted, if there is one that was not made.
+    ///
+    /// # Context: the flusher thread
     #[must_use]
     pub fn wanted(&self) -> Option<u32> {
         // Acquire pairs with `want`: what was stored before is seen by who writes.
@@ -100,6 +106,8 @@ impl Seat {
     }
 
     /// Says that everything was written that was stored before `round` was wanted.
+    ///
+    /// # Context: the flusher thread
     pub fn made(&self, round: u32) {
         // Release pairs with `is_behind`: what was written is written when the round counts as made.
         self.0.done.store(round, Ordering::Release);
@@ -107,6 +115,8 @@ impl Seat {
     }
 
     /// Asks for a round, and waits for it at most `timeout_ns`; `false`: it was not made in time.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn write_back(&self, timeout_ns: u64) -> bool {
         let round = want(self.0);

@@ -79,6 +79,8 @@ fn put(addr: usize, now_ns: u64, what: u64) {
 
 /// Returns when a wait on `addr` for `timeout_ns` ends: a thread that left this wait for a signal, and is back, goes on with
 /// the deadline that it had. `u64::MAX`: never.
+///
+/// # Context: handler
 #[must_use]
 pub fn begin(addr: usize, timeout_ns: u64) -> u64 {
     if timeout_ns == u64::MAX {
@@ -90,6 +92,8 @@ pub fn begin(addr: usize, timeout_ns: u64) -> u64 {
 }
 
 /// Notes that this thread leaves a wait on `addr` that ends at `end_ns`.
+///
+/// # Context: handler
 pub fn end(addr: usize, end_ns: u64) {
     if end_ns != u64::MAX {
         put(addr, thread::monotonic_ns(), end_ns);
@@ -100,11 +104,15 @@ pub fn end(addr: usize, end_ns: u64) {
 static NR_LEFT: AtomicU64 = AtomicU64::new(0);
 
 /// Counts a wait that is left for a signal.
+///
+/// # Context: handler
 pub fn count() {
     NR_LEFT.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Returns how many waits of faults were left for a signal since the process began; the instruction faulted again.
+///
+/// # Context: handler
 #[must_use]
 pub fn nr_left() -> u64 {
     NR_LEFT.load(Ordering::Relaxed)
@@ -112,6 +120,8 @@ pub fn nr_left() -> u64 {
 
 /// Returns whether this thread may leave a wait on `addr` for a signal once more; `false`: it has done so for long, and has
 /// to find out how the wait ends, however many of its naps that takes.
+///
+/// # Context: handler
 #[must_use]
 pub fn may_leave(addr: usize) -> bool {
     let now_ns = thread::monotonic_ns();

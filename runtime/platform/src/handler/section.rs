@@ -82,6 +82,8 @@ fn bucket_of(tp: usize) -> (usize, &'static Bucket) {
 impl Slot {
     /// Occupies a word for the calling thread, outside any section.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// See [`Refused`].
     #[inline]
@@ -123,6 +125,8 @@ impl Slot {
 
     /// Enters, giving way while the bucket is crowded. Not for handlers that could return instead.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// [`Refused::TooDeep`], [`Refused::InSection`].
     pub fn enter_patiently() -> Result<Self, Refused> {
@@ -135,24 +139,32 @@ impl Slot {
     }
 
     /// Returns the stripe of the counters that this thread uses.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn stripe(&self) -> usize {
         self.stripe
     }
 
     /// Returns whether another fault of this thread is under way below this one.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_nested(&self) -> bool {
         self.outer & DEPTH_MASK != 0
     }
 
     /// Returns whether this entry is one of those that are timed.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_sampled(&self) -> bool {
         is_sampled_number(self.word.load(Ordering::Relaxed) >> NUMBER_SHIFT)
     }
 
     /// Runs `f` inside a section.
+    ///
+    /// # Context: handler
     #[inline]
     pub fn section<R>(&self, f: impl FnOnce() -> R) -> R {
         // SeqCst pairs with `synchronize`. It comes before the loads of published entries: see the module's drawing.
@@ -195,7 +207,9 @@ impl Drop for Slot {
 
 /// Waits until every section that was entered before the call has been left.
 ///
-/// Control plane. The caller has unpublished (SeqCst) what readers must no longer find, and is itself in no section.
+/// The caller has unpublished (SeqCst) what readers must no longer find, and is itself in no section.
+///
+/// # Context: control plane, outside of sections
 pub fn synchronize() {
     for bucket in &WORDS {
         for word in &bucket.0 {
@@ -218,6 +232,8 @@ pub fn synchronize() {
 /// Returns whether the calling thread is resolving a fault right now.
 ///
 /// For a global allocator that wants to refuse: it touches no thread-local and takes no lock.
+///
+/// # Context: handler
 #[must_use]
 pub fn in_fault() -> bool {
     let tp = thread::thread_pointer();
@@ -226,6 +242,8 @@ pub fn in_fault() -> bool {
 }
 
 /// Marks the calling thread as a helper: a fault it raises on an arena is refused. `false`: no room.
+///
+/// # Context: a helper thread
 pub fn register_helper() -> bool {
     let tp = thread::thread_pointer();
     let won = HELPERS.iter().position(|h| h.compare_exchange(0, tp, Ordering::Relaxed, Ordering::Relaxed).is_ok());
@@ -236,6 +254,8 @@ pub fn register_helper() -> bool {
 }
 
 /// Ends the calling thread's time as a helper.
+///
+/// # Context: a helper thread
 pub fn unregister_helper() {
     let tp = thread::thread_pointer();
     for h in &HELPERS {
@@ -244,6 +264,8 @@ pub fn unregister_helper() {
 }
 
 /// Returns whether the calling thread is a helper.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_helper() -> bool {
     let tp = thread::thread_pointer();

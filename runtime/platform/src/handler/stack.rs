@@ -68,7 +68,9 @@ pub(crate) fn is_for_long(number: usize) -> bool {
     number < NR_LONG
 }
 
-/// Maps the pool, once a process; memory is taken as stacks are used. Control plane, under the caller's lock.
+/// Maps the pool, once a process; memory is taken as stacks are used.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// The kernel's.
@@ -100,12 +102,16 @@ fn open(guard: usize) -> Result<(), Errno> {
 }
 
 /// Returns how many stacks are in use. For tests: the number may be another one by now.
+///
+/// # Context: a test
 #[must_use]
 pub fn nr_busy() -> usize {
     BUSY.iter().filter(|busy| busy.0.load(Ordering::Relaxed) != 0).count()
 }
 
 /// Takes (`true`) or gives back every stack that is free, or was taken here. For tests: entries wait meanwhile.
+///
+/// # Context: a test
 pub fn take_all(taken: &mut [bool; NR_STACKS], take: bool) {
     for (busy, mine) in BUSY.iter().zip(taken) {
         if take && !*mine {

@@ -13,7 +13,9 @@ static BASE: AtomicUsize = AtomicUsize::new(0);
 /// One bit a page: in use.
 static USED: Bits = Bits::new();
 
-/// Maps the pool, once a process. Control plane, under the caller's lock.
+/// Maps the pool, once a process.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// The kernel's.
@@ -26,6 +28,8 @@ pub fn init() -> Result<(), Errno> {
 }
 
 /// Takes a page from the pool; `None`: all are in use, or there is no pool.
+///
+/// # Context: handler
 pub fn get() -> Option<Staged> {
     // Acquire pairs with `init`.
     if BASE.load(Ordering::Acquire) == 0 {
@@ -35,11 +39,15 @@ pub fn get() -> Option<Staged> {
 }
 
 /// Gives a page back.
+///
+/// # Context: handler
 pub fn put(staged: &Staged) {
     USED.put(staged.0 as usize);
 }
 
 /// Returns the address of a page that the caller has taken.
+///
+/// # Context: handler
 #[must_use]
 pub fn address(staged: &Staged) -> usize {
     // Acquire pairs with `init`.

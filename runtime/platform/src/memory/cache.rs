@@ -85,6 +85,8 @@ pub struct Port<'a> {
 
 impl Port<'_> {
     /// Returns the descriptor.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fd(&self) -> Descriptor {
         self.fd
@@ -98,7 +100,9 @@ impl Drop for Port<'_> {
 }
 
 impl Region {
-    /// Creates a region of `len_bytes` bytes, a multiple of 2 MiB. Control plane.
+    /// Creates a region of `len_bytes` bytes, a multiple of 2 MiB.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `EFBIG` past `RLIMIT_FSIZE`, `ENOMEM` past `RLIMIT_AS` or the overcommit limit, `EMFILE`; and which system call said so.
@@ -134,13 +138,17 @@ impl Region {
     }
 
     /// Returns the address space that a region of `len_bytes` takes, a multiple of 2 MiB.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn address_space_bytes(len_bytes: usize) -> usize {
         let words = len_bytes / PAGE_SIZE * size_of::<FolioWord>() + len_bytes / EXTENT_SIZE * size_of::<ChunkWord>();
         len_bytes + EXTENT_SIZE + words
     }
 
-    /// Makes a range accessible, its bytes and its words, before an object is there. Multiples of 2 MiB. Control plane.
+    /// Makes a range accessible, its bytes and its words, before an object is there. Multiples of 2 MiB.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `ENOMEM`: of the mappings' number, `RLIMIT_DATA`, or what may be committed. Some of it may be accessible then.
@@ -152,7 +160,9 @@ impl Region {
         sparse::open_range(self.alias_at(offset), len_bytes)
     }
 
-    /// Takes access to a range away. Control plane.
+    /// Takes access to a range away.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `ENOMEM`: of the mappings' number. Some of it may be inaccessible then: open it before it is used.
@@ -179,33 +189,44 @@ impl Region {
         (self.len_bytes / EXTENT_SIZE * size_of::<ChunkWord>()).next_multiple_of(PAGE_SIZE)
     }
     /// Returns the memfd.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fd(&self) -> Descriptor {
         self.fd
     }
     /// Returns the descriptors that fills may borrow.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn ports(&self) -> &Ports {
         &self.ports
     }
     /// Returns the region's length.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
     /// Returns the address of the alias of `offset`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn alias_at(&self, offset: u64) -> usize {
         self.alias + offset as usize
     }
     /// Returns the bytes of memory the region occupies.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn allocated_bytes(&self) -> u64 {
         self.fd.check().and_then(file::allocated_bytes).unwrap_or(0)
     }
 
-    /// Returns the bytes of memory that the tables of the region's first `len_bytes` take, a multiple of 2 MiB. Control
-    /// plane.
+    /// Returns the bytes of memory that the tables of the region's first `len_bytes` take, a multiple of 2 MiB.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn table_bytes_resident(&self, len_bytes: usize) -> u64 {
         let folios = len_bytes / PAGE_SIZE * size_of::<FolioWord>();
@@ -214,6 +235,8 @@ impl Region {
     }
 
     /// Lends the words of the pages of `offset..offset + len_bytes`, both multiples of 2 MiB inside the region.
+    ///
+    /// # Context: control plane
     ///
     /// # Safety
     /// The words are not used after the region is dropped.
@@ -227,6 +250,8 @@ impl Region {
 
     /// Lends the words of the chunks of the same range.
     ///
+    /// # Context: control plane
+    ///
     /// # Safety
     /// As [`Region::folios`].
     #[must_use]
@@ -236,7 +261,9 @@ impl Region {
         unsafe { core::slice::from_raw_parts(first, len_bytes / EXTENT_SIZE) }
     }
 
-    /// Gives the range's memory back and makes its words new. Control plane.
+    /// Gives the range's memory back and makes its words new.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// The kernel's; the range must then not be used again: its bytes are still the old object's.

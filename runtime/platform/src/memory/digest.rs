@@ -27,12 +27,16 @@ impl core::fmt::Debug for Key {
 
 impl Key {
     /// Returns the key made of these random words.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn new(words: [u64; NR_WORDS]) -> Self {
         Self(words)
     }
 
     /// Returns the digest of a page.
+    ///
+    /// # Context: handler
     #[inline]
     #[must_use]
     pub fn digest(&self, page: &[u8; PAGE_SIZE]) -> [u64; 2] {
@@ -43,6 +47,8 @@ impl Key {
     /// Returns the digest of the page at `page`, to which others may be storing: each word is read once.
     ///
     /// In assembly because it runs on signal stacks of 8 KiB: in a debug build the same loop in Rust takes 1 KiB of one.
+    ///
+    /// # Context: handler
     ///
     /// # Safety
     /// `page` is mapped for loads during the call.

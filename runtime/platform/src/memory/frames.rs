@@ -77,7 +77,9 @@ pub enum Obstacle {
 }
 
 impl Frames {
-    /// Maps an empty pool whose frames go where `uffd` is registered. Control plane.
+    /// Maps an empty pool whose frames go where `uffd` is registered.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// The kernel's.
@@ -110,35 +112,49 @@ impl Frames {
     }
 
     /// Returns the context.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn uffd(&self) -> &'static Uffd {
         self.uffd
     }
     /// Returns the address and the length of the slots, in bytes.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn range(&self) -> (usize, usize) {
         (self.base, NR_SLOTS * PAGE_SIZE)
     }
     /// Returns the key of the pages' digests.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn key(&self) -> &Key {
         &self.key
     }
     /// Returns the frames that lie in the pool.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_full(&self) -> u64 {
         self.nr_full.load(Ordering::Relaxed)
     }
     /// Returns the pages that lie in arenas.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_mapped(&self) -> u64 {
         self.nr_mapped.load(Ordering::Relaxed)
     }
     /// Counts `nr` pages that came to lie in an arena.
+    ///
+    /// # Context: handler
     pub fn note_mapped(&self, nr: u64) {
         self.nr_mapped.fetch_add(nr, Ordering::Relaxed);
     }
     /// Counts `nr` pages that left one.
+    ///
+    /// # Context: handler
     pub fn note_dropped(&self, nr: u64) {
         self.nr_mapped.fetch_sub(nr, Ordering::Relaxed);
     }
@@ -147,6 +163,8 @@ impl Frames {
     ///
     /// For a fill a long run of empty ones is taken before a short one of full ones (one read, one MOVE). For an eviction all
     /// are empty, if a frame must be lost for it. `None`: all are in use.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn take(&self, want: usize, kind: Want) -> Option<Slots<'_>> {
         // Plain loops: this runs on signal stacks, and in debug builds every adapter is a frame.
@@ -174,6 +192,8 @@ impl Frames {
     }
 
     /// Takes a run, waiting for others to give theirs back. `None`: they did not for long.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn take_patiently(&self, want: usize, kind: Want) -> Option<Slots<'_>> {
         for _ in 0..1 << 20 {
@@ -272,11 +292,15 @@ pub struct Slots<'f> {
 
 impl Slots<'_> {
     /// Returns how many there are.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr(&self) -> usize {
         self.nr
     }
     /// Returns the address of slot `i`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn address(&self, i: usize) -> usize {
         self.frames.base + (self.index * RUN_MAX + self.shift as usize + i) * PAGE_SIZE
@@ -285,6 +309,8 @@ impl Slots<'_> {
         mask_of(self.shift + from as u32, nr.min(self.nr.saturating_sub(from)))
     }
     /// Returns whether a frame lies in slot `i`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_full(&self, i: usize) -> bool {
         let block = self.frames.blocks.get(self.index);
@@ -308,6 +334,8 @@ impl Slots<'_> {
     }
 
     /// Lends the bytes of slot `i`, which is full.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn page(&self, i: usize) -> &[u8; PAGE_SIZE] {
         debug_assert!(i < self.nr && self.is_full(i));
@@ -315,6 +343,8 @@ impl Slots<'_> {
         unsafe { &*(self.address(i) as *const [u8; PAGE_SIZE]) }
     }
     /// Lends the bytes of all slots, to be written.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn pages_mut(&mut self) -> &mut [u8] {
         // SAFETY: the slots are ours alone, mapped and initialised; `&mut self` keeps it to one borrow.
@@ -322,6 +352,8 @@ impl Slots<'_> {
     }
 
     /// Returns how many of the slots are full.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_full(&self) -> usize {
         let block = self.frames.blocks.get(self.index);
@@ -329,6 +361,8 @@ impl Slots<'_> {
     }
 
     /// Sees to it that a frame lies in each slot; what is in it is unspecified.
+    ///
+    /// # Context: handler
     pub fn populate(&mut self) {
         for i in (0..self.nr).filter(|i| !self.is_full(*i)) {
             let first = self.address(i) as *mut u8;
@@ -360,6 +394,8 @@ impl Slots<'_> {
 
     /// Puts the frames `from..from + nr`, which are there, at `dst..`: by MOVE where that can be, else (or if `by_copy`)
     /// by COPY.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// How many are there now, and what is in the way of the next.
@@ -416,6 +452,8 @@ impl Slots<'_> {
 
     /// Takes the `nr` pages at `src..` out of their arena, page `i` into slot `i`. A slot whose page was not there is empty
     /// afterwards.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// How many pages were looked at, and what is in the way of the next.

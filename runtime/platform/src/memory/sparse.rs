@@ -36,12 +36,16 @@ pub struct Sparse {
 
 impl Sparse {
     /// Nothing yet.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn new() -> Self {
         Self { base: AtomicUsize::new(0), len_bytes: AtomicUsize::new(0), open_bytes: AtomicUsize::new(0) }
     }
 
-    /// Takes `len_bytes` of address space, rounded up to pages, once. Control plane, under the caller's lock.
+    /// Takes `len_bytes` of address space, rounded up to pages, once.
+    ///
+    /// # Context: control plane, under the caller's lock
     ///
     /// # Errors
     /// `ENOMEM` past `RLIMIT_AS`, `EAGAIN` past `RLIMIT_MEMLOCK` where everything is locked.
@@ -57,7 +61,9 @@ impl Sparse {
         Ok(())
     }
 
-    /// Opens at least the first `bytes`. Control plane, under the caller's lock.
+    /// Opens at least the first `bytes`.
+    ///
+    /// # Context: control plane, under the caller's lock
     ///
     /// # Errors
     /// `ENOMEM`: past the end, `RLIMIT_DATA`, or what may be committed. What was open stays so.
@@ -96,13 +102,17 @@ impl Sparse {
     }
 
     /// Returns how many bytes there may be.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.len_bytes.load(Ordering::Relaxed)
     }
 }
 
-/// Takes address space without access, which is in no core dump, and is never populated as a whole. Control plane.
+/// Takes address space without access, which is in no core dump, and is never populated as a whole.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// As [`Sparse::reserve`].
@@ -118,7 +128,9 @@ pub fn reserve_closed(len_bytes: usize) -> Result<usize, Errno> {
     Ok(base)
 }
 
-/// Opens a part of what [`reserve_closed`] gave. Control plane.
+/// Opens a part of what [`reserve_closed`] gave.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// As [`Sparse::open_to`].

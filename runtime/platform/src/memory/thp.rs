@@ -19,7 +19,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 /// Holes that are written to become huge pages.
 static IS_FORCED: AtomicBool = AtomicBool::new(false);
 
-/// Reads the system's setting; where there is none to read, what was known stands. Control plane, or a helper thread.
+/// Reads the system's setting; where there is none to read, what was known stands.
+///
+/// # Context: control plane, or a helper thread
 pub fn look() {
     let Ok(fd) = file::open_rdonly(c"/sys/kernel/mm/transparent_hugepage/shmem_enabled") else { return };
     let mut text = [0u8; 128];
@@ -32,6 +34,8 @@ pub fn look() {
 }
 
 /// Returns whether fills ask for small pages first.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_forced() -> bool {
     IS_FORCED.load(Ordering::Relaxed)
@@ -45,6 +49,8 @@ fn forces(text: &[u8]) -> bool {
 
 /// Has small pages allocated where holes are about to be filled; what is there stays. If it fails, the fill finds out.
 ///
+/// # Context: handler
+///
 /// # Safety
 /// The range is of the cache's alias, mapped for stores, and the caller's to fill.
 #[inline]
@@ -55,7 +61,9 @@ pub unsafe fn allocate_small(addr: usize, len_bytes: usize) {
     }
 }
 
-/// Keeps huge pages out of a range, or lets them in again for who asks. Control plane.
+/// Keeps huge pages out of a range, or lets them in again for who asks.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// The kernel's, but for one that does not know huge pages.

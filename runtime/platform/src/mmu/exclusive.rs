@@ -19,7 +19,9 @@ pub struct ExclusiveMmu {
 }
 
 impl ExclusiveMmu {
-    /// Opens the context. Control plane.
+    /// Opens the context.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `EPERM`, `ENOSYS`, or `EINVAL` where the kernel cannot raise SIGBUS or protect pages (before Linux 5.7).
@@ -34,18 +36,24 @@ impl ExclusiveMmu {
     }
 
     /// Returns the context.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn uffd(&self) -> &Uffd {
         &self.uffd
     }
 
     /// Returns whether pages can be moved (since Linux 6.8).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn can_move(&self) -> bool {
         self.can_move
     }
 
     /// Registers a fresh range of private anonymous memory.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// The kernel's.

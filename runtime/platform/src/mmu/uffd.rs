@@ -38,6 +38,8 @@ const WP_FEATURES: u64 = bits::FEATURE_PAGEFAULT_FLAG_WP | bits::FEATURE_WP_HUGE
 
 impl Kind {
     /// Returns the features a context of this kind needs, and those it uses where the kernel has them.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn features(self) -> (u64, u64) {
         match self {
@@ -48,6 +50,8 @@ impl Kind {
         }
     }
     /// Returns the flags its descriptor is opened with.
+    ///
+    /// # Context: handler
     #[must_use]
     pub const fn open_flags(self) -> usize {
         match self {
@@ -58,7 +62,9 @@ impl Kind {
 }
 
 impl UffdMmu {
-    /// Opens a context. Control plane.
+    /// Opens a context.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `EPERM`, `ENOSYS`, or `EINVAL` where the kernel lacks a feature that the kind needs.
@@ -84,18 +90,24 @@ impl UffdMmu {
 
     /// Returns whether first stores can be noted or faulted on here (since Linux 5.19, asynchronously since 6.7).
     /// Where they cannot, every page that may be stored to counts as dirty.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn has_wp(&self) -> bool {
         self.wp
     }
 
     /// Returns the context.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn uffd(&self) -> &Uffd {
         &self.uffd
     }
 
     /// Registers a fresh range: MISSING and MINOR always together, write protection where the mapping may be written.
+    ///
+    /// # Context: handler
     ///
     /// # Errors
     /// The kernel's.
@@ -262,7 +274,9 @@ fn pte_of(categories: u64) -> Pte {
     }
 }
 
-/// Drops the page-table entries of a range (pages stay cached). Control plane.
+/// Drops the page-table entries of a range (pages stay cached).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// The kernel's.
@@ -292,7 +306,9 @@ pub fn context(kind: Kind) -> Option<&'static UffdMmu> {
     unsafe { ptr.as_ref() }
 }
 
-/// Makes `mmu` the process's context of its kind, or forgets it. Control plane, under the caller's lock.
+/// Makes `mmu` the process's context of its kind, or forgets it.
+///
+/// # Context: control plane, under the caller's lock
 pub fn set_context(kind: Kind, mmu: Option<&'static UffdMmu>) {
     if let Some(c) = CONTEXTS.get(kind as usize) {
         // Release pairs with `context`: who finds it finds it made.

@@ -28,6 +28,8 @@ pub(super) struct Piece {
 }
 
 /// Returns whether reads can be aligned to this: a power of two, of a page at least and an extent at most.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_alignment(bytes: u64) -> bool {
     bytes.is_power_of_two() && (PAGE_SIZE as u64..=EXTENT_SIZE as u64).contains(&bytes)

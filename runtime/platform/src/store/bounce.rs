@@ -45,7 +45,9 @@ pub(super) struct Buffer {
     base: usize,
 }
 
-/// Maps the pool, once a process. Who cannot have it reads without it. Control plane.
+/// Maps the pool, once a process. Who cannot have it reads without it.
+///
+/// # Context: control plane
 pub fn init() {
     if BASE.load(Ordering::Relaxed) != 0 {
         return;
@@ -59,6 +61,8 @@ pub fn init() {
 }
 
 /// Returns the bytes of memory that the buffers take; 0: no store has needed them yet.
+///
+/// # Context: control plane
 #[must_use]
 pub fn pool_bytes() -> u64 {
     if BASE.load(Ordering::Relaxed) == 0 { 0 } else { POOL_BYTES as u64 }

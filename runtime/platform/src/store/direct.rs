@@ -26,6 +26,8 @@ const DMA_ALIGN: usize = 512;
 static FALLBACKS: AtomicU64 = AtomicU64::new(0);
 
 /// Returns how many files of the process were to be read directly and are read through the kernel's cache instead.
+///
+/// # Context: handler
 #[must_use]
 pub fn fallbacks() -> u64 {
     FALLBACKS.load(Ordering::Relaxed)
@@ -42,6 +44,8 @@ pub struct DirectFile {
 
 impl DirectFile {
     /// Takes over `fd`; everything goes through the kernel's page cache.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn buffered(fd: i32) -> Self {
         Self::new(fd, Descriptor::NONE)
@@ -52,8 +56,9 @@ impl DirectFile {
         Self { fd: Descriptor::new(fd), direct_fd, is_direct, close: file::close }
     }
 
-    /// Takes over `fd` and opens it again for direct I/O; buffered, and counted in [`fallbacks`], where that cannot be
-    /// had. Control plane.
+    /// Takes over `fd` and opens it again for direct I/O; buffered, and counted in [`fallbacks`], where that cannot be had.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn direct(fd: i32, write: bool) -> Self {
         match file::reopen(fd, write, true) {
@@ -69,22 +74,30 @@ impl DirectFile {
     }
 
     /// Has `close` called with each descriptor in the end, instead of close(2).
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn closed_by(mut self, close: fn(i32)) -> Self {
         self.close = close;
         self
     }
     /// Returns the numbers of its descriptors; -1: none.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn numbers(&self) -> [i32; 2] {
         [self.fd.number(), self.direct_fd.number()]
     }
     /// Returns whether whole pages go past the kernel's cache.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.is_direct.load(Ordering::Relaxed)
     }
     /// Returns the buffered descriptor.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fd(&self) -> Descriptor {
         self.fd

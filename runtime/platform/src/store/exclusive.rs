@@ -48,30 +48,40 @@ impl core::fmt::Debug for ExclusiveOps<'_> {
 
 impl<'s> ExclusiveOps<'s> {
     /// Joins a pool of frames with a store.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn new(parts: Parts<'s>) -> Self {
         Self { pages: Pages::new(parts) }
     }
 
     /// Sets the end past which the store is not asked.
+    ///
+    /// # Context: control plane
     pub fn set_len(&self, len_bytes: u64) {
         // Release pairs with `Source::wanted`.
         self.pages.source.i_size.store(len_bytes, Ordering::Release);
     }
 
     /// Returns what the object does with written pages.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn facts(&self) -> Facts {
         self.pages.facts
     }
 
     /// Returns how many writes of changed pages the store refused.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn write_errors(&self) -> u64 {
         self.pages.write_errors()
     }
 
-    /// Publishes where pages `first..first + nr` are mapped. Control plane, with no claim on the object.
+    /// Publishes where pages `first..first + nr` are mapped.
+    ///
+    /// # Context: control plane, with no claim on the object
     ///
     /// # Safety
     /// `base` and `nr` pages from it are private anonymous memory, registered, without a page, and this object's until
@@ -82,11 +92,15 @@ impl<'s> ExclusiveOps<'s> {
 
     /// Forgets where the object is mapped; waits for MOVEs under way, not for reads. What still lies there goes with the
     /// mapping.
+    ///
+    /// # Context: control plane
     pub fn leave(&self) {
         self.pages.leave();
     }
 
     /// Returns whether the object is mapped.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_mapped(&self) -> bool {
         self.pages.place.is_somewhere()
@@ -94,6 +108,8 @@ impl<'s> ExclusiveOps<'s> {
 
     /// Returns the address of page `pgoff`, and whether it may be stored to. The caller has pinned the page: as long as it
     /// is, the mapping stays.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn address(&self, pgoff: u64) -> Option<(usize, bool)> {
         let held = self.pages.place.hold()?;
@@ -101,6 +117,8 @@ impl<'s> ExclusiveOps<'s> {
     }
 
     /// Returns whether page `pgoff`, which is `filling`, lies in the arena already, where a store to it may have to be written.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn may_be_stored_to(&self, pgoff: u64) -> bool {
         let Some(held) = self.pages.place.hold() else { return false };

@@ -37,6 +37,8 @@ pub struct FileStore {
 
 impl FileStore {
     /// Takes over `fd`; the object's byte 0 is the file's byte `base_bytes`.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn new(fd: i32, base_bytes: u64) -> Self {
         Self::over(DirectFile::buffered(fd), base_bytes)
@@ -57,26 +59,34 @@ impl FileStore {
         store
     }
 
-    /// As [`FileStore::new`], with whole pages read (and, if `write`, written) past the kernel's page cache where the
-    /// file system can; `base_bytes` that is no multiple of the page size makes everything buffered. Control plane.
+    /// As [`FileStore::new`], with whole pages read (and, if `write`, written) past the kernel's page cache where the file
+    /// system can; `base_bytes` that is no multiple of the page size makes everything buffered.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn direct(fd: i32, base_bytes: u64, write: bool) -> Self {
         Self::over(DirectFile::direct(fd, write), base_bytes)
     }
 
     /// Returns whether whole pages go past the kernel's cache: not, once the file system has refused it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.file().is_direct()
     }
 
     /// Returns whether it is a block device, whose end nobody moves.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_device(&self) -> bool {
         self.is_device
     }
 
     /// Has `close` called with each descriptor in the end, instead of close(2).
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn closed_by(mut self, close: fn(i32)) -> Self {
         self.first = self.first.closed_by(close);
@@ -84,13 +94,17 @@ impl FileStore {
     }
 
     /// Takes over another open file of the same inode, which permits writing, where the one that there is permits to read:
-    /// everything goes through it from now on. At most once; what was there before stays open, since somebody may be
-    /// about to use it. Control plane.
+    /// everything goes through it from now on. At most once; what was there before stays open, since somebody may be about to
+    /// use it.
+    ///
+    /// # Context: control plane
     pub fn make_writable(&self, file: DirectFile) {
         self.second.set(file);
     }
 
     /// Returns the numbers of its descriptors; -1: none.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn numbers(&self) -> [i32; 4] {
         let [a, b] = self.first.numbers();
@@ -113,6 +127,8 @@ impl FileStore {
 
     /// Returns how many bytes of the object the file has now, whoever moved its end.
     ///
+    /// # Context: control plane
+    ///
     /// # Errors
     /// The kernel's.
     pub fn len_bytes(&self) -> Result<u64, Errno> {
@@ -120,6 +136,8 @@ impl FileStore {
     }
 
     /// Takes it that the program knows that the file ends there, as it was found.
+    ///
+    /// # Context: control plane
     pub fn adopt_len(&self, len_bytes: u64) {
         self.end_bytes.store(self.base_bytes.saturating_add(len_bytes), Ordering::Relaxed);
     }

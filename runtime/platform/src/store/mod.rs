@@ -47,6 +47,8 @@ pub enum StoreError {
 
 impl StoreError {
     /// Returns the fault path's word for it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fill_error(self) -> FillError {
         match self {
@@ -100,11 +102,15 @@ impl<'a> PageMut<'a> {
         self
     }
     /// Returns how many bytes are wanted: whole pages, except at the end of the object.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
     /// Returns the bytes. What was there before is unspecified.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `new`'s contract: writable, exclusively owned for our lifetime; `&mut self` keeps it to one borrow.
@@ -112,6 +118,8 @@ impl<'a> PageMut<'a> {
         unsafe { core::slice::from_raw_parts_mut(self.ptr, self.len_bytes) }
     }
     /// Returns the address of the bytes, for system calls that fill them.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn as_mut_ptr(&mut self) -> *mut u8 {
         self.ptr
@@ -162,6 +170,8 @@ impl<'a> PageMut<'a> {
 
     /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors; -1: a buffer,
     /// see [`Store::uses_descriptors`], or the program has closed what it did not know, and the bytes alone are left.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fd_offset(&self) -> (i32, u64) {
         self.handed.into_iter().for_each(|h| h.set(true));
@@ -200,17 +210,23 @@ impl<'a> PageRef<'a> {
         self
     }
     /// Returns how many bytes there are: whole pages, except at the end of the object.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn len_bytes(&self) -> usize {
         self.len_bytes
     }
     /// Returns the address of the bytes, for system calls that read them.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn as_ptr(&self) -> *const u8 {
         self.ptr
     }
     /// Returns the descriptor and offset of the same bytes, for stores that move data between descriptors; -1: a copy, or
     /// the program has closed it.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fd_offset(&self) -> (i32, u64) {
         self.handed.into_iter().for_each(|h| h.set(true));

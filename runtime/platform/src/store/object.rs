@@ -57,6 +57,8 @@ impl core::fmt::Debug for ObjectOps<'_> {
 impl<'s> ObjectOps<'s> {
     /// Joins a range of the cache's memory with a store.
     ///
+    /// # Context: control plane
+    ///
     /// # Safety
     /// The memory is the object's alone: mapped writable at `memory.alias`, over its whole maximal size, for as long
     /// as the value lives.
@@ -75,6 +77,8 @@ impl<'s> ObjectOps<'s> {
     }
 
     /// Sets the end past which the store is not asked.
+    ///
+    /// # Context: control plane
     pub fn set_len(&self, len_bytes: u64) {
         // Release pairs with `ObjectOps::wanted`.
         self.i_size.store(len_bytes, Ordering::Release);
@@ -413,6 +417,8 @@ fn copy_out(src: *const u8, dst: *mut u8, len: usize) {
 }
 
 /// Copies into a page that the caller has pinned with `DIRTY`; others may be reading it.
+///
+/// # Context: handler
 ///
 /// # Safety
 /// `dst` is the address of a pinned page plus an offset, and `src.len()` bytes from it lie in pinned pages.

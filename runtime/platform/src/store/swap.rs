@@ -130,8 +130,10 @@ pub struct SwapStore<F: SharedSwapFile, Z: Frontswap = NoFront> {
 const RUN_MAX: usize = 256;
 
 impl<F: SharedSwapFile> SwapStore<F> {
-    /// Makes the store of an object that is never longer than `max_len_bytes`: eight bytes of address space a page, and
-    /// of memory where pages were written. Control plane.
+    /// Makes the store of an object that is never longer than `max_len_bytes`: eight bytes of address space a page, and of
+    /// memory where pages were written.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `ENOMEM`.
@@ -142,6 +144,8 @@ impl<F: SharedSwapFile> SwapStore<F> {
 
 impl<F: SharedSwapFile, Z: Frontswap> SwapStore<F, Z> {
     /// As [`SwapStore::new`], with something in front of the file.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `ENOMEM`.

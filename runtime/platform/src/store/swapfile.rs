@@ -76,8 +76,9 @@ pub struct SwapFile {
 const SEARCH_WORDS: u32 = 1024;
 
 impl SwapFile {
-    /// Makes slots of the first `len_bytes` bytes (rounded down to pages) of a file that is at least as long. Control
-    /// plane.
+    /// Makes slots of the first `len_bytes` bytes (rounded down to pages) of a file that is at least as long.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `EINVAL`: not one page; `EFBIG`: 16 TiB or more; `ENOMEM`.
@@ -97,16 +98,22 @@ impl SwapFile {
     }
 
     /// Returns how many slots there are.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_slots(&self) -> u32 {
         self.nr_slots
     }
     /// Returns how many slots are taken.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn nr_used(&self) -> u32 {
         self.nr_used.load(Ordering::Relaxed)
     }
     /// Returns whether the file's pages go past the kernel's cache.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.file.is_direct()

@@ -27,6 +27,8 @@ pub struct Descriptor {
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 /// Returns how often a descriptor of ours was found closed, or naming a file of the program's.
+///
+/// # Context: handler
 #[must_use]
 pub fn lost() -> u64 {
     LOST.load(Ordering::Relaxed)
@@ -39,7 +41,9 @@ impl Descriptor {
     /// No descriptor.
     pub const NONE: Self = Self { number: -1, dev: 0, ino: 0, flags: 0, mark: 0 };
 
-    /// Notes what `number`, which is ours now, names. Control plane.
+    /// Notes what `number`, which is ours now, names.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn new(number: i32) -> Self {
         let (dev, ino) = identity(number).unwrap_or((0, 0));
@@ -48,13 +52,15 @@ impl Descriptor {
     }
 
     /// Marks the open description, so that [`Descriptor::check`] takes 0.15 us instead of 0.28: nobody else has it, and
-    /// nothing uses its position, so that lies where a random number has put it. What finds another one there asks for
-    /// the inode, and a file of the program's is taken for it once in 2^31. Where it cannot be marked it is not. Control plane.
+    /// nothing uses its position, so that lies where a random number has put it. What finds another one there asks for the
+    /// inode, and a file of the program's is taken for it once in 2^31. Where it cannot be marked it is not.
     ///
     /// Not by lseek(2), which is quicker still, and waits for who reads from the file by that description, where it is the
     /// program's: into an arena, say, whose fault asks us.
     ///
     /// The file must be a regular one, as long as it ever gets.
+    ///
+    /// # Context: control plane
     #[must_use]
     pub fn mark(self) -> Self {
         Self { mark: self.move_position().unwrap_or(0), ..self }
@@ -74,18 +80,24 @@ impl Descriptor {
     }
 
     /// Returns the number, whatever it names by now; -1: none.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn number(self) -> i32 {
         self.number
     }
 
     /// Returns the same file under another number.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn renumbered(self, number: i32) -> Self {
         Self { number, ..self }
     }
 
     /// Returns whether there is one.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_some(self) -> bool {
         self.number >= 0
@@ -147,7 +159,9 @@ impl Descriptor {
         }
     }
 
-    /// Closes it, unless the number is the program's by now. Control plane.
+    /// Closes it, unless the number is the program's by now.
+    ///
+    /// # Context: control plane
     pub fn close(self) {
         if self.is_some() && self.check().is_ok() {
             file::close(self.number);
@@ -186,7 +200,9 @@ fn fcntl(number: i32, request: i32, arg: i32) -> Result<usize, Errno> {
 /// the highest.
 const HIGH: u64 = 4096;
 
-/// Duplicates a descriptor to a high number, close-on-exec; see fcntl(2), `F_DUPFD_CLOEXEC`. Control plane.
+/// Duplicates a descriptor to a high number, close-on-exec; see fcntl(2), `F_DUPFD_CLOEXEC`.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EBADF`, `EMFILE`.
@@ -201,9 +217,11 @@ pub fn dup_high(number: i32) -> Result<i32, Errno> {
     }
 }
 
-/// Moves a descriptor that nobody else has seen to a high number; where none is free it stays. Control plane.
+/// Moves a descriptor that nobody else has seen to a high number; where none is free it stays.
 ///
 /// Not for files that the program may have locked: any close of one drops the process's locks on it (fcntl(2)).
+///
+/// # Context: control plane
 #[must_use]
 pub fn raise(number: i32) -> i32 {
     match dup_high(number) {
@@ -261,7 +279,9 @@ fn take_from(tid: u32, number: i32) -> Result<i32, Errno> {
 static KEEPER: AtomicU32 = AtomicU32::new(0);
 
 /// Runs on a thread of its own: keeps `numbers` open until another thread keeps, or [`let_go`]; `ready` is called when they
-/// are kept. Control plane.
+/// are kept.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// The kernel's, of close_range(2) and unshare(2): nothing is kept.
@@ -279,6 +299,8 @@ pub fn keep(numbers: &[i32], ready: impl FnOnce()) -> Result<(), Errno> {
 }
 
 /// Has nothing kept any more: what the program has closed goes when the thread does.
+///
+/// # Context: control plane
 pub fn let_go() {
     // Release pairs with `kept`.
     KEEPER.store(0, Ordering::Release);

@@ -65,7 +65,9 @@ pub fn write(fd: i32, src: &[u8]) -> Result<usize, Errno> {
     unsafe { syscall6(libc::SYS_write, [fd as usize, src.as_ptr() as usize, src.len(), 0, 0, 0]) }
 }
 
-/// Opens a file for reading, close-on-exec; see open(2). Control plane.
+/// Opens a file for reading, close-on-exec; see open(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// The kernel's.
@@ -76,7 +78,9 @@ pub fn open_rdonly(path: &core::ffi::CStr) -> Result<i32, Errno> {
     Ok(i32::try_from(fd).unwrap_or(i32::MAX))
 }
 
-/// Opens a file for reading and writing, close-on-exec; see open(2). Control plane.
+/// Opens a file for reading and writing, close-on-exec; see open(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// The kernel's.
@@ -87,8 +91,10 @@ pub fn open_rdwr(path: &core::ffi::CStr) -> Result<i32, Errno> {
     Ok(i32::try_from(fd).unwrap_or(i32::MAX))
 }
 
-/// Opens a path without opening what it names: no device is started, no FIFO waited for, and no lock of the process goes
-/// when it is closed; see open(2), `O_PATH`. Control plane.
+/// Opens a path without opening what it names: no device is started, no FIFO waited for, and no lock of the process goes when
+/// it is closed; see open(2), `O_PATH`.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// The kernel's.
@@ -100,7 +106,8 @@ pub fn open_path(path: &core::ffi::CStr) -> Result<i32, Errno> {
 }
 
 /// Asks whether the process may read, and if `write` also write, what a descriptor of any kind names; see faccessat2(2).
-/// Control plane.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EACCES`, `EROFS`; `ENOSYS` before Linux 5.8.
@@ -125,7 +132,9 @@ pub struct Permits {
     pub append: bool,
 }
 
-/// Returns what a descriptor permits. Control plane.
+/// Returns what a descriptor permits.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EBADF`.
@@ -139,8 +148,10 @@ pub fn permits(fd: i32) -> Result<Permits, Errno> {
     Ok(Permits { read, write, direct: flags & libc::O_DIRECT != 0, append: flags & libc::O_APPEND != 0 })
 }
 
-/// Opens the file behind a descriptor once more, through `/proc`, close-on-exec: a description of its own, with its own
-/// flags and its own memory of write errors. Control plane.
+/// Opens the file behind a descriptor once more, through `/proc`, close-on-exec: a description of its own, with its own flags
+/// and its own memory of write errors.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EINVAL` where the file system has no direct I/O, `ENOENT` without `/proc`, the kernel's others; see open(2).
@@ -240,7 +251,9 @@ pub fn unread_bytes(fd: i32) -> Result<u32, Errno> {
     Ok(nr)
 }
 
-/// Sets a file's length; see ftruncate(2). Control plane.
+/// Sets a file's length; see ftruncate(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EFBIG` past `RLIMIT_FSIZE` (which also raises `SIGXFSZ`: check the limit first), `EPERM` when sealed.
@@ -250,12 +263,16 @@ pub fn ftruncate(fd: i32, len_bytes: u64) -> Result<(), Errno> {
 }
 
 /// Closes a descriptor that the caller owns; errors are of no use and are dropped.
+///
+/// # Context: handler
 pub fn close(fd: i32) {
     // SAFETY: the caller owns the descriptor; close touches no memory.
     let _ = unsafe { syscall6(libc::SYS_close, [fd as usize, 0, 0, 0, 0, 0]) };
 }
 
-/// Duplicates a descriptor, close-on-exec; see fcntl(2). Control plane.
+/// Duplicates a descriptor, close-on-exec; see fcntl(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EBADF`, `EMFILE`.
@@ -303,6 +320,8 @@ pub enum FileType {
 
 impl Status {
     /// Returns the type that the mode says.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn file_type(&self) -> FileType {
         match self.mode & libc::S_IFMT {
@@ -353,7 +372,9 @@ pub fn device_len_bytes(fd: i32) -> Result<u64, Errno> {
     Ok(len)
 }
 
-/// Returns the magic number of the file system that a descriptor's file is on; see fstatfs(2). Control plane.
+/// Returns the magic number of the file system that a descriptor's file is on; see fstatfs(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EBADF`, `ENOSYS`.
@@ -365,7 +386,9 @@ pub fn file_system(fd: i32) -> Result<u64, Errno> {
     Ok(st.f_type.cast_unsigned())
 }
 
-/// Returns the bytes of storage that a file occupies (`st_blocks` × 512); see fstat(2). Control plane.
+/// Returns the bytes of storage that a file occupies (`st_blocks` × 512); see fstat(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EBADF`.
@@ -397,25 +420,33 @@ pub fn rlimit_fsize() -> u64 {
     rlimit(libc::RLIMIT_FSIZE)
 }
 
-/// Returns `RLIMIT_MEMLOCK`, the bytes that a process without `CAP_IPC_LOCK` may lock in memory. Control plane.
+/// Returns `RLIMIT_MEMLOCK`, the bytes that a process without `CAP_IPC_LOCK` may lock in memory.
+///
+/// # Context: control plane
 #[must_use]
 pub fn rlimit_memlock() -> u64 {
     rlimit(libc::RLIMIT_MEMLOCK)
 }
 
-/// Returns `RLIMIT_AS`, the bytes of address space the process may map. Control plane.
+/// Returns `RLIMIT_AS`, the bytes of address space the process may map.
+///
+/// # Context: control plane
 #[must_use]
 pub fn rlimit_as() -> u64 {
     rlimit(libc::RLIMIT_AS)
 }
 
-/// Returns `RLIMIT_NOFILE`: descriptors have smaller numbers. Control plane.
+/// Returns `RLIMIT_NOFILE`: descriptors have smaller numbers.
+///
+/// # Context: control plane
 #[must_use]
 pub fn rlimit_nofile() -> u64 {
     rlimit(libc::RLIMIT_NOFILE)
 }
 
 /// Waits until one of `fds` is readable or `timeout_ms` passed (-1: forever). Returns a bit mask of ready ones.
+///
+/// # Context: the monitor thread
 ///
 /// # Errors
 /// `EINTR` and the kernel's others; see poll(2).
@@ -427,7 +458,9 @@ pub fn poll_in(fds: [i32; 2], timeout_ms: i32) -> Result<u32, Errno> {
     Ok(u32::from(p[0].revents != 0) | (u32::from(p[1].revents != 0) << 1))
 }
 
-/// Creates two sockets that are connected, close-on-exec and non-blocking; see socketpair(2). Control plane, and the monitor.
+/// Creates two sockets that are connected, close-on-exec and non-blocking; see socketpair(2).
+///
+/// # Context: control plane, and the monitor
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`, `ENOMEM`.
@@ -442,6 +475,8 @@ pub fn socketpair() -> Result<[i32; 2], Errno> {
 
 /// Sends bytes to a socket, without a signal where nobody is there to receive, and without waiting; see sendto(2).
 ///
+/// # Context: handler
+///
 /// # Errors
 /// `ENOTSOCK`: it is none, and was left alone. `EAGAIN`, `EPIPE`, `EBADF`.
 pub fn send(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
@@ -453,6 +488,8 @@ pub fn send(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
 
 /// Receives bytes from a socket without waiting; see recvfrom(2).
 ///
+/// # Context: handler
+///
 /// # Errors
 /// `ENOTSOCK`: it is none, and was left alone. `EAGAIN`, `EBADF`.
 pub fn receive(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
@@ -462,6 +499,8 @@ pub fn receive(fd: i32, buf: &mut [u8]) -> Result<usize, Errno> {
 }
 
 /// Drops a whole file's clean pages from the kernel's page cache; see posix_fadvise(2), `POSIX_FADV_DONTNEED`.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EBADF`, `ESPIPE`.

@@ -15,6 +15,8 @@ const FUTEX_WAKE_PRIVATE: usize = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) 
 ///
 /// Returns at once when the word differs; may also return without cause.
 ///
+/// # Context: handler
+///
 /// # Errors
 /// `EAGAIN` (the word differs), `EINTR`, `ETIMEDOUT`; none of them needs more than another look at the word.
 pub fn wait(addr: usize, seen: u32, timeout_ns: u64) -> Result<(), Errno> {
@@ -36,6 +38,8 @@ pub fn wake_all(addr: usize) {
 }
 
 /// [`wait`] on a plain atomic.
+///
+/// # Context: handler
 ///
 /// # Errors
 /// As [`wait`].

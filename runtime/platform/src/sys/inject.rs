@@ -60,6 +60,8 @@ static NR_CALLS: AtomicU64 = AtomicU64::new(0);
 static FAILED: AtomicI64 = AtomicI64::new(0);
 
 /// Has call number `k` (from 0) of the calling thread fail. One thread of the process at a time.
+///
+/// # Context: a test
 pub fn arm(k: u64, fails: Fails) {
     FAILS_AT.store(k, Ordering::Relaxed);
     NR_CALLS.store(0, Ordering::Relaxed);
@@ -69,6 +71,8 @@ pub fn arm(k: u64, fails: Fails) {
 }
 
 /// Lets calls through again, and says what happened.
+///
+/// # Context: a test
 pub fn disarm() -> Injected {
     THREAD.store(0, Ordering::Relaxed);
     let failed = FAILED.load(Ordering::Relaxed);
@@ -80,6 +84,8 @@ static FORGETFUL: AtomicBool = AtomicBool::new(false);
 
 /// Has UFFDIO_MOVE, of every thread, count the first page of a run alone, and none of a single page, though it moves all: as
 /// a kernel does that has met other work on the pages (`uffd::move_pages`).
+///
+/// # Context: a test
 pub fn forget_moves(yes: bool) {
     FORGETFUL.store(yes, Ordering::Relaxed);
 }
@@ -101,6 +107,8 @@ pub(super) fn error_of(nr: libc::c_long, args: &[usize; 6]) -> Option<Errno> {
 }
 
 /// Counts what the standard library is about to do.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// If it is to fail.

@@ -96,6 +96,8 @@ pub unsafe fn is_zero_racy(src: *const u8, len_bytes: usize) -> bool {
 
 /// Maps `len_bytes` bytes; see mmap(2).
 ///
+/// # Context: handler
+///
 /// # Errors
 /// `ENOMEM` (address space or `vm.max_map_count` exhausted), `EINVAL`, `EACCES`, `EPERM`.
 ///
@@ -115,6 +117,8 @@ pub unsafe fn mmap(addr: usize, len_bytes: usize, prot: i32, flags: i32, fd: i32
 }
 
 /// Reserves `len_bytes` bytes of address space without access, at an address that is a multiple of `align_bytes`.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// As [`mmap`].
@@ -139,6 +143,8 @@ pub fn reserve(len_bytes: usize, align_bytes: usize) -> Result<usize, Errno> {
 }
 
 /// Reserves `len_bytes` bytes of address space without access at exactly `addr`, if nothing is mapped in the range.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EEXIST`: something is; as [`mmap`].
@@ -170,13 +176,17 @@ pub fn map_zeroed(len_bytes: usize) -> Result<usize, Errno> {
 }
 
 /// Leaves a range out of core dumps. Advice may be refused.
+///
+/// # Context: control plane
 pub fn leave_out_of_dumps(addr: usize, len_bytes: usize) {
     // SAFETY: the advice changes no byte and no access.
     let _ = unsafe { madvise(addr, len_bytes, MADV_DONTDUMP) };
 }
 
 /// Returns whether what the process maps from now on is populated at once, since it is locked: mlockall(2), `MCL_FUTURE`
-/// without `MCL_ONFAULT`. Found out by a page of its own. Control plane.
+/// without `MCL_ONFAULT`. Found out by a page of its own.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// As [`mmap`]: `EAGAIN` past `RLIMIT_MEMLOCK`.
@@ -192,6 +202,8 @@ pub fn is_populated_at_once() -> Result<bool, Errno> {
 
 /// Unmaps a range; see munmap(2).
 ///
+/// # Context: handler
+///
 /// # Errors
 /// `EINVAL`, `ENOMEM` (a split would pass `vm.max_map_count`).
 ///
@@ -204,6 +216,8 @@ pub unsafe fn munmap(addr: usize, len_bytes: usize) -> Result<(), Errno> {
 
 /// Gives a whole mapping back, when there is nobody to tell that it could not be: for that the kernel may need memory that it
 /// has not at the moment, so it is asked again. `false`: in vain; it stays.
+///
+/// # Context: handler
 ///
 /// # Safety
 /// As [`munmap`].
@@ -273,7 +287,9 @@ pub fn is_resident(addr: usize) -> bool {
 }
 
 /// Returns how many bytes of private anonymous memory lie in `addr..addr + len_bytes`, both multiples of the page; see
-/// mincore(2). Control plane.
+/// mincore(2).
+///
+/// # Context: control plane
 #[must_use]
 pub fn resident_bytes(addr: usize, len_bytes: usize) -> u64 {
     /// What one call tells of, eight pages a word.
@@ -315,7 +331,9 @@ pub unsafe fn zap_ranges(ranges: &[softfault_mm::ops::Zap]) -> bool {
     ranges.iter().all(|r| unsafe { drop_pages(r.addr, r.len_bytes) }.is_ok())
 }
 
-/// Creates a memfd, close-on-exec, sealable; see memfd_create(2). Control plane.
+/// Creates a memfd, close-on-exec, sealable; see memfd_create(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EMFILE`, `ENFILE`, `ENOMEM`.
@@ -326,7 +344,9 @@ pub fn memfd_create(name: &CStr) -> Result<i32, Errno> {
     Ok(i32::try_from(fd).unwrap_or(i32::MAX))
 }
 
-/// Seals a memfd's size: `F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL`; see fcntl(2). Control plane.
+/// Seals a memfd's size: `F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL`; see fcntl(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EPERM` when it is sealed against sealing.

@@ -9,6 +9,8 @@ const MLOCK_ONFAULT: usize = 1;
 
 /// Locks `len_bytes` at `addr`, both multiples of the page, and faults them in.
 ///
+/// # Context: control plane
+///
 /// # Errors
 /// `ENOMEM`: past `RLIMIT_MEMLOCK`, a split would pass `vm.max_map_count`, or a part is not mapped. `EPERM`: the limit is 0.
 /// `EAGAIN`: a page could not be faulted in; the range counts as locked then.
@@ -19,6 +21,8 @@ pub fn mlock(addr: usize, len_bytes: usize) -> Result<(), Errno> {
 
 /// Locks what is there of `len_bytes` at `addr`, and what will be.
 ///
+/// # Context: control plane
+///
 /// # Errors
 /// As [`mlock`] but for `EAGAIN`.
 pub fn mlock_onfault(addr: usize, len_bytes: usize) -> Result<(), Errno> {
@@ -28,6 +32,8 @@ pub fn mlock_onfault(addr: usize, len_bytes: usize) -> Result<(), Errno> {
 
 /// Unlocks a range, however often it was locked; see munlock(2).
 ///
+/// # Context: control plane
+///
 /// # Errors
 /// `ENOMEM`: as [`mlock`].
 pub fn munlock(addr: usize, len_bytes: usize) -> Result<(), Errno> {
@@ -36,6 +42,8 @@ pub fn munlock(addr: usize, len_bytes: usize) -> Result<(), Errno> {
 }
 
 /// Returns the bytes of swap that the machine has, used or not; see sysinfo(2).
+///
+/// # Context: control plane
 #[must_use]
 pub fn swap_bytes() -> u64 {
     let mut info = core::mem::MaybeUninit::<libc::sysinfo>::zeroed();

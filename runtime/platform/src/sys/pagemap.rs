@@ -75,7 +75,9 @@ const TABLE_BYTES: u64 = 2 << 20;
 /// How often the file is taken back for one question: the program may go on closing it.
 const TRIES: usize = 3;
 
-/// Opens the file, unless it is open. Control plane, under the caller's lock.
+/// Opens the file, unless it is open.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// `ENOENT` without /proc, `ENOTTY` where the kernel has no PAGEMAP_SCAN (before Linux 6.7).
@@ -125,7 +127,9 @@ fn is_ours(number: i32) -> bool {
     fd::names(number, (DEV.load(Ordering::Relaxed), INO.load(Ordering::Relaxed)))
 }
 
-/// Returns the number, to be kept, and notes that it will be under this one. Control plane.
+/// Returns the number, to be kept, and notes that it will be under this one.
+///
+/// # Context: control plane
 #[must_use]
 pub fn note_kept() -> Option<i32> {
     let number = asked();
@@ -206,7 +210,9 @@ pub fn vouches(asked: u64) -> bool {
 }
 
 /// Finds out what the kernel says of a range without a page table, and whether it protects one, where `uffd` notes stores.
-/// Until then, and where that cannot be found out, it is asked for everything. Control plane.
+/// Until then, and where that cannot be found out, it is asked for everything.
+///
+/// # Context: control plane
 #[cfg(feature = "userfaultfd")]
 pub fn learn(uffd: &Uffd) {
     const LEN: usize = TABLE_BYTES as usize;
@@ -257,6 +263,8 @@ fn scan_fd() -> i32 {
 }
 
 /// Returns whether stores can be found by scanning.
+///
+/// # Context: handler
 #[must_use]
 pub fn is_open() -> bool {
     scan_fd() >= 0
@@ -468,6 +476,8 @@ pub mod old {
     static IS_ON: AtomicBool = AtomicBool::new(false);
 
     /// Has the kernel be such a one, before the first runtime is made.
+    ///
+    /// # Context: a test
     pub fn pretend() {
         IS_ON.store(true, Ordering::Relaxed);
     }

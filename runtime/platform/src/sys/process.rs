@@ -4,8 +4,10 @@
 
 use super::syscall::Errno;
 
-/// Has `f` called when the process ends by exit(3) or by the return of `main`, and when the library that this code is
-/// linked into is closed for good. Control plane.
+/// Has `f` called when the process ends by exit(3) or by the return of `main`, and when the library that this code is linked
+/// into is closed for good.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `ENOMEM`.

@@ -4,7 +4,9 @@
 
 use super::syscall::{Errno, syscall6};
 
-/// Fills `out` with random bits. Control plane: it may wait for the system's first entropy.
+/// Fills `out` with random bits.
+///
+/// # Context: control plane: it may wait for the system's first entropy
 ///
 /// # Errors
 /// `ENOSYS`.

@@ -48,6 +48,8 @@ const fn bit(signo: i32) -> u64 {
 }
 
 /// Returns the mask bit of signal `signo` (1..=64).
+///
+/// # Context: handler
 #[must_use]
 pub const fn mask_bit(signo: i32) -> u64 {
     bit(signo)
@@ -121,6 +123,8 @@ pub(crate) unsafe extern "C" fn restorer() {
 pub(crate) const RESTORER_SKIPS: usize = 1;
 
 /// Returns the disposition of `signo`.
+///
+/// # Context: handler
 ///
 /// # Errors
 /// `EINVAL` for no signal.
@@ -258,6 +262,8 @@ const ERR_INSTR: i64 = 1 << 4;
 impl Frame {
     /// Wraps the third argument of a signal handler.
     ///
+    /// # Context: handler
+    ///
     /// # Safety
     /// `uc` is the `ucontext_t` that the kernel passed to the handler which is still running.
     #[must_use]
@@ -283,36 +289,48 @@ impl Frame {
     }
 
     /// Returns whether the page-fault error code is there: a program's own fault has bit 2 set. Some hosts (gVisor) give 0.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn knows_access(&self) -> bool {
         self.greg(libc::REG_ERR) & ERR_USER != 0
     }
 
     /// Returns whether the access was a store (page-fault error code, bit 1).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_write(&self) -> bool {
         self.greg(libc::REG_ERR) & ERR_WRITE != 0
     }
 
     /// Returns whether the access was an instruction fetch (page-fault error code, bit 4).
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn is_instruction(&self) -> bool {
         self.greg(libc::REG_ERR) & ERR_INSTR != 0
     }
 
     /// Returns the interrupted stack pointer.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn sp(&self) -> usize {
         self.greg(libc::REG_RSP).cast_unsigned() as usize
     }
 
     /// Returns the interrupted instruction's address.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn ip(&self) -> usize {
         self.greg(libc::REG_RIP).cast_unsigned() as usize
     }
 
     /// Continues at `ip` when the handler returns (benchmarks and tests skip an instruction with it).
+    ///
+    /// # Context: handler
     ///
     /// # Safety
     /// Execution at `ip` with the interrupted registers is sound.
@@ -323,6 +341,8 @@ impl Frame {
 
     /// Sets the interrupted context's `rax` (tests return an error from a probing load with it).
     ///
+    /// # Context: handler
+    ///
     /// # Safety
     /// The interrupted code expects `rax` to change.
     pub unsafe fn set_rax(&self, value: u64) {
@@ -331,6 +351,8 @@ impl Frame {
     }
 
     /// Returns the signal mask of the interrupted code.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn mask(&self) -> u64 {
         // SAFETY: as in `greg`; the kernel's mask is the first 8 bytes of `uc_sigmask`.
@@ -339,6 +361,8 @@ impl Frame {
 }
 
 /// Ends the process with SIGABRT, past any handler.
+///
+/// # Context: handler
 pub fn abort() -> ! {
     loop {
         // SAFETY: the default disposition is no function.

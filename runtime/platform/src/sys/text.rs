@@ -3,6 +3,8 @@
 //! # Context: handler
 
 /// Writes `n` in decimal at the start of `field`, as far as it has room; the rest of the field stays as it is.
+///
+/// # Context: handler
 pub fn put_decimal(field: Option<&mut [u8]>, mut n: u64) {
     let mut digits = [0u8; 20];
     let mut len = 0;
@@ -22,6 +24,8 @@ pub fn put_decimal(field: Option<&mut [u8]>, mut n: u64) {
 }
 
 /// Writes `n` in hexadecimal at the start of `field`, as far as it has room; returns how many digits that are.
+///
+/// # Context: handler
 pub fn put_hex(field: Option<&mut [u8]>, n: u64) -> usize {
     let digits = (u64::BITS - n.leading_zeros()).div_ceil(4).max(1) as usize;
     if let Some(field) = field {

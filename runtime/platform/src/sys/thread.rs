@@ -8,7 +8,9 @@ use super::syscall::{Errno, syscall6};
 /// A set of processors, bit `n % 64` of word `n / 64` for processor `n`: the kernel's `cpumask`, 1024 processors.
 pub type CpuMask = [u64; 16];
 
-/// Returns the processors that the calling thread may run on; see sched_getaffinity(2). Control plane.
+/// Returns the processors that the calling thread may run on; see sched_getaffinity(2).
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EINVAL` on a machine with more processors than the mask has bits.
@@ -20,9 +22,11 @@ pub fn affinity() -> Result<CpuMask, Errno> {
     Ok(mask)
 }
 
-/// Moves the calling thread to the processors of `mask`; see sched_setaffinity(2). Control plane.
+/// Moves the calling thread to the processors of `mask`; see sched_setaffinity(2).
 ///
 /// Threads created later inherit the mask.
+///
+/// # Context: control plane
 ///
 /// # Errors
 /// `EINVAL` when no processor of the mask may be used.
@@ -32,7 +36,9 @@ pub fn set_affinity(mask: &CpuMask) -> Result<(), Errno> {
     unsafe { syscall6(libc::SYS_sched_setaffinity, args) }.map(drop)
 }
 
-/// Returns the calling thread's id. Control plane and failpoints.
+/// Returns the calling thread's id.
+///
+/// # Context: control plane and failpoints
 #[must_use]
 pub fn gettid() -> u32 {
     // SAFETY: touches no memory.
@@ -41,6 +47,8 @@ pub fn gettid() -> u32 {
 }
 
 /// Returns the process id as the kernel says it, not as libc cached it.
+///
+/// # Context: handler
 #[must_use]
 pub fn getpid() -> i32 {
     // SAFETY: touches no memory.
@@ -82,6 +90,8 @@ pub struct Timespec {
 }
 
 /// Sleeps for `ns` nanoseconds or until a signal; see nanosleep(2).
+///
+/// # Context: handler
 pub fn sleep_ns(ns: u64) {
     let ts = libc::timespec {
         tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),

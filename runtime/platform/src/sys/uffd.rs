@@ -96,9 +96,11 @@ pub struct PageFaultMsg {
 }
 
 impl Uffd {
-    /// Opens a context with exactly `features`. Control plane.
+    /// Opens a context with exactly `features`.
     ///
     /// `open_flags` is 0 or [`bits::USER_MODE_ONLY`]; the descriptor is close-on-exec and non-blocking.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// `EPERM` (not allowed here), `ENOSYS` (no such system call), `EINVAL` (a feature is missing).
@@ -115,7 +117,9 @@ impl Uffd {
         Ok(uffd)
     }
 
-    /// Returns every feature the running kernel supports, or why a context cannot be had. Control plane.
+    /// Returns every feature the running kernel supports, or why a context cannot be had.
+    ///
+    /// # Context: control plane
     ///
     /// # Errors
     /// As [`Uffd::open`].
@@ -124,12 +128,16 @@ impl Uffd {
     }
 
     /// Returns the descriptor, still owned by `self`.
+    ///
+    /// # Context: handler
     #[must_use]
     pub fn fd(&self) -> i32 {
         self.fd.load(Ordering::Relaxed)
     }
 
-    /// Notes that a thread keeps the descriptor under its present number, see [`fd::keep`]. Control plane.
+    /// Notes that a thread keeps the descriptor under its present number, see [`fd::keep`].
+    ///
+    /// # Context: control plane
     pub fn note_kept(&self) {
         self.kept_as.store(self.fd(), Ordering::Relaxed);
     }
@@ -335,6 +343,8 @@ impl Uffd {
     }
 
     /// Reads up to `out.len()` messages; returns how many. None are ready: 0.
+    ///
+    /// # Context: the monitor thread
     ///
     /// # Errors
     /// The kernel's, except `EAGAIN`; those of [`Uffd::take_back`].

@@ -129,10 +129,12 @@ fn ours(handler: Handler) -> KernelSigaction {
     KernelSigaction { handler: handler as usize, flags, restorer: 0, mask: EVERY_SIGNAL }
 }
 
-/// Installs `handler` for SIGBUS and SIGSEGV, remembering what was there. Control plane, under the caller's lock.
+/// Installs `handler` for SIGBUS and SIGSEGV, remembering what was there.
 ///
 /// Called again (a program's runtime may have installed its own handlers after ours) it chains to the newcomer, and
 /// where the newcomer calls ours in turn, to what was there before our first installation.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// The kernel's; the first of the two may be installed then: [`uninstall`] takes it back.
@@ -167,9 +169,11 @@ fn install_for(signo: i32, handler: Handler) -> Result<(), Errno> {
     set
 }
 
-/// Puts the previous dispositions back, where ours are still in place. Control plane, under the caller's lock.
+/// Puts the previous dispositions back, where ours are still in place.
 ///
 /// If somebody installed a handler after us it stays, and goes on finding ours behind it, which passes everything on.
+///
+/// # Context: control plane, under the caller's lock
 pub fn uninstall(handler: Handler) {
     for signo in [SIGBUS, SIGSEGV] {
         if signal::current(signo).is_ok_and(|c| c.handler == handler as usize) {
@@ -182,6 +186,8 @@ pub fn uninstall(handler: Handler) {
 }
 
 /// Returns whether `handler` is what the kernel calls for both signals.
+///
+/// # Context: control plane
 #[must_use]
 pub fn is_installed(handler: Handler) -> bool {
     [SIGBUS, SIGSEGV].iter().all(|s| signal::current(*s).is_ok_and(|c| c.handler == handler as usize))

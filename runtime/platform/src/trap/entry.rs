@@ -37,6 +37,8 @@ static REFUSALS: AtomicU64 = AtomicU64::new(0);
 
 /// Returns why faults were refused since the process began: a mask of 1 (nested too deep), 2 (the runtime's own code
 /// touched an arena inside a section) and 4 (raised on a helper thread).
+///
+/// # Context: handler
 #[must_use]
 pub fn refusals() -> u64 {
     REFUSALS.load(Ordering::Relaxed)
@@ -47,12 +49,16 @@ static STAMP_FOR: AtomicUsize = AtomicUsize::new(0);
 static STAMP: AtomicU64 = AtomicU64::new(0);
 
 /// Asks that the calling thread's next fault on an arena notes when its handler was entered.
+///
+/// # Context: control plane
 pub fn stamp_next() {
     STAMP.store(0, Ordering::Relaxed);
     STAMP_FOR.store(thread::thread_pointer(), Ordering::Relaxed);
 }
 
 /// Returns the stamp that [`stamp_next`] asked for, in clock ticks; 0 if there was no fault.
+///
+/// # Context: control plane
 #[must_use]
 pub fn take_stamp() -> u64 {
     STAMP_FOR.store(0, Ordering::Relaxed);

@@ -88,6 +88,8 @@ impl Park for Impatient<'_> {
 ///
 /// Runs on its own thread, which must be a registered helper.
 ///
+/// # Context: the monitor thread
+///
 /// # Errors
 /// The kernel's, when the descriptor can no longer be read: see [`give_up`].
 pub fn serve(mmu: &UffdMmu, stop: &core::sync::atomic::AtomicU32) -> Result<(), Errno> {
@@ -169,6 +171,8 @@ impl Drop for Watching {
 
 /// Ends monitored arenas of which the messages can no longer be read: whoever waits for a page, and whoever touches one
 /// from now on, gets SIGSEGV. Without it the first would wait for ever; and once the context goes, holes are zeros.
+///
+/// # Context: the monitor thread
 pub fn give_up() {
     vmatree::each_arena(Trap::Monitor, &mut |base, len_bytes| {
         // SAFETY: the arena's own range; nothing that is protected so is read any more.

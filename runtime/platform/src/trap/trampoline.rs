@@ -103,6 +103,8 @@ macro_rules! claim {
 
 /// The handler of SIGBUS and SIGSEGV.
 ///
+/// # Context: handler
+///
 /// # Safety
 /// Called by the kernel, as a handler installed with `SA_SIGINFO` and every signal in its mask, after `stack::init`; or by
 /// another handler installed with `SA_SIGINFO`, whatever its mask, with its own arguments.

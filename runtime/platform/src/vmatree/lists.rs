@@ -9,7 +9,9 @@ use softfault_mm::host::{Rmap, Which};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::vma::Vma;
 
-/// Adds vma `index` to an object's list, before it is published. Control plane, under the object's gate.
+/// Adds vma `index` to an object's list, before it is published.
+///
+/// # Context: control plane, under the object's gate
 ///
 /// # Safety
 /// Record `index` was filled by [`super::write_vma`] and stays so until [`rmap_remove`] and [`crate::section::synchronize`] have
@@ -29,7 +31,9 @@ pub unsafe fn rmap_add(id: u32, which: Which, index: u32) {
 }
 
 /// Takes vma `index` off its object's list. Who walks the list may still see it until [`crate::section::synchronize`] has
-/// returned: its own link stays. Control plane, under the object's gate.
+/// returned: its own link stays.
+///
+/// # Context: control plane, under the object's gate
 pub fn rmap_remove(id: u32, which: Which, index: u32) {
     let (Some(head), Some(link)) = (head(id, which), link(index)) else { return };
     if !is_listed(head, link, index) {

@@ -24,6 +24,8 @@ pub fn arena_of(address: usize) -> Option<u32> {
 }
 
 /// Returns whether any page of the range lies in an arena.
+///
+/// # Context: handler
 #[must_use]
 pub fn overlaps_arena(address: usize, len_bytes: usize) -> bool {
     let last = address.saturating_add(len_bytes.saturating_sub(1));

@@ -32,7 +32,9 @@ pub struct ArenaFacts {
 /// Slots below this were published once: who goes through all of them looks at no others.
 static SLOTS_USED: AtomicU32 = AtomicU32::new(0);
 
-/// Makes an arena visible. Control plane, under the caller's lock.
+/// Makes an arena visible.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// `ENOMEM`: the page map cannot be had there. Nothing is visible.
@@ -59,8 +61,9 @@ pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) -> Result<(), Errno> 
     Ok(())
 }
 
-/// Makes an arena invisible and waits until no section can see it. Control plane, under the caller's lock; the caller is
-/// in no section.
+/// Makes an arena invisible and waits until no section can see it.
+///
+/// # Context: control plane, under the caller's lock; the caller is in no section
 pub fn withdraw_arena(slot: u32) {
     let Some(a) = arena(slot) else { return };
     let base = a.base.load(Ordering::Relaxed);
@@ -80,6 +83,8 @@ pub fn withdraw_arena(slot: u32) {
 
 /// Calls `f(base, len_bytes)` for each published arena whose faults arrive by `trap`, which stays published meanwhile or is
 /// unmapped by nobody: the caller is a helper, and ends them.
+///
+/// # Context: a helper thread
 pub fn each_arena(trap: Trap, f: &mut dyn FnMut(usize, usize)) {
     for a in (0..SLOTS_USED.load(Ordering::Relaxed)).map_while(arena) {
         let len_bytes = a.nr_granules.load(Ordering::Relaxed) << EXTENT_SHIFT;
@@ -98,7 +103,9 @@ pub(crate) fn arenas_end() -> u32 {
     ARENAS_END.load(Ordering::Relaxed)
 }
 
-/// Writes a vma into a free record. Control plane.
+/// Writes a vma into a free record.
+///
+/// # Context: control plane
 ///
 /// # Safety
 /// 1. Record `index` is not published, and every section that may have seen it has been left.
@@ -117,10 +124,12 @@ pub trait SplitPool {
     fn get(&mut self) -> Option<u32>;
 }
 
-/// Gives the granule at `address` a split table, in which each page has the vma that it had. `true`: it had none before,
-/// and [`join_granule`] takes the table back. Control plane, under the caller's lock.
+/// Gives the granule at `address` a split table, in which each page has the vma that it had. `true`: it had none before, and
+/// [`join_granule`] takes the table back.
 ///
 /// What may fail of a publication is here, before anything of it is visible: so a publication has nothing to undo.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// `ENOMEM`: no table is left. Nothing was changed.
@@ -140,7 +149,8 @@ pub fn split_granule(slot: u32, address: usize, pool: &mut dyn SplitPool) -> Res
 }
 
 /// Takes the split table from the granule at `address` if its pages have one vma, or none, between them; returns it.
-/// Control plane, under the caller's lock.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Safety
 /// The table is not reused before [`section::synchronize`] has returned.
@@ -161,9 +171,11 @@ pub unsafe fn join_granule(slot: u32, address: usize) -> Option<u32> {
     Some(index)
 }
 
-/// Points every page of `start..end` of an arena at vma `index`, or at none. Control plane, under the caller's lock.
+/// Points every page of `start..end` of an arena at vma `index`, or at none.
 ///
 /// Granules that the range covers in part have split tables ([`split_granule`]). Nothing here fails.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Safety
 /// Record `index` was filled by [`write_vma`], and is not reused before the range points elsewhere and
@@ -188,7 +200,9 @@ pub unsafe fn publish_range(slot: u32, start: usize, end: usize, index: Option<u
     }
 }
 
-/// Publishes an object under its number, or withdraws it (`None`; every user is gone then). Control plane.
+/// Publishes an object under its number, or withdraws it (`None`; every user is gone then).
+///
+/// # Context: control plane
 pub fn publish_mapping(id: u32, mapping: Option<&'static Mapping<'static>>) {
     if let Some(e) = mapping_entry(id) {
         // SeqCst pairs with `lookup::mapping` and `Lists::mapping`: a withdrawal, before the loads of `synchronize`.
@@ -196,7 +210,9 @@ pub fn publish_mapping(id: u32, mapping: Option<&'static Mapping<'static>>) {
     }
 }
 
-/// Publishes a delegation under its number, or withdraws it. Control plane.
+/// Publishes a delegation under its number, or withdraws it.
+///
+/// # Context: control plane
 pub fn publish_delegation(id: u32, delegation: Option<&'static Delegation<'static>>) {
     if let Some(e) = delegation_entry(id) {
         let ptr = delegation.map_or(core::ptr::null_mut(), |d| core::ptr::from_ref(d).cast_mut());

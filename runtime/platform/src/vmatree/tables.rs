@@ -123,7 +123,9 @@ impl Numbered {
         self.tables().iter().flatten().map(|(_, size)| size).sum()
     }
 
-    /// Makes the entries of `index` accessible. Control plane, under the caller's lock.
+    /// Makes the entries of `index` accessible.
+    ///
+    /// # Context: control plane, under the caller's lock
     ///
     /// # Errors
     /// `ENOMEM`: there is no such number, or no memory for the table may be had.
@@ -150,7 +152,9 @@ fn table_bytes(shift: u32) -> usize {
 }
 
 /// Takes the tables' address space, once a process: about 300 MiB, or, where that is more than `budget_bytes`, as much less as
-/// can be. Of memory only what is used. Control plane, under the caller's lock.
+/// can be. Of memory only what is used.
+///
+/// # Context: control plane, under the caller's lock
 ///
 /// # Errors
 /// `ENOMEM` when the address space is limited (`RLIMIT_AS`), `EAGAIN` when it is locked (`RLIMIT_MEMLOCK`).
@@ -165,6 +169,8 @@ pub fn init(budget_bytes: usize) -> Result<(), Errno> {
 }
 
 /// Returns the address space that the tables take at least.
+///
+/// # Context: control plane
 #[must_use]
 pub fn table_bytes_min() -> usize {
     table_bytes(SHIFT_MAX)

@@ -115,6 +115,8 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, w
 ///
 /// Gives up when it has looked at everything several times, nothing is being written out either, and nobody else has pages in
 /// hand: then all pages are pinned, held, or cannot be written.
+///
+/// # Context: handler
 pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);

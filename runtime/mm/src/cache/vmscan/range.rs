@@ -78,6 +78,8 @@ pub fn reclaim_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u
 
 /// Unmaps the pages of `from..to` and puts them on probation: they go next unless they are missed. Returns how many that
 /// were. Linux: `deactivate_page`.
+///
+/// # Context: handler, or as the object's store for an exclusive object
 pub fn deactivate_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
     each_batch(env, mapping, from, to, &mut |r, batch, a, b| {
         // The pages are isolated, so the entries that name them in the queues are void from now on.
@@ -222,6 +224,8 @@ pub(crate) fn unmap_batch(
 /// Drops the unpinned pages of `from..to`, dirty or not: their bytes are void. Returns how many went.
 ///
 /// Chunks with a native extent that cannot be taken back are skipped, as are pages in write-back.
+///
+/// # Context: handler, or as the object's store for an exclusive object
 pub fn discard_range(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
     let mut freed = 0;
     let mut p = from;

@@ -22,6 +22,8 @@ use crate::rmap;
 
 /// Takes all of `from..to`, pages of one chunk, cached or not: they are the caller's until [`drop_void`] or
 /// [`keep_void`]. `false`: one is pinned, being filled or written, and none is taken.
+///
+/// # Context: control plane, under the lock over the object's flushes
 pub fn take_void(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> bool {
     let mut taken = false;
     env.mm.with_rmap(&mut |r| taken = take(env, r, mapping, stripe, from, to));
@@ -57,6 +59,8 @@ fn take_one(mapping: &Mapping<'_>, word: &FolioWord, pgoff: u64) -> bool {
 }
 
 /// Drops pages that were taken; returns how many could not be, and are cached as they were.
+///
+/// # Context: control plane, under the lock over the object's flushes
 pub fn drop_void(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> u64 {
     let vacant = |p: u64| mapping.folio(p).is_some_and(|w| w.load().is_vacant());
     let mut left = 0;
@@ -75,6 +79,8 @@ pub fn drop_void(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, 
 }
 
 /// Gives back pages that were taken and shall stay; those that were cached are dirty.
+///
+/// # Context: control plane, under the lock over the object's flushes
 pub fn keep_void(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64) {
     for p in from..to {
         if let Some(word) = mapping.folio(p).filter(|w| !w.load().is_vacant()) {
