@@ -115,6 +115,23 @@ mod can_fail {
     }
 
     #[test]
+    fn a_circle_by_a_name_that_is_passed_on_is_seen() {
+        let files = |x: &'static str| {
+            made_up(&[
+                ("src/lib.rs", "mod low;"),
+                ("src/low.rs", "mod x; mod y; pub use y::Y; fn f() { x::g() }"),
+                ("src/low/x.rs", x),
+                ("src/low/y.rs", "pub struct Y;"),
+            ])
+        };
+        let way = "src/low.rs:1 -> src/low/x.rs:1 -> src/low.rs";
+        let house = House { knots: &[], ..HOUSE };
+        let circles = check_circles(&house, &files("use super::Y; pub fn g() {}"));
+        assert_eq!(circles, [format!("src/low.rs:1: a circle of imports: {way}")]);
+        assert_eq!(check_circles(&house, &files("use super::y::Y; pub fn g() {}")), [""; 0]);
+    }
+
+    #[test]
     fn a_knot_that_is_listed_is_let_be() {
         let krate = made_up(&[
             ("src/lib.rs", "mod low;"),

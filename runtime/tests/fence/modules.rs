@@ -71,6 +71,19 @@ pub(crate) enum Target {
     Item { file: String, name: String },
 }
 
+/// How a path leads there.
+struct Way {
+    end: Target,
+    /// The modules that have the name from elsewhere.
+    by: Vec<usize>,
+}
+
+impl Way {
+    fn to(end: Target) -> Self {
+        Self { end, by: Vec::new() }
+    }
+}
+
 /// An arrow between two files of a crate.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Arrow {
@@ -188,10 +201,15 @@ impl Crate {
 
     /// Returns where `path`, as `from` says it, leads; `None`: out of the crate, or to a name that is local or built in.
     pub(crate) fn resolve(&self, from: usize, path: &[String]) -> Option<Target> {
+        self.follow(from, path).map(|way| way.end)
+    }
+
+    /// As [`Crate::resolve`], with the modules on the way that pass the name on.
+    fn follow(&self, from: usize, path: &[String]) -> Option<Way> {
         self.resolve_in(from, path, MAX_HOPS)
     }
 
-    fn resolve_in(&self, from: usize, path: &[String], hops: usize) -> Option<Target> {
+    fn resolve_in(&self, from: usize, path: &[String], hops: usize) -> Option<Way> {
         let hops = hops.checked_sub(1)?;
         let (first, rest) = path.split_first()?;
         match first.as_str() {
@@ -203,34 +221,35 @@ impl Crate {
     }
 
     /// Follows `path` from a module that it has reached.
-    fn walk(&self, at: usize, path: &[String], hops: usize) -> Option<Target> {
-        let Some((first, rest)) = path.split_first() else { return Some(Target::Module(at)) };
+    fn walk(&self, at: usize, path: &[String], hops: usize) -> Option<Way> {
+        let Some((first, rest)) = path.split_first() else { return Some(Way::to(Target::Module(at))) };
         if first == "super" {
             return self.walk(self.modules[at].parent?, rest, hops);
         }
         if at == 0
             && let Some(file) = self.macros.get(first)
         {
-            return Some(Target::Item { file: file.clone(), name: first.clone() });
+            return Some(Way::to(Target::Item { file: file.clone(), name: first.clone() }));
         }
         self.look_up(at, first, rest, hops)
     }
 
     /// Finds what `name` is in a module: a child, something it defines, or something it uses.
-    fn look_up(&self, at: usize, name: &str, rest: &[String], hops: usize) -> Option<Target> {
+    fn look_up(&self, at: usize, name: &str, rest: &[String], hops: usize) -> Option<Way> {
         let module = &self.modules[at];
         if let Some(child) = module.children.get(name) {
             return self.walk(*child, rest, hops);
         }
         if module.items.contains(name) {
-            return Some(Target::Item { file: module.file.clone(), name: name.to_owned() });
+            return Some(Way::to(Target::Item { file: module.file.clone(), name: name.to_owned() }));
         }
         let follow = |used: &Use, rest: &[String]| {
             let path: Vec<_> = used.named.path.iter().chain(rest).cloned().collect();
             // `use x::x` would find itself.
-            (used.named.path.first().map(String::as_str) != Some(name) || used.named.path.len() > 1)
-                .then(|| self.resolve_in(at, &path, hops))
-                .flatten()
+            let is_other = used.named.path.first().map(String::as_str) != Some(name) || used.named.path.len() > 1;
+            let mut way = is_other.then(|| self.resolve_in(at, &path, hops)).flatten()?;
+            way.by.push(at);
+            Some(way)
         };
         if let Some(used) = module.uses.iter().find(|u| u.name.as_deref() == Some(name)) {
             return follow(used, rest);
@@ -254,31 +273,39 @@ impl Crate {
         first.into_iter().map(|((from, to), line)| Arrow { from, to, line }).collect()
     }
 
-    /// Returns the files that a module names, with the lines.
+    /// Returns the files that a module names, with the lines: where what it names is defined, and where it has it from.
     fn named_files(&self, at: usize) -> Vec<(String, usize)> {
         let module = &self.modules[at];
         let mut found = Vec::new();
         for used in module.uses.iter().filter(|u| !u.passes_on) {
-            match self.resolve(at, &used.named.path) {
-                Some(Target::Item { file, .. }) => found.push((file, used.named.line)),
-                Some(Target::Module(m)) if used.name.is_some() => {
-                    found.push((self.modules[m].file.clone(), used.named.line))
-                }
-                Some(Target::Module(m)) => found.extend(self.files_behind(m).into_iter().map(|f| (f, used.named.line))),
-                None => {}
+            let Some(way) = self.follow(at, &used.named.path) else { continue };
+            found.extend(self.files_by(&way).map(|f| (f, used.named.line)));
+            match way.end {
+                Target::Item { file, .. } => found.push((file, used.named.line)),
+                Target::Module(m) if used.name.is_some() => found.push((self.modules[m].file.clone(), used.named.line)),
+                Target::Module(m) => found.extend(self.files_behind(m).into_iter().map(|f| (f, used.named.line))),
             }
         }
         for named in &module.paths {
-            match self.resolve(at, &named.path) {
-                Some(Target::Item { file, .. }) => found.push((file, named.line)),
-                // One word may be a variable; a module alone is named by none.
-                Some(Target::Module(m)) if named.path.len() > 1 => {
-                    found.push((self.modules[m].file.clone(), named.line))
-                }
-                _ => {}
+            let Some(way) = self.follow(at, &named.path) else { continue };
+            // One word may be a variable; a module alone is named by none.
+            if named.path.len() == 1 && matches!(way.end, Target::Module(_)) {
+                continue;
+            }
+            found.extend(self.files_by(&way).map(|f| (f, named.line)));
+            match way.end {
+                Target::Item { file, .. } => found.push((file, named.line)),
+                Target::Module(m) => found.push((self.modules[m].file.clone(), named.line)),
             }
         }
         found
+    }
+
+    /// Returns the files that pass a name on. Not the root: the names that it gives to floors and their modules are how
+    /// everybody names them, and it is above all.
+    fn files_by(&self, way: &Way) -> impl Iterator<Item = String> {
+        let root = &self.modules[0].file;
+        way.by.iter().map(|m| &self.modules[*m].file).filter(move |f| *f != root).cloned()
     }
 
     /// Returns the files of everything that `use module::*` brings in.
@@ -595,9 +622,7 @@ mod can_fail {
         leads("\nuse crate::a;", "low/a");
         leads("\nuse crate::{a::{A, f}};", "low/a");
         leads("\nuse super::low::a::A as Other;", "low/a");
-        leads("\nuse crate::low::First;", "low/a");
         leads("\nuse crate::words::A;", "low/a");
-        leads("\nuse crate::b::A;", "low/a");
         leads("\nuse self::super::b::inside::C;", "low/b");
         leads("\nuse crate::b::inside::*;", "low/b");
         leads("\nfn f() { crate::a::f() }", "low/a");
@@ -608,6 +633,17 @@ mod can_fail {
         leads("\nuse crate::Front;", "lib");
         leads("mod child;\nfn f() { child::D; }", "high/child");
         leads("mod inner {\nuse super::super::a::A; }", "low/a");
+    }
+
+    /// Who names a thing by a file that has it from another one depends on both.
+    #[test]
+    fn a_file_that_passes_a_name_on_is_named_too() {
+        let both = |by: &str| [("src/low/a.rs".to_owned(), 2), (format!("src/{by}.rs"), 2)];
+        assert_eq!(arrows_of("\nuse crate::low::First;"), both("low/mod"));
+        assert_eq!(arrows_of("\nuse crate::b::A;"), both("low/b"));
+        assert_eq!(arrows_of("\nfn f(_: super::b::A) {}"), both("low/b"));
+        // What a module has for itself leads on, and is no way through another file.
+        leads("use std::fmt;\nuse crate::a::A; fn f(_: A) {}", "low/a");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! # Context: handler
 
-use super::Why;
+use super::evict::Why;
 use super::range::{Reach, take_out_range};
 use crate::cache::filemap;
 use crate::folio::{DIRTY, State};

@@ -2,8 +2,8 @@
 //!
 //! # Context: handler, or as the object's store for an exclusive object
 
-use super::evict::take_out;
-use super::{Why, huge, punch};
+use super::evict::{Why, punch, take_out};
+use super::huge;
 use crate::discarded;
 use crate::folio::{DIRTY, Folio, FolioWord};
 use crate::host::{BATCH, Batch, Env, Rmap};

@@ -14,7 +14,8 @@
 //!
 //! # Context: control plane, under the lock over the object's flushes; inside a section nothing waits.
 
-use super::{Why, huge, punch};
+use super::evict::{Why, punch};
+use super::huge;
 use crate::folio::{DIRTY, FolioWord, Wake};
 use crate::host::{Env, Rmap};
 use crate::mapping::Mapping;
