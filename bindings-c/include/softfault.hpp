@@ -453,6 +453,12 @@ public:
     }
 };
 
+/* A file, and the arena that it lies in, whole. They may end in either order. */
+struct mapped_file {
+    softfault::arena arena;
+    softfault::object object;
+};
+
 /* A cache, its counters, its threads. Ends with the last of its objects and arenas. */
 class runtime : public handle<softfault_runtime, softfault_runtime_free> {
 public:
@@ -502,6 +508,13 @@ public:
         softfault_object *object;
         check(softfault_object_open(get(), path.c_str(), &options.c(), &object));
         return softfault::object(object);
+    }
+    /* Opens a file and maps it whole, from the arena's offset 0 on; to be written if the options say so. What mmap(2) does. */
+    mapped_file map_file(const std::string &path, const object_options &options = object_options()) {
+        softfault_arena *arena;
+        softfault_object *object;
+        check(softfault_arena_map_file(get(), path.c_str(), &options.c(), &arena, &object));
+        return mapped_file{softfault::arena(arena), softfault::object(object)};
     }
     object from_fd(int fd, const object_options &options = object_options()) {
         softfault_object *object;

@@ -2,6 +2,7 @@
 // What ends last ends everything, and the signal handlers that were there before are back.
 #include <softfault.hpp>
 
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <iostream>
@@ -111,7 +112,25 @@ static void unwinding() {
     expect(false, "the sum was wrong");
 }
 
-int main() {
+// A file mapped whole: the arena outlives the object's handle, and the other way round.
+static void map_file(const char *path) {
+    softfault::runtime rt;
+    softfault::mapped_file file = rt.map_file(path);
+    const std::size_t size = static_cast<std::size_t>(file.object.size());
+    std::vector<unsigned char> bytes(size);
+    expect(size > 0 && file.object.read_at(0, bytes.data(), size) == size, "the file was read");
+    file.object.free();
+    expect(std::memcmp(file.arena.data(), bytes.data(), size) == 0, "the arena has the file's bytes");
+    file.arena.free();
+    try {
+        rt.map_file("/no/such/file");
+        expect(false, "a file that is not there was mapped");
+    } catch (const softfault::error &e) {
+        expect(e.error_number() == ENOENT, e.what());
+    }
+}
+
+int main(int, char **argv) {
     try {
         void (*before)(int, siginfo_t *, void *), (*during)(int, siginfo_t *, void *), (*after)(int, siginfo_t *, void *);
         bool known = handler_of(SIGBUS, &before);
@@ -122,6 +141,7 @@ int main() {
         upside_down();
         moves();
         unwinding();
+        map_file(argv[0]);
         known = known && handler_of(SIGBUS, &after);
         expect(known && before != during && before == after, "the former handler is back");
     } catch (const std::exception &e) {

@@ -65,6 +65,7 @@ for (const [name, prototype] of Object.entries({
     arena_new: 'int softfault_arena_new(void *runtime, size_t len, void *options, _Out_ void **out)',
     arena_free: 'int softfault_arena_free(void *arena)',
     arena_base: 'int softfault_arena_base(void *arena, _Out_ void **base)',
+    arena_map_file: 'int softfault_arena_map_file(void *runtime, const char *path, softfault_object_options *options, _Out_ void **arena, _Out_ void **object)',
     arena_map: 'int softfault_arena_map(void *arena, size_t offset, void *object, uint64_t object_offset, size_t len, uint32_t prot, uint32_t sharing)',
     arena_read_at: 'int softfault_arena_read_at(void *arena, size_t offset, _Out_ uint8_t *buf, size_t len)',
     arena_write_at: 'int softfault_arena_write_at(void *arena, size_t offset, const uint8_t *buf, size_t len)',
@@ -164,6 +165,18 @@ class Runtime extends Handle {
         }
     }
 
+    /** Opens a file and maps it whole, as mmap(2) does: { arena, object }. Of an empty one nothing is mapped. */
+    mapFile(file, { writable = false } = {}) {
+        const [arena, object] = [[null], [null]];
+        try {
+            call('arena_map_file', this.handle, file, objectOptions(writable), arena, object);
+        } catch (e) {
+            throw Object.assign(e, { path: file });
+        }
+        const made = new SoftfaultObject(object[0], 'object_free');
+        return { arena: Arena.over(arena[0], made, writable), object: made };
+    }
+
     anonymous(length) {
         return new SoftfaultObject(ask('object_anonymous', this.handle, length, objectOptions(false)), 'object_free');
     }
@@ -259,6 +272,18 @@ class Arena {
     map(object, { offset = 0, objectOffset = 0, length = object.length - objectOffset, writable = false } = {}) {
         const prot = writable ? PROT_READ | PROT_WRITE : PROT_READ;
         call('arena_map', this.#handle, offset, object.handle, objectOffset, length, prot, MAP_SHARED);
+        this.#note(object, offset, objectOffset, length, writable);
+    }
+
+    // An arena that was made with a whole object in it.
+    static over(handle, object, writable) {
+        const arena = new Arena(handle);
+        if (object.length > 0)
+            arena.#note(object, 0, 0, object.length, writable);
+        return arena;
+    }
+
+    #note(object, offset, objectOffset, length, writable) {
         // Bytes past the object's end are zeros in its last page, and SIGBUS after it.
         const end = Math.min(length, Math.ceil((object.length - objectOffset) / PAGE) * PAGE);
         this.#mappings.push({ start: offset, end: offset + end, writable });

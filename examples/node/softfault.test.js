@@ -53,6 +53,28 @@ test('a sum over four times the cache', () => {
     close(it);
 });
 
+test('a file is mapped in one call', () => {
+    const copy = path.join(folder, 'whole');
+    fs.copyFileSync(file, copy);
+    const rt = new Runtime({ cacheLimit: SIZE / 4 });
+    const { arena, object } = rt.mapFile(copy, { writable: true });
+    const words = new BigUint64Array(arena.buffer());
+    assert.strictEqual(words.length, WORDS);
+    assert.strictEqual(words[WORDS - 1], BigInt(WORDS - 1));
+    words[0] = 7n;
+    object.sync();
+    assert.strictEqual(fs.readFileSync(copy).readBigUInt64LE(0), 7n);
+    close({ rt: { close() {} }, object, arena });
+
+    const empty = path.join(folder, 'empty');
+    fs.writeFileSync(empty, '');
+    const none = rt.mapFile(empty);
+    assert.strictEqual(none.object.length, 0);
+    assert.throws(() => none.arena.buffer(), RangeError);
+    assert.throws(() => rt.mapFile('/no/such/file'), (e) => e.errno === os.constants.errno.ENOENT && e.path === '/no/such/file');
+    close({ rt, ...none });
+});
+
 test('stores reach the file', () => {
     const copy = path.join(folder, 'copy');
     fs.copyFileSync(file, copy);

@@ -91,6 +91,27 @@ class Memory(WithFile):
         self.assertLessEqual(self.rt.counter("nr_cached_pages"), self.CACHE // PAGE)
         self.assertGreater(self.rt.counter("pgmajfault"), 0)
 
+    def test_a_file_is_mapped_in_one_call(self) -> None:
+        arena, file = self.rt.map_file(self.path, writable=True)
+        with arena:
+            words = arena.buffer().cast("Q")
+            self.assertEqual(sum(words[:: PAGE // 8]), sum(range(self.PAGES)))
+            words[0] = 7
+            del words
+            file.sync()
+        self.assertEqual(self.path.read_bytes()[:8], (7).to_bytes(8, "little"))
+        with self.rt.map_file(self.path)[0] as arena:
+            self.assertTrue(arena.buffer().readonly)
+
+        empty = Path(self.folder.name, "empty")
+        empty.touch()
+        arena, file = self.rt.map_file(empty)
+        self.assertEqual((file.length, arena.exported), (0, False))
+        arena.close()
+        with self.assertRaises(softfault.SoftfaultError) as caught:
+            self.rt.map_file("/no/such/file")
+        self.assertEqual((caught.exception.errno, caught.exception.filename), (errno.ENOENT, "/no/such/file"))
+
     def test_stores_reach_the_file(self) -> None:
         file, arena = self.mapped(writable=True)
         with arena:

@@ -220,6 +220,23 @@ func (rt *Runtime) Open(path string, writable bool) (*Object, error) {
 	return object, nil
 }
 
+// MapFile opens a file and maps it whole, shared, from the arena's offset 0 on, as mmap(2) does.
+func (rt *Runtime) MapFile(path string, writable bool) (*Arena, *Object, error) {
+	var options C.softfault_object_options
+	options.size = C.size_t(unsafe.Sizeof(options))
+	if writable {
+		options.flags = C.SOFTFAULT_OBJECT_WRITABLE
+	}
+	text := C.CString(path)
+	defer C.free(unsafe.Pointer(text))
+	arena, object := new(Arena), new(Object)
+	err := call(func() C.int { return C.softfault_arena_map_file(rt.h, text, &options, &arena.h, &object.h) })
+	if err != nil {
+		return nil, nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return arena, object, nil
+}
+
 // Anonymous makes memory, which begins as zeros. It leaves the cache only where there is swap.
 func (rt *Runtime) Anonymous(size uint64) (*Object, error) {
 	object := new(Object)

@@ -195,6 +195,33 @@ func TestStoresReachTheFile(t *testing.T) {
 	}
 }
 
+func TestMapFile(t *testing.T) {
+	path, rt, _, _ := numbered(t)
+	arena, object, err := rt.MapFile(path, true)
+	must(t, err)
+	must(t, object.Close()) // the mapping keeps what it needs
+	numbers, err := Slice[uint64](arena, 0, words)
+	must(t, err)
+	if got := sum(numbers); got != words*(words-1)/2 {
+		t.Errorf("the sum is %d", got)
+	}
+	numbers[words-1] = 7
+	must(t, arena.Close())
+	if _, _, err := rt.MapFile("/no/such/file", false); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("map: %v", err)
+	}
+
+	empty := filepath.Join(t.TempDir(), "empty")
+	must(t, os.WriteFile(empty, nil, 0o600))
+	arena, object, err = rt.MapFile(empty, false)
+	must(t, err)
+	if size, err := object.Size(); size != 0 || err != nil {
+		t.Errorf("an empty file has %d bytes, %v", size, err)
+	}
+	must(t, arena.Close())
+	must(t, object.Close())
+}
+
 func TestErrors(t *testing.T) {
 	_, rt, object, arena := numbered(t)
 	_, err := rt.Open("/no/such/file", false)

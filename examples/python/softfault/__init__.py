@@ -280,6 +280,27 @@ class Runtime(_Closing):
             e.filename = os.fspath(path)
             raise
 
+    def map_file(
+        self, path: Union[str, "os.PathLike[str]"], *, writable: bool = False, **options: Any
+    ) -> Tuple[Arena, Object]:
+        """Opens a file and maps it whole, as mmap(2) does: returns the arena and the object; options as open()'s.
+
+        An empty file leaves the arena without a mapping.
+        """
+        o = _object_options(writable=writable, **options)
+        arena, file = c_void_p(), c_void_p()
+        try:
+            call("arena_map_file", self._raw, os.fsencode(path), byref(o), byref(arena), byref(file))
+        except SoftfaultError as e:
+            e.filename = os.fspath(path)
+            raise
+        made, what = Arena(_Handle(arena, "arena")), Object(_Handle(file, "object"), writable)
+        length = what.length
+        if length > 0:
+            with made._lock:
+                made._note(what, (0, 0, length), writable)
+        return made, what
+
     def open_fd(self, fd: int, *, writable: bool = False, **options: Any) -> Object:
         """As open(), of a descriptor, which stays the caller's."""
         o = _object_options(writable=writable, **options)
@@ -673,10 +694,16 @@ class Arena(_Closing):
             self._refuse(offset, end, "replace", lambda export: True)
             sharing = _MAP_PRIVATE if private else _MAP_SHARED
             call(by, self._raw, offset, what._raw, object_offset, length, prot, sharing)
-            left = [m for m in self._split(offset, end) if not m.overlaps(offset, end)]
-            mapped = _Mapping(offset, end, True, writable, what, offset - object_offset)
-            self._mappings = sorted([*left, mapped], key=lambda m: m.start)
-            what._mapped_in.add(self)
+            self._note(what, at, writable)
+
+    def _note(self, what: Object, at: Tuple[int, int, int], writable: bool) -> None:
+        """Notes what is mapped now; under the lock."""
+        offset, object_offset, length = at
+        end = offset + _page_up(length)
+        left = [m for m in self._split(offset, end) if not m.overlaps(offset, end)]
+        mapped = _Mapping(offset, end, True, writable, what, offset - object_offset)
+        self._mappings = sorted([*left, mapped], key=lambda m: m.start)
+        what._mapped_in.add(self)
 
     def unmap(self, offset: int, length: int) -> None:
         """Unmaps the range. BufferError while a memoryview or array looks at it."""

@@ -137,6 +137,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "arena_base": [_HANDLE, POINTER(c_void_p)],
     "arena_len": [_HANDLE, POINTER(c_size_t)],
     "arena_delivery": [_HANDLE, POINTER(c_uint32)],
+    "arena_map_file": [_HANDLE, c_char_p, POINTER(ObjectOptions), POINTER(_HANDLE), POINTER(_HANDLE)],
     "arena_map": [_HANDLE, c_size_t, _HANDLE, c_uint64, c_size_t, c_uint32, c_uint32],
     "arena_replace": [_HANDLE, c_size_t, _HANDLE, c_uint64, c_size_t, c_uint32, c_uint32],
     "arena_unmap": [_HANDLE, c_size_t, c_size_t],
