@@ -121,18 +121,19 @@ pub fn unmap_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) {
 /// ```
 /// (probes: 777 lost writes in 20 s without the second look)
 ///
-/// That nothing is mapped says little by itself: the host may have taken the page away, and the note with it. The
-/// maybe-mapped bits know (see [`Extent`]), and are asked before the zap clears them.
+/// That nothing is mapped says little by itself: the host may have taken the page away, and the note of a store with it.
+/// Whether a page was ever there the maybe-mapped bits say (see [`Extent`]), which are read before the zap clears them.
 ///
 /// # Context: handler
 pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| unmap_from(vma, mapping, pages, zaps));
     rmap.for_each_vma(mapping.id, Which::Private, &mut |vma| {
         if vma.granule_pages == 0 {
-            // The punch takes clean pages out of it and leaves its copies.
+            // The punch takes the object's pages out of a private mapping and leaves the program's own copies.
             each_address(vma, mapping.id, pages, |_, _, addr| note_zapped(vma, addr, 1));
         } else {
-            // What is hidden by protection keeps its bytes, so it is hidden: a punch below an exposed granule would show zeros.
+            // A punch below a granule that is exposed would show zeros, so the pages are hidden first. Hiding is by protection, which
+            // keeps the program's own copies.
             zap_pages(vma, mapping.id, pages, zaps);
         }
     });
@@ -222,7 +223,7 @@ fn look_before(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)]) -> Se
         match vma.mmu.pte_glanced(addr) {
             Pte::Written => mark_dirty(mapping, pgoff),
             Pte::Clean | Pte::Marker => seen.protected |= 1 << i,
-            // Somebody took a page away here, which may have been stored to.
+            // There was a page, and the host has taken it away: it may have been stored to.
             Pte::None if !is_untouched(vma, addr) => mark_dirty(mapping, pgoff),
             Pte::None => seen.nothing |= 1 << i,
         }
@@ -236,19 +237,21 @@ fn is_untouched(vma: &Vma<'_>, addr: usize) -> bool {
     vma.extent(addr).is_some_and(|e| e.is_untouched(Extent::page_index(addr)))
 }
 
-/// Who came for a page between the first look and the zap may have lost its note, and its maybe-mapped bit. The page is dirty
-/// then, and nobody writes it back before who came unpins it, and has set the bit once more.
+/// Finds the pages that a thread came for between the first look and the zap: the zap may have taken the note of its store, and
+/// its maybe-mapped bit. Such a page is made dirty, and nobody writes it back before that thread has unpinned it, which
+/// it does after it has set the bit once more.
 fn look_after(vma: &Vma<'_>, mapping: &Mapping<'_>, pages: &[(u32, u64)], seen: Seen) {
     each_address(vma, mapping.id, pages, |i, pgoff, addr| {
         let bit = 1u64 << i;
-        // Who is missed here maps the page after the zap, and its note is still there.
+        // A thread that sets the flag after this look maps the page after the zap, so the note of its store is still there.
         let referenced = mapping.folio(pgoff).is_some_and(|w| w.load_latest().has(REFERENCED));
         if referenced {
-            // The zap may have been refused: it is mapped still, and we have forgotten that. Or who came noted it before we
-            // forgot it, and maps it after the zap.
+            // The hint is set again: the zap may have been refused, so that the page is still mapped, or the thread set the
+            // hint before the zap cleared it, and maps the page afterwards.
             vma.note_mapped(addr, 1);
         }
-        // A marker may also be a page that is mapped anew, protected, and being moved: not if nobody came.
+        // What looks like a marker may be a page that was mapped anew, protected, and is being moved by the host. Where nobody
+        // came it is none of these.
         let kept = || vma.mmu.pte_glanced(addr) == Pte::Marker && !referenced;
         let lost = (seen.protected & bit != 0 && !kept())
             || (seen.nothing & bit != 0 && (referenced || !is_untouched(vma, addr)));
@@ -284,7 +287,7 @@ fn zap_pages(vma: &Vma<'_>, id: u32, pages: &[(u32, u64)], zaps: &mut [Zap; BATC
     });
     let zaps = zaps.get(..nr).unwrap_or(&[]);
     if !zaps.is_empty() && !vma.mmu.zap(zaps) && !zap_whole_unpinned(vma) {
-        // They stay mapped, and so they count as touched: nobody drops them.
+        // The host refused, and the pages stay mapped. They count as touched, so that nobody drops them.
         each_address(vma, id, pages, |_, pgoff, _| {
             if let Some(word) = vma.mapping.folio(pgoff) {
                 word.set(REFERENCED);
@@ -366,8 +369,8 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
             return;
         }
         if vma.is_wp() && vma.granule_pages == 0 {
-            // Where nothing was mapped nothing is open to stores, and who maps now protects, or dirties, what he maps: no
-            // page tables are made for markers.
+            // Where nothing was ever mapped nothing is open to stores, and whoever maps a page from now on protects it or makes
+            // it dirty. Protecting the range would only make page tables, to hold markers.
             let mut untouched = vma.is_noted();
             vma.each_extent(addr, nr, |extent, index, here| untouched &= extent.are_untouched(index, here));
             if !untouched && !vma.mmu.write_protect(addr, nr) {
@@ -375,7 +378,8 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
             }
             return;
         }
-        // Nobody would see the next store: the next touch has to come to us, and makes the page dirty.
+        // Stores through this mapping are not noted, so the pages are taken out of it: the next touch comes to us, and a store
+        // makes its page dirty.
         let mut at = from;
         while vma.granule_pages == 0 && at < to {
             let next = (at | (EXTENT_PAGES as u64 - 1)).saturating_add(1).min(to);
@@ -395,11 +399,11 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
 /// Marks the pages of `from..to` dirty that were written through some mapping; nothing is protected anew. Returns how
 /// many were found.
 ///
-/// Clean is only what the host says it protects. What it does not is written: also a page that it has taken away, unless it
-/// was never there (see [`Extent`]).
+/// A page is clean only if the host says that it protects it. All others count as written, also a page that the host has taken
+/// away, unless there never was one (see [`Extent`]).
 ///
-/// A page that reclaim is unmapping meanwhile may be missed: its note is gone and its word not dirty yet. Who must not miss
-/// one waits for the sections that were entered before, and looks at the words afterwards.
+/// A page that reclaim is unmapping meanwhile may be missed: its note is gone, and its word is not dirty yet. A caller that must
+/// not miss one waits for the sections that were entered before, and looks at the words afterwards.
 ///
 /// # Context: handler
 pub fn harvest(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
@@ -413,7 +417,7 @@ pub fn harvest(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) -> u6
     nr
 }
 
-/// The same for an exclusive object, whose pages say so themselves.
+/// As [`harvest`], for an exclusive object, whose pages show by their digests that they were stored to.
 fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
     let mut nr = 0;
     for p in from..to {
@@ -436,7 +440,7 @@ fn harvest_exclusive(mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
     nr
 }
 
-/// The same for one mapping.
+/// As [`harvest`], for one mapping.
 ///
 /// # Context: handler
 pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
@@ -449,7 +453,7 @@ pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
         let end = addr.saturating_add(nr << PAGE_SHIFT);
         let mut at = addr;
         while at < end {
-            // What was touched is written, mapped or not: if it is empty, somebody took a page away here.
+            // A page that was ever mapped counts as written, also where its entry is empty: the host has taken it away.
             if !is_untouched(vma, at) {
                 found += u64::from(note_written(vma.mapping, vma.pgoff_at(at)));
                 at = at.saturating_add(PAGE_SIZE);
@@ -465,7 +469,8 @@ pub fn harvest_vma(vma: &Vma<'_>, from: u64, to: u64) -> u64 {
     found
 }
 
-/// The same for pages that were found neither protected nor touched: most are empty, and some are being mapped.
+/// As [`harvest_vma`], for pages that were found neither protected nor touched: most entries are empty, and some are being
+/// mapped.
 ///
 /// ```text
 /// who maps a page                         others

@@ -50,8 +50,8 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
     shrink_batch(env, account, stat, stripe, false).0
 }
 
-/// The same, and whether it could look at all: there was a batch to be had. `whole`: everything gets its verdict, also what
-/// is on probation for the shortest time.
+/// As [`shrink`]; returns also whether it could look at all, which takes a batch that nobody else has. With `whole` every page
+/// on probation gets its verdict, also those that came a moment ago: nothing else is left to be freed.
 fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize, whole: bool) -> (Shrunk, bool) {
     let mut done = Shrunk::default();
     let mut looked = false;

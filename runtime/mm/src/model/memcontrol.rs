@@ -13,7 +13,7 @@ use crate::ops::WaitKey;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::workingset::{high_watermark, low_watermark};
 
-/// The dirty pages that any object may have, whether its store fails or not: two of a thread's.
+/// The dirty pages that an object may have in any case while its store fails, however many such objects share what may be dirty.
 const STUCK_MIN: u64 = 8;
 
 /// The cache's size over all objects of a runtime, or of one object that has a limit of its own.
@@ -96,7 +96,7 @@ impl<'g> CacheAccount<'g> {
         let mut before = self.nr_pages.load(Ordering::Relaxed);
         loop {
             let after = before.saturating_add(nr);
-            // Never above the limit, not even for a moment: another fault would be refused for it.
+            // The count never passes the limit, not even for a moment: another fault would be refused meanwhile.
             if after > self.limit() {
                 return false;
             }
@@ -151,8 +151,8 @@ impl<'g> CacheAccount<'g> {
         ((full && !self.has_given_up()) || self.lru.is_crowded()) && self.rouse()
     }
 
-    /// The background reclaimer has looked at everything several times for nothing, and leaves it to faulting threads until
-    /// pages are given back, by whomever, or the limit is another. Linux: `kswapd_failures`.
+    /// Says that the background reclaimer has looked at everything several times for nothing: it leaves reclaim to the faulting
+    /// threads until somebody gives pages back, or the limit changes. Linux: `kswapd_failures`.
     ///
     /// # Context: handler
     pub fn give_up(&self) {
@@ -189,7 +189,8 @@ impl<'g> CacheAccount<'g> {
         true
     }
 
-    /// The background reclaimer is about to sleep: returns what on, looked at before its last look at the pages.
+    /// Says that the background reclaimer is about to sleep; returns what it is to sleep on, as that was before its last look at
+    /// the pages.
     ///
     /// # Context: handler
     pub fn doze(&self) -> WaitKey {
@@ -257,7 +258,7 @@ impl<'g> CacheAccount<'g> {
         WaitKey { addr: core::ptr::from_ref(&self.flush_bell).addr(), seen: self.flush_bell.load(Ordering::SeqCst) }
     }
 
-    /// Wants the flusher at once; returns the address to wake.
+    /// Asks for the flusher at once; returns the address to wake.
     ///
     /// # Context: handler
     pub fn ring_flusher(&self) -> usize {
@@ -323,8 +324,8 @@ impl<'g> CacheAccount<'g> {
         if self.given_up.load(Ordering::Relaxed) != 0 {
             self.given_up.store(0, Ordering::SeqCst);
         }
-        // Moved whether or not anybody sleeps: a thread that does not sleep looks at it when it comes back. SeqCst with
-        // begin_wait().
+        // It moves whether or not anybody sleeps: a thread that does not sleep looks at it when it comes back. SeqCst pairs
+        // with `begin_wait`.
         self.progress.fetch_add(1, Ordering::SeqCst);
         (self.waiters.load(Ordering::SeqCst) > 0).then(|| core::ptr::from_ref(&self.progress).addr())
     }

@@ -132,7 +132,7 @@ fn end_attempt(
     let r = found.ok_or(None)?;
     let seen = attempt.before.without(VmFaultReason::RETRY) | r;
     if r.intersects(VmFaultReason::COMPLETED) {
-        // Handled, nothing of it is held any more, and the thread is to wait.
+        // The fault is resolved and holds nothing any more. The thread is to wait before it goes on: too many pages are dirty.
         return Ok(seen);
     }
     if !r.intersects(VmFaultReason::RETRY) || attempt.flags.intersects(FaultFlags::RETRY_NOWAIT) {
@@ -159,8 +159,8 @@ fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, wor
         debug_assert!(vmf.folio.is_none(), "no pin leaves the section");
         *work = core::mem::take(&mut vmf.work);
         if vmf.marker != NO_MARKER {
-            // Whatever became of the fault. It claims and queues, it neither reads nor waits; and here the frames of the
-            // walk are gone from the stack.
+            // The next window is read whatever became of the fault. This only claims pages and queues them, so it may be done
+            // inside the section; and it is done here because the frames of the walk are gone from the stack by now.
             read_pages::do_async_readahead(vma.mapping, env.park, ctx.stripe, vmf.marker, 1);
         }
         let stat = vma.mapping.stat;
@@ -174,8 +174,9 @@ fn walk_once(env: Env<'_>, ctx: &Ctx<'_>, address: usize, attempt: &Attempt, wor
 }
 
 /// Does what the walk asked for. No section, pin or signal-mask change of ours is in force.
-// Not inlined: a fault that nests in a store's read has 8 KiB with the outer one, and needs none of this. What goes
-// deepest is apart from the rest: without optimisation each arm has its own room in the frame.
+// Not inlined: a fault that nests in a store's read shares 8 KiB of stack with the outer one, and needs none of this. Reading
+// and reclaim, which go deepest, stand apart from the rest, because without optimisation each arm has room of its own in
+// the frame of the function that it stands in.
 #[inline(never)]
 fn do_work(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Next {
     if let Some(claim) = do_read(env, ctx, work) {
@@ -196,7 +197,7 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
         }
         Work::Fill(claim) => do_fill(env, ctx, claim),
         Work::Reclaim(claim) => do_reclaim(env, ctx, claim),
-        // Only its claim was missing.
+        // `do_read` takes such work, so none comes here; if it did, its claim would have to be spent, or the object never ends.
         Work::Read(held, _) => {
             release(env, held);
             Next::Again
@@ -210,8 +211,8 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
         }
         Work::Wait(key, timeout_ns) => do_wait(env, ctx, key, timeout_ns),
         Work::Crowded => {
-            // Noted whether or not there is room now: the next attempt forgets it, and where the host refuses that one too, what
-            // seemed to be room was none.
+            // It is noted even if there is room now. The next attempt forgets it; if the host refuses that one too, what seemed to
+            // be room was none.
             ctx.note_crowded();
             do_crowded(env, ctx)
         }
@@ -222,15 +223,15 @@ fn do_other_work(env: Env<'_>, ctx: &Ctx<'_>, work: Work) -> Next {
     }
 }
 
-/// How long a thread sleeps at once while a mapping is exchanged: some system calls.
+/// How long a thread sleeps at once while a mapping is exchanged, which takes a few system calls.
 const CHANGE_NS: u64 = 1_000_000;
 
-/// Pauses of who finds no room to expose a page, at least and at most.
+/// The shortest and the longest pause of a thread that finds no room to expose its page.
 const CROWDED_NS: core::ops::RangeInclusive<u64> = 1_000_000..=8_000_000;
 
-/// Makes room for a page to be exposed. Where there is none to be made, because the program has every mapping, nothing but
-/// patience helps: who looks for room pays for it, so a thread pauses for longer than it looked, and its signals come between. A
-/// call goes back instead: it has an error for that.
+/// Makes room for a page to be exposed. Where none can be made, because the program has taken every mapping, the thread can
+/// only wait. Looking for room costs time, so it pauses for four times as long as it looked, and its signals come in between.
+/// A call returns instead, since it can report an error.
 #[inline(never)]
 fn do_crowded(env: Env<'_>, ctx: &Ctx<'_>) -> Next {
     let began_ns = env.park.now_ns();
@@ -266,7 +267,7 @@ fn do_read(env: Env<'_>, ctx: &Ctx<'_>, work: &mut Work) -> Option<Claim> {
         return None;
     }
     release(env, held);
-    // None: somebody else claimed it meanwhile, and asks.
+    // `None`: somebody else has claimed the page meanwhile, and asks the store for it.
     found.ok().flatten()
 }
 
@@ -300,7 +301,7 @@ fn do_reclaim(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let (mut freed, mut error) = (Freed::Nothing, FillError::CacheFull);
     env.mm.with_claim(&claim, &mut |m| {
         freed = memcg::try_to_free_pages(env, ctx, m);
-        // Somebody else has brought the page in, with the last room there was.
+        // Nothing could be freed, but somebody else has brought this very page in with the last room there was.
         if freed == Freed::Nothing && !m.folio(claim.pgoff()).is_some_and(|w| filemap::is_missing(w.load())) {
             freed = Freed::Some;
         }
@@ -336,7 +337,7 @@ fn wake_kswapd(env: Env<'_>, account: &CacheAccount<'_>) {
 fn may_call_store(env: Env<'_>, ctx: &Ctx<'_>, claim: &Claim) -> bool {
     let mut safe = false;
     env.mm.with_claim(claim, &mut |m| {
-        // A deadline needs another thread: who sits in the store cannot stop waiting for it.
+        // With a deadline the store is called by another thread: this one, inside the store, could not stop waiting for it.
         safe = !ctx.nested && (m.handler_safe || (ctx.can_block && m.deadline_ns == u64::MAX));
     });
     safe
@@ -415,13 +416,13 @@ pub fn fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> bool {
 ///
 /// # Context: as the object's store
 pub fn fill_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) {
-    // In a handler only: it cannot stay so long.
+    // The read is refused in a handler alone, where too many are under way: the pages are given up, and the fault comes again.
     if let Err(claim) = try_fill(env, ctx, claim) {
         give_up(env, claim);
     }
 }
 
-/// The same; gives the claim back, untouched, where there is no room for the read: too many are under way.
+/// As [`fill_here`]; gives the claim back, untouched, where there is no room for the read, because too many are under way.
 #[inline]
 fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
     let lent = env.lend(claim, |m, claim| {
@@ -466,14 +467,15 @@ fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
     let here = may_fill(env, ctx, &claim) && !ctx.cramped;
     let staged = if here { env.mm.get_staged() } else { None };
     let Some(staged) = staged else {
-        // The next attempt is TRIED: it fills the cache instead.
+        // No private copy is made: the next attempt has `TRIED` set, and fills the cache instead.
         release(env, claim);
         return Next::Again;
     };
     let mut version = None;
     env.mm.with_claim(&claim, &mut |m| {
-        // The version before the read, of an absent page: whatever moves it afterwards makes the copy void. A page that
-        // was cached since the walk looked may be written back and dropped while we read, at the same version.
+        // The page must be absent when its version is read, before the store is asked: whatever brings it in afterwards moves
+        // the version, which makes the copy void. Of a page that is cached by now the version would say nothing: it may be
+        // stored to, written back and dropped while we read, all at the same version.
         let seen = m.folio(claim.pgoff()).map(FolioWord::load).filter(|w| w.state() == State::Absent);
         if let Some(before) = seen {
             let mut read = Err(FillError::Refused);

@@ -14,8 +14,9 @@ use crate::rmap;
 use crate::vmstat::Event;
 use crate::workingset::Queue;
 
-/// Moves the pages to the front that had better be written while they are on probation, because writing them takes
-/// long; returns how many. Those that are missed meanwhile are written once for nothing.
+/// Moves to the batch's front the dirty pages of stores that wait for a device, and returns how many they are. They are
+/// written while they are on probation, so that their verdict need not wait for the device; a page that is missed
+/// meanwhile was written in vain.
 pub(super) fn pick_early(scan: &Scan<'_>, batch: &mut Batch, unmapped: usize) -> usize {
     let mut nr = 0;
     for i in 0..unmapped {
@@ -38,7 +39,7 @@ pub(super) fn age(scan: &Scan<'_>, batch: &mut Batch) -> (Shrunk, usize) {
     let lru = &scan.account.lru;
     let limit = scan.account.limit();
     let mut done = Shrunk::default();
-    // Full probation gives verdicts first: the more pages wait, the longer each has to be missed.
+    // While probation is full, verdicts come first: each page that is added would only make the others wait longer for theirs.
     if lru.probation.len() > Lruvec::probation_target(limit) {
         return (done, 0);
     }
@@ -64,7 +65,8 @@ pub(super) fn age(scan: &Scan<'_>, batch: &mut Batch) -> (Shrunk, usize) {
     let Batch { pages, zaps } = batch;
     let pages = pages.get(..nr).unwrap_or(&[]);
     each_mapping(scan.rmap, pages, &mut |mapping| {
-        // A page that lies in its mapping would be gone with its entry: it is merely passed on, in the order it came.
+        // A page of an exclusive object lies in its mapping and nowhere else, so it cannot be unmapped and kept: it is
+        // put on probation as it is.
         if !mapping.exclusive {
             rmap::try_to_unmap(scan.rmap, mapping, pages, zaps);
         }
@@ -93,12 +95,13 @@ fn unmap(scan: &Scan<'_>, entry: Entry, room: &mut [(u32, u64)]) -> usize {
         return 0;
     }
     let mut nr = 0;
-    // Under an eviction's count, so that no extent is handed to the kernel while a page of it is unmapped.
+    // The chunk counts an eviction meanwhile, so that no extent is handed to the kernel while a page of it is unmapped.
     if !must_stay(mapping, seen) && rmap::get_evict(scan.rmap, mapping, scan.stripe, entry.pgoff()) {
         if word.try_unmap().is_ok() {
             nr = take_block(mapping, entry.pgoff(), room);
         } else {
-            // One that a verdict found pinned may have kept its mark: it would be passed on for ever.
+            // A page that was pinned at its verdict may still have its mark, with which no attempt to unmap it succeeds:
+            // it would go from queue to queue for ever.
             word.keep(word.load().version());
         }
         if let Some(chunk) = mapping.chunk(entry.pgoff()) {

@@ -61,7 +61,7 @@ pub(crate) fn punch(
         leave(mapping, park, (from, to), why, shadows);
         freed = to - from;
     } else {
-        // Each by itself: one that must stay does not keep its neighbours.
+        // The run failed as a whole, so each page is tried by itself: one that must stay does not keep its neighbours.
         for p in from..to {
             if nr > 1 && drop(p, 1).is_ok() {
                 leave(mapping, park, (p, p + 1), why, shadows);
@@ -98,7 +98,7 @@ pub(super) fn leave(mapping: &Mapping<'_>, park: &dyn Park, (from, to): (u64, u6
     };
     for p in from..to {
         fill::each(mapping, park, p, p + 1, |w| {
-            // Read after the store took it: see writeback::unsynced_bit.
+            // The bit is read after the store has taken the page, as `writeback::unsynced_bit` asks.
             if mapping.exclusive && why != Why::Void && w.load().has(DIRTY) {
                 w.set(writeback::unsynced_bit(mapping));
             }

@@ -54,7 +54,7 @@ pub(super) fn age_huge(scan: &Scan<'_>, entry: Entry) -> bool {
     let first = khugepaged::chunk_start(entry.pgoff());
     let lru = &scan.account.lru;
     if word.load().has(UNMAPPED) {
-        // With the first of its pages.
+        // The first of its pages that came by has unmapped them all.
         scan.enter(&lru.probation, entry);
         return true;
     }

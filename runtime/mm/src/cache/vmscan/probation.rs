@@ -50,7 +50,8 @@ fn verdict(mapping: &Mapping<'_>, entry: Entry, seen: Folio) -> Verdict {
     } else if mapping.exclusive {
         verdict_exclusive(mapping, seen)
     } else if seen.has(DIRTY) {
-        // Whose store fails is tried again by the flusher, and by its own object's threads.
+        // A store that fails is tried again by the flusher and by the threads of its own object, not at the cost of those who
+        // need room.
         if mapping.failing.is_set() { Verdict::Keep } else { Verdict::Dirty }
     } else {
         Verdict::Evict
@@ -132,7 +133,7 @@ fn judge<'a>(scan: &Scan<'a>, batch: &mut Batch, judged: &mut Judged<'a>, entry:
             scan.enter(&lru.probation, entry);
         }
         Verdict::Evict if mapping.owes_flush(word.load()) => {
-            // A flush frees it: that counts as being written.
+            // The page can go once its store has flushed, so it counts as one that is being written.
             mapping.want_flush();
             scan.env.park.wake(scan.account.ring_flusher());
             judged.done.dirty += 1;
@@ -141,7 +142,8 @@ fn judge<'a>(scan: &Scan<'a>, batch: &mut Batch, judged: &mut Judged<'a>, entry:
         Verdict::Evict if mapping.exclusive => {
             // The run ends here: a batch gets longer for a block of the run's own object, and not for others' pages.
             judged.done.freed += end_run(scan, judged.run.take());
-            // From the end on: what is dirty lies at the front, no entry is both, and there is room for one more.
+            // Named from the batch's end on, while dirty pages are named from its front on: no entry is both, and `next`
+            // has left room for one more.
             if let Some(at) = batch.pages.get_mut(BATCH.saturating_sub(judged.taken + 1))
                 && take_out_exclusive(scan, entry, mapping, word)
             {

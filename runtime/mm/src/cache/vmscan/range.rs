@@ -38,7 +38,7 @@ pub(super) fn take_out_range(
     while p < to {
         let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
         discarded::drop_missing(mapping, &|addr| env.park.wake(addr), stripe, p, end);
-        // Exclusive objects have no native extents: an eviction is always counted.
+        // Exclusive objects have no native extents, which alone could refuse the count.
         if let Some(chunk) = mapping.chunk(p).filter(|c| c.try_get_evict()) {
             let mut run = p;
             for q in p..=end {
@@ -255,8 +255,8 @@ fn discard_in_chunk(env: Env<'_>, rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe
             continue;
         }
         if run < p {
-            // The pages were made evicting first and are hidden then: whoever exposed one did so under a pin, and there was
-            // none.
+            // They are hidden now that they are evicting, and stay so: a page is exposed under a pin alone, and no page that is
+            // evicting can be pinned.
             rmap::hide(rmap, mapping, run, p);
             freed += punch(mapping, env.park, stripe, (run, p), Why::Void, None);
         }

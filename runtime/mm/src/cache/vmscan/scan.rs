@@ -30,7 +30,7 @@ pub(super) const BLOCK_PAGES: u64 = BATCH as u64;
 
 /// Returns whether the object is reclaimed by blocks.
 pub(super) fn by_blocks(mapping: &Mapping<'_>) -> bool {
-    // Relaxed: a matter of speed alone.
+    // Relaxed: a wrong answer costs time and nothing else.
     mapping.nr_maps.load(Ordering::Relaxed) > MAPS_FEW
 }
 
@@ -52,7 +52,8 @@ impl Scan<'_> {
     }
 }
 
-/// Returns whether a page cannot go, whoever misses it or not: it is not taken out of its mappings for nothing.
+/// Returns whether a page could not be freed even if nobody missed it: then it is not taken out of its mappings, which would
+/// cost a fault and gain nothing.
 pub(super) fn must_stay(mapping: &Mapping<'_>, seen: Folio) -> bool {
     seen.has(DIRTY) && (seen.has(HELD) || !mapping.dirty_goes || mapping.failing.is_set())
 }
