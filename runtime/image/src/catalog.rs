@@ -61,14 +61,13 @@ pub enum Kept {
 }
 
 impl Catalog {
-    /// Opens a folder, which must be there.
+    /// Opens a folder, which is made if there is none.
     ///
     /// # Errors
     /// [`Error::Io`].
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
-        let tags = folder.join(TAGS);
-        std::fs::create_dir_all(&tags).map_err(Error::io("create the folder", &tags))?;
+        durable::create_folders(&folder.join(TAGS))?;
         Ok(Self { folder })
     }
 

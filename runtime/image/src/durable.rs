@@ -119,6 +119,21 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     temp.name_over()
 }
 
+/// Makes a folder, and those that it lies in, where there are none, and makes their names durable.
+pub(crate) fn create_folders(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    create_folders(folder(path))?;
+    let step = inject::step(|_| Step::CreateFolder(path.into()));
+    match step.and_then(|()| std::fs::create_dir(path)) {
+        // Somebody else has made it meanwhile.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
+        made => made.map_err(Error::io("create the folder", path))?,
+    }
+    sync_folder(path)
+}
+
 /// Removes a file.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     let step = inject::step(|_| Step::Remove(path.into()));

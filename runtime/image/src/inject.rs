@@ -14,8 +14,10 @@ use std::path::PathBuf;
 /// A call that changes files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// A file is made.
+    /// A file is made that may become the one of that name.
     Create(PathBuf),
+    /// A folder is made.
+    CreateFolder(PathBuf),
     /// Bytes are written.
     Write(PathBuf, u64, Vec<u8>),
     /// A file gets a length.

@@ -33,10 +33,12 @@ pub fn export(image: &Image, folder: impl AsRef<Path>, name: &str) -> Result<Str
         return Err(Error::Unsupported { path: image.path().into(), what: "bytes without digests".into(), why });
     }
     let blobs = blob::folder(folder);
-    std::fs::create_dir_all(&blobs).map_err(Error::io("create the folder", &blobs))?;
+    durable::create_folders(&blobs)?;
     // Two that export at once read and write one index.
     let lock = File::open(folder).map_err(Error::io("open", folder))?;
     lock.lock().map_err(Error::io("lock", folder))?;
+    durable::remove_left(folder)?;
+    durable::remove_left(&blobs)?;
     let mut index = open_index(folder)?;
     let mut layers = Vec::new();
     for (file, is_sfi) in image.open_files()? {
@@ -52,7 +54,6 @@ pub fn export(image: &Image, folder: impl AsRef<Path>, name: &str) -> Result<Str
     let manifest = manifest(image, &config, &layers);
     let manifest = blob::add_bytes(folder, manifest.to_string().as_bytes(), MANIFEST_TYPE)?;
     put(&mut index, &manifest, name);
-    durable::sync_folder(&blobs)?;
     durable::replace(&folder.join(INDEX), index.to_string().as_bytes())?;
     Ok(format!("sha256:{}", manifest.sha256))
 }
