@@ -58,7 +58,7 @@ impl Ctx<'_> {
 
     /// Returns a context for ordinary code (`fault_in`, the monitor, helper threads).
     ///
-    /// # Context: handler
+    /// # Context: control plane, and helpers
     #[must_use]
     pub fn thread(stripe: usize) -> Self {
         Self {

@@ -84,7 +84,7 @@ pub(crate) fn account_pinned(mapping: &Mapping<'_>, old: Folio, set: u64) {
 /// - `Absent`: a claim over the fill window and `MAJOR | RETRY`.
 /// - `Poisoned`: the first attempt tries the store again (so a page heals when its store does), the next reports.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn fault(vmf: &mut VmFault<'_>, set: u64) -> VmFaultReason {
     let mapping = vmf.vma().mapping;
     let set = if vmf.vma().is_unseen() { set | DIRTY } else { set };
@@ -283,7 +283,7 @@ fn try_claim(mapping: &Mapping<'_>, pgoff: u64) -> bool {
 ///
 /// The caller is in a section. The pages are not claimed.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 #[must_use]
 pub fn try_hold_pages(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Claim> {
     mapping.try_hold().then(|| Claim::new(mapping.id, pgoff, u32::try_from(nr).unwrap_or(0)))
@@ -292,7 +292,7 @@ pub fn try_hold_pages(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Clai
 /// The same for pages that are to be written: who asks whether the object is being written finds the claim, also while it
 /// waits in a queue. It is spent by [`release_written`].
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 #[must_use]
 pub fn try_hold_to_write(mapping: &Mapping<'_>, pgoff: u64, nr: u64) -> Option<Claim> {
     let claim = try_hold_pages(mapping, pgoff, nr)?;

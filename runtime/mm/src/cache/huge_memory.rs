@@ -47,7 +47,7 @@ const RUN_COST_MAX: i64 = 2;
 ///
 /// Linux: `->huge_fault`.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn huge_fault(vmf: &VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let base = vmf.address() & !(EXTENT_SIZE - 1);
@@ -73,7 +73,7 @@ pub fn may_promote(vma: &Vma<'_>, base: usize) -> bool {
 
 /// Promotes up to `max` extents from `base` on, which lie in `vma`, as one run; returns how many.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn promote_run(vma: &Vma<'_>, stripe: usize, base: usize, max: usize) -> usize {
     let stat = vma.mapping.stat;
     // What a run in the middle of a vma costs at most, before any word is touched: where the budget is spent, a fault in

@@ -153,7 +153,7 @@ pub fn note_punched(mapping: &Mapping<'_>, stripe: usize, first: u64, whole: boo
 /// Takes a huge chunk out of its mappings, to see whether it is missed; `false`: a program holds a pin over it, or it could
 /// not be taken back. The caller has counted an eviction.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn try_to_unmap_huge(r: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, first: u64) -> bool {
     if rmap::has_user_pins(r, mapping, first) {
         return false;
@@ -183,7 +183,7 @@ pub fn try_to_unmap_huge(r: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, fir
 /// uptodate -> evicting for all pages of a huge chunk, if every one of them may go; else none, and those that waited for
 /// being missed wait no more, except `but`. The caller has counted an eviction.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn try_evict_huge(mapping: &Mapping<'_>, park: &dyn Park, first: u64, but: Option<&FolioWord>) -> bool {
     let words = words(mapping, first);
     let reread = mapping.a_ops.rereads_unflushed();

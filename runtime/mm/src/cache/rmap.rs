@@ -27,7 +27,7 @@ pub fn vma_range(vma: &Vma<'_>, from: u64, to: u64) -> Option<(usize, usize)> {
 
 /// Takes back the native extents over the chunk that holds `pgoff`, in every mapping; `false`: one is left.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn demote_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u64) -> bool {
     let Some(chunk) = mapping.chunk(pgoff) else { return false };
     let first = pgoff & !(EXTENT_PAGES as u64 - 1);
@@ -49,7 +49,7 @@ pub fn demote_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff
 
 /// Counts an eviction in the chunk of `pgoff`, taking native extents back first; `false`: one is left.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn get_evict(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u64) -> bool {
     let Some(chunk) = mapping.chunk(pgoff) else { return false };
     chunk.try_get_evict() || (demote_chunk(rmap, mapping, stripe, pgoff) && chunk.try_get_evict())
@@ -60,7 +60,7 @@ pub fn get_evict(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, pgoff: u
 ///
 /// The answer holds until the section is left: who counts a pin waits for the sections that were entered before.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 #[must_use]
 pub fn has_user_pins(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) -> bool {
     let mut pinned = false;
@@ -74,7 +74,7 @@ pub fn has_user_pins(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) -> bool
 
 /// Calls `f(which, vma, addr, nr)` for every place where (part of) the chunk that begins with page `first` is mapped.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn each_in_chunk(
     rmap: &dyn Rmap,
     mapping: &Mapping<'_>,
@@ -93,7 +93,7 @@ pub fn each_in_chunk(
 /// Takes a whole chunk, in which nobody notes stores, out of every shared mapping by one call each. The caller has pinned
 /// the pages that are to be missed, and in its section nobody else has.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn unmap_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) {
     hide(rmap, mapping, first, first.saturating_add(EXTENT_PAGES as u64));
     each_in_chunk(rmap, mapping, first, &mut |which, vma, addr, nr| {
@@ -124,7 +124,7 @@ pub fn unmap_chunk(rmap: &dyn Rmap, mapping: &Mapping<'_>, first: u64) {
 /// That nothing is mapped says little by itself: the host may have taken the page away, and the note of a store with it.
 /// Whether a page was ever there the maybe-mapped bits say (see [`Extent`]), which are read before the zap clears them.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn try_to_unmap(rmap: &dyn Rmap, mapping: &Mapping<'_>, pages: &[(u32, u64)], zaps: &mut [Zap; BATCH]) {
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| unmap_from(vma, mapping, pages, zaps));
     rmap.for_each_vma(mapping.id, Which::Private, &mut |vma| {
@@ -339,7 +339,7 @@ pub fn note_zapped(vma: &Vma<'_>, addr: usize, nr: usize) {
 /// Hides pages that are being dropped, dirty or not, where a punch would not: a granule that is exposed by protection
 /// would be filled with zeros by the kernel.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn hide(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) {
     for which in [Which::Shared, Which::Private] {
         rmap.for_each_vma(mapping.id, which, &mut |vma| {
@@ -361,7 +361,7 @@ pub fn hide(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) {
 /// Makes the next store to each of the pages `from..to`, which are `writeback`, be noted or fault, in every mapping
 /// whose stores reach the object. Linux: `folio_mkclean`.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) {
     rmap.for_each_vma(mapping.id, Which::Shared, &mut |vma| {
         let Some((addr, nr)) = vma_range(vma, from, to) else { return };
@@ -405,7 +405,7 @@ pub fn mkclean(rmap: &dyn Rmap, mapping: &Mapping<'_>, stripe: usize, from: u64,
 /// A page that reclaim is unmapping meanwhile may be missed: its note is gone, and its word is not dirty yet. A caller that must
 /// not miss one waits for the sections that were entered before, and looks at the words afterwards.
 ///
-/// # Context: handler
+/// # Context: handler, inside a section
 pub fn harvest(rmap: &dyn Rmap, mapping: &Mapping<'_>, from: u64, to: u64) -> u64 {
     if mapping.exclusive {
         return harvest_exclusive(mapping, from, to);

@@ -141,7 +141,7 @@ impl Mapping<'_> {
     ///
     /// The caller is in a section, and so knows only that the object is there until the section ends.
     ///
-    /// # Context: handler
+    /// # Context: handler, inside a section
     #[must_use]
     pub fn try_hold(&self) -> bool {
         let mut seen = self.users.load(Ordering::Relaxed);

@@ -273,7 +273,7 @@ impl<'g> Lruvec<'g> {
 
     /// Makes room for a larger cache.
     ///
-    /// # Context: handler
+    /// # Context: control plane
     pub fn grow(&self, limit_pages: u64) {
         let len = Self::len_for(limit_pages);
         for queue in [&self.small, &self.main, &self.probation] {

@@ -53,7 +53,7 @@ impl ExclusiveMmu {
 
     /// Registers a fresh range of private anonymous memory.
     ///
-    /// # Context: handler
+    /// # Context: control plane
     ///
     /// # Errors
     /// The kernel's.
