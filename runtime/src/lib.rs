@@ -207,9 +207,11 @@ pub mod pin {
 pub mod stats {
     pub use crate::cache::stats::{StageLatency, Stats};
 }
-/// Where anonymous memory goes when the cache has no room: see [`RuntimeBuilder::swap`](crate::RuntimeBuilder::swap). Nothing in
-/// here has ever been public; programs may name the path, and so it stays.
-pub mod swap {}
+/// Where anonymous memory goes when the cache has no room: it is asked for by [`RuntimeBuilder::swap`](crate::RuntimeBuilder::swap)
+/// and [`RuntimeBuilder::zswap`](crate::RuntimeBuilder::zswap), and has no values of its own.
+pub mod swap {
+    pub use crate::runtime::RuntimeBuilder;
+}
 
 pub use arena::{Arena, ArenaBuilder};
 pub use delivery::{Delivery, DeliveryReport};
