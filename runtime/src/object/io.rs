@@ -88,7 +88,8 @@ fn get_missing(
             Lookup::NoPins => return Err(out_of_memory(mapping, FillError::NoPins)),
             Lookup::Poisoned(error) if tried => return Err(error),
             Lookup::Absent | Lookup::Poisoned(_) => {
-                // Who had to make room first has not asked the store yet: a poisoned page is still to be healed.
+                // A call that only made room has not asked the store yet, so a page that was poisoned before is asked for once
+                // more before its error counts.
                 match fill_missing(env, ctx, object, pgoff, req)? {
                     Asked::Yes => tried = true,
                     Asked::NoRoom => {}
@@ -97,7 +98,7 @@ fn get_missing(
             }
             Lookup::Busy(key) => {
                 tried = true;
-                // As in filemap::fault(): a fill may be late, a flush that keeps the page takes as long as it takes.
+                // As in `filemap::fault`: the deadline is that of a fill. A flush that keeps the page takes as long as it takes.
                 let filling = mapping.folio(pgoff).filter(|w| w.load().state() == State::Filling);
                 let deadline = if filling.is_some() { mapping.deadline_ns } else { u64::MAX };
                 if env.park.wait(ctx, key, deadline) == Woken::TimedOut
@@ -111,7 +112,7 @@ fn get_missing(
     }
 }
 
-/// Counts a want of memory as the walk does.
+/// Counts a lack of memory under its reason bit, as the walk does for faults.
 fn out_of_memory(mapping: &Mapping<'_>, error: FillError) -> FillError {
     mapping.stat.reason(0, error.reason());
     error
@@ -129,8 +130,8 @@ enum Asked {
 /// How long a call waits before it looks again whether a filler may be had.
 const FILLER_PAUSE_NS: u64 = 1_000_000;
 
-/// Waits a little for the fillers, with nothing in our hands and the program's signals open; that goes on for as long as the page
-/// may take to come, `since` being when it began.
+/// Waits a little for the fillers, with nothing in our hands and the program's signals open. It does so again and again, for as
+/// long as the page may take to come; `since` is when the first of these waits began.
 fn wait_for_filler(
     env: Env<'_>,
     ctx: &Ctx<'_>,
@@ -315,7 +316,7 @@ pub(crate) fn zero_tail(object: &ObjectInner, len_bytes: u64) -> bool {
     // A file that is only read, and was cut by others, has its zeros already.
     let set = if object.is_writable() { DIRTY } else { 0 };
     match filemap::get_folio(object.mapping(), pgoff, set) {
-        // What is being written may have been measured by the old end: the store is not cut before it is there.
+        // A write that is under way may have been measured by the old end, so the store is cut only after it has arrived.
         Lookup::Pinned(word) if word.load().state() == State::Writeback => {
             word.unpin();
             false
