@@ -204,13 +204,17 @@ func (rt *Runtime) RecentFailures() ([]Failure, error) {
 // Object is bytes that can be mapped: a file, or memory. It lives as long as it is mapped.
 type Object struct{ h *C.softfault_object }
 
-// Open opens a file.
-func (rt *Runtime) Open(path string, writable bool) (*Object, error) {
-	var options C.softfault_object_options
+func objectOptions(writable bool) (options C.softfault_object_options) {
 	options.size = C.size_t(unsafe.Sizeof(options))
 	if writable {
 		options.flags = C.SOFTFAULT_OBJECT_WRITABLE
 	}
+	return options
+}
+
+// Open opens a file.
+func (rt *Runtime) Open(path string, writable bool) (*Object, error) {
+	options := objectOptions(writable)
 	text := C.CString(path)
 	defer C.free(unsafe.Pointer(text))
 	object := new(Object)
@@ -222,11 +226,7 @@ func (rt *Runtime) Open(path string, writable bool) (*Object, error) {
 
 // MapFile opens a file and maps it whole, shared, from the arena's offset 0 on, as mmap(2) does.
 func (rt *Runtime) MapFile(path string, writable bool) (*Arena, *Object, error) {
-	var options C.softfault_object_options
-	options.size = C.size_t(unsafe.Sizeof(options))
-	if writable {
-		options.flags = C.SOFTFAULT_OBJECT_WRITABLE
-	}
+	options := objectOptions(writable)
 	text := C.CString(path)
 	defer C.free(unsafe.Pointer(text))
 	arena, object := new(Arena), new(Object)
@@ -246,11 +246,7 @@ func (rt *Runtime) Anonymous(size uint64) (*Object, error) {
 // FromStore makes an object over a store that is written in C: operations is a *softfault_store_operations, ctx what its
 // functions get. Functions of Go must not be among them.
 func (rt *Runtime) FromStore(size uint64, operations, ctx unsafe.Pointer, label string, writable bool) (*Object, error) {
-	var options C.softfault_object_options
-	options.size = C.size_t(unsafe.Sizeof(options))
-	if writable {
-		options.flags = C.SOFTFAULT_OBJECT_WRITABLE
-	}
+	options := objectOptions(writable)
 	if label != "" {
 		options.label = C.CString(label)
 		defer C.free(unsafe.Pointer(options.label))
