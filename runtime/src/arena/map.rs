@@ -70,8 +70,8 @@ pub(super) fn map(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Result<(
     Ok(())
 }
 
-/// Takes the object's gate and the lock of the arena when the object can be mapped at the range. Whom that has to wait for is
-/// waited for with neither: the program's signals come meanwhile.
+/// Takes the object's gate and the lock of the arena when the object can be mapped at the range. While readers of an exclusive
+/// object are waited for neither is held, and the program's signals come.
 fn lock_ready<'a>(
     arena: &'a ArenaInner,
     object: &'a ObjectInner,
@@ -158,7 +158,7 @@ fn mmap(arena: &ArenaInner, v: &VmaEntry, fd: i32) -> std::result::Result<usize,
     unsafe { mem::mmap(addr, len, mem::PROT_NONE, flags | share, fd, at) }
 }
 
-/// The faults of the range come to us.
+/// Has the faults of the range come to us.
 #[cfg_attr(not(feature = "userfaultfd"), expect(clippy::unnecessary_wraps, reason = "by SIGSEGV"))]
 fn register(arena: &ArenaInner, op: &'static str, v: &VmaEntry) -> Result<()> {
     #[cfg(feature = "userfaultfd")]
@@ -179,7 +179,7 @@ fn register(arena: &ArenaInner, op: &'static str, v: &VmaEntry) -> Result<()> {
     Ok(())
 }
 
-/// Neither children nor core dumps have the range, and exclusive pages are no part of the kernel's huge ones.
+/// Keeps the range out of children and core dumps, and exclusive pages out of the kernel's huge ones.
 fn advise_kernel(arena: &ArenaInner, v: &VmaEntry) -> std::result::Result<(), Errno> {
     let (addr, len) = (arena.address(v.range.start), v.range.len());
     for advice in [mem::MADV_DONTFORK, mem::MADV_DONTDUMP] {

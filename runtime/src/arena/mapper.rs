@@ -30,7 +30,8 @@ impl Mapper for ArenaInner {
     fn unpoison(&self, op: &'static str, object: u32, from: u64, to: u64) -> Result<()> {
         zap::unpoison_object(self, op, object, from, to)
     }
-    /// In private mappings the page table of the time before stays, so they are the ones that are mapped here.
+    /// Maps a huge page in private mappings alone: there the page table of the time before it was huge stays, and with it the
+    /// small entries, until somebody maps the huge page over them.
     fn map_huge(&self, object: u32, first: u64) {
         let vmas = self.vmas();
         for v in vmas.iter().filter(|v| v.is_of(object) && v.is_private()) {

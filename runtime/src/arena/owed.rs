@@ -25,9 +25,10 @@ pub(super) fn unmap_or_owe(arena: &ArenaInner, v: &VmaEntry, range: &Range<usize
         return;
     }
     if arena.trap == Trap::Segv && !extents::has_user_pins(arena, &v.range) {
-        // Under userfaultfd the old mapping is trapped, and a touch finds no vma; by protection it must be hidden: with
-        // the rest of its mapping, which splits nothing, and whose pages come back by touch. A pin of the program's on
-        // the rest is worth more than the signal that a touch of what was unmapped should raise.
+        // Under userfaultfd the old mapping is trapped, so a touch comes to us and finds no vma. Under protection the pages must
+        // be hidden for that. They are hidden with the rest of their mapping, because that splits nothing, and the rest
+        // comes back by touch. Where the program holds a pin on the rest, the pin is worth more than the signal that
+        // a touch of what was unmapped should raise.
         let (addr, len) = (arena.address(v.range.start), v.range.len());
         // SAFETY: the arena's own range; what is hidden comes back as its vma says.
         let _ = unsafe { mem::mprotect(addr, len, mem::PROT_NONE) };
@@ -55,7 +56,7 @@ pub(super) fn settle(arena: &ArenaInner, op: &'static str, range: &Range<usize>)
 /// Puts the bare reservation back over a range that no vma covers any more.
 ///
 /// # Errors
-/// The kernel's: it goes on mapping the object there.
+/// The kernel's, which then goes on mapping the object there.
 pub(super) fn unmap_kernel(arena: &ArenaInner, range: &Range<usize>) -> std::result::Result<(), Errno> {
     let flags = mem::MAP_PRIVATE | mem::MAP_ANONYMOUS | mem::MAP_NORESERVE | mem::MAP_FIXED;
     // SAFETY: the arena's own range; its vmas are unpublished and drained.
@@ -67,7 +68,8 @@ pub(super) fn unmap_kernel(arena: &ArenaInner, range: &Range<usize>) -> std::res
     Ok(())
 }
 
-/// The arena's address space is gone (`true`), and with it all that was owed; or it is not, and the objects stay.
+/// Ends what is owed when the arena ends: if its address space is `gone`, nothing maps the objects any more; if not, the kernel
+/// still does, and they are kept for ever.
 pub(super) fn end_owed(arena: &ArenaInner, gone: bool) {
     let owed = std::mem::take(&mut *arena.owed());
     if !gone {

@@ -69,7 +69,8 @@ impl Pin {
         drop(vmas);
         let counted = arena.trap == Trap::Segv || covering.iter().any(|v| v.object.huge);
         if counted {
-            // Reclaim that has looked already may hide a whole granule or huge page yet: it is in a section.
+            // Reclaim that looked for pins before this one was counted may still hide a whole granule or huge page. It does
+            // that inside its section, so we wait for the sections that are under way.
             extents::count_user_pins(arena, &range, true);
             section::synchronize();
             for v in covering.iter().filter(|v| v.object.huge) {

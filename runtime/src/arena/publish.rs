@@ -54,8 +54,8 @@ impl Drop for Successors {
     }
 }
 
-/// Entries that others were published in place of, and those: [`retire`] ends the former,
-/// [`restore`] the latter. Both are listed until then, and nobody walks the former by address.
+/// The old entries of a replacement, and the new ones that were published in their place: [`retire`] ends the old, [`restore`] the
+/// new. Both are listed until then, and nobody finds the old ones by address.
 #[must_use = "either the old or the new entries are to be ended"]
 pub(super) struct Swap {
     pub(super) old: Vec<VmaEntry>,
@@ -80,7 +80,8 @@ pub(super) fn publish<'a>(
     split_edges(arena, op, [v.range.start, v.range.end])?.keep();
     let _changing = trap::changing();
     point(arena, &v.range, Some(v.index));
-    // Nobody finds it by address then, but it is not drained: that is for `listed`, which is undone next.
+    // Once this is undone nobody finds the record by address, but some may still be using it: undoing `listed`, which comes
+    // next, waits for them.
     let published = Done::new(|| {
         point(arena, &v.range, None);
         join(arena, &v.range);

@@ -17,13 +17,13 @@ use std::time::Duration;
 /// How often, a millisecond apart, pages past a new end are tried that somebody is busy with.
 const PATIENCE: u32 = 2_000;
 
-/// What a store has refused while its end moves. It is an [`Error`] when the turn has been given back: that takes memory,
-/// which may be asked of a thread whose fault waits for who has the turn.
+/// What a store has refused while its end moves. It is made an [`Error`] only when the turn to flush has been given back, because
+/// that takes memory, and a thread that holds the allocator's lock may be in a fault that waits for the turn.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Below {
-    /// Another end.
+    /// To take another end.
     End(StoreError),
-    /// To show what it has.
+    /// To have reads see what it was told.
     Flush(StoreError),
 }
 
@@ -100,7 +100,7 @@ pub(super) fn finish_cut(object: &ObjectInner, op: &'static str) -> Result<()> {
 fn cut_below(object: &ObjectInner, len_bytes: u64, turn: &Turn<'_>) -> std::result::Result<(), Below> {
     let state = object.flushing().state();
     if object.is_writable() {
-        // Until it is told, nothing is durable.
+        // Until the store has taken the new end, nothing counts as durable.
         state.owe_end(true);
         object.store().set_len(len_bytes).map_err(Below::End)?;
         state.owe_end(false);

@@ -169,13 +169,13 @@ fn write_idle(env: Env<'_>, objects: &Writables, round: u32) {
                 if m.exclusive || m.failing.is_set() || !flushing.is_persistent() || flushing.is_written_in(round) {
                     return;
                 }
-                // A filler that has it may hang with it, and we would with the filler.
+                // A filler is at it already. If that filler hangs in the store, we would hang too.
                 if writeback::is_under_way(m) {
                     left = true;
                     got_on |= flushing.got_on(m.failing.nr_dirty());
                 } else {
                     write_once(flushing, m, round);
-                    // It may have taken its time, which was not the others'.
+                    // Writing it may have taken long, and during that time the others had no chance to get on.
                     got_on = true;
                 }
             });

@@ -75,7 +75,7 @@ fn write_pinned(
     let _alone = f.state().direct_beside(env, ctx);
     let old = match word.try_pin(0) {
         Ok(old) => old,
-        // There is no pin left.
+        // The page is there, and all the pins that it can have are taken.
         Err(seen) if seen.is_mappable() => return Err((p, FillError::NoPins)),
         Err(_) => return Ok(None),
     };
