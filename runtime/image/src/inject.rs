@@ -1,6 +1,6 @@
 //! Failures of the calls by which files are made, named and removed, for tests. In release builds nothing of it is left.
 //!
-//! Each call of [`durable`](crate::durable) is a step. A thread arms a [`Plan`], does what is to be tested, and takes the plan
+//! Each call of `durable` is a step. A thread arms a [`Plan`], does what is to be tested, and takes the plan
 //! back: with it the steps can be told, have failed, or have ended the process.
 //!
 //! # Context: control plane; allocates

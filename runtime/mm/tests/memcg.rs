@@ -1,6 +1,7 @@
-//! A thread in front of an object's own limit: what it waits for, and what it is told in the end.
+//! A thread in front of a limit: what it looks at, what it waits for, and what it is told in the end.
 #![cfg(not(loom))]
 #![forbid(unsafe_code)]
+#![allow(clippy::cast_possible_truncation, reason = "64-bit")]
 
 mod support;
 
@@ -8,7 +9,9 @@ use core::cell::Cell;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
+use softfault_mm::folio::{DIRTY, REFERENCED, UNMAPPED};
 use softfault_mm::host::{Env, Park, Woken};
+use softfault_mm::lru::Entry;
 use softfault_mm::ops::WaitKey;
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::stall::Stall;
@@ -25,13 +28,23 @@ const LIMIT: u64 = 4;
 /// What nobody has in the cache.
 const MISSED: usize = arena_base(0) + (5 << 12);
 
-/// A world of an object at a limit of its own, whose cached pages are all pinned.
-fn world_of_pinned_pages() -> &'static World {
-    let w = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8)], 1)));
-    w.objects[0].mapping.own_limit.store(LIMIT, Ordering::Relaxed);
+/// A world of an object of `nr` pages, the first of which are mapped.
+fn world_of(nr: u64) -> &'static World {
+    world_with(ObjectSpec::pages(nr as usize))
+}
+
+fn world_with(object: ObjectSpec) -> &'static World {
+    let w = Box::leak(Box::new(World::new(&[object], 1)));
     let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE;
     let (ops, delegation) = (&PLAIN, None);
     assert!(w.map(MapSpec { arena: 0, at: 0, nr: 8, object: 0, pgoff: 0, flags, ops, granule_pages: 0, delegation }));
+    w
+}
+
+/// A world of an object of `nr` pages at a limit of its own, whose cached pages are all pinned.
+fn world_of_pinned(nr: u64) -> &'static World {
+    let w = world_of(nr);
+    w.objects[0].mapping.own_limit.store(LIMIT, Ordering::Relaxed);
     w.populate(0, 0, LIMIT);
     (0..LIMIT).for_each(|p| _ = w.word(0, p).try_pin(0).expect("cached"));
     w
@@ -88,7 +101,7 @@ impl Park for Handler {
 /// Write-back of another object of the cache ends some day, and is no room for this one.
 #[test]
 fn others_write_back_is_nothing_to_wait_for() {
-    let w = world_of_pinned_pages();
+    let w = world_of_pinned(8);
     let account = w.account;
     account.nr_writeback.fetch_add(1, Ordering::Relaxed);
     let naps = Arc::new(AtomicU64::new(0));
@@ -111,7 +124,7 @@ fn others_write_back_is_nothing_to_wait_for() {
 /// A thread that goes away between two looks goes on with its stall however others of the cache get on meanwhile.
 #[test]
 fn others_progress_is_none_for_who_was_away() {
-    let w = world_of_pinned_pages();
+    let w = world_of_pinned(8);
     let handler = Handler::new(w);
     let is_told = (0..100).any(|_| {
         let r = handler.look();
@@ -125,11 +138,117 @@ fn others_progress_is_none_for_who_was_away() {
 /// With another limit there may be room: what was seen under the old one says nothing.
 #[test]
 fn another_limit_is_another_stall() {
-    let w = world_of_pinned_pages();
+    let w = world_of_pinned(8);
     let handler = Handler::new(w);
     for look in 0..100 {
         w.objects[0].mapping.own_limit.store(LIMIT - look % 2, Ordering::Relaxed);
         assert!(handler.look().intersects(R::RETRY), "look {look}: nothing was proved under this limit yet");
     }
     unpin(w);
+}
+
+/// Touches the page that is missed, in a thread that sleeps as [`World::set_sleep`] says.
+fn miss(w: &World) -> R {
+    fault::do_user_addr_fault(w.env(), &Ctx::handler(0, false, 0, None), MISSED, FaultFlags::USER)
+        .expect("the vma is there")
+}
+
+/// What nobody has in the cache costs no time: an object may be a million times as large as its limit.
+#[test]
+fn an_object_with_few_pages_is_gone_round_three_times_before_a_nap() {
+    const NR: u64 = 1 << 19;
+    let w = world_of_pinned(NR);
+    let mapping = w.objects[0].mapping;
+    let passed = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&passed);
+    w.set_sleep(move |_| {
+        let _ = seen.compare_exchange(0, mapping.hand.load(Ordering::Relaxed), Ordering::Relaxed, Ordering::Relaxed);
+        Woken::TimedOut
+    });
+    assert_eq!(miss(w), R::OOM);
+    let rounds = passed.load(Ordering::Relaxed) / NR;
+    assert!((3..=4).contains(&rounds), "the hand has been round {rounds} times before the first nap");
+    unpin(w);
+}
+
+/// What another thread had in hand when the object was gone through is looked at when it has put that down.
+#[test]
+fn an_object_is_gone_through_again_when_others_have_put_down_what_they_had() {
+    const WINDOWS: u64 = 64;
+    let w = world_of(WINDOWS * 64);
+    let mapping = w.objects[0].mapping;
+    mapping.own_limit.store(WINDOWS, Ordering::Relaxed);
+    for window in 0..WINDOWS {
+        w.populate(0, window * 64 + 6, window * 64 + 7);
+        w.word(0, window * 64 + 6).try_pin(0).expect("cached");
+    }
+    w.reclaims.store(true, Ordering::Relaxed);
+    let put_down = Arc::new(AtomicU64::new(u64::MAX));
+    let (mut naps, down) = (0, Arc::clone(&put_down));
+    w.set_sleep(move |_| {
+        naps += 1;
+        if naps == 40 {
+            // Where the hand comes last.
+            let window = (mapping.hand.load(Ordering::Relaxed) / 64 + WINDOWS - 1) % WINDOWS;
+            w.word(0, window * 64 + 6).unpin();
+            down.store(window, Ordering::Relaxed);
+            w.reclaims.store(false, Ordering::Relaxed);
+        }
+        Woken::TimedOut
+    });
+    assert_eq!(miss(w), R::MAJOR | R::LOCKED, "a page could go");
+    let put_down = put_down.load(Ordering::Relaxed);
+    (0..WINDOWS).filter(|window| *window != put_down).for_each(|window| w.word(0, window * 64 + 6).unpin());
+    w.check_quiescent();
+}
+
+/// The object's own write-back makes room when it ends, however long that takes, if the store is not failing.
+#[test]
+fn the_own_write_back_is_waited_for() {
+    let w = world_of_pinned(8);
+    for p in 0..LIMIT {
+        w.word(0, p).unpin();
+        w.word(0, p).try_pin(DIRTY).expect("cached");
+        w.word(0, p).unpin();
+        w.word(0, p).try_writeback().expect("dirty");
+    }
+    let mut naps = 0;
+    w.set_sleep(move |_| {
+        naps += 1;
+        if naps == 20_000 {
+            (0..LIMIT).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
+        }
+        Woken::TimedOut
+    });
+    assert_eq!(miss(w), R::MAJOR | R::LOCKED);
+    w.check_quiescent();
+}
+
+/// Behind pages on probation that are missed again and again there are others that can go: whoever gives up has looked at
+/// all of them.
+#[test]
+fn everything_on_probation_gets_its_verdict_before_anybody_gives_up() {
+    const NR: u64 = 3 << 12;
+    // Fewer than are judged as long as there is anything else.
+    const HOT: u64 = 640;
+    const COLD: u64 = 20;
+    // Memory without swap: what is dirty stays.
+    let w = world_with(ObjectSpec { dirty_goes: false, ..ObjectSpec::pages(NR as usize + 64) });
+    w.account.limit_pages.store(NR, Ordering::Relaxed);
+    w.populate(0, 64, NR + 64);
+    let lru = &w.account.lru;
+    for i in 0..HOT + COLD {
+        let entry = lru.small.pop().or_else(|| lru.main.pop()).map(Entry).expect("every page stands in a queue");
+        w.word(0, entry.pgoff()).set(UNMAPPED | if i < HOT { REFERENCED } else { 0 });
+        assert!(lru.probation.push(entry.0), "there is room on probation");
+    }
+    for word in (64..NR + 64).map(|p| w.word(0, p)).filter(|word| !word.load().has(UNMAPPED)) {
+        let old = word.try_pin(DIRTY).expect("cached");
+        w.objects[0].mapping.account_dirtied(u64::from(!old.has(DIRTY)));
+        word.unpin();
+    }
+    let handler = Handler::new(w);
+    let looks = (0..1_000).map(|_| handler.look()).take_while(|r| r.intersects(R::RETRY)).count();
+    assert!(looks < 1_000, "nothing is found");
+    assert!(w.account.nr_pages.load(Ordering::Relaxed) < NR, "{COLD} pages could go, and {looks} looks found none");
 }

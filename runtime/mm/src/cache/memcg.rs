@@ -12,6 +12,7 @@ use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch, Env, Rmap, Woken};
 use crate::mapping::Mapping;
 use crate::ops::WaitKey;
+use crate::page::EXTENT_PAGES;
 use crate::rmap;
 use crate::stall::Stall;
 use crate::sync::Ordering;
@@ -25,8 +26,12 @@ struct Swept {
     freed: u64,
     /// Pages in the batch that are to be written.
     dirty: usize,
-    /// Pages that will be free without us.
+    /// Pages that will be free without us, or that could not be looked at.
     busy: u64,
+    /// Pages that the hand has passed.
+    passed: u64,
+    /// A page of the batch is with the store.
+    is_written: bool,
 }
 
 impl Swept {
@@ -47,12 +52,11 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
 }
 
 /// Sweeps the object's table until a page has gone, its limit has been raised, or a proof says that nothing can go (see
-/// `vmscan::direct`). A window that freed nothing costs no nap before the hand has been round three times: the first round
-/// unmaps, the second finds what was missed, and the third drops the rest.
+/// `vmscan::direct`). What frees nothing costs no nap before the hand has been round three times: the first round unmaps, the
+/// second finds what was missed, and the third drops the rest. But the thread lets signals in now and then.
 fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
-    let windows = (mapping.folios.len() as u64).div_ceil(BATCH as u64);
+    let rounds = (mapping.folios.len() as u64).saturating_mul(3);
     let account = mapping.account;
-    let mut empty = 0u64;
     // What others of the cache free or write is no room here: only another limit is another question.
     let limit = own_limit_word(mapping);
     let (mut stall, mut cut) = (vmscan::resume(env, account, limit), false);
@@ -65,26 +69,34 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
         if now < fewest && fewest != u64::MAX {
             // The limit was lowered, and others get on. Who asks for room in vain counts itself for a moment, so only a
             // number that was never this low says so.
-            (empty, cut, stall) = (0, false, vmscan::begin(env, account));
+            (cut, stall) = (false, vmscan::begin(env, account));
         }
         fewest = fewest.min(now);
         let swept = sweep(env, mapping, ctx.stripe);
         if swept.freed > 0 {
             return Freed::Some;
         }
-        empty = if swept.is_busy() { 0 } else { empty.saturating_add(1) };
-        // An object is gone through three times: its pages are unmapped, then looked at, and what was busy is looked at again.
-        if empty <= windows.saturating_mul(3) && !swept.is_busy() {
+        // What is busy may be looked at in vain: all of it counts when nothing is.
+        stall.scanned = if swept.is_busy() { 0 } else { stall.scanned.saturating_add(swept.passed) };
+        let is_round = swept.is_busy() || stall.scanned > rounds;
+        if !is_round && !stall.is_out_of_breath() {
             continue;
         }
-        let woken = nap(env, ctx, mapping, (&mut stall, &mut cut), swept.is_busy() || is_filling(mapping));
-        if (stall.idle > 16 || stall.is_busy_for_long()) && vmscan::is_proof(env, mapping, &mut stall, false) {
+        let busy = !is_round || swept.is_busy() || is_filling(mapping);
+        let woken = nap(env, ctx, mapping, (&mut stall, &mut cut), busy);
+        let is_long = (stall.idle > 16 && stall.scanned > rounds) || stall.is_busy_for_long();
+        if is_long && vmscan::is_proof(env, mapping, &mut stall, is_being_written(mapping, &swept)) {
             return Freed::Nothing;
         }
         if woken == Woken::NotNow {
             return vmscan::keep(env, limit, stall);
         }
     }
+}
+
+/// Returns whether the object's store has pages of it in hand, and is not failing: when it has them there is room.
+fn is_being_written(mapping: &Mapping<'_>, swept: &Swept) -> bool {
+    !mapping.failing.is_set() && (swept.is_written || mapping.nr_writers.load(Ordering::Relaxed) != 0)
 }
 
 /// Sleeps until pages are given back or written, by whomever, or for 2 ms.
@@ -122,32 +134,46 @@ fn sweep(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize) -> Swept {
     let mut swept = Swept::default();
     let end = mapping.folios.len() as u64;
     let have = env.mm.with_batch(&mut |batch| {
-        let from = next_window(mapping, end);
+        let (from, passed) = next_window(mapping, end);
         let to = from.saturating_add(BATCH as u64).min(end);
         env.mm.with_rmap(&mut |r| swept = sweep_window(env, r, mapping, stripe, batch, from, to));
         if swept.dirty > 0 {
             vmscan::write_dirty(env, stripe, batch.pages.get(..swept.dirty).unwrap_or(&[]));
         }
+        swept.passed = passed;
     });
     if !have {
         env.park.relax();
+        swept.busy += 1;
     }
     swept
 }
 
-/// Takes the hand to the next window with a cached page; at most once round.
-fn next_window(mapping: &Mapping<'_>, end: u64) -> u64 {
-    let mut at = 0;
-    for _ in 0..=end / BATCH as u64 {
-        at = mapping.hand.fetch_add(BATCH as u64, Ordering::Relaxed) % end.next_multiple_of(BATCH as u64).max(1);
-        let cached = |p| mapping.folio(p).is_some_and(|w| w.load().is_mappable());
-        // A chunk without pages is passed at once.
-        let some = mapping.chunk(at).is_some_and(|c| c.nr_uptodate() > 0);
-        if some && (at..at.saturating_add(BATCH as u64).min(end)).any(cached) {
-            break;
+/// Takes the hand to the next window with a cached page, at most once round; returns where it is, and how many pages it has
+/// passed.
+fn next_window(mapping: &Mapping<'_>, end: u64) -> (u64, u64) {
+    const WINDOW: u64 = BATCH as u64;
+    let round = end.next_multiple_of(WINDOW).max(1);
+    let (mut at, mut passed) = (0, 0);
+    while passed < round {
+        let hand = mapping.hand.fetch_add(WINDOW, Ordering::Relaxed);
+        at = hand % round;
+        passed += WINDOW;
+        if mapping.chunk(at).is_some_and(|c| c.nr_uptodate() > 0) {
+            let cached = |p| mapping.folio(p).is_some_and(|w| w.load().is_mappable());
+            if (at..at.saturating_add(WINDOW).min(end)).any(cached) {
+                break;
+            }
+        } else {
+            // A chunk without pages is passed at once, unless another thread has moved the hand in it.
+            let rest = (EXTENT_PAGES as u64 - at % EXTENT_PAGES as u64).min(round - at);
+            let (from, to) = (hand.wrapping_add(WINDOW), hand.wrapping_add(rest));
+            if mapping.hand.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                passed += rest.saturating_sub(WINDOW);
+            }
         }
     }
-    at
+    (at, passed)
 }
 
 fn is_idle(seen: Folio) -> bool {
@@ -174,6 +200,7 @@ fn sweep_window(
         let seen = word.load();
         let goes = if mapping.exclusive { !mapping.punch_waits() } else { !seen.has(DIRTY) };
         swept.busy += u64::from(matches!(seen.state(), State::Writeback | State::Evicting));
+        swept.is_written |= seen.state() == State::Writeback;
         if is_idle(seen) && goes && mapping.owes_flush(seen) {
             owed += 1;
         } else if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {

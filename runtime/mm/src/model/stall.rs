@@ -6,6 +6,8 @@
 const NAPS_MAX: u64 = 10;
 /// Naps while a store has been given pages, or is reading: it gets longer.
 const BUSY_MAX: u32 = 5_000;
+/// Batches that a thread looks at without a nap, in which signals come: some ten milliseconds.
+const BREATH: u32 = 1_024;
 
 /// How long nothing has been freed, as one thread sees it. It begins anew with each page that is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -16,8 +18,14 @@ pub struct Stall {
     kept: bool,
     /// Somebody had pages in hand, at a time when this would have been over.
     pub(crate) outlasted: bool,
-    /// Entries looked at for nothing.
+    /// Another one was over without progress before this began.
+    pub(crate) is_again: bool,
+    /// Entries looked at for nothing; of an object with a limit of its own, pages that the hand has passed.
     pub(crate) scanned: u64,
+    /// Entries on probation that have no verdict yet, of those that were there when this look at all of them began.
+    pub(crate) unjudged: u64,
+    /// Batches since the thread last let signals in.
+    pub(crate) batches: u32,
     /// Naps after which nothing was under way.
     pub(crate) idle: u32,
     /// Naps after which something was.
@@ -37,9 +45,9 @@ impl Stall {
         Self { at_ns, failed, ticket, ..Self::default() }
     }
 
-    /// Returns this one as what follows `before`, in which there was no progress.
+    /// Returns this one as what follows `before`, in which there was no progress: a look at what others had in hand then.
     pub(crate) fn again(self, before: &Self) -> Self {
-        Self { naps: before.naps, ..self }
+        Self { naps: before.naps, is_again: true, ..self }
     }
 
     /// The thread goes away.
@@ -76,7 +84,18 @@ impl Stall {
         self.busy > BUSY_MAX
     }
 
-    /// Returns whether everything was looked at several times, and as many naps passed.
+    /// Returns whether the thread has looked at batches for so long that it is to let signals in.
+    pub(crate) fn is_out_of_breath(&mut self) -> bool {
+        self.batches += 1;
+        let is = self.batches >= BREATH;
+        if is {
+            self.batches = 0;
+        }
+        is
+    }
+
+    /// Returns whether everything was looked at several times, and as many naps passed: before each idle one the thread has
+    /// looked at everything on probation, or there was nothing to look at in any queue.
     pub(crate) fn is_long(&self, limit: u64) -> bool {
         self.is_busy_for_long() || (self.idle > 16 && (self.scanned > limit.saturating_mul(4) || self.idle > 64))
     }

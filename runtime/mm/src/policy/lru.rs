@@ -453,31 +453,30 @@ mod tests {
         let cells = cells(64);
         let q = Fifo::new(&cells, 64);
         let got = std::sync::Mutex::new(Vec::new());
+        let pushing = AtomicU32::new(2);
         std::thread::scope(|s| {
             for t in 0..2u64 {
-                let q = &q;
+                let (q, pushing) = (&q, &pushing);
                 s.spawn(move || {
                     for i in 0..20_000 {
                         while !q.push(1 + t * 100_000 + i) {
                             std::thread::yield_now();
                         }
                     }
+                    // Release pairs with the load below: who sees it sees every item.
+                    pushing.fetch_sub(1, Ordering::Release);
                 });
             }
             for _ in 0..2 {
                 s.spawn(|| {
                     let mut mine = Vec::new();
-                    let mut idle = 0;
-                    while idle < 20_000 {
+                    loop {
+                        let pushed = pushing.load(Ordering::Acquire) == 0;
                         match q.pop() {
-                            Some(i) => {
-                                mine.push(i);
-                                idle = 0;
-                            }
-                            None => {
-                                idle += 1;
-                                std::thread::yield_now();
-                            }
+                            Some(i) => mine.push(i),
+                            // Who pushes may be waiting for room for as long as it likes.
+                            None if !pushed => std::thread::yield_now(),
+                            None => break,
                         }
                     }
                     got.lock().unwrap().extend(mine);

@@ -715,7 +715,7 @@ pub(crate) struct Object {
 }
 
 /// Cells of each queue of reclaim.
-const QUEUE: usize = 4096;
+const QUEUE: usize = 8192;
 
 /// Extents of each arena.
 pub(crate) const ARENA_EXTENTS: usize = 4;
@@ -763,6 +763,8 @@ pub(crate) struct World {
     sleep: Mutex<Option<Sleep>>,
     outside: Mutex<Option<Outside>>,
     pub(crate) relaxed: AtomicU64,
+    /// Another thread has pages in hand, and has had them for long.
+    pub(crate) reclaims: AtomicBool,
 }
 
 impl core::fmt::Debug for World {
@@ -874,6 +876,7 @@ impl World {
             sleep: Mutex::new(None),
             outside: Mutex::new(None),
             relaxed: AtomicU64::new(0),
+            reclaims: AtomicBool::new(false),
         }
     }
 
@@ -1338,6 +1341,9 @@ impl AddressSpace for World {
         f(&mut batch);
         *lock(&self.batch) = Some(batch);
         true
+    }
+    fn has_reclaim_from_before(&self, _ticket: u64) -> bool {
+        self.reclaims.load(Ordering::Relaxed)
     }
     fn get_staged(&self) -> Option<Staged> {
         lock(&self.staging).pop_first().map(Staged)

@@ -71,9 +71,9 @@ pub(crate) fn count(env: Env<'_>, stall: &mut Stall, woken: Woken, busy: bool) {
     stall.count(away, NAP_NS, busy);
 }
 
-/// Naps until somebody gets on.
-fn nap(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, stall: &mut Stall, busy: bool) -> Woken {
-    let key = account.begin_wait();
+/// Naps until somebody gets on, if nobody has since the account's progress was `seen`.
+fn nap(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, (stall, seen): (&mut Stall, u32), busy: bool) -> Woken {
+    let key = WaitKey { seen, ..account.begin_wait() };
     let woken = sleep(env, ctx, key);
     if account.has_progressed(key) {
         // Others get on: so shall we.
@@ -103,8 +103,8 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, w
         stall.outlasted = true;
         return false;
     }
-    if stall.outlasted {
-        // What they had in hand is where it can be looked at now.
+    if stall.outlasted || !(stall.is_again || stall.is_busy_for_long()) {
+        // What others had in hand, since before or since they came meanwhile, is where it can be looked at now.
         *stall = begin(env, account).again(stall);
         return false;
     }
@@ -120,7 +120,8 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, w
 pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
-    let mut stall = resume(env, account, account.progress());
+    let mut seen = account.progress();
+    let mut stall = resume(env, account, seen);
     let mut freed = 0u64;
     loop {
         let limit = account.limit();
@@ -128,6 +129,9 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             return Freed::Some;
         }
         let whole = stall.scanned > limit.saturating_mul(2);
+        if whole && stall.unjudged == 0 {
+            stall.unjudged = account.lru.probation.len();
+        }
         let (done, looked) = shrink_batch(env, account, stat, ctx.stripe, whole);
         stat.add(ctx.stripe, Event::PGSCAN_DIRECT, done.scanned);
         freed += done.freed;
@@ -136,9 +140,10 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         }
         if done.freed > 0 {
             // Still above the limit, which was lowered perhaps: an attempt for each small batch would be too many.
-            stall = begin(env, account);
+            (stall, seen) = (begin(env, account), account.progress());
             continue;
         }
+        stall.unjudged = stall.unjudged.saturating_sub(done.judged);
         if done.stale > 0 {
             // Behind the entries of pages that went otherwise there may be others; their number is finite.
             continue;
@@ -146,16 +151,21 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         stall.scanned = stall.scanned.saturating_add(done.scanned);
         let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 || done.dirty > 0;
         let busy = !looked || writes || account.is_filling();
-        if (done.scanned == 0 || busy || whole) && nap(env, ctx, account, &mut stall, busy) == Woken::NotNow {
-            let written = is_written(account, &stall);
-            if stall.is_long(limit) && is_proof(env, mapping, &mut stall, written) {
-                return Freed::Nothing;
+        // Everything on probation gets its verdict before a nap says that nothing was under way.
+        let is_round = done.scanned == 0 || busy || (whole && stall.unjudged == 0);
+        let mut woken = Woken::LookAgain;
+        if is_round || stall.is_out_of_breath() {
+            woken = nap(env, ctx, account, (&mut stall, seen), busy || !is_round);
+            if woken != Woken::NotNow {
+                seen = account.progress();
             }
-            return keep(env, account.progress(), stall);
         }
         let written = is_written(account, &stall);
         if stall.is_long(limit) && is_proof(env, mapping, &mut stall, written) {
             return Freed::Nothing;
+        }
+        if woken == Woken::NotNow {
+            return keep(env, seen, stall);
         }
     }
 }

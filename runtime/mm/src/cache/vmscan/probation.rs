@@ -75,6 +75,7 @@ pub(super) fn shrink_probation(scan: &Scan<'_>, batch: &mut Batch, whole: bool) 
     let target = if whole { 0 } else { Lruvec::probation_target(scan.account.limit()) };
     let mut judged = Judged::default();
     while let Some(entry) = next(scan, &judged, target) {
+        judged.done.judged += 1;
         judge(scan, batch, &mut judged, entry);
     }
     judged.done.freed += end_run(scan, judged.run.take());
