@@ -192,8 +192,9 @@ fn a_snapshot_of_cloud_hypervisor_is_an_image() {
 
 // ---- QEMU -------------------------------------------------------------------------------------------------------------
 
-/// A migration file: each block is given with the pages that were written; a block without any was ignored.
-fn mapped_ram(blocks: &[(&str, Option<&[[u8; PAGE_SIZE]]>)]) -> Vec<u8> {
+/// A migration file: each block is given with the pages that were written; a block without any was ignored. With `address` each
+/// says where it lies.
+fn mapped_ram(blocks: &[(&str, Option<&[[u8; PAGE_SIZE]]>)], address: Option<u64>) -> Vec<u8> {
     let mut file = [0x5145_564du32.to_be_bytes(), 3u32.to_be_bytes()].concat();
     // The configuration section, whose contents nobody looks at.
     file.extend(b"\x07\0\0\0\x09pc-q35-99");
@@ -205,6 +206,7 @@ fn mapped_ram(blocks: &[(&str, Option<&[[u8; PAGE_SIZE]]>)]) -> Vec<u8> {
         file.extend(name.as_bytes());
         let nr = pages.map_or(1, <[_]>::len) as u64;
         file.extend((nr * PAGE).to_be_bytes());
+        address.iter().for_each(|a| file.extend(a.to_be_bytes()));
         file.extend(1u32.to_be_bytes());
         file.extend(PAGE.to_be_bytes());
         let Some(pages) = pages else {
@@ -235,7 +237,7 @@ fn a_migration_of_qemu_is_an_image() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("vm.mapped-ram");
     let (ram, rom) = (filled(700, 3), filled(9, 5));
-    let file = mapped_ram(&[("pc.ram", Some(&ram)), ("shared", None), ("pc.bios", Some(&rom))]);
+    let file = mapped_ram(&[("pc.ram", Some(&ram)), ("shared", None), ("pc.bios", Some(&rom))], None);
     fs::write(&path, &file).expect("write");
     let image = qemu::open(&path).expect("open");
     let names: Vec<_> = image.regions().iter().map(|r| (r.name.as_str(), r.len_bytes)).collect();
@@ -243,6 +245,13 @@ fn a_migration_of_qemu_is_an_image() {
     let all = read_all(&image);
     assert_eq!(all[..700], ram[..]);
     assert_eq!(all[1024..1033], rom[..]);
+
+    // Saved with `x-ignore-shared`; an address above 4 GiB looks as a version does.
+    for address in [0, 1 << 32, (1 << 32) + 4096, u64::MAX] {
+        let with = mapped_ram(&[("pc.ram", Some(&ram)), ("shared", None), ("pc.bios", Some(&rom))], Some(address));
+        fs::write(&path, with).expect("write");
+        assert_eq!(read_all(&qemu::open(&path).expect("open")), all, "{address:#x}");
+    }
 
     for len in (0..4096).step_by(5).chain([file.len() - PAGE_SIZE - 9]) {
         fs::write(&path, &file[..len.min(file.len())]).expect("write");

@@ -21,6 +21,12 @@ impl<'a> Bytes<'a> {
         Self { layer, what, start, all, at: 0 }
     }
 
+    /// Returns the same bytes, to be read from `by` bytes further on; `None`: there are none.
+    pub(super) fn ahead(&self, by: isize) -> Option<Self> {
+        let at = self.at.checked_add_signed(by).filter(|at| *at <= self.all.len())?;
+        Some(Self { layer: self.layer, what: self.what, start: self.start, all: self.all, at })
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.at >= self.all.len()
     }

@@ -155,8 +155,16 @@ fn block(layer: &Layer, pos: u64) -> Result<(Block, u64)> {
     if len_bytes == 0 || !len_bytes.is_multiple_of(PAGE_SIZE as u64) {
         return Err(bytes.corrupt(format!("block `{name}` has {len_bytes} bytes, which are no pages")));
     }
-    let version = bytes.u32_be()?;
-    let (page_size, bitmap, pages) = (bytes.u64_be()?, bytes.u64_be()?, bytes.u64_be()?);
+    let (mut version, mut page_size) = (bytes.u32_be()?, bytes.u64_be()?);
+    if (version, page_size) != (HEADER_VERSION, PAGE_SIZE as u64)
+        && let Some(mut later) = bytes.ahead(-4)
+        && let (Ok(v), Ok(size)) = (later.u32_be(), later.u64_be())
+        && (v, size) == (HEADER_VERSION, PAGE_SIZE as u64)
+    {
+        // With `x-ignore-shared` the block's address comes first: the header begins eight bytes later, of which four were read.
+        (version, page_size, bytes) = (v, size, later);
+    }
+    let (bitmap, pages) = (bytes.u64_be()?, bytes.u64_be()?);
     if version != HEADER_VERSION {
         let why = "save it with `migrate_set_capability mapped-ram on`, and without others";
         return Err(unsupported(format!("block `{name}`: version {version} of `mapped-ram`, or none of it"), why));
