@@ -42,6 +42,8 @@ mod can_fail {
         assert_eq!(check("pub fn f() {}"), bad(1, "f"));
         assert_eq!(check("struct T;\nimpl T {\n    pub fn g(&self) {}\n}"), bad(3, "g"));
         assert_eq!(check("mod inner {\n pub unsafe fn h() {}\n}"), bad(2, "h"));
+        assert_eq!(check("pub trait T {\n    fn k(&self);\n}"), bad(2, "k"));
+        assert_eq!(check("trait T {\n    fn k(&self);\n}"), [""; 0]);
         assert_eq!(check(FILE), [""; 0]);
         assert_eq!(check(SAID), [""; 0]);
     }

@@ -172,7 +172,7 @@ impl Crate {
                     {
                         self.macros.insert(name.to_string(), file.to_owned());
                     }
-                    Names { module: &mut self.modules[at], of: None }.visit_item(item);
+                    Names { module: &mut self.modules[at], of: None, of_public_trait: false }.visit_item(item);
                 }
             }
         }
@@ -362,6 +362,8 @@ struct Names<'a> {
     module: &'a mut Module,
     /// The type whose methods are visited.
     of: Option<String>,
+    /// The trait whose methods are visited is public, and so they are.
+    of_public_trait: bool,
 }
 
 impl<'ast> Visit<'ast> for Names<'_> {
@@ -397,6 +399,7 @@ impl<'ast> Visit<'ast> for Names<'_> {
 
     fn visit_item_trait(&mut self, item: &'ast syn::ItemTrait) {
         let before = self.of.replace(item.ident.to_string());
+        self.of_public_trait = matches!(item.vis, Visibility::Public(_));
         visit::visit_item_trait(self, item);
         self.of = before;
     }
@@ -412,7 +415,7 @@ impl<'ast> Visit<'ast> for Names<'_> {
     }
 
     fn visit_trait_item_fn(&mut self, f: &'ast syn::TraitItemFn) {
-        self.add_function(&f.attrs, &f.sig, false, f.default.as_ref());
+        self.add_function(&f.attrs, &f.sig, self.of_public_trait, f.default.as_ref());
         visit::visit_trait_item_fn(self, f);
     }
 

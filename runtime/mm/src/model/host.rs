@@ -31,6 +31,8 @@ pub trait AddressSpace {
     fn with_claim<'f>(&self, claim: &Claim, f: &mut (dyn FnMut(&Mapping<'_>) + 'f));
 
     /// Runs `f` on the delegation (and the object) of a telling, which the telling keeps alive; `f` may sleep.
+    ///
+    /// # Context: handler if the delegation says so
     fn with_telling<'f>(&self, telling: &Telling, f: &mut (dyn FnMut(&Delegation<'_>, &Mapping<'_>) + 'f));
 
     /// Runs `f` inside a section in which objects and the vmas that map them can be looked up by number; `false`: this
@@ -174,9 +176,13 @@ pub enum Which {
 /// ```
 pub trait Rmap {
     /// Returns the object with this number, if there is one.
+    ///
+    /// # Context: handler, inside a section
     fn mapping(&self, id: u32) -> Option<&Mapping<'_>>;
 
     /// Calls `f` for each vma of the object.
+    ///
+    /// # Context: handler, inside a section
     fn for_each_vma<'f>(&self, id: u32, which: Which, f: &mut (dyn FnMut(&Vma<'_>) + 'f));
 }
 
@@ -222,10 +228,14 @@ pub trait Park {
     ///
     /// The caller holds no pin, no section and no claim. A handler does not sleep here: it says [`Woken::NotNow`], and
     /// sleeps when it holds nothing at all.
+    ///
+    /// # Context: handler, outside of sections
     fn wait(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken;
 
     /// Sleeps for some milliseconds at most, until the cache may have got on: a thread that does not wait says so for longer, and
     /// a handler for which a signal is pending says [`Woken::NotNow`].
+    ///
+    /// # Context: handler, outside of sections
     fn nap(&self, ctx: &Ctx<'_>, key: WaitKey, timeout_ns: u64) -> Woken {
         self.wait(ctx, key, timeout_ns)
     }

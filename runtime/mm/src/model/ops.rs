@@ -74,6 +74,8 @@ pub trait Mmu: Sync + core::fmt::Debug {
     /// Takes `len_bytes` at `addr` back; `wp`: the range is registered for write protection (what the kernel noted and
     /// protected in a tracked range stays as it is); `protect`: and everything mapped is write-protected anew.
     ///
+    /// # Context: handler
+    ///
     /// # Errors
     /// As `release_extents`.
     fn take_extents(&self, _addr: usize, _len_bytes: usize, _wp: bool, _protect: bool) -> Result<(), Installed> {
@@ -245,12 +247,16 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     }
 
     /// Returns whether what the store took can be read from it before it is flushed.
+    ///
+    /// # Context: handler
     fn rereads_unflushed(&self) -> bool {
         true
     }
 
     /// Drops the pages from the cache's memory; they are `evicting`, owned by the caller. (Or they are `filling`: a fill
     /// that failed, or whose pages lie past the end by now.)
+    ///
+    /// # Context: handler; of an exclusive object, as its store
     ///
     /// # Errors
     /// At least one page must stay. Others of the run may be gone: asking again page by page says which, since dropping a
@@ -266,6 +272,8 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     }
 
     /// As `punch`, of pages whose bytes are void: nothing of them is written.
+    ///
+    /// # Context: handler; of an exclusive object, as its store
     ///
     /// # Errors
     /// As `punch`.

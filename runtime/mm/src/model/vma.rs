@@ -374,10 +374,14 @@ impl<'a> VmFault<'a> {
 /// Every method runs inside a fault section, perhaps in a signal handler: it must not sleep, allocate, lock, print or
 /// panic, and must not touch arena memory. What takes longer is returned as `RETRY` with [`VmFault::work`].
 pub trait VmOps: Send + Sync + core::fmt::Debug {
-    /// A vma with this vtable came to be. Control plane.
+    /// A vma with this vtable came to be.
+    ///
+    /// # Context: control plane: in the call that maps or splits
     fn open(&self, _mapping: &Mapping<'_>) {}
 
-    /// A vma with this vtable is gone. Control plane.
+    /// A vma with this vtable is gone.
+    ///
+    /// # Context: control plane: in the call that splits or unmaps
     fn close(&self, _mapping: &Mapping<'_>) {}
 
     /// Finds the page: `LOCKED` with `vmf.folio` pinned, or bits that say why not.
@@ -407,6 +411,8 @@ pub trait VmOps: Send + Sync + core::fmt::Debug {
     }
 
     /// Returns whether `page_mkwrite` is to be called at all.
+    ///
+    /// # Context: handler
     fn has_page_mkwrite(&self) -> bool {
         false
     }

@@ -284,12 +284,16 @@ impl<'a> PageRef<'a> {
 pub trait Store: Send + Sync {
     /// Fills `page` with the object's bytes from `pos_bytes` on.
     ///
+    /// # Context: a filler, or a thread that calls the runtime; of a [`HandlerStore`] a handler, too
+    ///
     /// # Errors
     /// Why not; what was written to `page` is discarded.
     fn read(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> Result<(), StoreError>;
 
     /// Makes the blocks and metadata of a range durable before its first store lands (`MAP_SYNC` semantics). Errors of
     /// other bytes that it meets on the way are still to be said by the next [`Store::flush`].
+    ///
+    /// # Context: a filler, or a thread that calls the runtime; of a [`HandlerStore`] a handler, too
     ///
     /// # Errors
     /// Why not.
@@ -302,6 +306,8 @@ pub trait Store: Send + Sync {
     /// Called with runs as long as the dirty pages permit, in ascending order where there is a choice. Threads of the
     /// program may be storing to the pages meanwhile (unless [`Store::is_stable`]): the page is written again then.
     ///
+    /// # Context: a filler, or a thread that calls the runtime; of a [`HandlerStore`] that does not wait a handler, too
+    ///
     /// # Errors
     /// Why not; the pages stay dirty.
     fn write(&self, _pos_bytes: u64, _pages: &PageRef<'_>) -> Result<(), StoreError> {
@@ -309,6 +315,8 @@ pub trait Store: Send + Sync {
     }
 
     /// Makes everything that `write`, `punch` and `set_len` were given before the call durable, data before metadata.
+    ///
+    /// # Context: a filler, or a thread that calls the runtime
     ///
     /// # Errors
     /// Why not. What was written since the last flush that succeeded counts as not durable, and is written again where it
@@ -319,6 +327,8 @@ pub trait Store: Send + Sync {
 
     /// Makes the range read as zeros, giving its storage back where there is any; see fallocate(2).
     ///
+    /// # Context: a filler, or a thread that calls the runtime
+    ///
     /// # Errors
     /// [`StoreError::Unsupported`]: zeros are written instead.
     fn punch(&self, _pos_bytes: u64, _len_bytes: u64) -> Result<(), StoreError> {
@@ -326,6 +336,8 @@ pub trait Store: Send + Sync {
     }
 
     /// The object's end moved.
+    ///
+    /// # Context: a filler, or a thread that calls the runtime
     ///
     /// # Errors
     /// Why the store cannot follow.
@@ -335,6 +347,8 @@ pub trait Store: Send + Sync {
 
     /// Returns whether `write` must see bytes that nobody changes meanwhile (it checksums, compresses, encrypts): it is
     /// then given a copy.
+    ///
+    /// # Context: as [`Store::write`]
     fn is_stable(&self) -> bool {
         false
     }
@@ -343,6 +357,8 @@ pub trait Store: Send + Sync {
     /// through memory: they are then given the cache's own pages. Else they usually get a buffer, of up to 256 KiB, with which
     /// the runtime copies: a page of the cache that is touched through a mapping of the cache's own costs a fault, and when
     /// it leaves a flush of the other processors' TLBs.
+    ///
+    /// # Context: as [`Store::read`] and [`Store::write`]
     fn uses_descriptors(&self) -> bool {
         false
     }
@@ -356,18 +372,24 @@ pub trait Store: Send + Sync {
     /// cached costs a read of the whole, of which the rest is dropped (`fill_discarded` of the statistics, in pages), so that
     /// what was stored to in the cache is never read over. A block that fails, fails for all pages of it that were asked for.
     /// Writes come by pages as before.
+    ///
+    /// # Context: the call that makes the object
     fn read_align_bytes(&self) -> u64 {
         PAGE_SIZE as u64
     }
 
     /// Returns whether `write` waits for a device: reclaim then has fillers call it, several at once, also where it might
     /// call it itself.
+    ///
+    /// # Context: the call that makes the object
     fn write_blocks(&self) -> bool {
         false
     }
 
     /// Returns whether `read` gives what `write` took before the next flush: if not, a page that was written back stays
     /// in the cache until a flush has succeeded.
+    ///
+    /// # Context: a handler, of every store: it returns what is known without a lock
     fn rereads_unflushed(&self) -> bool {
         true
     }
@@ -384,6 +406,8 @@ pub unsafe trait HandlerStore: Store {
     ///
     /// The signals of instructions are open while such a store runs, and the thread has no alternate stack: the frame of a
     /// fault goes to the stack that the store is on, which has room for it. 64 such reads run at once; others wait.
+    ///
+    /// # Context: the call that makes the object
     fn touches_arenas(&self) -> bool {
         false
     }

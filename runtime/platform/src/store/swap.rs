@@ -49,14 +49,20 @@ pub trait Frontswap: Send + Sync {
     /// Whether [`Frontswap::store`] must see bytes that nobody changes meanwhile.
     const STABLE: bool;
     /// Takes one page (the last of an object may be shorter) and returns a handle; `None`: it goes to the file.
+    ///
+    /// # Context: as [`Store`]
     fn store(&self, page: &PageRef<'_>) -> Option<u32>;
     /// Gives a page back, zeros behind its end. The handle may be invalidated meanwhile: the bytes, and the result, are
     /// then not used.
+    ///
+    /// # Context: as [`Store`]
     ///
     /// # Errors
     /// [`StoreError::Corrupt`].
     fn load(&self, handle: u32, page: &mut PageMut<'_>) -> Result<(), StoreError>;
     /// Forgets a page.
+    ///
+    /// # Context: as [`Store`]
     fn invalidate(&self, handle: u32);
 }
 

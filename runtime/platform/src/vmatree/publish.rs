@@ -121,6 +121,8 @@ pub unsafe fn write_vma(index: u32, vma: Vma<'static>) {
 /// Free split tables.
 pub trait SplitPool {
     /// Returns a free, zeroed table.
+    ///
+    /// # Context: control plane, under the caller's lock
     fn get(&mut self) -> Option<u32>;
 }
 
