@@ -52,9 +52,15 @@ fn pagemap(entries: &[(u64, u64, u64)], newer: bool) -> Vec<u8> {
 }
 
 fn mm(vmas: &[(u64, u64, u64)]) -> Vec<u8> {
+    mm_of(&vmas.iter().map(|(start, end, prot)| (*start, *end, *prot, 1 | 1 << 9)).collect::<Vec<_>>())
+}
+
+/// Mappings of several kinds.
+fn mm_of(vmas: &[(u64, u64, u64, u64)]) -> Vec<u8> {
     let mut message = number(1, 0x40_0000);
-    for (start, end, prot) in vmas {
+    for (start, end, prot, status) in vmas {
         let vma = [number(1, *start), number(2, *end), number(3, 0), number(5, *prot), number(6, 0x22)].concat();
+        let vma = [vma, number(7, *status)].concat();
         message.extend(nested(14, &vma));
     }
     img(0x5749_2820, &[message])
@@ -105,6 +111,33 @@ fn a_chain_of_dumps_shows_the_newest_pages() {
     symlink(".", old.join("parent")).expect("symlink");
     let error = criu::open(&new, 42).expect_err("a folder that is its own parent");
     assert!(error.is_corruption() && error.to_string().contains("parent of itself"), "{error}");
+}
+
+/// What of a file's mapping is not in the dump is in the file, and not zero; what the kernel has put there is nobody's.
+#[test]
+fn only_what_the_dump_knows_is_memory() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pages = filled(6, 4);
+    let text = 0x40_0000;
+    dump(folder.path(), &[(text + 2 * PAGE, 2, 4), (text + 5 * PAGE, 1, 4), (HEAP, 3, 4)], &pages, true);
+    const FILE_PRIVATE: u64 = 1 << 6;
+    const ANON_PRIVATE: u64 = 1 << 9;
+    let vmas = [
+        (text, text + 9 * PAGE, 5, 1 | FILE_PRIVATE),
+        (HEAP, HEAP + 8 * PAGE, 3, 1 | ANON_PRIVATE),
+        (STACK, STACK + PAGE, 3, 1 | 1 << 8),
+        (STACK + PAGE, STACK + 3 * PAGE, 1, 1 | ANON_PRIVATE | 1 << 12),
+        (0xffff_ffff_ff60_0000, 0xffff_ffff_ff60_1000, 4, 1 << 2),
+        (HEAP + PAGE, HEAP + 2 * PAGE, 0, 1 << 16),
+    ];
+    fs::write(folder.path().join("mm-42.img"), mm_of(&vmas)).expect("mm");
+    let image = criu::open(folder.path(), 42).expect("open");
+    let shape: Vec<_> = image.regions().iter().map(|r| (r.address, r.len_bytes / PAGE)).collect();
+    assert_eq!(shape, [(text + 2 * PAGE, 2), (text + 5 * PAGE, 1), (HEAP, 8)]);
+    let all = read_all(&image);
+    let of = |r: &softfault_image::Region| all[r.pages().start as usize..r.pages().end as usize].concat();
+    let found: Vec<u8> = image.regions().iter().flat_map(of).collect();
+    assert!(found == [pages.concat(), vec![0; 5 * PAGE_SIZE]].concat());
 }
 
 /// Address space that a process, or a file, only says that it has costs no time.

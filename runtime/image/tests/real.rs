@@ -2,14 +2,14 @@
 //! is skipped.
 //!
 //! `SOFTFAULT_QEMU=qemu-system-x86_64`: QEMU 9.0 or later, which may need `SOFTFAULT_QEMU_ARGS`, words between blanks, to find its
-//! firmware.
+//! firmware. `SOFTFAULT_CRIU=criu`: CRIU 4.0 or later, with the rights to dump a process.
 #![allow(clippy::cast_possible_truncation, reason = "small images")]
 
 mod common;
 
 use common::{filled, read_all};
 use serde_json::{Value, json};
-use softfault_image::import::qemu;
+use softfault_image::import::{criu, qemu};
 use softfault_image::{Image, PAGE_SIZE, ops, write_sidecar};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -153,4 +153,70 @@ fn a_machine_that_qemu_saved_is_an_image() {
     image.reader().read(ram.start + 512, &mut found).expect("read");
     assert!(found == fs::read(at("data")).expect("read"), "what was put there");
     read_all(&image);
+}
+
+const CHILD: &str = "SOFTFAULT_IMAGE_DUMPED";
+
+/// Has known bytes, says where, and waits to be dumped. Of itself it is no test.
+#[test]
+fn the_process_that_is_dumped() {
+    let Ok(folder) = std::env::var(CHILD) else { return };
+    let folder = Path::new(&folder);
+    let memory = filled(900, 4).concat();
+    fs::write(folder.join("address.new"), (memory.as_ptr() as usize).to_string()).expect("write");
+    fs::rename(folder.join("address.new"), folder.join("address")).expect("rename");
+    while !folder.join("end").exists() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::hint::black_box(&memory);
+}
+
+#[test]
+fn a_process_that_criu_dumped_is_an_image() {
+    let Ok(program) = std::env::var("SOFTFAULT_CRIU") else {
+        println!("skipped: SOFTFAULT_CRIU names no criu of version 4.0 or later");
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let null = std::process::Stdio::null;
+    let mut child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "the_process_that_is_dumped", "--test-threads=1"])
+        .env(CHILD, folder.path())
+        .stdin(null())
+        .stdout(null())
+        .stderr(null())
+        .spawn()
+        .expect("a process");
+    while !at("address").exists() {
+        assert!(child.try_wait().expect("wait").is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let address: u64 = fs::read_to_string(at("address")).expect("read").parse().expect("a number");
+    let pid = child.id();
+    fs::create_dir(at("dump")).expect("a folder");
+    let out = Command::new(program)
+        .args(["dump", "--leave-running", "--shell-job", "--file-locks", "-t", &pid.to_string(), "-D"])
+        .arg(at("dump"))
+        .output()
+        .expect("criu");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    fs::write(at("end"), "").expect("write");
+    assert!(child.wait().expect("wait").success(), "it has gone on");
+
+    let image = criu::open(at("dump"), pid).expect("open");
+    let wanted = filled(900, 4).concat();
+    let holds = |r: &&softfault_image::Region| (r.address..r.address + r.len_bytes).contains(&address);
+    let region = image.regions().iter().find(holds).expect("the mapping of the memory");
+    let first = (region.offset + (address - region.address)) / PAGE_SIZE as u64;
+    let mut found = vec![0; 901 * PAGE_SIZE];
+    image.reader().read(first, &mut found).expect("read");
+    let from = address as usize % PAGE_SIZE;
+    assert!(found[from..from + wanted.len()] == wanted[..], "its memory is what it had");
+    // All of it has a name, and can be kept.
+    let all = image.compute_content_digest().expect("every page");
+    ops::convert(&image, at("copy.sfi"), &ops::Stored::default()).expect("convert");
+    let copy = Image::open(at("copy.sfi")).expect("open");
+    assert_eq!((copy.content_digest(), copy.regions()), (Some(all), image.regions()));
+    copy.verify(&mut |_| ()).expect("verify");
 }

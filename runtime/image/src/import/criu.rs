@@ -26,7 +26,8 @@ const IMG_MAX: usize = 1 << 30;
 /// Pages of an address space.
 const SPACE_PAGES: u64 = 1 << 51;
 
-/// Opens the memory of process `pid` of the dump in `folder`: a region for each of its mappings that has pages, or may have.
+/// Opens the memory of process `pid` of the dump in `folder`: a region for each of its private anonymous mappings, and, since what
+/// else a mapping shows is in its file, or in other files of the dump, for each run of pages of the others that is in the dump.
 ///
 /// # Errors
 /// [`Error::Corrupt`] names the file and the byte; [`Error::Unsupported`] of what newer versions of CRIU write (compressed
@@ -186,6 +187,41 @@ struct Mapping {
     start: u64,
     end: u64,
     prot: Prot,
+    /// What kind it is; 0: not said.
+    status: u64,
+}
+
+/// Bits of a mapping's status.
+mod status {
+    pub(super) const VSYSCALL: u64 = 1 << 2;
+    pub(super) const ANON_PRIVATE: u64 = 1 << 9;
+    pub(super) const VVAR: u64 = 1 << 12;
+    pub(super) const GUARD: u64 = 1 << 16;
+    pub(super) const UPROBES: u64 = 1 << 17;
+    /// The kernel's own: at no address of the process's, or, as guards are, said once more behind all others.
+    pub(super) const KERNELS: u64 = VSYSCALL | GUARD | UPROBES;
+}
+
+impl Mapping {
+    /// Returns whether a page of which the dump has no data is zero. Of a file's, or of shared memory, it is elsewhere.
+    fn is_whole(&self) -> bool {
+        self.status == 0 || self.status & (status::ANON_PRIVATE | status::VVAR) == status::ANON_PRIVATE
+    }
+
+    /// Returns the pages that the dump knows.
+    fn parts(&self, memory: &Builder) -> Vec<std::ops::Range<u64>> {
+        let page = PAGE_SIZE as u64;
+        let all = self.start / page..self.end / page;
+        let mut parts: Vec<std::ops::Range<u64>> = Vec::new();
+        for (at, nr, _) in memory.pieces_in(all.clone()) {
+            match parts.last_mut() {
+                Some(last) if last.end == at => last.end += nr,
+                _ => parts.push(at..at + nr),
+            }
+        }
+        // What has no rights and no data is address space that was reserved.
+        if self.is_whole() && (self.prot != Prot::NONE || !parts.is_empty()) { vec![all] } else { parts }
+    }
 }
 
 fn mappings(mm: &Layer) -> Result<Vec<Mapping>> {
@@ -193,14 +229,18 @@ fn mappings(mm: &Layer) -> Result<Vec<Mapping>> {
     messages(mm, "the mappings", MM_MAGIC, |_, mut message| {
         while !message.is_empty() {
             let (14, Field::Bytes(mut vma)) = message.field()? else { continue };
-            let mut m = Mapping { start: 0, end: 0, prot: Prot::NONE };
+            let mut m = Mapping { start: 0, end: 0, prot: Prot::NONE, status: 0 };
             while !vma.is_empty() {
                 match vma.field()? {
                     (1, Field::Number(n)) => m.start = n,
                     (2, Field::Number(n)) => m.end = n,
                     (5, Field::Number(n)) => m.prot = Prot::from_bits(n as u32),
+                    (7, Field::Number(n)) => m.status = n,
                     _ => {}
                 }
+            }
+            if m.status & status::KERNELS != 0 {
+                continue;
             }
             let page = PAGE_SIZE as u64;
             let is_range = m.start < m.end && m.start.is_multiple_of(page) && m.end.is_multiple_of(page);
@@ -218,12 +258,7 @@ fn mappings(mm: &Layer) -> Result<Vec<Mapping>> {
 fn lay_out(mappings: &[Mapping], memory: &Builder) -> (Vec<Region>, ExtentMap) {
     let page = PAGE_SIZE as u64;
     let (mut at, mut placed) = (0u64, Vec::new());
-    for m in mappings {
-        let pages = m.start / page..m.end / page;
-        if m.prot == Prot::NONE && memory.pieces_in(pages.clone()).next().is_none() {
-            // Address space that was reserved.
-            continue;
-        }
+    for (m, pages) in mappings.iter().flat_map(|m| m.parts(memory).into_iter().map(move |pages| (m, pages))) {
         let first = at.next_multiple_of(EXTENT_PAGES) + pages.start % EXTENT_PAGES;
         at = first + (pages.end - pages.start);
         placed.push((first, pages, m.prot));
