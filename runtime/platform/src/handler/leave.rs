@@ -45,6 +45,9 @@ const ENTRIES: usize = 256;
 const AWAY_NS: u64 = 100_000_000;
 /// How long a thread may go on leaving a wait that is to end by itself.
 const PATIENCE_NS: u64 = 2_000_000_000;
+/// How long it may not then, the first time, and how often this is doubled at most: 32 s.
+const REFUSED_NS: u64 = 500_000_000;
+const REFUSED_DOUBLED: u32 = 6;
 
 /// A wait that was left: by whom and for what (thread pointer and address), when, and what it goes on with.
 struct Left {
@@ -118,17 +121,54 @@ pub fn nr_left() -> u64 {
     NR_LEFT.load(Ordering::Relaxed)
 }
 
+/// How a wait was left again and again: since when, to the microsecond, and how often a time without leaving has followed.
+#[derive(Clone, Copy)]
+struct Leaving {
+    began_us: u64,
+    refused: u32,
+}
+
+const REFUSED_SHIFT: u32 = 56;
+
+impl Leaving {
+    fn pack(self) -> u64 {
+        u64::from(self.refused) << REFUSED_SHIFT | self.began_us & ((1 << REFUSED_SHIFT) - 1)
+    }
+
+    fn unpack(word: u64) -> Self {
+        Self { began_us: word & ((1 << REFUSED_SHIFT) - 1), refused: (word >> REFUSED_SHIFT) as u32 }
+    }
+
+    /// Returns what is to be kept by now, and whether the thread may leave.
+    fn at(self, now_us: u64) -> (Self, bool) {
+        let patience_us = PATIENCE_NS / 1_000;
+        let refused_us = (REFUSED_NS / 1_000) << self.refused.min(REFUSED_DOUBLED);
+        let age_us = now_us.saturating_sub(self.began_us);
+        if age_us >= patience_us + refused_us {
+            (Self { began_us: now_us, refused: (self.refused + 1).min(REFUSED_DOUBLED) }, true)
+        } else {
+            (self, age_us < patience_us)
+        }
+    }
+}
+
 /// Returns whether this thread may leave a wait on `addr` for a signal once more; `false`: it has done so for long, and has
 /// to find out how the wait ends, however many of its naps that takes.
+///
+/// A wait that does not end (for a store that hangs) finds out nothing, and the signal may be the one that is to end the
+/// program: after a time it may leave again. Each such time is twice the one before, for a cache of any size is gone through
+/// in one of them.
 ///
 /// # Context: handler
 #[must_use]
 pub fn may_leave(addr: usize) -> bool {
     let now_ns = thread::monotonic_ns();
-    let began_ns = take(addr, now_ns).unwrap_or(now_ns);
+    let now_us = now_ns / 1_000;
+    let kept = take(addr, now_ns).map_or(Leaving { began_us: now_us, refused: 0 }, Leaving::unpack);
+    let (kept, may) = kept.at(now_us);
     // Also if it may not: a signal that is pending would let it go again after the next nap, for ever.
-    put(addr, now_ns, began_ns);
-    now_ns.saturating_sub(began_ns) < PATIENCE_NS
+    put(addr, now_ns, kept.pack());
+    may
 }
 
 #[cfg(test)]
@@ -159,5 +199,23 @@ mod tests {
         }
         assert!(began.elapsed().as_nanos() >= u128::from(PATIENCE_NS));
         assert!(!may_leave(addr), "and does not begin anew while it waits");
+    }
+
+    /// A signal comes a hundred times a second, the store hangs: it is let in again and again, and time is left to find out.
+    #[test]
+    fn a_wait_without_end_is_left_again() {
+        let ms = |us: u64| us / 1_000;
+        let (mut left, mut refused, mut longest, mut run) = (0, 0, 0, 0);
+        let mut kept = Leaving { began_us: 7, refused: 0 };
+        for now_us in (7..600_000_000).step_by(10_000) {
+            let (next, may) = Leaving::unpack(kept.pack()).at(now_us);
+            kept = next;
+            run = if may { 0 } else { run + 10_000 };
+            longest = run.max(longest);
+            *if may { &mut left } else { &mut refused } += 1;
+        }
+        assert!(left > 1_000, "{left} times");
+        assert!(refused > left, "{refused} naps in which it finds out, {left} times away");
+        assert!((31_000..=33_000).contains(&ms(longest)), "{} ms without a signal", ms(longest));
     }
 }
