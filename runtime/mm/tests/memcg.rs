@@ -16,6 +16,7 @@ use softfault_mm::ops::WaitKey;
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::stall::Stall;
 use softfault_mm::types::{FaultFlags, VmFaultReason, VmFlags};
+use softfault_mm::writeback;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use support::{MapSpec, ObjectSpec, World, arena_base};
@@ -251,4 +252,45 @@ fn everything_on_probation_gets_its_verdict_before_anybody_gives_up() {
     let looks = (0..1_000).map(|_| handler.look()).take_while(|r| r.intersects(R::RETRY)).count();
     assert!(looks < 1_000, "nothing is found");
     assert!(w.account.nr_pages.load(Ordering::Relaxed) < NR, "{COLD} pages could go, and {looks} looks found none");
+}
+
+/// A store that is slow is waited for, whatever becomes of another object's, which fails and is tried again and again.
+#[test]
+fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
+    let w = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8), ObjectSpec::pages(8)], 1)));
+    let w = &*w;
+    let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE;
+    let (ops, delegation) = (&PLAIN, None);
+    assert!(w.map(MapSpec { arena: 0, at: 0, nr: 8, object: 0, pgoff: 0, flags, ops, granule_pages: 0, delegation }));
+    w.account.limit_pages.store(LIMIT + 1, Ordering::Relaxed);
+    w.populate(0, 0, LIMIT);
+    w.populate(1, 0, 1);
+    let dirty = |object: usize, p: u64| {
+        w.word(object, p).try_pin(DIRTY).expect("cached");
+        w.objects[object].mapping.account_dirtied(1);
+        w.word(object, p).unpin();
+    };
+    (0..LIMIT).for_each(|p| dirty(0, p));
+    dirty(1, 0);
+    let failing = w.objects[1].mapping;
+    support::lock(&w.objects[1].store.full).extend(0..8);
+    while !failing.failing.is_set() {
+        assert!(writeback::writeout(w.env(), failing, 0, 0, 8).is_err(), "the store takes nothing");
+    }
+    // The slow one: the store has the pages.
+    (0..LIMIT).for_each(|p| assert!(w.word(0, p).try_writeback().is_ok()));
+    w.objects[0].mapping.account_cleaned(LIMIT);
+    w.account.writeback_begins(LIMIT, false);
+    let mut naps = 0;
+    w.set_sleep(move |_| {
+        naps += 1;
+        let _ = writeback::writeout(w.env(), failing, 0, 0, 8);
+        if naps == 20_000 {
+            (0..LIMIT).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
+            w.account.writeback_ends(LIMIT, false, false);
+        }
+        Woken::TimedOut
+    });
+    assert_eq!(miss(w), R::MAJOR | R::LOCKED);
+    w.check_quiescent();
 }

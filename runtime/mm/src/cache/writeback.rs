@@ -105,7 +105,8 @@ pub fn writeout(
 /// Protects and writes a run of pages that are `writeback`, and ends it.
 fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> Result<(), (u64, FillError)> {
     let nr = to - from;
-    mapping.account.nr_writeback.fetch_add(nr, Ordering::Relaxed);
+    let is_failing = mapping.failing.is_set();
+    mapping.account.writeback_begins(nr, is_failing);
     failpoint!(WRITEBACK_TAKEN);
     let protected = env.mm.with_rmap(&mut |r: &dyn Rmap| rmap::mkclean(r, mapping, stripe, from, to));
     failpoint!(WRITEBACK_PROTECTED);
@@ -120,11 +121,7 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
     let set = if protected { unsynced } else { unsynced | DIRTY };
     end(env, mapping, from, good, set);
     end(env, mapping, good, to, DIRTY);
-    if good == from {
-        // Before it is no longer counted: who waits for it sees one or the other.
-        mapping.account.note_failed_write();
-    }
-    mapping.account.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
+    mapping.account.writeback_ends(nr, is_failing, good == from);
     mapping.stat.add(stripe, Event::PGPGOUT, good - from);
     mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);
     // A store that takes nothing is no progress: who waits for room is told so in the end.

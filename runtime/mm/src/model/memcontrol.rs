@@ -31,6 +31,8 @@ pub struct CacheAccount<'g> {
     pub nr_failing: AtomicU64,
     /// Pages being written out.
     pub nr_writeback: AtomicU64,
+    /// Those among them whose objects' stores were failing when that began: nobody waits for their end.
+    nr_retried: AtomicU64,
     /// Writers of more dirty pages than this wait for write-back.
     pub dirty_limit: AtomicU64,
     /// Chunks that are huge pages.
@@ -39,7 +41,7 @@ pub struct CacheAccount<'g> {
     pub lru: Lruvec<'g>,
     /// Moves when pages were given back or written.
     progress: AtomicU32,
-    /// Moves when a write-back has ended of which nothing was taken.
+    /// Moves when a write-back has ended of which nothing was taken, by a store that was not known to fail.
     failed_writes: AtomicU32,
     /// Threads that wait for progress.
     waiters: AtomicU32,
@@ -67,6 +69,7 @@ impl<'g> CacheAccount<'g> {
             nr_stuck: AtomicU64::new(0),
             nr_failing: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
+            nr_retried: AtomicU64::new(0),
             dirty_limit: AtomicU64::new(u64::MAX),
             nr_huge: AtomicU64::new(0),
             lru,
@@ -284,7 +287,7 @@ impl<'g> CacheAccount<'g> {
         self.progress.load(Ordering::Relaxed)
     }
 
-    /// Returns what moves when a store was given pages and took none of them.
+    /// Returns what moves when a store that was not known to fail took none of the pages that it was given.
     ///
     /// # Context: handler
     #[must_use]
@@ -292,11 +295,38 @@ impl<'g> CacheAccount<'g> {
         self.failed_writes.load(Ordering::Relaxed)
     }
 
-    /// Notes that a store was given pages and took none of them.
+    /// Counts pages that are being written out, until [`CacheAccount::writeback_ends`] with the same words.
     ///
     /// # Context: handler
-    pub fn note_failed_write(&self) {
-        self.failed_writes.fetch_add(1, Ordering::Relaxed);
+    pub fn writeback_begins(&self, nr: u64, is_failing: bool) {
+        if is_failing {
+            self.nr_retried.fetch_add(nr, Ordering::Relaxed);
+        }
+        self.nr_writeback.fetch_add(nr, Ordering::Relaxed);
+    }
+
+    /// Ends what [`CacheAccount::writeback_begins`] has begun; `took_none`: the store was given pages and took none of them.
+    ///
+    /// # Context: handler
+    pub fn writeback_ends(&self, nr: u64, is_failing: bool, took_none: bool) {
+        // Before it is no longer counted: who waits for it sees one or the other.
+        if took_none && !is_failing {
+            self.failed_writes.fetch_add(1, Ordering::Relaxed);
+        }
+        self.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
+        if is_failing {
+            self.nr_retried.fetch_sub(nr, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether a store that is not known to fail has pages in hand: there will be room when it has written them.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn is_being_written(&self) -> bool {
+        // Read first: at worst a retry seems to be no retry, or to be over.
+        let retried = self.nr_retried.load(Ordering::Relaxed);
+        self.nr_writeback.load(Ordering::Relaxed) > retried
     }
 
     /// Returns whether pages were given back or written since the wait began.

@@ -88,7 +88,7 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, (stall, seen): (
 /// Returns whether write-back is under way that may make room: it has been for all of the stall if none has failed since that
 /// began, and one that succeeds is progress.
 fn is_written(account: &CacheAccount<'_>, stall: &Stall) -> bool {
-    account.nr_writeback.load(Ordering::Relaxed) > 0 && account.nr_failed_writes() == stall.failed
+    account.is_being_written() && account.nr_failed_writes() == stall.failed
 }
 
 /// Returns whether nothing can go, after a time that would say so if nobody else had pages in hand, and nothing was being
