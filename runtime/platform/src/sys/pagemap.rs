@@ -101,18 +101,13 @@ pub fn init() -> Result<(), Errno> {
 /// `EBADF`: it names nothing by now. `EAGAIN`: another thread was first.
 fn publish(seen: i32, number: i32) -> Result<(), Errno> {
     let (dev, ino) = fd::identity(number)?;
+    // AcqRel pairs with `asked`, and with the winner's own: who has the number knows what it names, or finds that it does not
+    // and takes the file back.
+    FD.compare_exchange(seen, number, Ordering::AcqRel, Ordering::Relaxed).map_err(|_| Errno::EAGAIN)?;
+    // By who has won alone. What the number of another names is never asked here: it may be the program's by now.
     DEV.store(dev, Ordering::Relaxed);
     INO.store(ino, Ordering::Relaxed);
-    // Release pairs with `asked`: who has the number knows what it names.
-    let swapped = FD.compare_exchange(seen, number, Ordering::Release, Ordering::Relaxed);
-    swapped.map(drop).map_err(|winner| {
-        // What is known is what the winner's number names. Who looks in between opens the file once more, at worst.
-        if let Ok((dev, ino)) = fd::identity(winner) {
-            DEV.store(dev, Ordering::Relaxed);
-            INO.store(ino, Ordering::Relaxed);
-        }
-        Errno::EAGAIN
-    })
+    Ok(())
 }
 
 /// Returns the number to ask by, negative if there is none.
@@ -550,16 +545,25 @@ mod tests {
         Ok(())
     }
 
-    /// Who comes second with another number has noted what that one names: the winner's is no less ours for it.
+    /// Who comes second notes nothing: neither what its own number names, nor what the winner's does by now.
     #[test]
     fn who_was_too_late_leaves_the_winners_number_ours() -> Result<(), Errno> {
         let Some(_turn) = opened() else { return Ok(()) };
         let winner = asked();
         let late = file::open_rdonly(c"/proc/self/maps")?;
         assert_eq!(publish(late, late), Err(Errno::EAGAIN), "another thread was first");
-        file::close(late);
         assert_eq!(asked(), winner);
         assert!(is_ours(winner), "what is known is what the winner's number names");
+        // The program closes the winner's number, and has opened another file by the time that somebody is too late.
+        let spare = fd::dup_high(winner)?;
+        // SAFETY: closes the number and has it name the other file.
+        assert_eq!(unsafe { libc::dup2(late, winner) }, winner);
+        assert_eq!(publish(late, late), Err(Errno::EAGAIN));
+        assert!(!is_ours(winner), "it is the program's");
+        // SAFETY: puts back what was there.
+        assert_eq!(unsafe { libc::dup2(spare, winner) }, winner);
+        file::close(spare);
+        file::close(late);
         Ok(())
     }
 }
