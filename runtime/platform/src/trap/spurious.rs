@@ -23,6 +23,9 @@ const PATIENCE: usize = 1 << 10;
 /// Turns while a change is under way, before the thread sleeps in each.
 const TURNS: usize = 1 << 6;
 const SLEEP_NS: u64 = 1_000_000;
+/// How often it sleeps for one and the same change, half a minute: who makes the change may be waiting for this very thread (for
+/// the allocator's lock, say, if its heap is in the arena).
+const SLEEPS_MAX: usize = 30_000;
 /// How many changes may have ended during the turns of one access. Those of other ranges are among them: a program that goes on
 /// making such, while it has itself taken a permission away, is told.
 const CHANGES_MAX: usize = 1 << 10;
@@ -86,7 +89,9 @@ pub(super) fn may_retry(address: usize) -> bool {
     let now = thread::rdtsc() as usize;
     let paused = now.wrapping_sub(entry.at.swap(now, Ordering::Relaxed)) > PAUSE_TICKS;
     // Two threads in one entry only reset each other's count: more patience, never less.
-    if entry.last.swap(address ^ tp, Ordering::Relaxed) != address ^ tp || paused {
+    // While a change is under way it is no pause of the thread's own: it has slept here, or had no processor.
+    let is_new = entry.last.swap(address ^ tp, Ordering::Relaxed) != address ^ tp;
+    if is_new || (paused && BEGUN.load(Ordering::Relaxed) == ENDED.load(Ordering::Relaxed)) {
         entry.count.store(0, Ordering::Relaxed);
         entry.changes.store(0, Ordering::Relaxed);
     }
@@ -99,13 +104,13 @@ pub(super) fn may_retry(address: usize) -> bool {
         entry.count.store(0, Ordering::Relaxed);
     }
     if is_changing && entry.changes.load(Ordering::Relaxed) < CHANGES_MAX {
-        if entry.count.load(Ordering::Relaxed) < TURNS {
-            entry.count.fetch_add(1, Ordering::Relaxed);
+        let turns = entry.count.fetch_add(1, Ordering::Relaxed);
+        if turns < TURNS {
             thread::sched_yield();
         } else {
             thread::sleep_ns(SLEEP_NS);
         }
-        return true;
+        return turns < TURNS + SLEEPS_MAX;
     }
     thread::sched_yield();
     entry.count.fetch_add(1, Ordering::Relaxed) < PATIENCE
@@ -137,7 +142,15 @@ mod tests {
         // One is under way at any time, as where several threads map and unmap.
         let mut under_way = changing();
         assert!(is_told(0x5f00_0000_3000, || under_way = changing()), "others change theirs without end");
-        assert!((0..PATIENCE + TURNS).all(|_| may_retry(0x5f00_0000_4000)), "the same change is under way");
+        let address = 0x5f00_0000_4000;
+        assert!((0..PATIENCE + TURNS).all(|_| may_retry(address)), "the same change is under way");
+        let tp = thread::thread_pointer();
+        for entry in LAST.iter().filter(|e| e.last.load(Ordering::Relaxed) == address ^ tp) {
+            // Many turns later, the last of them after a pause that was none of its own.
+            entry.count.store(TURNS + SLEEPS_MAX, Ordering::Relaxed);
+            entry.at.store(0, Ordering::Relaxed);
+        }
+        assert!(!may_retry(address), "a change that does not end is no reason to wait for ever");
         drop(under_way);
     }
 }
