@@ -15,7 +15,7 @@ use softfault_platform::sys::signal::{self, EVERY_SIGNAL, SIGBUS, SIGSEGV, mask_
 use softfault_platform::sys::thread;
 use softfault_platform::trap::{self, chain};
 use std::fmt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -108,11 +108,41 @@ pub(crate) fn audit_threads() -> Result<Audit> {
         );
         offenders.push(Offender { tid: 0, name: "process".into(), why });
     }
+    let mut left = Vec::new();
     for task in by_std::read_dir("/proc/self/task").map_err(io)? {
-        let path = task.map_err(io)?.path();
-        offenders.extend(status_of(&path).and_then(|status| audit_status(&status)));
+        left.push(Looked { task: task.map_err(io)?.path(), asleep: 0, busy: 0 });
     }
+    // All of them in each round, so that many cost no more time than one.
+    while !left.is_empty() {
+        left.retain_mut(|thread| match look(thread) {
+            Look::Again => true,
+            Look::Gone => false,
+            Look::Is(status) => {
+                offenders.extend(audit_status(&status));
+                false
+            }
+        });
+        if !left.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    offenders.sort_by_key(|o| o.tid);
     Ok(Audit { offenders })
+}
+
+/// A thread that is being looked at, and how often it was found asleep or busy.
+struct Looked {
+    task: PathBuf,
+    asleep: u32,
+    busy: u32,
+}
+
+enum Look {
+    /// It may be in a handler of ours.
+    Again,
+    /// It has ended, or ended between the listing and the reading.
+    Gone,
+    Is(String),
 }
 
 /// How often a thread is looked at that sleeps with everything masked, a millisecond apart.
@@ -122,22 +152,19 @@ const LOOKS: u32 = 50;
 /// (Its last descriptors are closed then, which may be those of userfaultfds.)
 const LOOKS_BUSY: u32 = 2_000;
 
-/// Reads a thread's `status`; `None`: it ended between the listing and the reading.
-fn status_of(task: &Path) -> Option<String> {
-    let (mut asleep, mut busy) = (0, 0);
-    loop {
-        let status = by_std::read_to_string(task.join("status")).ok()?;
-        match field(&status, "State:").chars().next() {
-            // It has ended, and touches nothing any more.
-            Some('Z' | 'X') => return None,
-            Some('S') => asleep += 1,
-            _ => busy += 1,
-        }
-        if !is_in_handler(&status) || asleep >= LOOKS || busy >= LOOKS_BUSY {
-            return Some(status);
-        }
-        std::thread::sleep(Duration::from_millis(1));
+/// Reads a thread's `status`.
+fn look(thread: &mut Looked) -> Look {
+    let Ok(status) = by_std::read_to_string(thread.task.join("status")) else { return Look::Gone };
+    match field(&status, "State:").chars().next() {
+        // It touches nothing any more.
+        Some('Z' | 'X') => return Look::Gone,
+        Some('S') => thread.asleep += 1,
+        _ => thread.busy += 1,
     }
+    if is_in_handler(&status) && thread.asleep < LOOKS && thread.busy < LOOKS_BUSY {
+        return Look::Again;
+    }
+    Look::Is(status)
 }
 
 /// Returns whether every signal is masked that can be: SIGKILL and SIGSTOP (9 and 19) cannot. A thread that the C library is
