@@ -8,7 +8,6 @@ use crate::cache::filemap;
 use crate::folio::{DIRTY, State};
 use crate::host::Env;
 use crate::mapping::Mapping;
-use crate::sync::Ordering;
 use crate::writeback;
 
 /// How many neighbours of a dirty page are written with it.
