@@ -23,7 +23,8 @@ use std::path::{Path, PathBuf};
 /// An image of memory, whatever its format.
 ///
 /// It is opened once, and read from any number of threads, each with a [`Reader`]. Nothing is read but the header until it is
-/// asked for, and files below the image are opened when the first page of theirs is.
+/// asked for, and files below the image are opened when the first page of theirs is: whoever reads an image of ten thousand files
+/// needs as many descriptors, and raises `RLIMIT_NOFILE`, or has it compacted ([`ops::compact`](crate::ops::compact())).
 ///
 /// ```
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

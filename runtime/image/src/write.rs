@@ -2,26 +2,27 @@
 //!
 //! # Context: control plane; allocates, and waits for files
 
+mod body;
 mod contents;
+mod tables;
 
 use crate::codec::{Codec, FRAME_MAX};
-use crate::digest::{Digest, GROUP_SIZE, is_zero};
+use crate::digest::{Digest, is_zero};
 use crate::durable::{Temp, folder};
 use crate::error::{Error, Result};
 use crate::extent_map::{Builder, EXTENT_PAGES, ExtentMap, PAGE_SIZE, Source};
 use crate::image::Image;
 use crate::lease::Lease;
 use crate::region::Region;
-use crate::sfi::Below;
 use crate::sfi::layout::{
-    self, BLOCK_SIZE, BODY_START, ExtentAt, FrameAt, HEADER_SIZE, Header, KeyAt, LEVELS_MAX, LayerAt, MAGIC, RegionAt,
-    RunAt, Span, Table, TableAt, required,
+    self, BLOCK_SIZE, BODY_START, FrameAt, HEADER_SIZE, Header, LEVELS_MAX, MAGIC, Table, required,
 };
+use body::Body;
 use contents::Contents;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use zerocopy::little_endian::{U16, U32, U64};
+use tables::Tables;
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromZeros, IntoBytes};
 
 /// Makes an `.sfi` file: of a memory, or of what has changed since another image.
@@ -57,22 +58,8 @@ struct Frame {
     pages: Vec<u64>,
 }
 
-/// What has been written of the body, and the digests of its groups.
-#[derive(Debug)]
-struct Body {
-    pos: u64,
-    /// What was not given to the file yet; begins at a group.
-    tail: Vec<u8>,
-    /// In which groups of the tail pages lie as they are.
-    has_raw: Vec<bool>,
-    groups: Vec<Digest>,
-}
-
 /// The longest image: what it costs without any data, 16 bytes for each 2 MiB, is two gigabytes.
 const PAGES_MAX: u64 = 1 << 36;
-/// Bytes of the body that are written at once: a multiple of the group.
-const TAIL_SIZE: usize = 1 << 20;
-
 impl Writer {
     /// Begins an image of `nr_pages` pages that will be called `path`.
     ///
@@ -117,7 +104,7 @@ impl Writer {
         let temp = Temp::beside(path)?;
         let contents = Contents::new(nr_pages);
         let (codec, frame_pages) = (Codec::Raw, (64 << 10) / PAGE_SIZE);
-        let body = Body { pos: BODY_START, tail: Vec::new(), has_raw: Vec::new(), groups: Vec::new() };
+        let body = Body::new();
         Ok(Self {
             path: path.into(),
             temp,
@@ -374,146 +361,6 @@ impl Writer {
 
 fn same_folder(a: &Path, b: &Path) -> bool {
     folder(a) == folder(b) || matches!((folder(a).canonicalize(), folder(b).canonicalize()), (Ok(a), Ok(b)) if a == b)
-}
-
-impl Body {
-    /// Adds bytes; `raw`: pages, at a multiple of the page. Returns where they lie.
-    fn add(&mut self, file: &Temp, bytes: &[u8], raw: bool) -> Result<u64> {
-        if raw {
-            let at = self.end_pos();
-            self.tail.resize(self.tail.len() + (at.next_multiple_of(PAGE_SIZE as u64) - at) as usize, 0);
-        }
-        let (at, from) = (self.end_pos(), self.tail.len());
-        self.tail.extend_from_slice(bytes);
-        self.has_raw.resize(self.tail.len().div_ceil(GROUP_SIZE), false);
-        if raw {
-            self.has_raw.iter_mut().skip(from / GROUP_SIZE).for_each(|has| *has = true);
-        }
-        if self.tail.len() >= TAIL_SIZE {
-            self.flush(file, self.tail.len() / GROUP_SIZE * GROUP_SIZE)?;
-        }
-        Ok(at)
-    }
-
-    fn end_pos(&self) -> u64 {
-        self.pos + self.tail.len() as u64
-    }
-
-    /// Gives the first `len` bytes of the tail to the file.
-    fn flush(&mut self, file: &Temp, len: usize) -> Result<()> {
-        let bytes = self.tail.get(..len).unwrap_or_default();
-        file.write_at(bytes, self.pos)?;
-        for (group, has_raw) in bytes.chunks(GROUP_SIZE).zip(&self.has_raw) {
-            self.groups.push(if *has_raw { Digest::of(group) } else { Digest::ZERO });
-        }
-        self.pos += len as u64;
-        self.tail.drain(..len);
-        self.has_raw.drain(..len.div_ceil(GROUP_SIZE).min(self.has_raw.len()));
-        Ok(())
-    }
-
-    fn end(&mut self, file: &Temp) -> Result<u64> {
-        self.flush(file, self.tail.len())?;
-        Ok(self.pos)
-    }
-}
-
-/// The tables as they will lie in the file.
-#[derive(Debug)]
-struct Tables {
-    bytes: Vec<u8>,
-    at: [TableAt; layout::TABLES_MAX],
-    nr: usize,
-    /// What becomes the table of bytes.
-    strings: Vec<u8>,
-}
-
-impl Tables {
-    fn new() -> Self {
-        // One byte that nobody names: tables are never empty.
-        Self { bytes: Vec::new(), at: FromZeros::new_zeroed(), nr: 0, strings: vec![0] }
-    }
-
-    /// Adds a table. Small ones share a block.
-    fn add(&mut self, table: Table, bytes: &[u8], nr: usize) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
-        if let Some(at) = self.at.get_mut(self.nr) {
-            at.kind = U32::new(table as u32);
-            at.entry = U32::new(table.entry_size() as u32);
-            at.offset = U64::new(self.bytes.len() as u64);
-            at.nr = U64::new(nr as u64);
-        }
-        self.nr += 1;
-        let _ = self.bytes.write_all(bytes);
-    }
-
-    fn span(&mut self, bytes: &[u8]) -> Span {
-        let offset = U64::new(self.strings.len() as u64);
-        self.strings.extend_from_slice(bytes);
-        Span { offset, len: U64::new(bytes.len() as u64) }
-    }
-
-    /// Adds the map; of the extents `known`, in order, there are digests.
-    fn map(&mut self, map: &ExtentMap, known: &[u64]) {
-        let (mut extents, mut runs) = (Vec::new(), Vec::new());
-        let mut known = (1u32..).zip(known).peekable();
-        for extent in 0..map.nr_pages().div_ceil(EXTENT_PAGES) {
-            let of = map.extent(extent);
-            let content = U32::new(known.next_if(|(_, e)| **e == extent).map_or(0, |(n, _)| n));
-            extents.push(ExtentAt { first: U64::new(runs.len() as u64), nr: U32::new(of.len() as u32), content });
-            for run in of {
-                let (kind, layer, value) = match run.source {
-                    Source::Zero => (RunAt::ZERO, 0, 0),
-                    Source::Raw { layer, pos } => (RunAt::RAW, layer, pos),
-                    Source::Frame { layer, frame, page } => {
-                        (RunAt::FRAME, layer, u64::from(frame) << 16 | u64::from(page))
-                    }
-                };
-                let (page, nr) = (U16::new((run.page % EXTENT_PAGES) as u16), U16::new(run.nr as u16));
-                runs.push(RunAt { page, nr, kind, zero: 0, layer: U16::new(layer), value: U64::new(value) });
-            }
-        }
-        self.add(Table::Extents, extents.as_bytes(), extents.len());
-        self.add(Table::Runs, runs.as_bytes(), runs.len());
-    }
-
-    fn regions(&mut self, regions: &[Region]) {
-        let mut records = Vec::new();
-        for r in regions {
-            let (address, offset, len) = (U64::new(r.address), U64::new(r.offset), U64::new(r.len_bytes));
-            let name = self.span(r.name.as_bytes());
-            records.push(RegionAt { name, address, offset, len, prot: U32::new(r.prot.bits()), zero: U32::ZERO });
-        }
-        self.add(Table::Regions, records.as_bytes(), records.len());
-    }
-
-    fn keys(&mut self, keys: &[(String, Vec<u8>)]) {
-        let mut records = Vec::new();
-        for (key, value) in keys {
-            let (key, value) = (self.span(key.as_bytes()), self.span(value));
-            records.push(KeyAt { key, value });
-        }
-        self.add(Table::Keys, records.as_bytes(), records.len());
-    }
-
-    fn layer(&mut self, below: &Below, first_group: u64, nr_groups: u64) -> LayerAt {
-        LayerAt {
-            name: self.span(below.name.as_bytes()),
-            kind: U32::new(if below.is_sfi { LayerAt::SFI } else { LayerAt::RAW }),
-            zero: U32::ZERO,
-            digest: below.digest,
-            len_bytes: U64::new(below.len_bytes),
-            first_group: U64::new(first_group),
-            nr_groups: U64::new(nr_groups),
-            mtime_ns: U64::new(if nr_groups == 0 { below.mtime_ns } else { 0 }),
-        }
-    }
-
-    /// Adds what names and values are, last.
-    fn end(&mut self) {
-        let strings = std::mem::take(&mut self.strings);
-        self.add(Table::Bytes, &strings, strings.len());
-    }
 }
 
 const _: () = assert!(HEADER_SIZE as u64 <= BODY_START, "the header lies before the body");

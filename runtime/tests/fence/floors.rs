@@ -82,6 +82,7 @@ pub(crate) const HOUSES: &[House] = &[
             ("Image", "image/family.rs"),
             ("Image", "image/verify.rs"),
             ("Reader", "image/verify.rs"),
+            ("Sfi", "sfi/verify.rs"),
             ("WorkingSet", "workingset/file.rs"),
         ],
         contexts: Contexts::File,

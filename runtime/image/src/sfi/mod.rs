@@ -5,5 +5,6 @@
 pub(crate) mod layout;
 mod read;
 mod tables;
+mod verify;
 
 pub(crate) use read::{Below, Sfi};
