@@ -126,7 +126,7 @@ impl Descriptor {
         match file::status(self.number) {
             Ok(st) if (st.dev, st.ino) == (self.dev, self.ino) => Ok(st),
             _ => {
-                LOST.fetch_add(1, Ordering::Relaxed);
+                note_lost();
                 Err(Errno::EBADF)
             }
         }
@@ -153,7 +153,7 @@ impl Descriptor {
         match fcntl(self.number, libc::F_GETFL, 0) {
             Ok(flags) if flags as i32 & WRITE_FLAGS == self.flags => Ok(self.number),
             _ => {
-                LOST.fetch_add(1, Ordering::Relaxed);
+                note_lost();
                 Err(Errno::EBADF)
             }
         }
@@ -176,9 +176,14 @@ impl Descriptor {
 pub fn names(number: i32, is: (u64, u64)) -> bool {
     let ours = identity(number) == Ok(is);
     if !ours {
-        LOST.fetch_add(1, Ordering::Relaxed);
+        note_lost();
     }
     ours
+}
+
+/// Counts a descriptor of ours that was found closed, or naming a file of the program's.
+pub(super) fn note_lost() {
+    LOST.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Returns the device and the inode that a number names; see fstat(2).

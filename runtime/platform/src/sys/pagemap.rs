@@ -60,12 +60,11 @@ struct ScanArg {
     return_mask: u64,
 }
 
-/// The number by now, and that in the table of the thread which keeps the file ([`fd::keep`]); -1: none.
-static FD: AtomicI32 = AtomicI32::new(-1);
+/// The number by now, and what it names while that is our file, in one word: who knows the one knows the other, and who is
+/// too late to exchange them leaves both.
+static ASKED: AtomicU64 = AtomicU64::new(Asked::NONE.0);
+/// The number in the table of the thread which keeps the file ([`fd::keep`]); -1: none.
 static KEPT_AS: AtomicI32 = AtomicI32::new(-1);
-/// What the number names, device and inode, while it names the file.
-static DEV: AtomicU64 = AtomicU64::new(0);
-static INO: AtomicU64 = AtomicU64::new(0);
 /// Entries and ranges in which nothing is are told as written, and are protected: see [`learn`].
 static EMPTY_TOLD: AtomicBool = AtomicBool::new(false);
 
@@ -82,44 +81,81 @@ const TRIES: usize = 3;
 /// # Errors
 /// `ENOENT` without /proc, `ENOTTY` where the kernel has no PAGEMAP_SCAN (before Linux 6.7).
 pub fn init() -> Result<(), Errno> {
-    let seen = FD.load(Ordering::Relaxed);
-    if seen >= 0 {
-        return take_back(seen);
+    let seen = asked();
+    if seen.is_some() {
+        return take_back(&ASKED, seen);
     }
     let number = fd::raise(file::open_rdonly(c"/proc/self/pagemap")?);
     let page = mem::map_zeroed(4096).inspect_err(|_| file::close(number))?;
     let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask(PAGE_IS_PRESENT) };
-    let works = scan(number, &mut arg, &mut []).and_then(|_| publish(seen, number));
+    let works = scan(number, &mut arg, &mut []).and_then(|_| publish(&ASKED, seen, number));
     // SAFETY: the page mapped above, which nobody else has seen.
     unsafe { mem::release(page, 4096) };
     works.inspect_err(|_| file::close(number))
 }
 
-/// Makes `number` the one to ask, if it is `seen` until now.
+/// A number, and 32 bits of what it named when it was ours.
+///
+/// Files of one /proc have inodes of 32 bits, and are told apart by them; any other file is taken for ours once in 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Asked(u64);
+
+impl Asked {
+    /// No number.
+    const NONE: Self = Self(u64::MAX);
+
+    fn of(number: i32) -> Result<Self, Errno> {
+        let (dev, ino) = fd::identity(number)?;
+        // An odd factor: no two devices are one.
+        let is = (ino as u32) ^ (dev as u32).wrapping_mul(0x9e37_79b1);
+        Ok(Self(u64::from(is) << 32 | u64::from(number.cast_unsigned())))
+    }
+
+    fn number(self) -> i32 {
+        (self.0 as u32).cast_signed()
+    }
+
+    fn is_some(self) -> bool {
+        self.number() >= 0
+    }
+
+    /// Returns the same file under another number.
+    fn renumbered(self, number: i32) -> Self {
+        Self(self.0 >> 32 << 32 | u64::from(number.cast_unsigned()))
+    }
+
+    /// Returns whether the number names our file; counted in [`fd::lost`] if it does not.
+    fn is_ours(self) -> bool {
+        let ours = Self::of(self.number()) == Ok(self);
+        if !ours {
+            fd::note_lost();
+        }
+        ours
+    }
+}
+
+/// Makes `number` the one to ask, if it is `seen` until now. What somebody else's number names by now is not asked:
+/// ```text
+/// this thread                      another                     the program
+/// opens 7                          opens 8
+///                                  8 is the one to ask
+///                                                              closes 8, and opens its own: 8
+/// is too late
+/// ```
 ///
 /// # Errors
 /// `EBADF`: it names nothing by now. `EAGAIN`: another thread was first.
-fn publish(seen: i32, number: i32) -> Result<(), Errno> {
-    let (dev, ino) = fd::identity(number)?;
-    // AcqRel pairs with `asked`, and with the winner's own: who has the number knows what it names, or finds that it does not
-    // and takes the file back.
-    FD.compare_exchange(seen, number, Ordering::AcqRel, Ordering::Relaxed).map_err(|_| Errno::EAGAIN)?;
-    // By who has won alone. What the number of another names is never asked here: it may be the program's by now.
-    DEV.store(dev, Ordering::Relaxed);
-    INO.store(ino, Ordering::Relaxed);
-    Ok(())
+fn publish(asked: &AtomicU64, seen: Asked, number: i32) -> Result<(), Errno> {
+    let new = Asked::of(number)?;
+    // Relaxed: what the number names is in the word itself.
+    let swapped = asked.compare_exchange(seen.0, new.0, Ordering::Relaxed, Ordering::Relaxed);
+    swapped.map(drop).map_err(|_| Errno::EAGAIN)
 }
 
-/// Returns the number to ask by, negative if there is none.
+/// Returns what to ask by; see [`Asked::is_some`].
 #[inline]
-fn asked() -> i32 {
-    // Acquire pairs with `publish`: what it names is known.
-    FD.load(Ordering::Acquire)
-}
-
-/// Returns whether `number` names our file; counted in [`fd::lost`] if it does not.
-fn is_ours(number: i32) -> bool {
-    fd::names(number, (DEV.load(Ordering::Relaxed), INO.load(Ordering::Relaxed)))
+fn asked() -> Asked {
+    Asked(ASKED.load(Ordering::Relaxed))
 }
 
 /// Returns the number, to be kept, and notes that it will be under this one.
@@ -127,14 +163,15 @@ fn is_ours(number: i32) -> bool {
 /// # Context: control plane
 #[must_use]
 pub fn note_kept() -> Option<i32> {
-    let number = asked();
-    let is_open = number >= 0 && (is_ours(number) || take_back(number).is_ok());
-    let number = asked();
+    let seen = asked();
+    let is_open = seen.is_some() && take_back(&ASKED, seen).is_ok();
+    let number = asked().number();
     KEPT_AS.store(if is_open { number } else { -1 }, Ordering::Relaxed);
     is_open.then_some(number)
 }
 
-/// Has another number name the file, if `seen`, which did, does not.
+/// Has another number name the file, if `seen`, which did, does not. So nothing is open twice: a number that is exchanged is the
+/// program's, or nobody's.
 ///
 /// # Context: handler
 ///
@@ -142,23 +179,22 @@ pub fn note_kept() -> Option<i32> {
 /// `EBADF`: nobody keeps it, and it cannot be opened.
 #[cold]
 #[inline(never)]
-fn take_back(seen: i32) -> Result<(), Errno> {
-    if is_ours(seen) {
+fn take_back(asked: &AtomicU64, seen: Asked) -> Result<(), Errno> {
+    if seen.is_ours() {
         return Ok(());
     }
-    let is = (DEV.load(Ordering::Relaxed), INO.load(Ordering::Relaxed));
-    let kept = fd::kept(KEPT_AS.load(Ordering::Relaxed)).and_then(|number| match fd::identity(number) {
-        Ok(now) if now == is => Ok(number),
-        _ => {
-            file::close(number);
-            Err(Errno::EBADF)
+    let kept = fd::kept(KEPT_AS.load(Ordering::Relaxed)).and_then(|number| {
+        if Asked::of(number) == Ok(seen.renumbered(number)) {
+            return Ok(number);
         }
+        file::close(number);
+        Err(Errno::EBADF)
     });
     let number = match kept {
         Ok(number) => number,
         Err(_) => fd::raise(file::open_rdonly(c"/proc/self/pagemap").map_err(|_| Errno::EBADF)?),
     };
-    match publish(seen, number) {
+    match publish(asked, seen, number) {
         // Another thread was first: its number is as good.
         Err(e) => {
             file::close(number);
@@ -171,12 +207,12 @@ fn take_back(seen: i32) -> Result<(), Errno> {
 /// Asks by the number, and believes the answer if it was our file's.
 fn with_file<R>(mut asks: impl FnMut(i32) -> Result<R, Errno>) -> Result<R, Errno> {
     for _ in 0..TRIES {
-        let number = asked();
-        let answer = asks(number);
-        if number < 0 || is_ours(number) {
+        let seen = asked();
+        let answer = asks(seen.number());
+        if !seen.is_some() || seen.is_ours() {
             return answer;
         }
-        take_back(number)?;
+        take_back(&ASKED, seen)?;
     }
     Err(Errno::EBADF)
 }
@@ -186,20 +222,20 @@ fn with_file<R>(mut asks: impl FnMut(i32) -> Result<R, Errno>) -> Result<R, Errn
 /// # Context: handler
 #[must_use]
 pub fn asked_by() -> u64 {
-    u64::from(asked().cast_unsigned())
+    asked().0
 }
 
-/// Returns whether what was [`glanced`](glance) at since [`asked_by`] returned `asked` was of this process. Not where another
+/// Returns whether what was [`glanced`](glance) at since [`asked_by`] returned `seen` was of this process. Not where another
 /// number has been taken meanwhile: some of it was asked by the old one, when that named another file.
 ///
 /// # Context: handler
 #[must_use]
-pub fn vouches(asked: u64) -> bool {
-    let number = asked_by() as i32;
-    let ours = is_ours(number) && asked == asked_by();
+pub fn vouches(seen: u64) -> bool {
+    let now = asked();
+    let ours = now.is_ours() && seen == asked_by();
     if !ours {
         // So that the next ones are to be believed.
-        let _ = take_back(number);
+        let _ = take_back(&ASKED, now);
     }
     ours
 }
@@ -251,18 +287,12 @@ pub fn protects_empty() -> bool {
     EMPTY_TOLD.load(Ordering::Relaxed)
 }
 
-/// Returns the descriptor that is scanned through, negative if there is none.
-fn scan_fd() -> i32 {
-    // Acquire pairs with `pagemap::init`.
-    asked()
-}
-
 /// Returns whether stores can be found by scanning.
 ///
 /// # Context: handler
 #[must_use]
 pub fn is_open() -> bool {
-    scan_fd() >= 0
+    asked().is_some()
 }
 
 fn ask(any_of: u64) -> ScanArg {
@@ -309,7 +339,7 @@ pub fn look(addr: usize) -> Result<u64, Errno> {
 /// # Errors
 /// The kernel's.
 pub fn glance(addr: usize) -> Result<u64, Errno> {
-    look_by(asked(), addr)
+    look_by(asked().number(), addr)
 }
 
 fn look_by(number: i32, addr: usize) -> Result<u64, Errno> {
@@ -334,15 +364,15 @@ fn look_by(number: i32, addr: usize) -> Result<u64, Errno> {
 pub fn protect(addr: usize, len_bytes: usize) -> Result<(), Errno> {
     let (mut at, end) = (addr as u64, (addr + len_bytes) as u64);
     // Looked at before: it changes what it is asked about. What is not protected, though it was said, counts as written.
-    let mut number = asked();
-    if !is_ours(number) {
-        take_back(number)?;
-        number = asked();
+    let mut by = asked();
+    if !by.is_ours() {
+        take_back(&ASKED, by)?;
+        by = asked();
     }
     while at < end {
         let flags = WP_MATCHING | CHECK_WPASYNC;
         let mut arg = ScanArg { flags, start: at, end, ..ask_written() };
-        scan(number, &mut arg, &mut [])?;
+        scan(by.number(), &mut arg, &mut [])?;
         if arg.walk_end <= at {
             return Err(Errno::EINVAL);
         }
@@ -537,33 +567,50 @@ mod tests {
         let before = asked_by();
         assert!(vouches(before), "nobody has exchanged it");
         let old = asked();
-        publish(old, fd::raise(file::open_rdonly(c"/proc/self/pagemap")?))?;
-        assert!(is_ours(asked()), "the new one is ours, too");
+        publish(&ASKED, old, fd::raise(file::open_rdonly(c"/proc/self/pagemap")?))?;
+        assert!(asked().is_ours(), "the new one is ours, too");
         assert!(!vouches(before), "it was not asked by this number");
         assert!(vouches(asked_by()));
-        file::close(old);
+        file::close(old.number());
         Ok(())
     }
 
-    /// Who comes second notes nothing: neither what its own number names, nor what the winner's does by now.
+    /// Who comes second with another number leaves what the winner has noted of its own: it is no less ours for it, and so nobody
+    /// opens the file once more, which would leave the winner's open for good.
     #[test]
     fn who_was_too_late_leaves_the_winners_number_ours() -> Result<(), Errno> {
         let Some(_turn) = opened() else { return Ok(()) };
         let winner = asked();
         let late = file::open_rdonly(c"/proc/self/maps")?;
-        assert_eq!(publish(late, late), Err(Errno::EAGAIN), "another thread was first");
-        assert_eq!(asked(), winner);
-        assert!(is_ours(winner), "what is known is what the winner's number names");
-        // The program closes the winner's number, and has opened another file by the time that somebody is too late.
-        let spare = fd::dup_high(winner)?;
-        // SAFETY: closes the number and has it name the other file.
-        assert_eq!(unsafe { libc::dup2(late, winner) }, winner);
-        assert_eq!(publish(late, late), Err(Errno::EAGAIN));
-        assert!(!is_ours(winner), "it is the program's");
-        // SAFETY: puts back what was there.
-        assert_eq!(unsafe { libc::dup2(spare, winner) }, winner);
-        file::close(spare);
+        assert_eq!(publish(&ASKED, Asked::of(late)?, late), Err(Errno::EAGAIN), "another thread was first");
         file::close(late);
+        assert!(winner.is_ours(), "what is known is what the winner's number names");
+        take_back(&ASKED, winner)?;
+        assert_eq!(asked(), winner, "it is open twice now");
+        Ok(())
+    }
+
+    /// By the time that a thread finds that another one was first, the program may have closed the other's number, and have a file
+    /// of its own under it: the process's memory as a supervisor sees it, say.
+    #[test]
+    fn who_was_too_late_takes_no_file_of_the_programs_for_ours() -> Result<(), Errno> {
+        let ours = || file::open_rdonly(c"/proc/self/pagemap");
+        let asked = AtomicU64::new(Asked::NONE.0);
+        let (winner, late) = (ours()?, ours()?);
+        publish(&asked, Asked::NONE, winner)?;
+        let programs = file::open_rdonly(c"/proc/self/maps")?;
+        // SAFETY: touches no memory; both numbers are the test's.
+        let moved = unsafe { syscall6(libc::SYS_dup2, [programs as usize, winner as usize, 0, 0, 0, 0]) };
+        assert_eq!(moved, Ok(winner as usize));
+        assert_eq!(publish(&asked, Asked::NONE, late), Err(Errno::EAGAIN), "another thread was first");
+        let now = Asked(asked.load(Ordering::Relaxed));
+        assert_eq!(now.number(), winner);
+        assert!(!now.is_ours(), "the program's file is asked");
+        take_back(&asked, now)?;
+        assert!(Asked(asked.load(Ordering::Relaxed)).is_ours(), "it was opened anew");
+        for number in [winner, late, programs, Asked(asked.load(Ordering::Relaxed)).number()] {
+            file::close(number);
+        }
         Ok(())
     }
 }
