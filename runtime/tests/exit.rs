@@ -217,6 +217,35 @@ fn stores_that_hang_keep_no_other_from_being_written() {
     }
 }
 
+/// An exclusive object is written by the thread that sees to exit itself: one that hangs comes when all others are done, also what
+/// a pin keeps fillers from writing.
+#[test]
+fn an_exclusive_store_that_hangs_keeps_no_ordinary_object_from_being_written() {
+    if !modes().contains(&Delivery::InThread) {
+        return println!("skipped: exclusive objects need userfaultfd");
+    }
+    let test = "an_exclusive_store_that_hangs_keeps_no_ordinary_object_from_being_written";
+    let run = after_exit(test, "it", |path| {
+        let rt = lazy().exit_wait(Duration::from_secs(8)).build().expect("a runtime");
+        let hangs = rt.object(PAGE as u64).writable(true).exclusive(true).store(Box::new(Hangs)).expect("an object");
+        let private = rt.arena(EXTENT).delivery(Delivery::InThread).build().expect("an arena");
+        map(&private, 0, &hangs, Prot::ReadWrite, Sharing::Private);
+        assert_eq!(store(&private, 0, 1), Ok(()));
+        let object = rt.open_file_rw(path).expect("the file");
+        let arena = rt.arena(EXTENT).delivery(Delivery::InThread).build().expect("an arena");
+        map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
+        let m = Mapped { rt: rt.clone(), object, arena };
+        fill(&m);
+        let pin = m.arena.pin(0..NR * PAGE, softfault::Access::Write).expect("a pin");
+        std::mem::forget((pin, m.object.clone(), hangs, private));
+        exit_now(0);
+    });
+    if let Some((out, bytes)) = run {
+        ended(Some(out), Ok(0));
+        assert_eq!(written(&bytes), NR, "pages of the file that have what was stored");
+    }
+}
+
 static NR_READS: AtomicUsize = AtomicUsize::new(0);
 static NR_WRITTEN: AtomicUsize = AtomicUsize::new(0);
 

@@ -6,8 +6,8 @@
 //! ```text
 //! this thread                                       fillers, more of them while all are busy
 //! scans every object, and hands it out  --------->  one each: writes what is dirty, or hangs
-//! writes the exclusive ones, which no filler can
 //! writes again what no filler has any more (what was pinned, or busy for a moment): that ends
+//! writes the exclusive ones, which no filler can
 //! nothing gets on any more: tries what fails, and then waits for what hangs
 //! ```
 //! The thread allocates nothing in a round: who exits may hold the allocator's lock.
@@ -114,9 +114,10 @@ fn write_everything(env: Env<'_>, objects: &Writables, round: u32) {
             flushing.measure_from(m.failing.nr_dirty());
         });
     }
-    // Exclusive objects are written by their own rules, which fillers do not know: they have nobody else, and come first.
-    write_each(env, objects, round, |m| m.exclusive && !m.failing.is_set());
     write_idle(env, objects, round);
+    // Exclusive objects are written by their own rules, which fillers do not know. They come when no ordinary object needs this
+    // thread any more: one whose store hangs keeps it. What hangs in somebody's hands already is left to the end.
+    write_each(env, objects, round, |m| m.exclusive && !m.failing.is_set() && !writeback::is_under_way(m));
     // No filler has those that fail. What hangs is the last: a filler hangs with it already, and so may we.
     write_each(env, objects, round, |m| m.failing.is_set());
     write_each(env, objects, round, |_| true);
