@@ -401,15 +401,15 @@ impl AddressSpace for Host {
         let made = self.with_slot(crowd::make_room).unwrap_or_else(|| Err(crowd::Crowded::now()));
         made.err().map(|crowded| crowded.key)
     }
-    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
+    fn with_batch<'f>(&self, cache: usize, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
         // A handler of the program's that jumps away would keep the batch for ever: none comes, see `Host`.
-        batches::with_batch(f)
+        batches::with_batch(cache, f)
     }
     fn reclaim_ticket(&self) -> u64 {
         batches::ticket()
     }
-    fn has_reclaim_from_before(&self, ticket: u64) -> bool {
-        batches::has_one_from_before(ticket)
+    fn has_reclaim_from_before(&self, cache: usize, ticket: u64) -> bool {
+        batches::has_one_from_before(cache, ticket)
     }
     fn in_user_code<'f>(&self, may_fault: bool, f: &mut (dyn FnMut() + 'f)) {
         if self.uninterrupted.is_some() || !may_fault || self.is_open.replace(true) {

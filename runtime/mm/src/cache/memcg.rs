@@ -133,7 +133,7 @@ fn is_filling(mapping: &Mapping<'_>) -> bool {
 fn sweep(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize) -> Swept {
     let mut swept = Swept::default();
     let end = mapping.folios.len() as u64;
-    let have = env.mm.with_batch(&mut |batch| {
+    let have = env.mm.with_batch(mapping.account.name(), &mut |batch| {
         let (from, passed) = next_window(mapping, end);
         let to = from.saturating_add(BATCH as u64).min(end);
         env.mm.with_rmap(&mut |r| swept = sweep_window(env, r, mapping, stripe, batch, from, to));

@@ -55,7 +55,7 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
 fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize, whole: bool) -> (Shrunk, bool) {
     let mut done = Shrunk::default();
     let mut looked = false;
-    let have = env.mm.with_batch(&mut |batch| {
+    let have = env.mm.with_batch(account.name(), &mut |batch| {
         let mut dirty = 0;
         looked = env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };

@@ -41,11 +41,12 @@ pub trait AddressSpace {
     /// # Context: handler
     fn with_rmap<'f>(&self, f: &mut (dyn FnMut(&dyn Rmap) + 'f)) -> bool;
 
-    /// Runs `f` with the memory of one batch of reclaim, and no asynchronous signal until it returns; `false`: none is
-    /// free now, `f` was not run.
+    /// Runs `f` with the memory of one batch of reclaim, for pages of the cache that has this
+    /// [`name`](crate::memcontrol::CacheAccount::name), and no asynchronous signal until it returns; `false`: none is free
+    /// now, `f` was not run.
     ///
     /// # Context: handler
-    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool;
+    fn with_batch<'f>(&self, cache: usize, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool;
 
     /// Returns a ticket: who has a batch of reclaim now, or had one until now, got it before.
     ///
@@ -54,11 +55,11 @@ pub trait AddressSpace {
         0
     }
 
-    /// Returns whether anybody has had a batch since before the ticket, and so pages that nobody else sees. The caller has
-    /// none itself.
+    /// Returns whether anybody has had a batch for the cache since before the ticket, and so pages that nobody else sees. The
+    /// caller has none itself.
     ///
     /// # Context: handler
-    fn has_reclaim_from_before(&self, _ticket: u64) -> bool {
+    fn has_reclaim_from_before(&self, _cache: usize, _ticket: u64) -> bool {
         false
     }
 

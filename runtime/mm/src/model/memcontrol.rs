@@ -270,6 +270,14 @@ impl<'g> CacheAccount<'g> {
         core::ptr::from_ref(&self.flush_bell).addr()
     }
 
+    /// Returns what tells this cache from all others of the process.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn name(&self) -> usize {
+        core::ptr::from_ref(self).addr()
+    }
+
     /// Begins a wait for pages to be given back, or write-back to end: returns what to sleep on.
     ///
     /// # Context: handler

@@ -835,7 +835,7 @@ impl AddressSpace for World {
         f(self);
         true
     }
-    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
+    fn with_batch<'f>(&self, _cache: usize, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
         f(&mut Batch::new());
         true
     }

@@ -1335,14 +1335,14 @@ impl AddressSpace for World {
         f(&Mappings { objects: &self.objects, vmas: &lock(&self.vmas) });
         true
     }
-    fn with_batch<'f>(&self, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
+    fn with_batch<'f>(&self, _cache: usize, f: &mut (dyn FnMut(&mut Batch) + 'f)) -> bool {
         let batch = lock(&self.batch).take();
         let Some(mut batch) = batch else { return false };
         f(&mut batch);
         *lock(&self.batch) = Some(batch);
         true
     }
-    fn has_reclaim_from_before(&self, _ticket: u64) -> bool {
+    fn has_reclaim_from_before(&self, _cache: usize, _ticket: u64) -> bool {
         self.reclaims.load(Ordering::Relaxed)
     }
     fn get_staged(&self) -> Option<Staged> {

@@ -5,7 +5,7 @@
 use crate::bits::Bits;
 use crate::child;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 use softfault_mm::host::Batch;
 
 const NR_BATCHES: usize = 16;
@@ -23,6 +23,8 @@ static USED: Bits = Bits::new();
 static TICKET: AtomicU64 = AtomicU64::new(1);
 /// The tickets with which batches were taken; 0: nobody has it.
 static TAKEN: [AtomicU64; NR_BATCHES] = [const { AtomicU64::new(0) }; NR_BATCHES];
+/// Of which cache the pages are that a batch was last taken for.
+static CACHE: [AtomicUsize; NR_BATCHES] = [const { AtomicUsize::new(0) }; NR_BATCHES];
 
 /// Returns a ticket that is younger than those of all who have a batch by now.
 ///
@@ -31,7 +33,8 @@ pub fn ticket() -> u64 {
     TICKET.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Returns whether somebody has had a batch since before the ticket.
+/// Returns whether somebody has had a batch of the cache's pages since before the ticket. One that reclaims for another runtime,
+/// and sits in a store that hangs, is nothing to wait for.
 ///
 /// ```text
 /// reclaimer                          thread
@@ -45,7 +48,7 @@ pub fn ticket() -> u64 {
 /// ```
 ///
 /// # Context: handler
-pub fn has_one_from_before(ticket: u64) -> bool {
+pub fn has_one_from_before(cache: usize, ticket: u64) -> bool {
     // In a child none of the threads that had one is left.
     if child::in_child() {
         return false;
@@ -53,18 +56,21 @@ pub fn has_one_from_before(ticket: u64) -> bool {
     // SeqCst pairs with that of `with_batch`: see above.
     fence(Ordering::SeqCst);
     // Acquire pairs with the Release of `Used::drop`: what was in hand is where it can be looked at.
-    let taken = TAKEN.iter().map(|t| t.load(Ordering::Acquire));
-    taken.filter(|t| *t != 0).any(|t| t < ticket)
+    let is_older = |taken: &AtomicU64| (1..ticket).contains(&taken.load(Ordering::Acquire));
+    // Acquire pairs with `with_batch`: who sees that it is another cache's by now sees what became of the former batch's pages.
+    TAKEN.iter().zip(&CACHE).any(|(taken, of)| is_older(taken) && of.load(Ordering::Acquire) == cache)
 }
 
-/// Runs `f` with a batch that nobody else has; `false`: all are in use.
+/// Runs `f` with a batch that nobody else has, for pages of the cache; `false`: all are in use.
 ///
 /// # Context: handler
-pub fn with_batch(f: &mut dyn FnMut(&mut Batch)) -> bool {
+pub fn with_batch(cache: usize, f: &mut dyn FnMut(&mut Batch)) -> bool {
     let Some(at) = USED.take(NR_BATCHES) else { return false };
     let _used = Used(at);
-    if let Some(taken) = TAKEN.get(at) {
-        taken.store(ticket(), Ordering::Relaxed);
+    if let (Some(taken), Some(of)) = (TAKEN.get(at), CACHE.get(at)) {
+        // Release of both pairs with the Acquires of `has_one_from_before`.
+        of.store(cache, Ordering::Release);
+        taken.store(ticket(), Ordering::Release);
         // SeqCst pairs with that of `has_one_from_before`.
         fence(Ordering::SeqCst);
     }
@@ -84,5 +90,25 @@ impl Drop for Used {
             taken.store(0, Ordering::Release);
         }
         USED.put(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_reclaims_for_another_cache_is_nothing_to_wait_for() {
+        let (ours, others) = (0x5f00_0000_1000, 0x5f00_0000_2000);
+        assert!(with_batch(others, &mut |_| {
+            let after = ticket();
+            assert!(has_one_from_before(others, after));
+            assert!(!has_one_from_before(ours, after), "its batch is another cache's");
+            assert!(with_batch(ours, &mut |_| {
+                assert!(!has_one_from_before(ours, after), "it came later");
+                assert!(has_one_from_before(ours, ticket()));
+            }));
+            assert!(!has_one_from_before(ours, ticket()), "it was given back");
+        }));
     }
 }

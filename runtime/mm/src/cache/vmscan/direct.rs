@@ -99,7 +99,7 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, w
         // Who gave a deadline is told.
         return true;
     }
-    if writes || env.mm.has_reclaim_from_before(stall.ticket) {
+    if writes || env.mm.has_reclaim_from_before(account.name(), stall.ticket) {
         stall.outlasted = true;
         return false;
     }

@@ -129,7 +129,7 @@ fn each_batch(
         }
         let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
         if (p..end).any(|q| mapping.folio(q).is_some_and(|w| w.load().is_mappable())) {
-            let have = env.mm.with_batch(&mut |batch| {
+            let have = env.mm.with_batch(mapping.account.name(), &mut |batch| {
                 env.mm.with_rmap(&mut |r| freed += f(r, batch, p, end));
             });
             if !have {
