@@ -7,6 +7,7 @@ use crate::durable;
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::lease::Alone;
+use crate::workingset::EXTENSION;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,8 @@ pub struct Entry {
     pub path: PathBuf,
     /// The digest of the file.
     pub digest: Digest,
+    /// That of its memory, if it knows it.
+    pub content: Option<Digest>,
     /// Its length in bytes.
     pub len_bytes: u64,
     /// What names it.
@@ -42,6 +45,8 @@ pub struct Entry {
 pub struct Plan {
     /// Images that nothing names, holds or needs; children before their parents.
     pub remove: Vec<Entry>,
+    /// Working sets of contents that no image of the folder has, once those are removed.
+    pub working_sets: Vec<PathBuf>,
     /// The others, and why.
     pub keep: Vec<(Entry, Kept)>,
     /// Files that call themselves images and cannot be read as such. They are left alone; since nobody knows what they need,
@@ -174,11 +179,26 @@ impl Catalog {
 
     /// Returns the `.sfi` files, in the order of their names.
     fn files(&self) -> Result<Vec<PathBuf>> {
+        self.files_with("sfi")
+    }
+
+    /// Returns the working sets of contents that are not among `contents`. A file that has no digest for its name is somebody's.
+    fn lone_sets(&self, contents: &[Digest]) -> Result<Vec<PathBuf>> {
+        let mut sets = self.files_with(EXTENSION)?;
+        sets.retain(|path| {
+            let digest: Option<Digest> = path.file_stem().and_then(|stem| stem.to_str()?.parse().ok());
+            digest.is_some_and(|digest| !contents.contains(&digest))
+        });
+        Ok(sets)
+    }
+
+    /// Returns the files whose names end so, in the order of their names.
+    fn files_with(&self, extension: &str) -> Result<Vec<PathBuf>> {
         let io = || Error::io("read the folder", &self.folder);
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(io())? {
             let path = entry.map_err(io())?.path();
-            if path.extension().is_some_and(|e| e == "sfi") {
+            if path.extension().is_some_and(|e| e == extension) {
                 files.push(path);
             }
         }
@@ -198,7 +218,8 @@ impl Catalog {
                 let digest = image.file_digest().unwrap_or_default();
                 let len_bytes = std::fs::metadata(&path).map_err(Error::io("stat", &path))?.len();
                 let tags = tags.iter().filter(|(_, d)| **d == digest).map(|(t, _)| t.clone()).collect();
-                Ok(Entry { path: path.clone(), digest, len_bytes, tags, needs: image.needs() })
+                let (content, needs) = (image.content_digest(), image.needs());
+                Ok(Entry { path: path.clone(), digest, content, len_bytes, tags, needs })
             });
             match entry {
                 Ok(entry) => entries.push(entry),
@@ -217,8 +238,8 @@ impl Catalog {
         self.decide().map(|(plan, _)| plan)
     }
 
-    /// Removes what nothing names, holds or needs, and says what that was, and what was kept. What writers left behind that were
-    /// killed goes with it.
+    /// Removes what nothing names, holds or needs, and says what that was, and what was kept. Working sets of what is gone go with it,
+    /// and what writers left behind that were killed.
     ///
     /// # Errors
     /// As [`Catalog::tags`]; [`Error::Io`]: a file could not be removed; those before it in [`Plan::remove`] were.
@@ -227,6 +248,10 @@ impl Catalog {
         let (plan, alone) = self.decide()?;
         // A child's name is gone for good before its parent's is.
         for (path, _alone) in &alone {
+            durable::remove(path)?;
+            durable::sync_folder(path)?;
+        }
+        for path in &plan.working_sets {
             durable::remove(path)?;
             durable::sync_folder(path)?;
         }
@@ -272,6 +297,10 @@ impl Catalog {
             }
         }
         plan.remove = children_first(plan.remove);
+        if plan.damaged.is_empty() {
+            let contents: Vec<Digest> = plan.keep.iter().filter_map(|(entry, _)| entry.content).collect();
+            plan.working_sets = self.lone_sets(&contents)?;
+        }
         for entry in &plan.remove {
             order.extend(alone.remove_entry(&entry.path));
         }

@@ -35,9 +35,9 @@
 //! sfi raw slot                    how images lie in files
 //! image                           an open one, and who reads it
 //! write                           a new one
-//! import catalog sidecar ops      others' snapshots, names, digests for what has none, what is done with images
+//! import sidecar ops              others' snapshots, digests for what has none, what is done with images
 //! workingset                      what a program needs first
-//! oci                             a folder that registries understand
+//! catalog oci                     a folder of images, a folder that registries understand
 //! ```
 //!
 //! # What may be trusted

@@ -3,7 +3,8 @@
 mod common;
 
 use common::{filled, read_all};
-use softfault_image::{Catalog, Digest, Error, Image, Kept, PAGE_SIZE, Writer};
+use softfault_image::workingset::{Resolution, WorkingSet};
+use softfault_image::{Catalog, Codec, Digest, Error, Image, Kept, PAGE_SIZE, Writer, ops};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -101,6 +102,35 @@ fn nothing_goes_while_a_file_cannot_be_read() {
     std::fs::write(&damaged, "").expect("write");
     let plan = catalog.collect().expect("collect");
     assert!(plan.remove.is_empty() && plan.damaged.len() == 1, "{plan:?}");
+}
+
+/// A working set is of contents: it is kept while an image of the folder has them, whatever the file.
+#[test]
+fn working_sets_go_with_the_last_image_of_their_contents() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let catalog = Catalog::open(folder.path()).expect("open");
+    full(&at("a.sfi"), 1);
+    let image = Image::open(at("a.sfi")).expect("open");
+    let mut set = WorkingSet::of(&image, Resolution::PAGE).expect("a digest");
+    set.push(0..9, [3]).expect("push");
+    let path = set.save_beside(&image).expect("save");
+    set.save(at("mine.sws")).expect("save");
+    let stored = ops::Stored { codec: Codec::Lz4, ..ops::Stored::default() };
+    let other = ops::convert(&image, at("b.sfi"), &stored).expect("convert");
+    catalog.tag("x", &other).expect("tag");
+    let plan = catalog.collect().expect("collect");
+    assert_eq!((removed(&plan), plan.working_sets.len()), (vec!["a.sfi".to_owned()], 0));
+    assert!(path.exists(), "another image has the same contents");
+    catalog.untag("x").expect("untag");
+    full(&at("damaged.sfi"), 2);
+    std::fs::write(at("damaged.sfi"), "").expect("write");
+    assert!(catalog.collect().expect("collect").working_sets.is_empty(), "it may be of what cannot be read");
+    std::fs::remove_file(at("damaged.sfi")).expect("remove");
+    assert_eq!(catalog.plan().expect("plan").working_sets, std::slice::from_ref(&path));
+    assert!(path.exists(), "a plan changes nothing");
+    assert_eq!(catalog.collect().expect("collect").working_sets, std::slice::from_ref(&path));
+    assert!(!path.exists() && at("mine.sws").exists(), "what is called otherwise is somebody's");
 }
 
 /// A writer that was killed has left a file; one that lives is not disturbed.

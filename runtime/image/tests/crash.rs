@@ -69,10 +69,13 @@ fn prepare(folder: &Path) {
     child("loose-child.sfi", "loose.sfi", 9);
     let catalog = Catalog::open(folder).expect("open");
     catalog.tag("stable", &top).expect("tag");
+    for name in ["loose.sfi", "top.sfi"] {
+        let image = open(folder, name).expect("open");
+        let mut set = WorkingSet::of(&image, Resolution::PAGE).expect("a digest");
+        set.push(0..5, [1, 2]).expect("push");
+        set.save_beside(&image).expect("save");
+    }
     let image = open(folder, "top.sfi").expect("open");
-    let mut set = WorkingSet::of(&image, Resolution::PAGE).expect("a digest");
-    set.push(0..5, [1, 2]).expect("push");
-    set.save_beside(&image).expect("save");
     oci::export(&image, folder.join("layout"), "x").expect("export");
 }
 

@@ -74,9 +74,9 @@ pub(crate) const HOUSES: &[House] = &[
             &["sfi", "raw", "slot"],
             &["image"],
             &["write"],
-            &["import", "catalog", "sidecar", "ops"],
+            &["import", "sidecar", "ops"],
             &["workingset"],
-            &["oci"],
+            &["catalog", "oci"],
         ],
         elsewhere: &[
             ("Image", "image/family.rs"),
