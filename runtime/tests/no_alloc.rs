@@ -13,7 +13,7 @@ use softfault::{
     Access, Delivery, Errno, HandlerStore, MinorDelegate, MinorFault, MinorVerdict, Object, PageMut, PageRef, Prot,
     Runtime, RuntimeBuilder, Sharing, Store, StoreError,
 };
-use softfault_platform::section;
+use softfault_platform::{section, trap};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,13 +29,16 @@ const LINE: &[u8] = b"the allocator was called by a thread that is resolving a f
 thread_local! {
     /// The thread is one of the runtime's that are not to allocate, in its rounds.
     static IS_WATCHED: Cell<bool> = const { Cell::new(false) };
+    /// The thread is not to allocate while a change of what a range permits is under way: it alone makes such.
+    static IS_CHANGING: Cell<bool> = const { Cell::new(false) };
 }
 
 /// How often watched threads have called the allocator.
 static NR_CALLS: AtomicUsize = AtomicUsize::new(0);
 
 fn check() {
-    if IS_WATCHED.try_with(Cell::get).unwrap_or(false) {
+    let changes = || IS_CHANGING.try_with(Cell::get).unwrap_or(false) && trap::is_changing();
+    if IS_WATCHED.try_with(Cell::get).unwrap_or(false) || changes() {
         NR_CALLS.fetch_add(1, Ordering::Relaxed);
     }
     if section::in_fault() {
@@ -341,4 +344,26 @@ fn a_write_that_fails_allocates_nothing_at_exit() {
         let _pin = arena.pin(0..PAGE, Access::Write).expect("a pin");
         assert_eq!(rt.write_back(Duration::from_secs(60)).ok(), Some(true));
     });
+}
+
+/// Who touches a range while it permits something else may hold malloc's lock, if its heap is there, and waits for the change.
+#[test]
+fn a_change_of_what_a_range_permits_allocates_nothing_while_it_is_under_way() {
+    let run = child("a_change_of_what_a_range_permits_allocates_nothing_while_it_is_under_way", "it", || {
+        each_mode("changes", |rt, mode| {
+            let object = rt.anonymous((4 * EXTENT) as u64).expect("object");
+            let a = arena(rt, mode, 4 * EXTENT);
+            IS_CHANGING.set(true);
+            map(&a, 0, &object, Prot::ReadWrite, Sharing::Shared);
+            // More entries than a node of a tree has, of every kind of edge.
+            for page in (0..4 * EXTENT / PAGE).step_by(EXTENT / PAGE / 8) {
+                a.protect(page * PAGE..(page + 3) * PAGE, Prot::Read).expect("protect");
+                a.protect((page + 1) * PAGE..(page + 2) * PAGE, Prot::ReadWrite).expect("protect");
+            }
+            a.protect(0..4 * EXTENT, Prot::Read).expect("protect");
+            IS_CHANGING.set(false);
+        });
+        assert_eq!(NR_CALLS.load(Ordering::SeqCst), 0, "calls of the allocator while a change was under way");
+    });
+    ended(run, Ok(0));
 }

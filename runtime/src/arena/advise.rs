@@ -80,7 +80,7 @@ pub(super) fn set_read_mode(arena: &ArenaInner, op: &'static str, range: &Range<
     if hit.iter().all(|v| v.advice == advice) {
         return Ok(());
     }
-    let swap = change::replace_inside(arena, op, &mut vmas, hit, range, |v| v.advice = advice)?;
-    publish::retire(arena, swap);
+    let swap = change::replace_inside(arena, op, hit, range, |v| v.advice = advice)?;
+    publish::retire(arena, &mut vmas, swap);
     Ok(())
 }

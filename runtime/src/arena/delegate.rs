@@ -47,14 +47,13 @@ pub(super) fn delegate_minor(
     // The range stays trapped from here on, but for what is promoted until the new entries are published.
     let demote = |hit: &[VmaEntry]| hit.iter().try_for_each(|v| extents::demote_entry(arena, v, range).map(drop));
     demote(&hit)?;
-    let swap =
-        change::replace_inside(arena, op, &mut vmas, hit, range, |v| v.delegation = Some(Arc::clone(&delegation)))?;
+    let swap = change::replace_inside(arena, op, hit, range, |v| v.delegation = Some(Arc::clone(&delegation)))?;
     if let Err(error) = demote(&swap.old) {
-        publish::restore(arena, &mut vmas, swap);
+        publish::restore(arena, swap);
         return Err(error);
     }
     let new = swap.new.clone();
-    publish::retire(arena, swap);
+    publish::retire(arena, &mut vmas, swap);
     new.iter().try_for_each(|v| {
         let inside = v.range.start.max(range.start)..v.range.end.min(range.end);
         if inside.is_empty() { Ok(()) } else { zap::zap_kernel(arena, v, &inside).map_err(system(op, "madvise")) }

@@ -11,7 +11,6 @@ use crate::error::{Error, Result, system};
 use crate::types::{Prot, Sharing};
 use softfault_mm::failpoint;
 use softfault_platform::sys::{Errno, mem};
-use softfault_platform::trap;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 
@@ -32,15 +31,14 @@ pub(super) fn protect(arena: &ArenaInner, range: &Range<usize>, prot: Prot) -> R
     if hit.iter().any(|v| v.object.is_exclusive()) {
         return Err(Error::Denied { op, what: "an exclusive object's protection is what it was mapped with" });
     }
-    let _changing = trap::changing();
-    let swap = change::replace_inside(arena, op, &mut vmas, hit, range, |v| v.prot = prot)?;
+    let swap = change::change_inside(arena, op, hit, range, |v| v.prot = prot)?;
     failpoint!(PROTECT_PUBLISHED);
     if let Err(errno) = protect_kernel(arena, range, prot) {
         unprotect_kernel(arena, &swap.old, range);
-        publish::restore(arena, &mut vmas, swap);
+        publish::restore(arena, swap);
         return Err(system(op, "mprotect")(errno));
     }
-    publish::retire(arena, swap);
+    publish::retire(arena, &mut vmas, swap);
     Ok(())
 }
 

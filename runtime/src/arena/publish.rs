@@ -11,7 +11,7 @@ use super::set::VmaSet;
 use super::state::ArenaInner;
 use super::vma::{VmaEntry, prot_bits};
 use crate::error::{Error, Result, system};
-use crate::process::registry;
+use crate::process::registry::{self, Registry};
 use crate::undo::Done;
 use softfault_mm::failpoint;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
@@ -54,12 +54,14 @@ impl Drop for Successors {
     }
 }
 
-/// The old entries of a replacement, and the new ones that were published in their place: [`retire`] ends the old, [`restore`] the
-/// new. Both are listed until then, and nobody finds the old ones by address.
+/// The old entries of a replacement, and the new ones that take their place: [`retire`] ends the old, [`restore`] the new. Both are
+/// listed until then; from [`go_over`] on nobody finds the old ones by address.
 #[must_use = "either the old or the new entries are to be ended"]
 pub(super) struct Swap {
     pub(super) old: Vec<VmaEntry>,
     pub(super) new: Vec<VmaEntry>,
+    /// What the range permits is being changed.
+    changing: Option<trap::Changing>,
 }
 
 /// Takes a vma number.
@@ -78,8 +80,10 @@ pub(super) fn publish<'a>(
     write_record(arena, v);
     let listed = listed(v);
     split_edges(arena, op, [v.range.start, v.range.end])?.keep();
+    let mut registry = registry::lock();
     let _changing = trap::changing();
-    point(arena, &v.range, Some(v.index));
+    point_by(&mut registry, arena, &v.range, Some(v.index));
+    drop(registry);
     // Once this is undone nobody finds the record by address, but some may still be using it: undoing `listed`, which comes
     // next, waits for them.
     let published = Done::new(|| {
@@ -102,8 +106,12 @@ pub(super) fn write_record(arena: &ArenaInner, v: &VmaEntry) {
 
 /// Points the range, at whose ends granules are split, at a record, or at nothing.
 pub(super) fn point(arena: &ArenaInner, range: &Range<usize>, index: Option<u32>) {
+    point_by(&mut registry::lock(), arena, range, index);
+}
+
+/// The same, by who has locked the registry already.
+fn point_by(_: &mut Registry, arena: &ArenaInner, range: &Range<usize>, index: Option<u32>) {
     let (start, end) = (arena.address(range.start), arena.address(range.end));
-    let _registry = registry::lock();
     // SAFETY: `write_record` filled the record; its number goes back only after `synchronize`.
     unsafe { vmatree::publish_range(arena.slot, start, end, index) };
 }
@@ -175,13 +183,35 @@ pub(super) fn cut_around(
 pub(super) fn replace(
     arena: &ArenaInner,
     op: &'static str,
-    vmas: &mut VmaSet,
+    old: Vec<VmaEntry>,
+    new: Successors,
+    hole: &Range<usize>,
+) -> Result<Swap> {
+    let swap = prepare(arena, op, old, new, hole)?;
+    go_over(arena, &swap, hole, &mut registry::lock());
+    failpoint!(UNMAP_DRAIN);
+    section::synchronize();
+    Ok(swap)
+}
+
+/// What of an entry lies in `hole`.
+fn left(v: &VmaEntry, hole: &Range<usize>) -> Range<usize> {
+    v.range.start.max(hole.start)..v.range.end.min(hole.end)
+}
+
+/// Does what may be refused, and what allocates, of a replacement: nobody finds the new entries by address yet.
+///
+/// # Errors
+/// [`Error::Exhausted`]; nothing was changed.
+pub(super) fn prepare(
+    arena: &ArenaInner,
+    op: &'static str,
     old: Vec<VmaEntry>,
     mut new: Successors,
     hole: &Range<usize>,
 ) -> Result<Swap> {
-    let left = |v: &VmaEntry| v.range.start.max(hole.start)..v.range.end.min(hole.end);
-    let edges = new.0.iter().map(|v| v.range.clone()).chain(old.iter().map(left)).flat_map(|r| [r.start, r.end]);
+    let gone = old.iter().map(|v| left(v, hole));
+    let edges = new.0.iter().map(|v| v.range.clone()).chain(gone).flat_map(|r| [r.start, r.end]);
     split_edges(arena, op, edges)?.keep();
     let new = std::mem::take(&mut new.0);
     for v in &new {
@@ -189,35 +219,60 @@ pub(super) fn replace(
         write_record(arena, v);
         list(v);
     }
-    for v in &new {
-        point(arena, &v.range, Some(v.index));
-    }
-    for gone in old.iter().map(left).filter(|gone| gone.start < gone.end) {
-        if !new.iter().any(|n| n.range.start <= gone.start && gone.end <= n.range.end) {
-            point(arena, &gone, None);
-        }
-    }
+    Ok(Swap { old, new, changing: None })
+}
+
+/// Publishes what was prepared, and waits until nobody walks the old entries. What the range permits is being changed from here on,
+/// until the swap is ended: who touches it meanwhile waits.
+///
+/// Until then nothing is allocated or freed, nor a lock taken under which others do, unless the change is taken back: who waits may
+/// have the allocator's lock, where its heap is in the range.
+/// ```text
+/// protect                                 a thread
+/// locks the registry, announces           malloc: locks, stores to its heap: not permitted yet, waits
+/// points to the new records
+/// mprotect, is over                       goes on
+/// lists the new entries
+/// ```
+pub(super) fn change_over(arena: &ArenaInner, swap: &mut Swap, hole: &Range<usize>) {
+    let mut registry = registry::lock();
+    swap.changing = Some(trap::changing());
+    go_over(arena, swap, hole, &mut registry);
+    drop(registry);
     failpoint!(UNMAP_DRAIN);
     section::synchronize();
-    exchange(vmas, &old, &new);
-    Ok(Swap { old, new })
+}
+
+/// Points to the new entries of a swap, and to nothing in what of `hole` they leave.
+fn go_over(arena: &ArenaInner, swap: &Swap, hole: &Range<usize>, registry: &mut Registry) {
+    for v in &swap.new {
+        point_by(registry, arena, &v.range, Some(v.index));
+    }
+    for gone in swap.old.iter().map(|v| left(v, hole)).filter(|gone| gone.start < gone.end) {
+        if !swap.new.iter().any(|n| n.range.start <= gone.start && gone.end <= n.range.end) {
+            point_by(registry, arena, &gone, None);
+        }
+    }
 }
 
 /// Takes a replacement back: the old entries were listed all the time, and are found by address again.
-pub(super) fn restore(arena: &ArenaInner, vmas: &mut VmaSet, swap: Swap) {
-    let Swap { old, new } = swap;
+pub(super) fn restore(arena: &ArenaInner, swap: Swap) {
+    let Swap { old, new, changing } = swap;
     for v in &old {
         point(arena, &v.range, Some(v.index));
     }
-    exchange(vmas, &new, &old);
+    drop(changing);
     end(arena, &new);
     old.iter().for_each(|v| join(arena, &v.range));
 }
 
-/// Ends the entries that were replaced.
-pub(super) fn retire(arena: &ArenaInner, swap: Swap) -> Vec<VmaEntry> {
-    end(arena, &swap.old);
-    swap.old
+/// Ends the entries that were replaced, and takes the new ones into the arena's own set.
+pub(super) fn retire(arena: &ArenaInner, vmas: &mut VmaSet, swap: Swap) -> Vec<VmaEntry> {
+    let Swap { old, new, changing } = swap;
+    drop(changing);
+    exchange(vmas, &old, new);
+    end(arena, &old);
+    old
 }
 
 /// Ends entries that nobody finds by address any more.
@@ -230,12 +285,12 @@ pub(super) fn end(_arena: &ArenaInner, old: &[VmaEntry]) {
     }
 }
 
-fn exchange(vmas: &mut VmaSet, from: &[VmaEntry], to: &[VmaEntry]) {
+fn exchange(vmas: &mut VmaSet, from: &[VmaEntry], to: Vec<VmaEntry>) {
     for v in from {
         vmas.map.remove(&v.range.start);
     }
     for v in to {
-        vmas.map.insert(v.range.start, v.clone());
+        vmas.map.insert(v.range.start, v);
     }
 }
 

@@ -57,12 +57,12 @@ pub(super) fn replace(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Resu
     new.add(OP, standin)?;
     demote(&hit)?;
     request.object.i_mmap().add(mapper::weak(arena));
-    let swap = publish::replace(arena, OP, &mut vmas, hit, new, &range)?;
+    let swap = publish::replace(arena, OP, hit, new, &range)?;
     // What was promoted since the first look is taken back, too.
     let changed = match demote(&swap.old) {
         Ok(()) => put_in_place(arena, &mut vmas, swap, entry).map(|()| number.keep()),
         Err(error) => {
-            publish::restore(arena, &mut vmas, swap);
+            publish::restore(arena, swap);
             Err(error)
         }
     };
@@ -79,12 +79,12 @@ fn put_in_place(arena: &ArenaInner, vmas: &mut VmaSet, swap: Swap, entry: VmaEnt
     // The step that is likely to be refused: the table of mappings is full, or there is no memory.
     if let Err(error) = map::mmap_closed(arena, OP, &entry) {
         protect::unprotect_kernel(arena, &swap.old, &range);
-        publish::restore(arena, vmas, swap);
+        publish::restore(arena, swap);
         return Err(error);
     }
     let standin: Vec<_> = swap.new.iter().filter(|v| v.is_changing).cloned().collect();
     // Who reclaims or writes back leaves the range alone from here on.
-    let old = publish::retire(arena, swap);
+    let old = publish::retire(arena, vmas, swap);
     let mapped = open_up(arena, &entry);
     if mapped.is_err() {
         // The new mapping could not be had: nothing is mapped there.

@@ -33,14 +33,14 @@ pub(super) fn unmap(arena: &ArenaInner, range: &Range<usize>) -> Result<()> {
     let stay = publish::cut_around(arena, op, &hit, range)?;
     let demote = |hit: &[VmaEntry]| hit.iter().try_for_each(|v| extents::demote_entry(arena, v, range).map(drop));
     demote(&hit)?;
-    let swap = publish::replace(arena, op, vmas, hit, stay, range)?;
+    let swap = publish::replace(arena, op, hit, stay, range)?;
     // Nobody can promote or install in the range any more: its own vmas are gone, the neighbours are narrower. What was
     // promoted since the first look is taken back here.
     if let Err(error) = demote(&swap.old) {
-        publish::restore(arena, vmas, swap);
+        publish::restore(arena, swap);
         return Err(error);
     }
-    let left = take_out(arena, swap, range);
+    let left = take_out(arena, vmas, swap, range);
     publish::join(arena, range);
     left
 }
@@ -55,10 +55,10 @@ pub(super) fn wait_for_reads(arena: &ArenaInner, range: &Range<usize>) {
 ///
 /// # Errors
 /// [`Error::Fault`] of pages whose stores an exclusive object's store did not take.
-fn take_out(arena: &ArenaInner, swap: Swap, range: &Range<usize>) -> Result<()> {
+fn take_out(arena: &ArenaInner, vmas: &mut VmaSet, swap: Swap, range: &Range<usize>) -> Result<()> {
     swap.old.iter().for_each(|v| zap::harvest_for_good(arena, v, range));
     // Who reclaims or writes back leaves the range alone from here on.
-    let old = publish::retire(arena, swap);
+    let old = publish::retire(arena, vmas, swap);
     let mut result = Ok(());
     for v in &old {
         if let Err(error) = exclusive::leave(&v.object) {
@@ -74,13 +74,13 @@ pub(super) fn take_out_all(arena: &ArenaInner, vmas: &mut VmaSet) -> Vec<VmaEntr
     let everything = 0..arena.len_bytes;
     let hit = vmas.overlapping(&everything);
     // Nothing of it begins or ends inside a granule that is not split already: this cannot fail.
-    let swap = publish::replace(arena, "Arena::drop", vmas, hit, Successors::default(), &everything);
+    let swap = publish::replace(arena, "Arena::drop", hit, Successors::default(), &everything);
     let Ok(swap) = swap else { return Vec::new() };
     for v in &swap.old {
         let _ = extents::demote_entry(arena, v, &everything);
         zap::harvest_for_good(arena, v, &everything);
     }
-    let old = publish::retire(arena, swap);
+    let old = publish::retire(arena, vmas, swap);
     for v in &old {
         // Of pages that a store did not take their object says that they are lost.
         let _ = exclusive::leave(&v.object);

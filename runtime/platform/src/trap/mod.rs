@@ -13,5 +13,5 @@ mod spurious;
 mod trampoline;
 mod trip;
 
-pub use spurious::{Changing, changing};
+pub use spurious::{Changing, changing, is_changing};
 pub use trampoline::on_signal;

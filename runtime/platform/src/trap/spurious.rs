@@ -49,6 +49,16 @@ pub fn changing() -> Changing {
     Changing(())
 }
 
+/// Returns whether one is under way in this process: it may have ended by now.
+///
+/// # Context: handler
+#[must_use]
+pub fn is_changing() -> bool {
+    // Acquire pairs with `Changing::drop`. Read first: at worst a change seems to be under way that has just ended.
+    let ended = ENDED.load(Ordering::Acquire);
+    BEGUN.load(Ordering::Relaxed) != ended
+}
+
 impl Drop for Changing {
     fn drop(&mut self) {
         // Release pairs with `may_retry`: who sees that it is over comes back to what the kernel was told.
@@ -91,7 +101,7 @@ pub(super) fn may_retry(address: usize) -> bool {
     // Two threads in one entry only reset each other's count: more patience, never less.
     // While a change is under way it is no pause of the thread's own: it has slept here, or had no processor.
     let is_new = entry.last.swap(address ^ tp, Ordering::Relaxed) != address ^ tp;
-    if is_new || (paused && BEGUN.load(Ordering::Relaxed) == ENDED.load(Ordering::Relaxed)) {
+    if is_new || (paused && !is_changing()) {
         entry.count.store(0, Ordering::Relaxed);
         entry.changes.store(0, Ordering::Relaxed);
     }
