@@ -41,7 +41,7 @@ mod words;
 
 pub use base::{ctx, errno, failures, page, seqlock, sync, trace, types, vmstat};
 pub use cache::{
-    discarded, fill, huge_memory, khugepaged, map_pages, memcg, read_pages, rmap, truncate, vmscan, writeback,
+    capture, discarded, fill, huge_memory, khugepaged, map_pages, memcg, read_pages, rmap, truncate, vmscan, writeback,
 };
 
 /// The page cache, as its callers see it: Linux's `mm/filemap.c` is one file, of which ours are three.
@@ -56,4 +56,4 @@ pub use policy::{lru, readahead, streams, workingset};
 #[cfg(feature = "userfaultfd")]
 pub use walk::userfaultfd;
 pub use walk::{fault, memory, shmem};
-pub use words::{chunk, claim, extent, failing, folio, xarray};
+pub use words::{chunk, claim, cut, extent, failing, folio, xarray};

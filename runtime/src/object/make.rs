@@ -12,6 +12,7 @@ use crate::lease::Lease;
 use crate::memory::limit_pages;
 use crate::writeback::state::Flushing;
 use softfault_mm::chunk::ChunkWord;
+use softfault_mm::cut::{CaptureBits, Captured};
 use softfault_mm::failing::Failing;
 use softfault_mm::folio::FolioWord;
 use softfault_mm::mapping::{FailurePolicy, Mapping};
@@ -76,14 +77,16 @@ pub(super) fn make(
         bounce::init();
     }
     let a_ops = Lease::new(Box::new(ops_of(options, facts, store_ref, (&space, offset, len), rt.lock_cache, id)));
-    let (folios, chunks) = words_of(&space, offset, len);
+    let words = words_of(&space, offset, len);
+    let folios = words.folios;
     let parts = Parts { options, store: store_ref, folios, handler_safe: facts.handler_safe, name: u64::from(id) };
     let exclusive = plan.map(|p| p.build(&parts));
-    let nodes: Lease<[AtomicU64]> = Lease::new((0..Nodes::words(chunks.len())).map(|_| AtomicU64::new(0)).collect());
+    let nodes: Lease<[AtomicU64]> =
+        Lease::new((0..Nodes::words(words.chunks.len())).map(|_| AtomicU64::new(0)).collect());
     let label: Lease<str> = Lease::new(options.label_of(id).into_boxed_str());
     // SAFETY: as for the store.
     let ops = exclusive.as_ref().map_or_else(|| unsafe { a_ops.lend() } as &dyn AddressSpaceOps, Exclusive::as_ops);
-    let borrowed = borrow(&rt, &label, &nodes, (folios, chunks), ops, store_ref);
+    let borrowed = borrow(&rt, &label, &nodes, words, ops, store_ref);
     let (mapping, mapping_ref) = publish(mapping_of(id, options, facts, borrowed));
     let has_mkwrite = vm_ops.has_page_mkwrite();
     ObjectInner {
@@ -114,11 +117,20 @@ pub(super) fn make(
 
 /// Returns the words of the pages and chunks in a range of a space.
 #[expect(unsafe_code, reason = "the object holds the space that the words lie in")]
-fn words_of(space: &Space, offset: u64, len: usize) -> (&'static [FolioWord], &'static [ChunkWord]) {
+fn words_of(space: &Space, offset: u64, len: usize) -> Words {
     // SAFETY: the object holds the space, so the words outlive it.
     let folios = unsafe { space.region.folios(offset, len) };
     // SAFETY: as above.
-    (folios, unsafe { space.region.chunks(offset, len) })
+    let chunks = unsafe { space.region.chunks(offset, len) };
+    // SAFETY: as above.
+    Words { folios, chunks, bits: unsafe { space.region.capture_bits(offset, len) } }
+}
+
+/// The words and bits of an object's pages.
+struct Words {
+    folios: &'static [FolioWord],
+    chunks: &'static [ChunkWord],
+    bits: CaptureBits<'static>,
 }
 
 /// Shows the mapping to handlers, and lends it.
@@ -167,6 +179,7 @@ struct Borrowed {
     label: &'static str,
     folios: &'static [FolioWord],
     chunks: &'static [ChunkWord],
+    bits: CaptureBits<'static>,
     nodes: &'static [AtomicU64],
     a_ops: &'static dyn AddressSpaceOps,
     account: &'static CacheAccount<'static>,
@@ -181,15 +194,16 @@ fn borrow(
     rt: &RuntimeInner,
     label: &Lease<str>,
     nodes: &Lease<[AtomicU64]>,
-    (folios, chunks): (&'static [FolioWord], &'static [ChunkWord]),
+    words: Words,
     a_ops: &'static dyn AddressSpaceOps,
     store: &dyn Store,
 ) -> Borrowed {
     Borrowed {
         // SAFETY: the object drops or leaks its mapping before its label.
         label: unsafe { label.lend() },
-        folios,
-        chunks,
+        folios: words.folios,
+        chunks: words.chunks,
+        bits: words.bits,
         // SAFETY: the object keeps the nodes for as long as the mapping, which is dropped or leaked with them.
         nodes: unsafe { nodes.lend() },
         a_ops,
@@ -242,6 +256,7 @@ fn mapping_of(id: u32, o: &ObjectOptions, facts: Facts, b: Borrowed) -> Mapping<
         flushing: AtomicU32::new(0),
         flush_wanted: AtomicU32::new(0),
         failing: Failing::new(),
+        captured: Captured::new(b.bits),
         stat: b.stat,
     }
 }

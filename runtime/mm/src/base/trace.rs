@@ -88,10 +88,22 @@ pub enum Point {
     FLUSH_SETTLED,
     /// The store has flushed or failed to, and nobody knows yet.
     FLUSH_DONE,
+    /// A store was let through by the phase of a capture, its page is still protected.
+    CAPTURE_ADMITTED,
+    /// A store waits for a cut.
+    CAPTURE_HELD,
+    /// A page's bytes are copied for a capture, and not said to be saved yet.
+    CAPTURE_COPIED,
+    /// The walker has half of a page's bytes.
+    CAPTURE_WALKED,
+    /// Stores wait, and the last pages are protected.
+    CAPTURE_CUT,
+    /// The cut is made, nothing is copied yet.
+    CAPTURE_COPYING,
 }
 
 /// How many points there are.
-pub const NR_POINTS: usize = Point::FLUSH_DONE as usize + 1;
+pub const NR_POINTS: usize = Point::CAPTURE_COPYING as usize + 1;
 
 #[cfg(all(debug_assertions, not(loom)))]
 pub use armed::{arm_gate, arm_spin, disarm, hit, hits, is_caught};

@@ -182,6 +182,8 @@ bits! {
         MAP_SINGLE = 1 << 25;
         /// What is mapped here is being exchanged: whoever touches it waits.
         CHANGING = 1 << 26;
+        /// Stores of it can be held by a capture: each first store faults, and each fault looks for one.
+        CAPTURABLE = 1 << 27;
     }
 }
 

@@ -5,6 +5,7 @@
 //!
 //! # Context: handler, inside a section
 
+use super::capture;
 use super::filemap::account_pinned;
 use crate::extent::Extent;
 use crate::failpoint;
@@ -21,6 +22,16 @@ use crate::vmstat::Event;
 #[must_use]
 pub fn prot_of(vma: &Vma<'_>, noted: bool) -> Prot {
     Prot { write: vma.flags.intersects(VmFlags::WRITE), wp: vma.is_wp() && !noted }
+}
+
+/// As [`prot_of`], for what a fault installs: while a capture is open everything is protected, but for the page of a store that
+/// is noted, or whose bytes are saved.
+///
+/// # Context: handler, inside a section
+#[must_use]
+pub(crate) fn prot_for(vmf: &VmFault<'_>, noted: bool) -> Prot {
+    let prot = prot_of(vmf.vma(), noted);
+    Prot { wp: prot.wp || (!noted && capture::wants_wp(vmf)), ..prot }
 }
 
 /// Maps the cached pages of `start..end` around the fault, run by run. Linux: `filemap_map_pages`.
@@ -40,7 +51,7 @@ pub fn map_pages(vmf: &mut VmFault<'_>, start: u64, end: u64, set: u64) -> VmFau
             continue;
         }
         if run < p {
-            result |= map_run(vmf, run, p, prot_of(vma, noted));
+            result |= map_run(vmf, run, p, prot_for(vmf, noted));
         }
         run = p.saturating_add(1);
     }

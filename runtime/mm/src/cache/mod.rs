@@ -1,5 +1,6 @@
 //! The page cache's verbs: pages are filled, mapped, written, aged, evicted, cut off.
 
+pub mod capture;
 pub mod discarded;
 pub(crate) mod filemap;
 pub mod fill;

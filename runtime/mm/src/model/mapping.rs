@@ -3,6 +3,7 @@
 //! # Context: handler, unless a function says otherwise
 
 use crate::chunk::ChunkWord;
+use crate::cut::Captured;
 use crate::failing::{Asked, Failing};
 use crate::failures::{FailedOp, Failure};
 use crate::folio::{DIRTY, Folio, FolioWord, Wake};
@@ -115,6 +116,8 @@ pub struct Mapping<'g> {
     pub flush_wanted: AtomicU32,
     /// Whether the store takes what it is given, and how many pages are dirty.
     pub failing: Failing,
+    /// The capture that is made of it, if one is.
+    pub captured: Captured<'g>,
     /// Where its events are counted.
     pub stat: &'g VmStat,
 }

@@ -106,6 +106,13 @@ pub trait Mmu: Sync + core::fmt::Debug {
         false
     }
 
+    /// Takes the write protection of the `nr` pages at `addr` off, and markers with it. `false`: the host could not.
+    ///
+    /// # Context: handler
+    fn write_unprotect(&self, _addr: usize, _nr: usize) -> bool {
+        false
+    }
+
     /// Calls `found(addr, nr, pte)` for the runs among the `nr` pages at `addr` that are not protected: `Written`, or `None`,
     /// of which the host knows nothing; where it notes nothing, because stores fault, never.
     ///
@@ -198,6 +205,15 @@ pub struct Prot {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Staged(pub u32);
 
+/// What became of a page's bytes that a capture wants kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Preserved {
+    /// They are kept, by the caller or by somebody else.
+    Done,
+    /// There is no room until the capture's word for that, which was this before it was looked for, moves.
+    Full(u32),
+}
+
 /// What an object can do with its pages: Linux's `address_space_operations`, towards the store.
 ///
 /// `nr` pages from `pgoff` always lie inside the object. `read_folio` and `zero_folio` are called by the owner of those
@@ -244,6 +260,14 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// The number of pages taken, and why the next one was not.
     fn write_folio(&self, _pgoff: u64, _nr: u32) -> Result<(), (u32, FillError)> {
         Err((0, FillError::Io(Errno::EIO)))
+    }
+
+    /// Keeps the bytes of page `pgoff`, which the caller has pinned, for capture `number`: copies them, calls `won`, and keeps
+    /// the copy if that says `true`.
+    ///
+    /// # Context: handler
+    fn preserve(&self, _number: u32, _pgoff: u64, _won: &mut dyn FnMut() -> bool) -> Preserved {
+        Preserved::Full(0)
     }
 
     /// Returns whether what the store took can be read from it before it is flushed.

@@ -6,6 +6,7 @@
 
 use crate::claim::{Claim, Telling};
 use crate::ctx::Ctx;
+use crate::cut::Admitted;
 use crate::delegation::Delegation;
 use crate::extent::Extent;
 use crate::folio::{DIRTY, FolioWord};
@@ -155,7 +156,11 @@ impl Vma<'_> {
     }
 
     /// Notes pages that are about to be mapped, where the host may empty an entry and a store with it: see [`Extent`].
+    /// Where captures protect what was ever mapped, that something was.
     pub(crate) fn note_install(&self, addr: usize, nr: usize) {
+        if self.flags.intersects(VmFlags::CAPTURABLE) {
+            self.each_extent(addr, nr, |extent, _, _| extent.mark_touched());
+        }
         if self.is_noted() {
             self.each_extent(addr, nr, |extent, index, here| extent.note_install(index, here));
         }
@@ -289,6 +294,8 @@ pub struct VmFault<'a> {
     pub work: Work,
     /// The marker of a readahead window that was mapped or pinned, or `NO_MARKER`.
     pub marker: u64,
+    /// What was found of a capture when this attempt began, which goes on by it.
+    pub(crate) admitted: Admitted,
 }
 
 impl<'a> VmFault<'a> {
@@ -310,6 +317,7 @@ impl<'a> VmFault<'a> {
             folio: None,
             work: Work::None,
             marker: NO_MARKER,
+            admitted: Admitted::No,
         }
     }
     /// Returns the context.

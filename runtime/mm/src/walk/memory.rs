@@ -15,7 +15,9 @@
 //! # Context: handler
 
 use crate::cache::filemap;
+use crate::capture::{self, Admit};
 use crate::ctx::Ctx;
+use crate::cut;
 use crate::extent::Extent;
 use crate::failpoint;
 use crate::folio::{DIRTY, FolioWord};
@@ -75,8 +77,35 @@ pub fn end_change() -> usize {
     CHANGES.as_ptr() as usize
 }
 
-/// Linux: `handle_pte_fault`. Whether a page is mapped is the host's knowledge: the hint stands in for the PTE.
+/// Linux: `handle_pte_fault`.
 fn handle_pte_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    if vmf.vma().flags.intersects(VmFlags::CAPTURABLE) { captured_pte_fault(vmf) } else { pte_fault(vmf) }
+}
+
+/// As [`pte_fault`], where stores can be held: all of it is one lift, which looks once whether a capture is made, so that nothing
+/// is installed or opened by what was true before the capture's last grace period.
+#[inline(never)]
+fn captured_pte_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let Some(tables) = cut::tables() else { return pte_fault(vmf) };
+    let Some(lift) = tables.lifts.enter(vmf.ctx().stripe) else { return pte_fault(vmf) };
+    match capture::admit(vmf, &lift) {
+        Admit::Go(admitted) => vmf.admitted = admitted,
+        Admit::Wait(key) => {
+            // Left first: who waits inside would be waited for.
+            drop(lift);
+            failpoint!(CAPTURE_HELD);
+            vmf.work = Work::Wait(key, u64::MAX);
+            return VmFaultReason::RETRY;
+        }
+    }
+    failpoint!(CAPTURE_ADMITTED);
+    let r = pte_fault(vmf);
+    drop(lift);
+    r
+}
+
+/// Whether a page is mapped is the host's knowledge: the hint stands in for the PTE.
+fn pte_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     let vma = vmf.vma();
     let hinted = || vma.extent(vmf.address()).is_some_and(|e| e.maybe_mapped(Extent::page_index(vmf.address())));
     if vmf.is_shared_write() && vma.flags.intersects(VmFlags::WP_SYNC) && hinted() {
@@ -139,6 +168,10 @@ fn do_shared_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     if r.intersects(VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY) {
         return r;
     }
+    let kept = preserve(vmf);
+    if !kept.is_empty() {
+        return kept;
+    }
     let refused = do_page_mkwrite(vmf);
     if refused.intersects(VmFaultReason::ERROR) {
         put_folio(vmf);
@@ -196,6 +229,10 @@ fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
     if r.intersects(VmFaultReason::ERROR | VmFaultReason::NOPAGE | VmFaultReason::RETRY) {
         return r;
     }
+    let kept = preserve(vmf);
+    if !kept.is_empty() {
+        return kept;
+    }
     let refused = do_page_mkwrite(vmf);
     if refused.intersects(VmFaultReason::ERROR) {
         put_folio(vmf);
@@ -217,6 +254,16 @@ fn do_wp_page(vmf: &mut VmFault<'_>) -> VmFaultReason {
         Installed::All | Installed::Partial(_) | Installed::Exists => r | fault_dirty_shared_page(vmf, r),
         other => reason_of(vmf, other),
     }
+}
+
+/// Has a capture keep the bytes of the page that was pinned, before it is opened to a store; not empty: there is no room for
+/// them now.
+fn preserve(vmf: &mut VmFault<'_>) -> VmFaultReason {
+    let kept = capture::preserve(vmf);
+    if !kept.is_empty() {
+        put_folio(vmf);
+    }
+    kept
 }
 
 /// Linux: `do_page_mkwrite`. Runs under the page's pin, with `DIRTY` set.
@@ -274,11 +321,12 @@ fn finish_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     vma.keep_notes(vmf.address(), 1);
     vma.note_install(vmf.address(), 1);
     failpoint!(PINNED_MAP);
-    let prot = map_pages::prot_of(vma, vmf.is_shared_write());
+    let prot = map_pages::prot_for(vmf, vmf.is_shared_write());
     stat.add(stripe, Event::MAP_CALLS, 1);
     let mut done = vma.mmu.set_ptes(vmf.address(), 1, prot);
     failpoint!(MAP_DONE);
-    if done == Installed::Exists && vmf.is_shared_write() && vma.is_wp() {
+    let is_protected = vma.is_wp() || vma.flags.intersects(VmFlags::CAPTURABLE);
+    if done == Installed::Exists && vmf.is_shared_write() && is_protected {
         // Mapped and protected by somebody's window: what stopped the store (or would be noted) is the protection.
         done = unprotect_existing(vmf, prot);
     }

@@ -4,11 +4,11 @@
 //! kernel notes first stores). Of the 2 MiB of the object that it shows, [`crate::chunk`] has the word.
 //!
 //! ```text
-//!  63   17 16 15   8 7     0
-//! +-------+--+------+-------+
-//! |   0   |U |window| state |
-//! +-------+--+------+-------+
-//!   U unknown: see [`Extent`]
+//!  63 18 17 16 15   8 7     0
+//! +-----+--+--+------+-------+
+//! |  0  |T |U |window| state |
+//! +-----+--+--+------+-------+
+//!   U unknown: see [`Extent`]   T touched: see [`Extent::mark_touched`]
 //! ```
 //!
 //! # Context: handler
@@ -39,6 +39,8 @@ pub enum ExtentState {
 const STATE_MASK: u64 = 0xff;
 /// The kernel mapped pages of it by itself, or an install failed: its maybe-mapped bits do not name all that was mapped.
 const UNKNOWN: u64 = 1 << 16;
+/// Something was mapped here, where captures ask.
+const TOUCHED: u64 = 1 << 17;
 const WINDOW_SHIFT: u32 = 8;
 const WINDOW_MASK: u64 = 0xff << WINDOW_SHIFT;
 /// log2 of the first window: 16 pages, as the kernel's `fault_around_bytes`.
@@ -186,7 +188,7 @@ impl Extent {
         // Release pairs with `Extent::state` and `Extent::begin`. The state is ours; a fault may double its window meanwhile.
         let mut seen = self.word.load(Ordering::Relaxed);
         loop {
-            let next = (seen & UNKNOWN) | to.code();
+            let next = (seen & (UNKNOWN | TOUCHED)) | to.code();
             match self.word.compare_exchange_weak(seen, next, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return,
                 Err(now) => seen = now,
@@ -204,11 +206,30 @@ impl Extent {
         self.word.fetch_or(UNKNOWN, Ordering::Release);
     }
 
-    /// Forgets the mark. Nothing is mapped here any more, and nobody installs.
+    /// Forgets the mark, and that anything was mapped. Nothing is mapped here any more, and nobody installs.
     ///
     /// # Context: handler
     pub fn forget_unknown(&self) {
-        self.word.fetch_and(!UNKNOWN, Ordering::Relaxed);
+        self.word.fetch_and(!(UNKNOWN | TOUCHED), Ordering::Relaxed);
+    }
+
+    /// Notes that something is about to be mapped here, in a lift: a capture that begins waits for it, and then protects the
+    /// extent. The maybe-mapped bits would not do: they are cleared of pages whose protection is taken off, and which stay.
+    ///
+    /// # Context: handler
+    pub fn mark_touched(&self) {
+        // A look first: it is set once. Relaxed: who asks has waited for the lift.
+        if self.word.load(Ordering::Relaxed) & TOUCHED == 0 {
+            self.word.fetch_or(TOUCHED, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether anything may be mapped here, as [`Extent::mark_touched`] says.
+    ///
+    /// # Context: handler, after a grace period
+    #[must_use]
+    pub fn is_touched(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & TOUCHED != 0
     }
 
     /// Returns whether an entry of page `index` that was found empty never held a page, so that no store is lost with it.

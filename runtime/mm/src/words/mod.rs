@@ -2,6 +2,7 @@
 
 pub mod chunk;
 pub mod claim;
+pub mod cut;
 pub mod extent;
 pub mod failing;
 pub mod folio;

@@ -17,6 +17,7 @@ use loom::sync::{Condvar, Mutex};
 use softfault_mm::chunk::ChunkWord;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::cut::{CaptureBits, Captured};
 use softfault_mm::delegation::{Delegation, MinorDelegate, MinorFault, MinorVerdict};
 use softfault_mm::errno::Errno;
 use softfault_mm::extent::Extent;
@@ -560,6 +561,7 @@ impl World {
                 flushing: AtomicU32::new(0),
                 flush_wanted: AtomicU32::new(0),
                 failing: softfault_mm::failing::Failing::new(),
+                captured: Captured::new(CaptureBits::none()),
                 label: "test",
                 stat: &STAT,
             })

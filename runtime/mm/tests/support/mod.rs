@@ -8,6 +8,7 @@
 use softfault_mm::chunk::ChunkWord;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
+use softfault_mm::cut::{CaptureBits, Captured, tables};
 use softfault_mm::delegation::Delegation;
 use softfault_mm::errno::Errno;
 use softfault_mm::extent::{Extent, ExtentState};
@@ -19,7 +20,7 @@ use softfault_mm::huge_memory;
 use softfault_mm::lru::{Entry as LruEntry, Lruvec};
 use softfault_mm::mapping::{FailurePolicy, Mapping};
 use softfault_mm::memcontrol::CacheAccount;
-use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Prot, Pte, Staged, WaitKey, Zap};
+use softfault_mm::ops::{AddressSpaceOps, Installed, Mmu, Preserved, Prot, Pte, Staged, WaitKey, Zap};
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, pages_of};
 use softfault_mm::rmap;
 use softfault_mm::sync::AtomicU64 as Cell;
@@ -477,6 +478,13 @@ impl Mmu for PageTables {
         }
         true
     }
+    fn write_unprotect(&self, addr: usize, nr: usize) -> bool {
+        let mut s = lock(&self.0.state);
+        for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
+            s.protect(at, false);
+        }
+        true
+    }
     fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte)) {
         for at in (addr..addr + (nr << PAGE_SHIFT)).step_by(PAGE_SIZE) {
             let pte = self.pte(at);
@@ -547,6 +555,10 @@ pub(crate) struct Store {
     pub(crate) rereads: AtomicBool,
     pub(crate) log: Mutex<Vec<Call>>,
     hook: Mutex<Option<Hook>>,
+    /// What captures have kept: the bytes of pages.
+    pub(crate) kept: Mutex<BTreeMap<u64, Vec<u8>>>,
+    /// So many times there is no room for them.
+    pub(crate) no_room: AtomicU32,
 }
 
 impl core::fmt::Debug for Store {
@@ -629,6 +641,20 @@ impl AddressSpaceOps for Store {
             lock(&self.content).set_page(p, bytes);
         }
         Ok(())
+    }
+    fn preserve(&self, number: u32, pgoff: u64, won: &mut dyn FnMut() -> bool) -> Preserved {
+        let word = self.kernel.word(self.object, pgoff);
+        assert!(word.pins() > 0, "page {pgoff} is kept without a pin: {word:?}");
+        let capture = tables().and_then(|t| t.capture(number)).expect("its number");
+        if self.no_room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok() {
+            return Preserved::Full(capture.room_key().1);
+        }
+        let bytes = self.kernel.alias(self.object, pgoff).expect("a pinned page is there");
+        if won() {
+            let twice = lock(&self.kept).insert(pgoff, bytes);
+            assert!(twice.is_none(), "page {pgoff} is kept twice");
+        }
+        Preserved::Done
     }
     fn rereads_unflushed(&self) -> bool {
         self.rereads.load(Ordering::Relaxed)
@@ -784,6 +810,12 @@ impl Drop for World {
     }
 }
 
+/// One bit a page, four times.
+fn bits_of(max_pages: usize) -> CaptureBits<'static> {
+    let table = || -> &'static [Cell] { Box::leak((0..max_pages.div_ceil(64)).map(|_| Cell::new(0)).collect()) };
+    CaptureBits::new(table(), [table(), table()], table())
+}
+
 /// Another vma over the same, for a split.
 fn part(v: &Vma<'static>, start: usize, end: usize, flags: VmFlags) -> Vma<'static> {
     Vma {
@@ -822,6 +854,8 @@ impl World {
                 rereads: AtomicBool::new(true),
                 log: Mutex::default(),
                 hook: Mutex::new(None),
+                kept: Mutex::default(),
+                no_room: AtomicU32::new(0),
             });
             let mapping = leak(Mapping {
                 id: u32::try_from(id).expect("few objects"),
@@ -854,6 +888,7 @@ impl World {
                 flushing: AtomicU32::new(0),
                 flush_wanted: AtomicU32::new(0),
                 failing: softfault_mm::failing::Failing::new(),
+                captured: Captured::new(bits_of(spec.max_pages)),
                 label: "test",
                 stat,
             });

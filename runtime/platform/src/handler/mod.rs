@@ -1,6 +1,7 @@
 //! What a handler stands on: its stack, its section, memory for its batches and copies; and how it learns that the process
 //! forked, or ends.
 
+pub mod area;
 pub mod batches;
 pub mod bell;
 pub(crate) mod bits;

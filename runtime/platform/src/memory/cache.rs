@@ -11,7 +11,9 @@ use crate::sparse::{self, Sparse};
 use crate::sys::fd::{self, Descriptor};
 use crate::sys::{Errno, file, mem, text};
 use crate::thp;
+use core::sync::atomic::AtomicU64;
 use softfault_mm::chunk::ChunkWord;
+use softfault_mm::cut::CaptureBits;
 use softfault_mm::folio::FolioWord;
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 
@@ -23,8 +25,13 @@ pub struct Region {
     len_bytes: usize,
     folios: usize,
     chunks: Sparse,
+    /// Four tables of one bit a page, closed until a capture needs them.
+    bits: usize,
     ports: Ports,
 }
+
+/// Tables of [`CaptureBits`].
+const NR_PLANES: usize = 4;
 
 /// How many fills of a region may move data between descriptors at once; more go through the alias.
 const NR_PORTS: usize = 4;
@@ -113,7 +120,8 @@ impl Region {
         }
         let fd = fd::raise(mem::memfd_create(c"softfault-cache").map_err(of("memfd_create"))?);
         let ports = Ports::none();
-        let mut region = Self { fd: Descriptor::new(fd), alias: 0, len_bytes, folios: 0, chunks: Sparse::new(), ports };
+        let mut region =
+            Self { fd: Descriptor::new(fd), alias: 0, len_bytes, folios: 0, chunks: Sparse::new(), bits: 0, ports };
         file::ftruncate(fd, len_bytes as u64).map_err(of("ftruncate"))?;
         mem::seal_size(fd).map_err(of("fcntl"))?;
         // Every fill looks at it twice. Its position is nobody's: ports have their own.
@@ -133,6 +141,7 @@ impl Region {
         thp::look();
         region.folios = sparse::reserve_closed(region.folios_len()).map_err(of("mmap"))?;
         region.chunks.reserve(region.chunks_len()).map_err(of("mmap"))?;
+        region.bits = sparse::reserve_closed(NR_PLANES * region.plane_len()).map_err(of("mmap"))?;
         region.ports = Ports::open(fd);
         Ok(region)
     }
@@ -143,7 +152,7 @@ impl Region {
     #[must_use]
     pub fn address_space_bytes(len_bytes: usize) -> usize {
         let words = len_bytes / PAGE_SIZE * size_of::<FolioWord>() + len_bytes / EXTENT_SIZE * size_of::<ChunkWord>();
-        len_bytes + EXTENT_SIZE + words
+        len_bytes + EXTENT_SIZE + words + NR_PLANES * Self::plane_of(len_bytes)
     }
 
     /// Makes a range accessible, its bytes and its words, before an object is there. Multiples of 2 MiB.
@@ -184,6 +193,12 @@ impl Region {
 
     fn folios_len(&self) -> usize {
         self.len_bytes / PAGE_SIZE * size_of::<FolioWord>()
+    }
+    fn plane_of(len_bytes: usize) -> usize {
+        (len_bytes / PAGE_SIZE / 8).next_multiple_of(PAGE_SIZE)
+    }
+    fn plane_len(&self) -> usize {
+        Self::plane_of(self.len_bytes)
     }
     fn chunks_len(&self) -> usize {
         (self.len_bytes / EXTENT_SIZE * size_of::<ChunkWord>()).next_multiple_of(PAGE_SIZE)
@@ -261,6 +276,34 @@ impl Region {
         unsafe { core::slice::from_raw_parts(first, len_bytes / EXTENT_SIZE) }
     }
 
+    /// Lends the bits of the pages of the same range, which nobody looks at before [`Region::open_bits`].
+    ///
+    /// # Context: control plane
+    ///
+    /// # Safety
+    /// As [`Region::folios`].
+    #[must_use]
+    pub unsafe fn capture_bits(&self, offset: u64, len_bytes: usize) -> CaptureBits<'static> {
+        let plane = |i: usize| {
+            let first = self.bits + i * self.plane_len() + offset as usize / PAGE_SIZE / 8;
+            // SAFETY: as above, one zeroed bit for each page; an object begins at a chunk, which has eight whole words.
+            unsafe { core::slice::from_raw_parts(first as *const AtomicU64, len_bytes / PAGE_SIZE / 64) }
+        };
+        CaptureBits::new(plane(0), [plane(1), plane(2)], plane(3))
+    }
+
+    /// Makes the bits of a range accessible. They stay so: a page of a table has those of neighbours, too.
+    ///
+    /// # Context: control plane
+    ///
+    /// # Errors
+    /// `ENOMEM`: of the mappings' number, `RLIMIT_DATA`, or what may be committed. Some may be accessible then.
+    pub fn open_bits(&self, offset: u64, len_bytes: usize) -> Result<(), Errno> {
+        let (from, to) = (offset as usize / PAGE_SIZE / 8, (offset as usize + len_bytes) / PAGE_SIZE / 8);
+        let (from, to) = (from / PAGE_SIZE * PAGE_SIZE, to.next_multiple_of(PAGE_SIZE));
+        (0..NR_PLANES).try_for_each(|i| sparse::open_range(self.bits + i * self.plane_len() + from, to - from))
+    }
+
     /// Gives the range's memory back and makes its words new.
     ///
     /// # Context: control plane
@@ -295,6 +338,7 @@ impl Drop for Region {
             (self.alias, self.len_bytes),
             (self.folios, self.folios_len()),
             (self.chunks.base(), self.chunks.len_bytes()),
+            (self.bits, NR_PLANES * self.plane_len()),
         ] {
             if at != 0 {
                 // SAFETY: mapped by `new`; no object is left in the region (the dropper's guarantee).

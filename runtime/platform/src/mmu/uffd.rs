@@ -231,6 +231,14 @@ impl Mmu for UffdMmu {
             }
         }
     }
+    fn write_unprotect(&self, addr: usize, nr: usize) -> bool {
+        loop {
+            match self.uffd.writeprotect(addr, nr * PAGE_SIZE, false) {
+                Err(Errno::EAGAIN) => {}
+                r => return r.is_ok(),
+            }
+        }
+    }
     fn unprotected(&self, addr: usize, nr: usize, found: &mut dyn FnMut(usize, usize, Pte)) {
         let scanned = pagemap::each_unprotected(addr, nr * PAGE_SIZE, &mut |at, len, categories| {
             found(at, len / PAGE_SIZE, pte_of(categories));

@@ -6,6 +6,7 @@ use super::blocks::Blocks;
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::retry::{self, Retries};
 use super::{PageMut, PageRef, Store, StoreError};
+use crate::area::{self, Key};
 use crate::cache::{self, Ports};
 use crate::staging;
 use crate::sys::fd::Descriptor;
@@ -14,7 +15,7 @@ use crate::thp;
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use softfault_mm::mapping::FailurePolicy;
-use softfault_mm::ops::{AddressSpaceOps, Staged};
+use softfault_mm::ops::{AddressSpaceOps, Preserved, Staged};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE};
 use softfault_mm::types::FillError;
 
@@ -350,6 +351,12 @@ impl AddressSpaceOps for ObjectOps<'_> {
             done += some;
         }
         Ok(())
+    }
+
+    fn preserve(&self, number: u32, pgoff: u64, won: &mut dyn FnMut() -> bool) -> Preserved {
+        let key = Key { object: self.name as u32, pgoff };
+        // SAFETY: the caller has pinned the page, so it is there, at its alias.
+        unsafe { area::put(number, key, self.address(pgoff), won) }
     }
 
     fn rereads_unflushed(&self) -> bool {
