@@ -294,3 +294,20 @@ fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
     assert_eq!(miss(w), R::MAJOR | R::LOCKED);
     w.check_quiescent();
 }
+
+/// A handler that is about to install pages has them pinned, for as long as the kernel keeps it waiting.
+#[test]
+fn pins_of_who_installs_pages_are_waited_for() {
+    for own in [true, false] {
+        let w = world_of_pinned(8);
+        if !own {
+            w.objects[0].mapping.own_limit.store(u64::MAX, Ordering::Relaxed);
+            w.account.limit_pages.store(LIMIT, Ordering::Relaxed);
+        }
+        w.set_sleep(|_| Woken::TimedOut);
+        *support::lock(&w.sections) = Some(Box::new(|| w.word(0, 1).unpin()));
+        assert_eq!(miss(w), R::MAJOR | R::LOCKED, "own limit: {own}");
+        (0..LIMIT).filter(|p| *p != 1).for_each(|p| w.word(0, p).unpin());
+        w.check_quiescent();
+    }
+}

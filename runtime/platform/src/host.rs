@@ -2,6 +2,7 @@
 //!
 //! # Context: handler; what sleeps for long is for the helpers, and for threads outside of sections
 
+use crate::child;
 use crate::section::{self, Refused, Slot};
 use crate::sys::{Errno, futex, signal, thread};
 use crate::vmatree::{self, Lists};
@@ -410,6 +411,12 @@ impl AddressSpace for Host {
     }
     fn has_reclaim_from_before(&self, cache: usize, ticket: u64) -> bool {
         batches::has_one_from_before(cache, ticket)
+    }
+    fn settle_sections(&self) {
+        // In a child none of the threads that were in one is left.
+        if !child::in_child() {
+            section::synchronize();
+        }
     }
     fn in_user_code<'f>(&self, may_fault: bool, f: &mut (dyn FnMut() + 'f)) {
         if self.uninterrupted.is_some() || !may_fault || self.is_open.replace(true) {

@@ -63,6 +63,12 @@ pub trait AddressSpace {
         false
     }
 
+    /// Waits until every section that was entered before has been left, and the pins that were taken for installs are gone. The
+    /// caller is in none.
+    ///
+    /// # Context: handler; it waits as long as others' system calls take
+    fn settle_sections(&self) {}
+
     /// Runs `f`, which calls a store or a delegate. In a handler the signals of instructions are open meanwhile if that code
     /// `may_fault`.
     ///

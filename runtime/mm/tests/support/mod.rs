@@ -791,6 +791,8 @@ pub(crate) struct World {
     pub(crate) relaxed: AtomicU64,
     /// Another thread has pages in hand, and has had them for long.
     pub(crate) reclaims: AtomicBool,
+    /// What happens when somebody waits for the sections of others.
+    pub(crate) sections: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl core::fmt::Debug for World {
@@ -912,6 +914,7 @@ impl World {
             outside: Mutex::new(None),
             relaxed: AtomicU64::new(0),
             reclaims: AtomicBool::new(false),
+            sections: Mutex::new(None),
         }
     }
 
@@ -1379,6 +1382,12 @@ impl AddressSpace for World {
     }
     fn has_reclaim_from_before(&self, _cache: usize, _ticket: u64) -> bool {
         self.reclaims.load(Ordering::Relaxed)
+    }
+    fn settle_sections(&self) {
+        let left = lock(&self.sections).take();
+        if let Some(left) = left {
+            left();
+        }
     }
     fn get_staged(&self) -> Option<Staged> {
         lock(&self.staging).pop_first().map(Staged)

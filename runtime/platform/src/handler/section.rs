@@ -209,7 +209,7 @@ impl Drop for Slot {
 ///
 /// The caller has unpublished (SeqCst) what readers must no longer find, and is itself in no section.
 ///
-/// # Context: control plane, outside of sections
+/// # Context: handler, outside of sections: it waits as long as the system calls of others that are inside
 pub fn synchronize() {
     for bucket in &WORDS {
         for word in &bucket.0 {

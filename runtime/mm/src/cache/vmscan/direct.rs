@@ -104,7 +104,9 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, w
         return false;
     }
     if stall.outlasted || !(stall.is_again || stall.is_busy_for_long()) {
-        // What others had in hand, since before or since they came meanwhile, is where it can be looked at now.
+        // What others had in hand, since before or since they came meanwhile, is where it can be looked at now. A handler that
+        // installs pages has no batch; its pins last as long as the kernel's lock over the address space, which a fork may hold.
+        env.mm.settle_sections();
         *stall = begin(env, account).again(stall);
         return false;
     }
