@@ -183,42 +183,73 @@ impl Store for Hangs {
     }
 }
 
-/// More of them than there are fillers, in objects that are older than the file's: what hangs takes nothing of the others' time.
+/// When the first store hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hung {
+    /// When the process exits.
+    AtExit,
+    /// Before: in what the runtime writes by itself.
+    InTheFlusher,
+    /// Before: in a page that is being taken out, of an exclusive object. No other leaves before it is written.
+    InEviction,
+}
+
+/// Ends with stores that hang, more of them than there are fillers, in objects that are older than the file's.
+fn exit_beside_hung(path: &Path, exclusive: bool, hung: Hung) -> ! {
+    let interval = if hung == Hung::InTheFlusher { Duration::from_millis(20) } else { HOUR };
+    let builder = lazy().writeback(interval, interval).fillers(2).exit_wait(Duration::from_secs(5));
+    let rt = builder.build().expect("a runtime");
+    let mapped = |object: Object| {
+        let (mode, sharing) =
+            if exclusive { (Delivery::InThread, Sharing::Private) } else { (Delivery::Segv, Sharing::Shared) };
+        let arena = rt.arena(EXTENT).delivery(mode).build().expect("an arena");
+        map(&arena, 0, &object, Prot::ReadWrite, sharing);
+        Mapped { rt: rt.clone(), object, arena }
+    };
+    let hanging = || {
+        let object = rt.object(PAGE as u64).writable(true).exclusive(exclusive).store(Box::new(Hangs));
+        let m = mapped(object.expect("an object"));
+        assert_eq!(store(&m.arena, 0, 1), Ok(()));
+        m
+    };
+    let all: Vec<_> = (0..6).map(|_| hanging()).collect();
+    if hung == Hung::InEviction {
+        let object = all[0].object.clone();
+        std::thread::spawn(move || object.evict(0..PAGE as u64));
+    }
+    if hung != Hung::AtExit {
+        common::until("a store hangs", || NR_HUNG.load(Ordering::Relaxed) > 0);
+    }
+    let object = rt.file_options().writable(true).with(|o| o.exclusive(exclusive)).open(path);
+    let m = mapped(object.expect("the file"));
+    fill(&m);
+    std::mem::forget(all);
+    exit_now(0);
+}
+
 #[test]
 fn stores_that_hang_keep_no_other_from_being_written() {
-    for early in [false, true] {
-        let run = after_exit("stores_that_hang_keep_no_other_from_being_written", &format!("{early}"), |path| {
-            let interval = if early { Duration::from_millis(20) } else { HOUR };
-            let builder = lazy().writeback(interval, interval).fillers(2).exit_wait(Duration::from_secs(5));
-            let rt = builder.build().expect("a runtime");
-            let hanging = || {
-                let object = rt.object(PAGE as u64).writable(true).store(Box::new(Hangs)).expect("an object");
-                let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
-                map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
-                assert_eq!(store(&arena, 0, 1), Ok(()));
-                (object, arena)
-            };
-            let hung: Vec<_> = (0..6).map(|_| hanging()).collect();
-            if early {
-                // What the runtime writes by itself hangs before the process exits.
-                common::until("a store hangs", || NR_HUNG.load(Ordering::Relaxed) > 0);
+    for exclusive in [false, true] {
+        if exclusive && !modes().contains(&Delivery::InThread) {
+            println!("skipped: exclusive objects need userfaultfd");
+            continue;
+        }
+        for hung in [Hung::AtExit, Hung::InTheFlusher, Hung::InEviction] {
+            if hung == Hung::InEviction && !exclusive {
+                continue;
             }
-            let object = rt.open_file_rw(path).expect("the file");
-            let arena = rt.arena(EXTENT).delivery(Delivery::Segv).build().expect("an arena");
-            map(&arena, 0, &object, Prot::ReadWrite, Sharing::Shared);
-            let m = Mapped { rt: rt.clone(), object, arena };
-            fill(&m);
-            std::mem::forget(hung);
-            exit_now(0);
-        });
-        let Some((out, bytes)) = run else { continue };
-        ended(Some(out), Ok(0));
-        assert_eq!(written(&bytes), NR, "early {early}: pages of the file that have what was stored");
+            let key = format!("{exclusive}-{hung:?}");
+            let run = after_exit("stores_that_hang_keep_no_other_from_being_written", &key, |path| {
+                exit_beside_hung(path, exclusive, hung)
+            });
+            let Some((out, bytes)) = run else { continue };
+            ended(Some(out), Ok(0));
+            assert_eq!(written(&bytes), NR, "exclusive {exclusive}, {hung:?}: pages that have what was stored");
+        }
     }
 }
 
-/// An exclusive object is written by the thread that sees to exit itself: one that hangs comes when all others are done, also what
-/// a pin keeps fillers from writing.
+/// What a pin keeps fillers from writing is written by the thread that sees to exit, which no exclusive store may keep.
 #[test]
 fn an_exclusive_store_that_hangs_keeps_no_ordinary_object_from_being_written() {
     if !modes().contains(&Delivery::InThread) {

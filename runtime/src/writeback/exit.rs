@@ -7,9 +7,10 @@
 //! this thread                                       fillers, more of them while all are busy
 //! scans every object, and hands it out  --------->  one each: writes what is dirty, or hangs
 //! writes again what no filler has any more (what was pinned, or busy for a moment): that ends
-//! writes the exclusive ones, which no filler can
 //! nothing gets on any more: tries what fails, and then waits for what hangs
 //! ```
+//! Of an exclusive object a filler writes copies of the pages, as the flusher does: reclaim alone has it take them out.
+//!
 //! The thread allocates nothing in a round: who exits may hold the allocator's lock.
 //!
 //! # Context: exit's writer; the rest, control plane
@@ -97,6 +98,8 @@ fn run(stop: &AtomicU32, objects: &Writables, account: &CacheAccount<'_>, seat: 
 
 /// How long a store that failed before is tried at the first chunk that it does not take.
 const LAST_TRY: Duration = Duration::from_millis(200);
+/// How many pages of an object a filler is handed, 2 TiB; what lies behind them is written here.
+const HANDED_MAX: u64 = 1 << 29;
 /// How often the end of writes that others have begun is looked for, a millisecond apart.
 const LOOKS: u32 = 5_000;
 /// How long nothing may get on before what is left counts as hanging.
@@ -107,7 +110,7 @@ const STALL: Duration = Duration::from_secs(1);
 fn write_everything(env: Env<'_>, objects: &Writables, round: u32) {
     for id in objects.ids() {
         objects.with(env, id, |flushing, m| {
-            if flushing.is_persistent() && !m.exclusive && !m.failing.is_set() {
+            if flushing.is_persistent() && !m.failing.is_set() {
                 writeout::harvest(env, m, &(0..m.nr_pages()));
                 hand_out(env, m);
             }
@@ -115,9 +118,6 @@ fn write_everything(env: Env<'_>, objects: &Writables, round: u32) {
         });
     }
     write_idle(env, objects, round);
-    // Exclusive objects are written by their own rules, which fillers do not know. They come when no ordinary object needs this
-    // thread any more: one whose store hangs keeps it. What hangs in somebody's hands already is left to the end.
-    write_each(env, objects, round, |m| m.exclusive && !m.failing.is_set() && !writeback::is_under_way(m));
     // No filler has those that fail. What hangs is the last: a filler hangs with it already, and so may we.
     write_each(env, objects, round, |m| m.failing.is_set());
     write_each(env, objects, round, |_| true);
@@ -150,13 +150,13 @@ fn hand_out(env: Env<'_>, m: &Mapping<'_>) {
         return;
     }
     // The object is held already, so it can be held once more.
-    let claim = filemap::try_hold_to_write(m, 0, m.nr_pages());
-    if let Some(Err(claim)) = claim.map(|claim| env.park.submit_writeback(claim)) {
+    let claim = filemap::try_hold_to_write(m, 0, m.nr_pages().min(HANDED_MAX));
+    if let Some(Err(claim)) = claim.map(|claim| env.park.submit_writeback(claim.into_staying())) {
         filemap::release_written(m, claim);
     }
 }
 
-/// Writes the ordinary objects that nobody else is writing, until they all are written, or none that somebody else has gets on
+/// Writes the objects that nobody else is writing, until they all are written, or none that somebody else has gets on
 /// any more.
 ///
 /// It ends whatever the program does meanwhile: what it reads is not waited for, what it stores to other objects says nothing
@@ -167,7 +167,7 @@ fn write_idle(env: Env<'_>, objects: &Writables, round: u32) {
         let (mut left, mut got_on) = (false, false);
         for id in objects.ids() {
             objects.with(env, id, |flushing, m| {
-                if m.exclusive || m.failing.is_set() || !flushing.is_persistent() || flushing.is_written_in(round) {
+                if m.failing.is_set() || !flushing.is_persistent() || flushing.is_written_in(round) {
                     return;
                 }
                 // A filler is at it already. If that filler hangs in the store, we would hang too.

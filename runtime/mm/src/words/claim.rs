@@ -8,6 +8,8 @@
 
 /// In `nr`: the claim reads ahead. Claims are of far fewer pages.
 const AHEAD: u32 = 1 << 31;
+/// In `nr`: the claim is to write pages that stay where they are.
+const STAYING: u32 = 1 << 30;
 
 /// The right to fill pages `pgoff..pgoff + nr` of an object (they are `filling`, owned by the holder), or, with
 /// `nr == 0`, only to use the object at `pgoff`.
@@ -48,7 +50,7 @@ impl Claim {
     /// # Context: handler
     #[must_use]
     pub fn nr(&self) -> u32 {
-        self.nr & !AHEAD
+        self.nr & !(AHEAD | STAYING)
     }
     /// Returns whether nobody asked for the pages yet: what the store cannot give stays absent then.
     ///
@@ -62,6 +64,19 @@ impl Claim {
     /// # Context: handler
     pub fn into_ahead(self) -> Self {
         Self { nr: self.nr | AHEAD, ..self }
+    }
+    /// Returns whether what is written stays in memory, also of an exclusive object, whose pages go where reclaim has them written.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn is_staying(&self) -> bool {
+        self.nr & STAYING != 0
+    }
+    /// Makes it a claim to write pages that stay where they are.
+    ///
+    /// # Context: handler
+    pub fn into_staying(self) -> Self {
+        Self { nr: self.nr | STAYING, ..self }
     }
     /// Turns the token into two words, for a queue.
     ///
@@ -188,7 +203,9 @@ mod tests {
         let words = Claim::new(7, u64::MAX, u32::MAX).into_words();
         assert_eq!(Claim::from_words(words), Claim::new(7, u64::MAX, u32::MAX));
         let ahead = Claim::from_words(Claim::new(7, 3, 5).into_ahead().into_words());
-        assert!(ahead.is_ahead() && ahead.nr() == 5, "{ahead:?}");
+        assert!(ahead.is_ahead() && !ahead.is_staying() && ahead.nr() == 5, "{ahead:?}");
+        let staying = Claim::from_words(Claim::new(7, 3, 5).into_staying().into_words());
+        assert!(staying.is_staying() && !staying.is_ahead() && staying.nr() == 5, "{staying:?}");
         let t = || Telling::new(3, 9, 0x7fff_ffff_f000, true, Claim::new(1, 2, 0));
         assert_eq!(Telling::from_words(t().into_words()), t());
     }

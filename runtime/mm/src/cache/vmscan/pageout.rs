@@ -52,7 +52,7 @@ fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
 pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     env.spend(claim, |m, claim| {
         let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
-        if m.exclusive {
+        if m.exclusive && !claim.is_staying() {
             // In no batch, and in no queue: it is seen by this count that pages are on their way.
             let is_failing = m.failing.is_set();
             m.account.writeback_begins(to - from, is_failing);
