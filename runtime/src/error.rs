@@ -52,13 +52,15 @@ pub enum Error {
     },
     /// Something that is not this arena's is mapped where the arena is to be.
     #[error(
-        "ArenaBuilder::build: {len_bytes:#x} bytes at address {address:#x} are in use; unmap what is there, or choose others"
+        "ArenaBuilder::build: {len_bytes:#x} bytes at address {address:#x} are in use by {by}; unmap what is there, or choose others"
     )]
     AddressInUse {
         /// The first address asked for.
         address: usize,
         /// How many bytes.
         len_bytes: usize,
+        /// What lies lowest there: its addresses, and what the kernel calls it (a file, `[heap]`), as far as that is known.
+        by: String,
     },
     /// A pin holds the range.
     #[error("{op}: arena bytes {:#x}..{:#x} are pinned; drop the pin first", range.start, range.end)]
@@ -208,6 +210,26 @@ pub enum Error {
         /// The value that this call needs.
         needed: u64,
     },
+    /// An image of memory cannot be opened, or is not what it says that it is.
+    #[error("{op}: {source}")]
+    Image {
+        /// The call.
+        op: &'static str,
+        /// What is wrong with it, and where.
+        #[source]
+        source: Box<softfault_image::Error>,
+    },
+    /// The image was captured from a session that had been given pages of its own, which a session restored from it must be given
+    /// again.
+    #[error("{op}: the image needs the overlay `{name}` of bytes {:#x}..{:#x}, which was not given", range.start, range.end)]
+    Overlay {
+        /// The call.
+        op: &'static str,
+        /// What the overlay is called.
+        name: String,
+        /// Image bytes.
+        range: Range<u64>,
+    },
     /// Reading the environment failed.
     #[error("{op}: {}{source}", path.as_ref().map_or_else(String::new, |p| format!("{}: ", p.display())))]
     Io {
@@ -263,6 +285,11 @@ pub(crate) fn writeback(op: &'static str, object: &str, range: Range<u64>, error
 /// Makes the standard library's error of a number.
 pub(crate) fn io(errno: Errno) -> std::io::Error {
     std::io::Error::from_raw_os_error(errno.0)
+}
+
+/// Makes a function that wraps the error of an image.
+pub(crate) fn image(op: &'static str) -> impl Fn(softfault_image::Error) -> Error {
+    move |source| Error::Image { op, source: Box::new(source) }
 }
 
 /// Makes the error of a flush.

@@ -179,6 +179,7 @@ pub mod object;
 mod process;
 pub mod runtime;
 mod short;
+pub mod snapshot;
 mod types;
 mod undo;
 pub mod writeback;
@@ -223,6 +224,9 @@ pub use mapped::Mapped;
 pub use object::{Object, ObjectBuilder};
 pub use pin::Pin;
 pub use runtime::{Runtime, RuntimeBuilder};
+pub use snapshot::{OpenImage, Restore, Session};
+/// Images of memory: how they are read, written and compared, without a runtime.
+pub use softfault_image as image;
 /// The walk's own words, which a [`VmOps`] meets: named here so that every type of a signature can be. It keeps no interface.
 pub use softfault_mm as mm;
 pub use softfault_mm::delegation::{MinorDelegate, MinorError, MinorFault, MinorVerdict};
@@ -248,6 +252,8 @@ const _: fn() = || {
     is_shared::<Arena>();
     is_shared::<Pin>();
     is_shared::<Mapped>();
+    is_shared::<OpenImage>();
+    is_shared::<Session>();
 };
 
 /// The README's examples are compiled and run as tests.

@@ -11,13 +11,15 @@ use crate::cache::stats::Stats;
 use crate::cache::swap::SwapOptions;
 use crate::calibrate;
 use crate::delivery::{Delivery, DeliveryReport};
-use crate::error::{Error, Result, parent_only, system};
+use crate::error::{Error, Result, image, parent_only, system};
 use crate::mapped::Mapped;
 use crate::memory;
 use crate::object::file::FileOptions;
 use crate::object::{Object, ObjectBuilder};
 use crate::process::audit::{self, Audit, Offender};
 use crate::process::registry;
+use crate::snapshot::OpenImage;
+use softfault_image::Image;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -276,6 +278,29 @@ impl Runtime {
     /// As [`ArenaBuilder::build`] and [`Arena::map`](crate::Arena::map).
     pub fn map_object(&self, object: Object) -> Result<Mapped> {
         Mapped::new(&self.inner, object)
+    }
+
+    /// Opens an image of memory, of which sessions are restored ([`Restore`](crate::Restore)): an `.sfi` file, or a raw one. If the
+    /// runtime has it open already, it is that one.
+    ///
+    /// # Context: program
+    ///
+    /// # Errors
+    /// [`Error::Image`], [`Error::Exhausted`].
+    pub fn open_image(&self, path: impl AsRef<Path>) -> Result<OpenImage> {
+        let op = "Runtime::open_image";
+        OpenImage::new(op, &self.inner, Image::open(path).map_err(image(op))?)
+    }
+
+    /// The same of an image that was opened with options: as a stack of files, with regions, or trusted
+    /// ([`Image::with_integrity`]).
+    ///
+    /// # Context: program
+    ///
+    /// # Errors
+    /// As [`Runtime::open_image`].
+    pub fn image(&self, image: Image) -> Result<OpenImage> {
+        OpenImage::new("Runtime::image", &self.inner, image)
     }
 
     /// Begins an object of a file: writable or not, past the kernel's cache or not.

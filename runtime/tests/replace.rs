@@ -29,8 +29,9 @@ fn an_arena_lies_where_it_is_asked_to() {
         map(&a, 0, &painted(rt, 7), Prot::Read, Sharing::Shared);
         assert_eq!(load(&a, 0), Ok(7));
         match build(address + EXTENT) {
-            Err(Error::AddressInUse { address: at, len_bytes }) => {
-                assert_eq!((at, len_bytes), (address + EXTENT, 2 * EXTENT))
+            Err(Error::AddressInUse { address: at, len_bytes, by }) => {
+                assert_eq!((at, len_bytes), (address + EXTENT, 2 * EXTENT));
+                assert!(by.contains("0x2000002"), "{by}: what is in the way is named by its address");
             }
             other => panic!("{other:?}, where an arena is"),
         }

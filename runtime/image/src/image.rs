@@ -279,11 +279,53 @@ impl Image {
         Ok(map.build())
     }
 
+    /// Reads, verifies and decodes a frame into `into`, which is made as long as the frame; `stored` is room for what is read.
+    /// Who fills a cache publishes its pages together.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn read_frame(&self, layer: u16, frame: u32, stored: &mut Vec<u8>, into: &mut Vec<u8>) -> Result<()> {
+        let why = "a frame lies in no .sfi file";
+        match self.files.get(usize::from(layer)).map(Slot::get).transpose()? {
+            Some(File::Sfi(sfi)) => sfi.read_frame(frame, self.integrity, stored, into),
+            _ => Err(Error::Argument { op: "Image::read_frame", arg: "layer", value: layer.into(), why }),
+        }
+    }
+
+    /// Reads pages that lie as they are from byte `pos` of a layer on, verified as the image's [`Integrity`] says.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn read_raw(&self, layer: u16, pos: u64, into: &mut [u8]) -> Result<()> {
+        let Some(slot) = self.files.get(usize::from(layer)) else {
+            let why = "the image has no such layer";
+            return Err(Error::Argument { op: "Image::read_raw", arg: "layer", value: layer.into(), why });
+        };
+        match (slot.get()?, &slot.below, self.own()) {
+            (File::Sfi(sfi), ..) => sfi.read_raw(pos, self.integrity, into),
+            (File::Raw(file), Some(below), Some(own)) => own.read_below(file, below, pos, self.integrity, into),
+            (File::Raw(file), ..) => file.read("pages", pos, into),
+        }
+    }
+
+    /// Returns how many bytes are read together at the least cost, as far as the image's own file says: a frame, the group that
+    /// has one digest, or a page. A power of two.
+    ///
+    /// # Errors
+    /// As [`Image::extent`].
+    pub fn unit_bytes(&self) -> Result<usize> {
+        let Some(own) = self.own() else { return Ok(PAGE_SIZE) };
+        if own.nr_frames() > 0 {
+            return own.frame_bytes(0).map(usize::next_power_of_two);
+        }
+        Ok(if self.integrity == Integrity::Trusted { PAGE_SIZE } else { GROUP_SIZE })
+    }
+
     /// Returns who reads pages, on one thread.
     #[must_use]
     pub fn reader(&self) -> Reader<'_> {
         let (runs, stored, decoded) = (Vec::new(), Vec::new(), Vec::new());
-        Reader { image: self, integrity: self.integrity, runs, extent: None, stored, frame: None, decoded }
+        Reader { image: self, runs, extent: None, stored, frame: None, decoded }
     }
 
     /// Reads the whole image, and returns the digest of its memory.
@@ -362,7 +404,6 @@ impl Image {
 #[derive(Debug)]
 pub struct Reader<'a> {
     image: &'a Image,
-    integrity: Integrity,
     runs: Vec<Run>,
     /// Whose runs those are.
     extent: Option<u64>,
@@ -417,22 +458,10 @@ impl Reader<'_> {
     }
 
     fn read_run(&mut self, run: &Run, into: &mut [u8]) -> Result<()> {
-        let (image, integrity) = (self.image, self.integrity);
-        let slot = |layer: u16| {
-            let why = "the image has no such layer";
-            let none = || Error::Argument { op: "Reader::read", arg: "layer", value: layer.into(), why };
-            image.files.get(usize::from(layer)).ok_or_else(none)
-        };
+        let image = self.image;
         match run.source {
             Source::Zero => into.fill(0),
-            Source::Raw { layer, pos } => {
-                let slot = slot(layer)?;
-                match (slot.get()?, &slot.below, image.own()) {
-                    (File::Sfi(sfi), ..) => sfi.read_raw(pos, integrity, into)?,
-                    (File::Raw(file), Some(below), Some(own)) => own.read_below(file, below, pos, integrity, into)?,
-                    (File::Raw(file), ..) => file.read("pages", pos, into)?,
-                }
-            }
+            Source::Raw { layer, pos } => image.read_raw(layer, pos, into)?,
             Source::Frame { layer, frame, page } => {
                 let decoded = self.frame(layer, frame)?;
                 let from = usize::from(page) * PAGE_SIZE;
@@ -454,11 +483,7 @@ impl Reader<'_> {
     pub fn frame(&mut self, layer: u16, frame: u32) -> Result<&[u8]> {
         if self.frame != Some((layer, frame)) {
             self.frame = None;
-            let why = "a frame lies in no .sfi file";
-            let no_frame = Error::Argument { op: "Reader::frame", arg: "layer", value: layer.into(), why };
-            let slot = self.image.files.get(usize::from(layer));
-            let Some(File::Sfi(sfi)) = slot.map(Slot::get).transpose()? else { return Err(no_frame) };
-            sfi.read_frame(frame, self.integrity, &mut self.stored, &mut self.decoded)?;
+            self.image.read_frame(layer, frame, &mut self.stored, &mut self.decoded)?;
             self.frame = Some((layer, frame));
         }
         Ok(&self.decoded)

@@ -2,11 +2,13 @@
 //!
 //! # Context: control plane
 
+use crate::by_std;
 use crate::error::{Error, Result, system};
 use crate::memory;
 use softfault_mm::page::EXTENT_SIZE;
 use softfault_platform::sys::{Errno, mem};
 use softfault_platform::vmatree;
+use std::ops::Range;
 
 /// Reserves the arena's address space.
 pub(super) fn reserve(at: Option<usize>, len_bytes: usize) -> Result<usize> {
@@ -22,9 +24,22 @@ pub(super) fn reserve(at: Option<usize>, len_bytes: usize) -> Result<usize> {
         return Err(Error::Argument { op, arg: "at", value: address as u64, why });
     }
     mem::reserve_at(address, len_bytes).map(|()| address).map_err(|errno| match errno {
-        Errno::EEXIST => Error::AddressInUse { address, len_bytes },
+        Errno::EEXIST => Error::AddressInUse { address, len_bytes, by: lowest_in(address..address + len_bytes) },
         errno => system(op, "mmap")(errno),
     })
+}
+
+/// Says what is mapped lowest in a range, as /proc/self/maps has it.
+fn lowest_in(range: Range<usize>) -> String {
+    let maps = by_std::read_to_string("/proc/self/maps").unwrap_or_default();
+    let parse = |line: &str| {
+        let (from, to) = line.split_whitespace().next()?.split_once('-')?;
+        let (from, to) = (usize::from_str_radix(from, 16).ok()?, usize::from_str_radix(to, 16).ok()?);
+        let name = line.splitn(6, ' ').nth(5).map_or("", str::trim);
+        let name = if name.is_empty() { "anonymous memory" } else { name };
+        (from < range.end && range.start < to).then(|| format!("{name} ({from:#x}..{to:#x})"))
+    };
+    maps.lines().find_map(parse).unwrap_or_else(|| "another mapping".into())
 }
 
 /// Opens the userfaultfd contexts that arenas of this kind need.

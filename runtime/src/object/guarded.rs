@@ -33,6 +33,9 @@ impl Store for Guarded {
     fn read_align_bytes(&self) -> u64 {
         self.0.read_align_bytes()
     }
+    fn reads_parts(&self) -> bool {
+        self.0.reads_parts()
+    }
     fn write_blocks(&self) -> bool {
         self.0.write_blocks()
     }

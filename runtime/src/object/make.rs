@@ -186,6 +186,7 @@ struct Borrowed {
     stat: &'static VmStat,
     write_blocks: bool,
     read_align: u32,
+    reads_parts: bool,
 }
 
 /// Lends a mapping what it borrows of the object's parts.
@@ -212,6 +213,7 @@ fn borrow(
         stat: rt.stat,
         write_blocks: store.write_blocks(),
         read_align: read_align_pages(store),
+        reads_parts: store.reads_parts(),
     }
 }
 
@@ -243,6 +245,7 @@ fn mapping_of(id: u32, o: &ObjectOptions, facts: Facts, b: Borrowed) -> Mapping<
         staging: o.private_past_cache && !facts.always_dirty && !o.mkwrite && !is_exclusive && b.read_align <= 1,
         fill_window: o.fill_window_pages,
         read_align: b.read_align,
+        reads_parts: b.reads_parts,
         ra: readahead_of(o.readahead_pages, o.fill_window_pages, o.policy, facts.reads_ahead),
         deadline_ns: o.deadline.map_or(u64::MAX, |d| u64::try_from(d.as_nanos()).unwrap_or(u64::MAX)),
         users: AtomicU32::new(0),

@@ -100,6 +100,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["cache"],
             &["object"],
             &["arena"],
+            &["snapshot"],
             &["calibrate", "mapped"],
             &["runtime"],
         ],

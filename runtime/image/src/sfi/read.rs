@@ -289,6 +289,11 @@ impl Sfi {
         Ok((at, codec))
     }
 
+    /// Returns the length of a frame, decoded.
+    pub(crate) fn frame_bytes(&self, frame: u32) -> Result<usize> {
+        self.frame(frame).map(|(at, _)| at.raw.get() as usize)
+    }
+
     /// Reads, verifies and decodes a whole frame into `into`; `stored` is room for what is read.
     pub(crate) fn read_frame(
         &self,

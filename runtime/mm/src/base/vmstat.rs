@@ -136,6 +136,16 @@ events! {
     THP_FAULT_FALLBACK = "thp_fault_fallback";
     /// Objects that were to have huge pages and cannot: their stores are noted page by page, or fault.
     THP_UNSUPPORTED = "thp_unsupported";
+    /// Pages of images that were filled without a read: they are zero.
+    IMAGE_ZERO_PAGES = "image_zero_pages";
+    /// Pages of images that were read as they lie there.
+    IMAGE_RAW_PAGES = "image_raw_pages";
+    /// Pages of images that came out of frames.
+    IMAGE_FRAME_PAGES = "image_frame_pages";
+    /// Frames of images that were read, verified and decoded.
+    IMAGE_FRAMES = "image_frames_decoded";
+    /// Reads of images that failed: of a device, of a digest, of a table.
+    IMAGE_ERRORS = "image_errors";
     /// Messages read by the monitor thread.
     MONITOR_MSG = "monitor_msg";
     /// Poison markers planted for system calls' sake.

@@ -225,7 +225,9 @@ fn claim_beside(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> (u64
     // The page's own block: the store gives all of it or nothing, so what is poisoned there heals with the page, or fails
     // with it.
     let (first, behind) = mapping.whole_blocks(pgoff, pgoff.saturating_add(1));
-    let missing = |p: u64| mapping.folio(p).is_some_and(|w| is_missing(w.load()));
+    // Where it gives parts, a poisoned page fails alone, and must not fail a healthy fill.
+    let can_heal = |seen: Folio| is_missing(seen) && (!mapping.reads_parts || seen.state() == State::Absent);
+    let missing = |p: u64| mapping.folio(p).is_some_and(|w| can_heal(w.load()));
     let (mut lo, mut hi) = (pgoff, pgoff.saturating_add(1));
     while hi < behind && missing(hi) && more(hi) {
         hi += 1;

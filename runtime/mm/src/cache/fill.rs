@@ -60,7 +60,7 @@ pub(crate) fn read_folio(mapping: &Mapping<'_>, stripe: usize, claim: &Claim) ->
     let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
     mapping.stat.add(stripe, Event::FILL_CALLS, 1);
     if mapping.read_align > 1 {
-        let (first, end) = mapping.whole_blocks(from, to);
+        let (first, end) = mapping.read_together(from, to);
         mapping.stat.add(stripe, Event::FILL_DISCARDED, (end - first) - (to - from));
     }
     mapping.a_ops.read_folio(from, claim.nr())
@@ -96,7 +96,7 @@ pub(crate) fn end_read(
                 abandon_read(mapping, park, bad, end);
                 return Err(error);
             }
-            let behind = mapping.whole_blocks(bad, bad.saturating_add(1)).1.min(end);
+            let behind = mapping.read_together(bad, bad.saturating_add(1)).1.min(end);
             let settled = settle_bad_pages(mapping, park, stripe, (bad, behind), error);
             abandon_read(mapping, park, behind, end);
             settled

@@ -87,6 +87,8 @@ pub struct Mapping<'g> {
     /// Pages of a *block*, which the store reads as a whole: a power of two, at most an extent; 1 for most. Pages of a block
     /// are claimed together where they can be. Linux: `mapping_min_folio_nrpages`.
     pub read_align: u32,
+    /// The store gives parts of blocks, too: pages of a block are claimed together because that costs least, and fail alone.
+    pub reads_parts: bool,
     /// What is read beyond that, and before anybody asks.
     pub ra: Readahead,
     /// How long a touch waits for a fill, `u64::MAX` for ever.
@@ -426,6 +428,14 @@ impl Mapping<'_> {
         let mask = u64::from(self.read_align) - 1;
         let end = to.saturating_add(mask) & !mask;
         (from & !mask, end.min(self.nr_pages()).max(to))
+    }
+
+    /// Returns the pages `from..to` with what the store must read with them: it all comes, or none does.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub fn read_together(&self, from: u64, to: u64) -> (u64, u64) {
+        if self.reads_parts { (from, to) } else { self.whole_blocks(from, to) }
     }
 
     /// Returns the word of the chunk that holds page `pgoff`.

@@ -548,6 +548,7 @@ impl World {
                 staging: false,
                 fill_window: setup.fill_window,
                 read_align: 1,
+                reads_parts: false,
                 ra: softfault_mm::streams::Readahead::new(0),
                 deadline_ns: u64::MAX,
                 users: AtomicU32::new(0),

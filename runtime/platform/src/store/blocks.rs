@@ -36,10 +36,10 @@ pub fn is_alignment(bytes: u64) -> bool {
 }
 
 impl Blocks {
-    /// The blocks of a store; single pages where what it says [is none](is_alignment).
+    /// The blocks of a store; single pages where what it says [is none](is_alignment), or where it gives parts of them.
     pub(super) fn of(store: &dyn Store) -> Self {
         let bytes = store.read_align_bytes();
-        Self(if is_alignment(bytes) { bytes >> PAGE_SHIFT } else { 1 })
+        Self(if is_alignment(bytes) && !store.reads_parts() { bytes >> PAGE_SHIFT } else { 1 })
     }
 
     /// Returns the first of the pages `pgoff..pgoff + nr` that lie in one block.

@@ -378,6 +378,15 @@ pub trait Store: Send + Sync {
         PAGE_SIZE as u64
     }
 
+    /// Returns whether `read` gives parts of blocks, too: then [`Store::read_align_bytes`] says what costs least, and not what
+    /// must be. Missing pages of a block still come together, but a page that fails, fails alone, and of a block that is cached
+    /// in part only the rest is asked for.
+    ///
+    /// # Context: the call that makes the object
+    fn reads_parts(&self) -> bool {
+        false
+    }
+
     /// Returns whether `write` waits for a device: reclaim then has fillers call it, several at once, also where it might
     /// call it itself.
     ///

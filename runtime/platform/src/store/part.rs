@@ -1,6 +1,6 @@
 //! Parts of what a store is to fill or take, and what both can do without a store.
 
-use super::{PageMut, PageRef, StoreError};
+use super::{PageMut, PageRef, StoreError, bounce};
 use crate::cache;
 use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, mem};
@@ -59,6 +59,29 @@ impl PageMut<'_> {
             Err(Errno::ENOMEM | Errno::ENOSPC) => Err(StoreError::NoMemory),
             Err(e) => Err(StoreError::Io(e)),
         }
+    }
+
+    /// Copies as many of `bytes` as there is room for. Of the cache's own pages none is touched through a mapping: that would
+    /// cost a fault each.
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// [`StoreError::NoMemory`], [`StoreError::Io`].
+    pub fn copy_from(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        let bytes = bytes.get(..self.len_bytes).unwrap_or(bytes);
+        if self.fd.is_some() && bounce::may_copy() {
+            // SAFETY: a slice that lives; the pages are the caller's (`new`'s contract).
+            match unsafe { bounce::copy_to(bytes.as_ptr() as usize, bytes.len(), (self.fd, self.fd_offset)) } {
+                Err(Errno::ENOMEM | Errno::ENOSPC) => return Err(StoreError::NoMemory),
+                // The program has closed the descriptor: the mapping is left.
+                Err(Errno::EBADF) => {}
+                r => return r.map_err(StoreError::Io),
+            }
+        }
+        // SAFETY: no more than `len_bytes` exclusive writable bytes at `ptr` (`new`'s contract), which no slice of others is.
+        unsafe { mem::copy_racy(self.ptr, bytes.as_ptr(), bytes.len()) };
+        Ok(())
     }
 
     /// Writes zeros, whatever was there.

@@ -1,0 +1,100 @@
+//! `Session`: the regions of an image, mapped and filled as they are touched.
+//!
+//! # Context: control plane
+
+use super::complete::{self, Completion};
+use super::open::OpenImage;
+use super::overlay::{self, Overlay};
+use super::state::{Progress, SessionInner, SessionRegion};
+use crate::error::{Error, Result, parent_only};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// An image that was restored: its regions are memory, which is filled from the image as it is touched, and private to the session.
+/// Cheap to clone; the last clone unmaps everything.
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub(super) inner: Arc<SessionInner>,
+}
+
+impl Session {
+    pub(super) fn new(image: OpenImage, regions: Vec<SessionRegion>, overlays: Vec<Overlay>) -> Self {
+        Self { inner: Arc::new(SessionInner { image, regions, overlays }) }
+    }
+
+    /// Returns the image.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn image(&self) -> &OpenImage {
+        &self.inner.image
+    }
+
+    /// Returns the regions, in the image's order.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn regions(&self) -> &[SessionRegion] {
+        &self.inner.regions
+    }
+
+    /// Returns the region of that name.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn region(&self, name: &str) -> Option<&SessionRegion> {
+        self.inner.regions.iter().find(|r| r.region().name == name)
+    }
+
+    /// Returns the overlays that the session was given, and that whoever restores a capture of it must give again.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn overlays(&self) -> &[Overlay] {
+        &self.inner.overlays
+    }
+
+    /// Returns what a capture of the session must keep beside its memory, by key: which overlays it was given.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn keys(&self) -> Vec<(String, Vec<u8>)> {
+        let overlays = overlay::encode(&self.inner.overlays);
+        if overlays.is_empty() { Vec::new() } else { vec![(overlay::KEY.to_owned(), overlays)] }
+    }
+
+    /// Returns how far the session has come. Nobody is stopped.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        complete::progress(&self.inner)
+    }
+
+    /// Makes all of it resident and verified, and has the kernel serve what it can: no touch of such memory is a fault of ours any
+    /// more. Other threads may touch it meanwhile.
+    ///
+    /// # Context: program
+    ///
+    /// # Errors
+    /// [`Error::Limit`] where the cache's limit cannot hold the image's pages: nothing was done. [`Error::Fault`] naming the first
+    /// page that cannot be had ([`OpenImage::last_failure`] says why).
+    pub fn complete(&self) -> Result<Completion> {
+        parent_only("Session::complete")?;
+        complete::complete(&self.inner)
+    }
+
+    /// Stores the pages of an overlay, which was checked.
+    pub(super) fn store_overlay(&self, range: &Range<u64>, bytes: &[u8]) -> Result<()> {
+        let holds = |r: &&SessionRegion| {
+            r.region().offset <= range.start && range.end <= r.region().offset + r.region().len_bytes
+        };
+        let Some(region) = self.inner.regions.iter().find(holds) else { return Ok(()) };
+        let at = region.range().start + (range.start - region.region().offset) as usize;
+        if !region.region().prot.contains(softfault_image::Prot::WRITE) {
+            let what = "an overlay lies in a region that may be written";
+            return Err(Error::Denied { op: "Restore::overlay", what });
+        }
+        region.arena().write_at(at, bytes)
+    }
+}
