@@ -422,6 +422,40 @@ fn a_deadline_passes_in_a_storm() {
     });
 }
 
+/// Each look ends with a signal: what was seen counts on in the next one.
+#[test]
+fn a_full_cache_says_so_in_a_storm() {
+    const LIMIT: usize = 64;
+    let _serial = serial();
+    each_of("full", &IN_HANDLER, |_, mode| {
+        for own in [false, true] {
+            let limit = (LIMIT * PAGE) as u64;
+            let rt = Runtime::builder().cache_limit(if own { u64::MAX } else { limit }).fill_window_pages(1).build();
+            let rt = rt.expect("runtime");
+            let builder = rt.object(2 * limit).cache_limit(if own { limit } else { u64::MAX });
+            let object = builder.store(Box::new(common::KnobStore(Arc::default()))).expect("object");
+            let a = arena(&rt, mode, EXTENT);
+            map(&a, 0, &object, Prot::Read, Sharing::Shared);
+            let pin = a.pin(0..LIMIT * PAGE, Access::Read).expect("pin");
+            let told = AtomicBool::new(false);
+            std::thread::scope(|s| {
+                let _told = common::StopOnDrop(&told);
+                s.spawn(|| {
+                    // A minute of alarms: who has not been told then never is.
+                    while ALARMS.load(Ordering::SeqCst) < 120_000 && !told.load(Ordering::SeqCst) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                    drop(pin);
+                });
+                let storm = Storm::begin(Duration::from_micros(500), libc::SA_RESTART);
+                assert_eq!(load(&a, LIMIT * PAGE), Err(BUS), "{mode:?}, own limit: {own}");
+                assert!(ALARMS.load(Ordering::SeqCst) > 10, "{mode:?}: a storm it was");
+                drop(storm);
+            });
+        }
+    });
+}
+
 #[test]
 fn signals_that_the_thread_has_blocked_wait() {
     let _serial = serial();

@@ -81,8 +81,11 @@ impl Park for Handler {
     fn wait(&self, _ctx: &Ctx<'_>, _key: WaitKey, _timeout_ns: u64) -> Woken {
         Woken::NotNow
     }
-    fn stall(&self) -> Option<&Cell<Stall>> {
-        Some(&self.stall)
+    fn take_stall(&self, _addr: usize) -> Option<Stall> {
+        Some(self.stall.take())
+    }
+    fn keep_stall(&self, _addr: usize, stall: Stall) {
+        self.stall.set(stall);
     }
     fn now_ns(&self) -> u64 {
         self.now_ns.get()

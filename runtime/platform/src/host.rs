@@ -6,7 +6,7 @@ use crate::child;
 use crate::section::{self, Refused, Slot};
 use crate::sys::{Errno, futex, signal, thread};
 use crate::vmatree::{self, Lists};
-use crate::{batches, bell, crowd, leave, staging};
+use crate::{batches, bell, crowd, leave, staging, stalls};
 use core::cell;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -16,6 +16,7 @@ use softfault_mm::delegation::Delegation;
 use softfault_mm::host::{AddressSpace, Batch, Env, Park, Rmap, Woken};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::ops::{Staged, WaitKey};
+use softfault_mm::stall::Stall;
 use softfault_mm::sync::{AtomicU64, Cell, Ring};
 use softfault_mm::types::VmFaultReason;
 use softfault_mm::vma::Vma;
@@ -475,7 +476,8 @@ impl Park for Host {
         if self.uninterrupted.is_some() {
             return self.wait(ctx, key, timeout_ns);
         }
-        if signal::pending() & !ctx.mask != 0 && leave::may_leave(key.addr) {
+        // It keeps what it has seen, and comes back: so it may leave however often.
+        if signal::pending() & !ctx.mask != 0 {
             leave::count();
             return Woken::NotNow;
         }
@@ -483,6 +485,12 @@ impl Park for Host {
             return Woken::TimedOut;
         }
         Woken::LookAgain
+    }
+    fn take_stall(&self, addr: usize) -> Option<Stall> {
+        stalls::take(addr)
+    }
+    fn keep_stall(&self, addr: usize, stall: Stall) {
+        stalls::keep(addr, stall);
     }
     fn wake(&self, addr: usize) {
         futex::wake_all(addr);
@@ -519,5 +527,36 @@ impl Park for Host {
     }
     fn relax(&self) {
         thread::sched_yield();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+
+    use super::*;
+
+    /// A full cache may stay so for ever, and the signal may be the one that is to end the program.
+    #[test]
+    fn a_signal_ends_each_nap_however_long_that_goes_on() {
+        const SIGUSR1: i32 = 10;
+        let (naps, last) = std::thread::spawn(|| {
+            // It is for this thread, which takes it with it when it ends.
+            signal::block(signal::mask_bit(SIGUSR1));
+            signal::raise(SIGUSR1);
+            let host = Host::make(None, None);
+            let ctx = Ctx::handler(0, false, 0, None);
+            let word = AtomicU32::new(0);
+            let key = WaitKey { addr: core::ptr::from_ref(&word).addr(), seen: 0 };
+            let began = std::time::Instant::now();
+            let mut naps = 0;
+            while began.elapsed().as_millis() < 2_500 && host.nap(&ctx, key, 1_000_000) == Woken::NotNow {
+                naps += 1;
+            }
+            (naps, host.nap(&ctx, key, 1_000_000))
+        })
+        .join()
+        .unwrap_or((0, Woken::TimedOut));
+        assert_eq!(last, Woken::NotNow, "after {naps} naps it is refused");
     }
 }

@@ -47,7 +47,7 @@ pub mod trap;
 pub mod vmatree;
 
 pub(crate) use handler::bits;
-pub use handler::{area, batches, bell, child, exit, leave, section, stack, staging};
+pub use handler::{area, batches, bell, child, exit, leave, section, stack, staging, stalls};
 pub use memory::{cache, sparse, thp};
 #[cfg(feature = "userfaultfd")]
 pub use memory::{digest, frames};

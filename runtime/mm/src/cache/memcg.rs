@@ -58,7 +58,7 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let rounds = (mapping.folios.len() as u64).saturating_mul(3);
     let account = mapping.account;
     // What others of the cache free or write is no room here: only another limit is another question.
-    let limit = own_limit_word(mapping);
+    let limit = own_limit_key(mapping);
     let (mut stall, mut cut) = (vmscan::resume(env, account, limit), false);
     let mut fewest = u64::MAX;
     loop {
@@ -107,8 +107,7 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, (stall, cut): (&mut S
     let account = mapping.account;
     let progress = account.begin_wait();
     // This word moves only when the limit itself does, so nothing else that moves is mistaken for a change of it.
-    let quiet = WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: own_limit_word(mapping) };
-    let woken = vmscan::sleep(env, ctx, if *cut { quiet } else { progress });
+    let woken = vmscan::sleep(env, ctx, if *cut { own_limit_key(mapping) } else { progress });
     *cut = !*cut && account.has_progressed(progress);
     account.end_wait();
     if !*cut {
@@ -118,9 +117,9 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>, (stall, cut): (&mut S
 }
 
 /// Returns the half of the object's own limit that a thread can sleep on.
-fn own_limit_word(mapping: &Mapping<'_>) -> u32 {
+fn own_limit_key(mapping: &Mapping<'_>) -> WaitKey {
     let limit = mapping.own_limit.load(Ordering::Relaxed) & u64::from(u32::MAX);
-    u32::try_from(limit).unwrap_or(0)
+    WaitKey { addr: core::ptr::from_ref(&mapping.own_limit).addr(), seen: u32::try_from(limit).unwrap_or(0) }
 }
 
 /// Returns whether more pages are paid for than are there: they are being filled.

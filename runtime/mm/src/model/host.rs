@@ -247,12 +247,18 @@ pub trait Park {
         self.wait(ctx, key, timeout_ns)
     }
 
-    /// Returns where a thread that does not wait keeps what it has seen of a full cache until it comes back; `None`: it waits.
+    /// Returns, once, what the thread has seen of a full cache or object, at `addr`, before it went away; `None`: it was not
+    /// there lately.
     ///
     /// # Context: handler
-    fn stall(&self) -> Option<&core::cell::Cell<Stall>> {
+    fn take_stall(&self, _addr: usize) -> Option<Stall> {
         None
     }
+
+    /// Keeps that for a thread that goes away, as [`Woken::NotNow`] says, until it comes back.
+    ///
+    /// # Context: handler
+    fn keep_stall(&self, _addr: usize, _stall: Stall) {}
 
     /// Returns the monotonic clock's reading, for what is written down.
     ///

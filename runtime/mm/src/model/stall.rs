@@ -2,6 +2,8 @@
 //!
 //! # Context: handler
 
+use crate::ops::WaitKey;
+
 /// What one look of a thread that does not sleep counts for, at most: it comes back when it may.
 const NAPS_MAX: u64 = 10;
 /// Naps while a store has been given pages, or is reading: it gets longer.
@@ -10,12 +12,12 @@ const BUSY_MAX: u32 = 5_000;
 const BREATH: u32 = 1_024;
 
 /// How long nothing has been freed, as one thread sees it. It begins anew with each page that is.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stall {
-    /// When it began, or the last look that counted, of a thread that does not sleep.
+    /// When it began, or the last look that counted.
     at_ns: u64,
-    /// It has begun, and its thread went away.
-    kept: bool,
+    /// Its thread went away: what was full, and what moves when there is room, as it was then.
+    left: Option<WaitKey>,
     /// Somebody had pages in hand, at a time when this would have been over.
     pub(crate) outlasted: bool,
     /// Another one was over without progress before this began.
@@ -32,8 +34,6 @@ pub struct Stall {
     pub(crate) busy: u32,
     /// All of them since there was progress: with a deadline they end.
     naps: u64,
-    /// The account's progress when the thread went away.
-    seen: u32,
     /// The account's failed write-back when this began.
     pub(crate) failed: u32,
     /// Who reclaims since before this may have had pages in hand while they were looked for.
@@ -41,8 +41,28 @@ pub struct Stall {
 }
 
 impl Stall {
-    pub(crate) fn new(at_ns: u64, failed: u32, ticket: u64) -> Self {
-        Self { at_ns, failed, ticket, ..Self::default() }
+    /// Of a thread that has found room so far.
+    pub const NONE: Self = Self {
+        at_ns: 0,
+        left: None,
+        outlasted: false,
+        is_again: false,
+        scanned: 0,
+        unjudged: 0,
+        batches: 0,
+        idle: 0,
+        busy: 0,
+        naps: 0,
+        failed: 0,
+        ticket: 0,
+    };
+
+    /// Returns one that begins now: at `at_ns`, with this many failed write-backs, and this ticket of reclaim.
+    ///
+    /// # Context: handler
+    #[must_use]
+    pub const fn new(at_ns: u64, failed: u32, ticket: u64) -> Self {
+        Self { at_ns, failed, ticket, ..Self::NONE }
     }
 
     /// Returns this one as what follows `before`, in which there was no progress: a look at what others had in hand then.
@@ -50,25 +70,22 @@ impl Stall {
         Self { naps: before.naps, is_again: true, ..self }
     }
 
-    /// The thread goes away.
-    pub(crate) fn leave(&mut self, progress: u32) {
-        (self.kept, self.seen) = (true, progress);
+    /// The thread goes away; `full` says what was full, and what moves when there is room.
+    pub(crate) fn leave(&mut self, full: WaitKey) {
+        self.left = Some(full);
     }
 
-    /// Returns whether a thread that is back goes on with this: nobody has got on meanwhile.
-    pub(crate) fn goes_on(&self, progress: u32) -> bool {
-        self.kept && self.seen == progress
+    /// Returns whether a thread that is back goes on with this: it wants room in the same place, and nobody has got on meanwhile.
+    pub(crate) fn goes_on(&self, full: WaitKey) -> bool {
+        self.left == Some(full)
     }
 
-    /// Counts a nap; `away_at_ns`: the thread does not sleep, it is rung for or comes back after a while, and what counts is
-    /// the time since it was here.
-    pub(crate) fn count(&mut self, away_at_ns: Option<u64>, nap_ns: u64, busy: bool) {
-        let mut nr = 1;
-        if let Some(now_ns) = away_at_ns {
-            nr = (now_ns.saturating_sub(self.at_ns) / nap_ns).min(NAPS_MAX);
-            if nr > 0 {
-                self.at_ns = now_ns;
-            }
+    /// Counts a nap that ends now; `away`: the thread has not slept, it is rung for or comes back after a while, and what counts
+    /// is the time since the last look that did.
+    pub(crate) fn count(&mut self, now_ns: u64, nap_ns: u64, away: bool, busy: bool) {
+        let nr = if away { (now_ns.saturating_sub(self.at_ns) / nap_ns).min(NAPS_MAX) } else { 1 };
+        if nr > 0 {
+            self.at_ns = now_ns;
         }
         self.naps = self.naps.saturating_add(nr);
         let count = if busy { &mut self.busy } else { &mut self.idle };

@@ -25,8 +25,8 @@
 //! - The word moved *and* a signal is pending: the walk comes first. Each time the instruction comes back there is one
 //!   attempt before there is a wait, so the page is mapped as soon as it is there, however many signals come.
 //! - A signal that is ignored is pending while it is masked: it is dropped on the way out, and the instruction is back.
-//! - A deadline goes on while the thread is away ([`begin`]), else a storm would have it begin anew each time; and
-//!   a thread that asks for room in a full cache is told so in the end ([`may_leave`]).
+//! - A deadline goes on while the thread is away ([`begin`]), else a storm would have it begin anew each time; and so does
+//!   what a thread has found out that asks for room in a full cache ([`crate::stalls`]).
 //!
 //! # Context: handler
 
@@ -43,11 +43,6 @@ pub static SLICES: [Timespec; 4] = [ms(1), ms(2), ms(4), ms(8)];
 const ENTRIES: usize = 256;
 /// Who comes back later than this begins a new wait.
 const AWAY_NS: u64 = 100_000_000;
-/// How long a thread may go on leaving a wait that is to end by itself.
-const PATIENCE_NS: u64 = 2_000_000_000;
-/// How long it may not then, the first time, and how often this is doubled at most: 32 s.
-const REFUSED_NS: u64 = 500_000_000;
-const REFUSED_DOUBLED: u32 = 6;
 
 /// A wait that was left: by whom and for what (thread pointer and address), when, and what it goes on with.
 struct Left {
@@ -121,56 +116,6 @@ pub fn nr_left() -> u64 {
     NR_LEFT.load(Ordering::Relaxed)
 }
 
-/// How a wait was left again and again: since when, to the microsecond, and how often a time without leaving has followed.
-#[derive(Clone, Copy)]
-struct Leaving {
-    began_us: u64,
-    refused: u32,
-}
-
-const REFUSED_SHIFT: u32 = 56;
-
-impl Leaving {
-    fn pack(self) -> u64 {
-        u64::from(self.refused) << REFUSED_SHIFT | self.began_us & ((1 << REFUSED_SHIFT) - 1)
-    }
-
-    fn unpack(word: u64) -> Self {
-        Self { began_us: word & ((1 << REFUSED_SHIFT) - 1), refused: (word >> REFUSED_SHIFT) as u32 }
-    }
-
-    /// Returns what is to be kept by now, and whether the thread may leave.
-    fn at(self, now_us: u64) -> (Self, bool) {
-        let patience_us = PATIENCE_NS / 1_000;
-        let refused_us = (REFUSED_NS / 1_000) << self.refused.min(REFUSED_DOUBLED);
-        let age_us = now_us.saturating_sub(self.began_us);
-        if age_us >= patience_us + refused_us {
-            (Self { began_us: now_us, refused: (self.refused + 1).min(REFUSED_DOUBLED) }, true)
-        } else {
-            (self, age_us < patience_us)
-        }
-    }
-}
-
-/// Returns whether this thread may leave a wait on `addr` for a signal once more; `false`: it has done so for long, and has
-/// to find out how the wait ends, however many of its naps that takes.
-///
-/// A wait that does not end (for a store that hangs) finds out nothing, and the signal may be the one that is to end the
-/// program: after a time it may leave again. Each such time is twice the one before, for a cache of any size is gone through
-/// in one of them.
-///
-/// # Context: handler
-#[must_use]
-pub fn may_leave(addr: usize) -> bool {
-    let now_ns = thread::monotonic_ns();
-    let now_us = now_ns / 1_000;
-    let kept = take(addr, now_ns).map_or(Leaving { began_us: now_us, refused: 0 }, Leaving::unpack);
-    let (kept, may) = kept.at(now_us);
-    // Also if it may not: a signal that is pending would let it go again after the next nap, for ever.
-    put(addr, now_ns, kept.pack());
-    may
-}
-
 #[cfg(test)]
 mod tests {
     extern crate std;
@@ -187,35 +132,5 @@ mod tests {
         end(addr, first);
         assert!(begin(addr + 8, 1_000_000_000) > first, "another page");
         assert_eq!(begin(addr, u64::MAX), u64::MAX);
-    }
-
-    #[test]
-    fn nobody_leaves_for_ever() {
-        let addr = 0x5f00_0000_2000;
-        let began = std::time::Instant::now();
-        while may_leave(addr) {
-            assert!(began.elapsed().as_secs() < 30, "it is told in the end");
-            std::thread::sleep(core::time::Duration::from_millis(1));
-        }
-        assert!(began.elapsed().as_nanos() >= u128::from(PATIENCE_NS));
-        assert!(!may_leave(addr), "and does not begin anew while it waits");
-    }
-
-    /// A signal comes a hundred times a second, the store hangs: it is let in again and again, and time is left to find out.
-    #[test]
-    fn a_wait_without_end_is_left_again() {
-        let ms = |us: u64| us / 1_000;
-        let (mut left, mut refused, mut longest, mut run) = (0, 0, 0, 0);
-        let mut kept = Leaving { began_us: 7, refused: 0 };
-        for now_us in (7..600_000_000).step_by(10_000) {
-            let (next, may) = Leaving::unpack(kept.pack()).at(now_us);
-            kept = next;
-            run = if may { 0 } else { run + 10_000 };
-            longest = run.max(longest);
-            *if may { &mut left } else { &mut refused } += 1;
-        }
-        assert!(left > 1_000, "{left} times");
-        assert!(refused > left, "{refused} naps in which it finds out, {left} times away");
-        assert!((31_000..=33_000).contains(&ms(longest)), "{} ms without a signal", ms(longest));
     }
 }

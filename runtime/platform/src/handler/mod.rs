@@ -11,3 +11,4 @@ pub mod leave;
 pub mod section;
 pub mod stack;
 pub mod staging;
+pub mod stalls;

@@ -60,8 +60,11 @@ impl Park for Impatient<'_> {
         // The access is looked at again soon, and goes on from its stall.
         Woken::NotNow
     }
-    fn stall(&self) -> Option<&Cell<Stall>> {
-        Some(&self.stall)
+    fn take_stall(&self, _addr: usize) -> Option<Stall> {
+        Some(self.stall.take())
+    }
+    fn keep_stall(&self, _addr: usize, stall: Stall) {
+        self.stall.set(stall);
     }
     fn now_ns(&self) -> u64 {
         thread::monotonic_ns()

@@ -45,19 +45,21 @@ pub(crate) fn begin(env: Env<'_>, account: &CacheAccount<'_>) -> Stall {
     Stall::new(env.park.now_ns(), account.nr_failed_writes(), env.mm.reclaim_ticket())
 }
 
-/// Returns the stall that the thread went away with, if `progress`, which moves when there is room for it, has not since.
-pub(crate) fn resume(env: Env<'_>, account: &CacheAccount<'_>, progress: u32) -> Stall {
-    let kept = env.park.stall().map(core::cell::Cell::take);
-    kept.filter(|s| s.goes_on(progress)).unwrap_or_else(|| begin(env, account))
+/// Returns the stall that the thread went away with, if that was from what is `full` now, and there was no room since.
+pub(crate) fn resume(env: Env<'_>, account: &CacheAccount<'_>, full: WaitKey) -> Stall {
+    env.park.take_stall(full.addr).filter(|s| s.goes_on(full)).unwrap_or_else(|| begin(env, account))
 }
 
 /// Keeps the stall for a thread that goes away and comes back.
-pub(crate) fn keep(env: Env<'_>, progress: u32, mut stall: Stall) -> Freed {
-    if let Some(kept) = env.park.stall() {
-        stall.leave(progress);
-        kept.set(stall);
-    }
+pub(crate) fn keep(env: Env<'_>, full: WaitKey, mut stall: Stall) -> Freed {
+    stall.leave(full);
+    env.park.keep_stall(full.addr, stall);
     Freed::Later
+}
+
+/// Returns what names the cache, when its progress is `seen`.
+fn full(account: &CacheAccount<'_>, seen: u32) -> WaitKey {
+    WaitKey { addr: account.name(), seen }
 }
 
 /// Sleeps on `key`, without counting it.
@@ -67,8 +69,7 @@ pub(crate) fn sleep(env: Env<'_>, ctx: &Ctx<'_>, key: WaitKey) -> Woken {
 
 /// Counts a nap.
 pub(crate) fn count(env: Env<'_>, stall: &mut Stall, woken: Woken, busy: bool) {
-    let away = (woken == Woken::NotNow).then(|| env.park.now_ns());
-    stall.count(away, NAP_NS, busy);
+    stall.count(env.park.now_ns(), NAP_NS, woken == Woken::NotNow, busy);
 }
 
 /// Naps until somebody gets on, if nobody has since the account's progress was `seen`.
@@ -123,7 +124,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
     let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
     let mut seen = account.progress();
-    let mut stall = resume(env, account, seen);
+    let mut stall = resume(env, account, full(account, seen));
     let mut freed = 0u64;
     loop {
         let limit = account.limit();
@@ -167,7 +168,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             return Freed::Nothing;
         }
         if woken == Woken::NotNow {
-            return keep(env, seen, stall);
+            return keep(env, full(account, seen), stall);
         }
     }
 }
