@@ -4,10 +4,12 @@
 
 use super::state::ArenaInner;
 use super::vma::MapRequest;
-use super::{exclusive, record};
 use crate::error::{Error, Result};
 use crate::types::{Prot, Sharing};
 use softfault_mm::page::PAGE_SIZE;
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::mmu::uffd::{self, Kind};
+use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 
 /// Returns the arena range that is to be mapped.
@@ -26,13 +28,41 @@ pub(super) fn check_map(arena: &ArenaInner, op: &'static str, request: &MapReque
         let why = "the object's room ends before the range does (its maximal length, rounded up to 2 MiB)";
         return argument("object_offset + len_bytes", object_offset.saturating_add(len as u64), why);
     }
-    exclusive::check_map(op, arena, object, prot, sharing)?;
+    check_exclusive(arena, op, request)?;
     if prot == Prot::ReadWrite && sharing == Sharing::Shared && !may_write {
         return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
     }
-    if sharing == Sharing::Shared && may_write && object.is_synchronous() && !record::faults_on_first_store(arena) {
+    if sharing == Sharing::Shared && may_write && object.is_synchronous() && !faults_on_first_store(arena) {
         let what = "synchronous writes need InThread or Segv delivery: here the first store to a page is not seen";
         return Err(Error::Denied { op, what });
     }
     Ok(offset..end)
+}
+
+/// Refuses to map an exclusive object in a way that it cannot be mapped.
+fn check_exclusive(arena: &ArenaInner, op: &'static str, request: &MapRequest<'_>) -> Result<()> {
+    let MapRequest { object, prot, sharing, .. } = *request;
+    let denied = |what| Err(Error::Denied { op, what });
+    if object.exclusive().is_none() {
+        return Ok(());
+    }
+    if arena.trap != Trap::Uffd {
+        return denied("an exclusive object needs an arena with InThread delivery");
+    }
+    if sharing != Sharing::Private {
+        return denied("an exclusive object is mapped Sharing::Private: nobody else has its pages");
+    }
+    if prot == Prot::None {
+        return denied("an exclusive object's mapping permits loads at least: its protection cannot be changed");
+    }
+    Ok(())
+}
+
+/// Returns whether the first store to a page of a shared mapping can be made to fault.
+fn faults_on_first_store(arena: &ArenaInner) -> bool {
+    #[cfg(feature = "userfaultfd")]
+    if arena.trap == Trap::Uffd {
+        return uffd::context(Kind::Sync).is_some_and(uffd::UffdMmu::has_wp);
+    }
+    arena.trap == Trap::Segv
 }

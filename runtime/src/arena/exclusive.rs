@@ -1,4 +1,4 @@
-//! Mapping exclusive objects: what is refused, what they are told of where they lie, and their pages' way out at the end.
+//! Exclusive objects: what they are told of where they lie, and their pages' way out at the end.
 //!
 //! # Context: control plane
 
@@ -6,123 +6,21 @@
 
 use super::state::ArenaInner;
 use super::vma::VmaEntry;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::object::exclusive::Exclusive;
 use crate::object::fault::Call;
 use crate::object::state::ObjectInner;
-use crate::types::{Access, Prot, Sharing};
+use crate::types::{Access, Prot};
 use crate::undo::Done;
 use softfault_mm::folio::{DIRTY, FolioWord, LOST, State};
 use softfault_mm::mapping::Mapping;
 use softfault_mm::page::PAGE_SHIFT;
-use softfault_mm::sync::Ordering;
-use softfault_mm::types::{FillError, VmFlags};
+use softfault_mm::types::FillError;
 use softfault_mm::{vmscan, writeback};
 use softfault_platform::host::Host;
 use softfault_platform::sys::Errno;
-use softfault_platform::vmatree::Trap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Refuses to map an exclusive object in a way that it cannot be mapped.
-pub(crate) fn check_map(
-    op: &'static str,
-    arena: &ArenaInner,
-    object: &ObjectInner,
-    prot: Prot,
-    sharing: Sharing,
-) -> Result<()> {
-    let denied = |what| Err(Error::Denied { op, what });
-    if object.exclusive().is_none() {
-        return Ok(());
-    }
-    if arena.trap != Trap::Uffd {
-        return denied("an exclusive object needs an arena with InThread delivery");
-    }
-    if sharing != Sharing::Private {
-        return denied("an exclusive object is mapped Sharing::Private: nobody else has its pages");
-    }
-    if prot == Prot::None {
-        return denied("an exclusive object's mapping permits loads at least: its protection cannot be changed");
-    }
-    Ok(())
-}
-
-/// Readies an object for its next mapping, if it is exclusive; `false`: the store is still reading for the former one. The
-/// caller holds the object's gate.
-///
-/// # Errors
-/// [`Error::Denied`]: it is mapped.
-pub(crate) fn is_ready(op: &'static str, object: &ObjectInner) -> Result<bool> {
-    let Some(ops) = object.exclusive() else { return Ok(true) };
-    if ops.is_mapped() {
-        return Err(Error::Denied { op, what: "an exclusive object is mapped at most once" });
-    }
-    let m = object.mapping();
-    // A read that began under the former mapping may be about to publish pages that went with it. Acquire pairs with
-    // `filemap::release`: what was done under the claims has happened.
-    if m.users.load(Ordering::Acquire) != 0 {
-        return Ok(false);
-    }
-    let host = Host::detached();
-    vmscan::discard_range(host.env(), m, 0, 0, m.folios.len() as u64);
-    Ok(true)
-}
-
-/// For how many milliseconds yet others' reads are waited for.
-#[derive(Debug)]
-pub(crate) struct Patience(u32);
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self(2_000)
-    }
-}
-
-impl Patience {
-    /// Waits for one of them; `false`: there is none left. The caller has no lock, which the program's handlers might want
-    /// meanwhile.
-    fn wait(&mut self) -> bool {
-        let Some(left) = self.0.checked_sub(1) else { return false };
-        self.0 = left;
-        std::thread::sleep(Duration::from_millis(1));
-        true
-    }
-
-    /// Waits for the readers of a former mapping.
-    ///
-    /// # Errors
-    /// [`Error::Denied`]: for too long.
-    pub(crate) fn wait_for_readers(&mut self, op: &'static str) -> Result<()> {
-        let what = "the store is still reading for the former mapping";
-        if self.wait() { Ok(()) } else { Err(Error::Denied { op, what }) }
-    }
-}
-
-/// Waits for reads that are under way for exclusive objects, and have put a part in place by now: what is stored there is
-/// kept, once the rest is there. The caller has no lock; what is read from now on, and what takes too long, [`leave`] waits
-/// for, which has some.
-pub(crate) fn wait_for_reads(vmas: &[VmaEntry]) {
-    let mut patience = Patience::default();
-    for v in vmas.iter().filter(|v| v.object.is_persistent()) {
-        let Some(ops) = v.object.exclusive() else { continue };
-        for (p, word) in (0u64..).zip(v.object.mapping().folios) {
-            let seen = word.load();
-            // Each claim has a version of its own.
-            let goes_on = || word.load().state() == State::Filling && word.load().version() == seen.version();
-            while goes_on() && ops.may_be_stored_to(p) && patience.wait() {}
-        }
-    }
-}
-
-/// Returns the flags of an exclusive object's vma.
-///
-/// `SHARED` without `MAYWRITE`: a store reaches the object (its page is this one) and makes the page dirty; nothing is
-/// protected for its sake. No fault-around: what is cached is mapped.
-pub(crate) fn flags_of(v: &VmaEntry) -> VmFlags {
-    let write = if v.prot == Prot::ReadWrite { VmFlags::WRITE } else { VmFlags::empty() };
-    VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE | v.advice | write
-}
 
 /// Tells an exclusive object where it is mapped from now on; undone, it has left.
 pub(crate) fn enter<'a>(arena: &ArenaInner, v: &'a VmaEntry) -> Done<impl FnOnce() + 'a> {

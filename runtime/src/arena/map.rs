@@ -15,14 +15,11 @@
 
 #![expect(unsafe_code, reason = "maps objects over the arena's own address range")]
 
-use super::publish::fresh_number;
-#[cfg(feature = "userfaultfd")]
-use super::record;
 use super::set::VmaSet;
 use super::state::ArenaInner;
 use super::vma::MapRequest;
 use super::vma::VmaEntry;
-use super::{check, exclusive, mapper, owed, publish, room};
+use super::{check, exclusive, mapper, number, owed, publish, ready, room};
 use crate::error::{Error, Result, system};
 use crate::masked::Masked;
 use crate::object::state::ObjectInner;
@@ -77,7 +74,7 @@ fn lock_ready<'a>(
     object: &'a ObjectInner,
     range: &Range<usize>,
 ) -> Result<(MutexGuard<'a, ()>, Masked<'a, VmaSet>)> {
-    let mut patience = exclusive::Patience::default();
+    let mut patience = ready::Patience::default();
     loop {
         // The gate is taken before the lock: evictions hold it while they look who maps the object.
         let (gate, vmas) = (object.i_mmap().gate(), arena.vmas());
@@ -85,7 +82,7 @@ fn lock_ready<'a>(
         if let Some(v) = vmas.overlapping(range).first() {
             return Err(Error::Occupied { range: v.range.clone() });
         }
-        if exclusive::is_ready(OP, object)? {
+        if ready::is_ready(OP, object)? {
             return Ok((gate, vmas));
         }
         drop(vmas);
@@ -105,7 +102,7 @@ pub(super) fn asked(
         arena.rt.warnings.note(op);
     }
     let range = check::check_map(arena, op, request)?;
-    let (index, number) = fresh_number(op)?;
+    let (index, number) = number::get(op)?;
     Ok((VmaEntry::new(request, range, index), number))
 }
 
@@ -166,7 +163,7 @@ fn register(arena: &ArenaInner, op: &'static str, v: &VmaEntry) -> Result<()> {
         let (addr, len) = (arena.address(v.range.start), v.range.len());
         let registered = if v.object.is_exclusive() {
             registry::exclusive_mmu()?.register(addr, len)
-        } else if let Some(kind) = record::kind_of(arena, v) {
+        } else if let Some(kind) = v.kind(arena.trap) {
             let mmu = uffd::context(kind).ok_or(Error::Exhausted { op, what: "userfaultfd contexts" })?;
             mmu.register(addr, len, v.may_write_shared())
         } else {

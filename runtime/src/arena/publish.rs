@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "fills and publishes records of the process's tables")]
 
+use super::number;
 use super::record;
 use super::set::VmaSet;
 use super::state::ArenaInner;
@@ -28,7 +29,7 @@ pub(super) struct Successors(Vec<VmaEntry>);
 impl Successors {
     /// Cuts a piece out of an entry; what else it is to be, the caller says.
     pub(super) fn cut(&mut self, op: &'static str, from: &VmaEntry, piece: Range<usize>) -> Result<&mut VmaEntry> {
-        let (index, number) = fresh_number(op)?;
+        let (index, number) = number::get(op)?;
         let mut entry = from.cut(piece);
         entry.index = index;
         number.keep();
@@ -39,7 +40,7 @@ impl Successors {
 
     /// Adds an entry of its own, under a number that it is given.
     pub(super) fn add(&mut self, op: &'static str, mut entry: VmaEntry) -> Result<()> {
-        let (index, number) = fresh_number(op)?;
+        let (index, number) = number::get(op)?;
         entry.index = index;
         number.keep();
         self.0.push(entry);
@@ -62,12 +63,6 @@ pub(super) struct Swap {
     pub(super) new: Vec<VmaEntry>,
     /// What the range permits is being changed.
     changing: Option<trap::Changing>,
-}
-
-/// Takes a vma number.
-pub(super) fn fresh_number(op: &'static str) -> Result<(u32, Done<impl FnOnce()>)> {
-    let index = registry::lock().vmas.get().ok_or_else(registry::exhausted(op, "vmas (1048576)"))?;
-    Ok((index, Done::new(move || registry::lock().vmas.put(index))))
 }
 
 /// Lists and publishes a mapping that is closed to everybody, and opens it. Two steps; undone in reverse, nobody sees

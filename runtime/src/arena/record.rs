@@ -4,7 +4,6 @@
 
 #![expect(unsafe_code, reason = "lends a delegation to the record that its entry publishes")]
 
-use super::exclusive;
 use super::state::ArenaInner;
 use super::vma::VmaEntry;
 use crate::process::registry;
@@ -14,7 +13,6 @@ use softfault_mm::types::VmFlags;
 use softfault_mm::vma::Vma;
 #[cfg(feature = "userfaultfd")]
 use softfault_platform::mmu::uffd::{self, Kind};
-use softfault_platform::vmatree::Trap;
 
 /// Returns the vma that handlers see.
 pub(super) fn vma_of(arena: &ArenaInner, v: &VmaEntry) -> Vma<'static> {
@@ -37,7 +35,7 @@ pub(super) fn vma_of(arena: &ArenaInner, v: &VmaEntry) -> Vma<'static> {
 
 fn flags_of(arena: &ArenaInner, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
     if v.object.is_exclusive() {
-        return exclusive::flags_of(v);
+        return flags_of_exclusive(v);
     }
     let mut flags = tracking | v.advice;
     if v.is_changing {
@@ -72,6 +70,15 @@ fn flags_of(arena: &ArenaInner, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
     flags
 }
 
+/// Returns the flags of an exclusive object's vma.
+///
+/// `SHARED` without `MAYWRITE`: a store reaches the object (its page is this one) and makes the page dirty; nothing is
+/// protected for its sake. No fault-around: what is cached is mapped.
+fn flags_of_exclusive(v: &VmaEntry) -> VmFlags {
+    let write = if v.prot == Prot::ReadWrite { VmFlags::WRITE } else { VmFlags::empty() };
+    VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE | v.advice | write
+}
+
 /// Returns the page tables and the tracking flags of a vma.
 pub(super) fn mmu_of(arena: &ArenaInner, v: &VmaEntry) -> (&'static dyn Mmu, VmFlags) {
     #[cfg(feature = "userfaultfd")]
@@ -81,7 +88,7 @@ pub(super) fn mmu_of(arena: &ArenaInner, v: &VmaEntry) -> (&'static dyn Mmu, VmF
         return (mmu, VmFlags::empty());
     }
     #[cfg(feature = "userfaultfd")]
-    if let Some(kind) = kind_of(arena, v)
+    if let Some(kind) = v.kind(arena.trap)
         && let Some(mmu) = uffd::context(kind)
     {
         let wp = match kind {
@@ -96,24 +103,4 @@ pub(super) fn mmu_of(arena: &ArenaInner, v: &VmaEntry) -> (&'static dyn Mmu, VmF
     // By protection a first store to a granule that was exposed for reading is a fault again.
     let wp = if v.may_write_shared() { VmFlags::WP_SYNC } else { VmFlags::empty() };
     (registry::segv_mmu(), wp)
-}
-
-/// Returns which userfaultfd context traps a vma; `None`: it is trapped by protection.
-#[cfg(feature = "userfaultfd")]
-pub(super) fn kind_of(arena: &ArenaInner, v: &VmaEntry) -> Option<Kind> {
-    match arena.trap {
-        Trap::Uffd if v.object.sync_wp && v.sharing == Sharing::Shared => Some(Kind::Sync),
-        Trap::Uffd => Some(Kind::Async),
-        Trap::Monitor => Some(Kind::Monitor),
-        Trap::Segv => None,
-    }
-}
-
-/// Returns whether the first store to a page of a shared mapping can be made to fault.
-pub(super) fn faults_on_first_store(arena: &ArenaInner) -> bool {
-    #[cfg(feature = "userfaultfd")]
-    if arena.trap == Trap::Uffd {
-        return uffd::context(Kind::Sync).is_some_and(uffd::UffdMmu::has_wp);
-    }
-    arena.trap == Trap::Segv
 }

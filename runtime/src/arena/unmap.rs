@@ -6,7 +6,7 @@ use super::publish::{self, Successors, Swap};
 use super::set::VmaSet;
 use super::state::ArenaInner;
 use super::vma::VmaEntry;
-use super::{exclusive, extents, owed, zap};
+use super::{exclusive, extents, owed, ready, zap};
 use crate::error::{Error, Result};
 use std::ops::Range;
 
@@ -48,7 +48,7 @@ pub(super) fn unmap(arena: &ArenaInner, range: &Range<usize>) -> Result<()> {
 /// Waits for reads, before anything is locked, that would be waited for under the lock of the mappings.
 pub(super) fn wait_for_reads(arena: &ArenaInner, range: &Range<usize>) {
     let seen = arena.vmas().overlapping(range);
-    exclusive::wait_for_reads(&seen);
+    ready::wait_for_reads(&seen);
 }
 
 /// What was unpublished goes: its stores are noted, its records end, the kernel lets go of it.

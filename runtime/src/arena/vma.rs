@@ -10,7 +10,11 @@ use softfault_mm::host::Which;
 use softfault_mm::page::PAGE_SHIFT;
 use softfault_mm::sync::Ordering;
 use softfault_mm::types::VmFlags;
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::mmu::uffd::Kind;
 use softfault_platform::sys::mem;
+#[cfg(feature = "userfaultfd")]
+use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -79,6 +83,16 @@ impl VmaEntry {
     /// Returns whether stores through the mapping may reach the object: the kernel's notes of them are looked at.
     pub(crate) fn may_write_shared(&self) -> bool {
         self.sharing == Sharing::Shared && self.may_write
+    }
+    /// Returns which userfaultfd context traps it in an arena of this kind; `None`: it is trapped by protection.
+    #[cfg(feature = "userfaultfd")]
+    pub(super) fn kind(&self, trap: Trap) -> Option<Kind> {
+        match trap {
+            Trap::Uffd if self.object.sync_wp && self.sharing == Sharing::Shared => Some(Kind::Sync),
+            Trap::Uffd => Some(Kind::Async),
+            Trap::Monitor => Some(Kind::Monitor),
+            Trap::Segv => None,
+        }
     }
     /// Returns whether it maps the object with this number.
     pub(super) fn is_of(&self, object: u32) -> bool {
