@@ -476,7 +476,7 @@ impl<'g> Captured<'g> {
         Self { number: AtomicU32::new(0), end: AtomicU64::new(0), nr_uncapturable: AtomicU32::new(0), bits }
     }
 
-    /// Returns the number of the capture in [`captures`].
+    /// Returns the number of the capture, among those of the process.
     ///
     /// # Context: handler; who acts by it is in a lift
     #[must_use]
