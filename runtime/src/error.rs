@@ -230,6 +230,17 @@ pub enum Error {
         /// Image bytes.
         range: Range<u64>,
     },
+    /// A capture came to nothing: the program goes on as if it had not been begun, and so does an image that was there before.
+    #[error("{op}: {failure}{}", source.as_ref().map_or_else(String::new, |e| format!(": {e}")))]
+    Capture {
+        /// The call.
+        op: &'static str,
+        /// What went wrong.
+        failure: CaptureFailure,
+        /// What it was caused by, where something else said why.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// Reading the environment failed.
     #[error("{op}: {}{source}", path.as_ref().map_or_else(String::new, |p| format!("{}: ", p.display())))]
     Io {
@@ -241,6 +252,33 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why a capture came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CaptureFailure {
+    /// The cut was given up, several times: stores would have waited for it for too long.
+    #[error("the cut took too long, so stores were let through; is its closure waiting for a thread that stores?")]
+    CutTimedOut,
+    /// The closure of the cut failed, or panicked.
+    #[error("the closure of the cut failed")]
+    AtCut,
+    /// It was cancelled.
+    #[error("the capture was cancelled")]
+    Cancelled,
+    /// A page could not be read from its store.
+    #[error("a page could not be read from its store")]
+    Store,
+    /// The bytes that stores had saved could not be kept.
+    #[error("the bytes of pages that were stored to could not be kept")]
+    Spill,
+    /// The image could not be written.
+    #[error("the image could not be written")]
+    Image,
+    /// The kernel could not protect the pages.
+    #[error("the kernel could not protect pages against stores")]
+    Protection,
 }
 
 impl fmt::Debug for Error {

@@ -6,6 +6,7 @@
 
 pub(crate) mod advise;
 mod builder;
+pub(crate) mod capture;
 pub(crate) mod collapse;
 mod end;
 mod evict;
@@ -19,6 +20,7 @@ mod invalidate;
 pub(crate) mod io;
 mod make;
 pub(crate) mod options;
+pub(crate) mod preserve;
 mod punch_hole;
 pub(crate) mod rmap;
 mod set_len;
@@ -248,6 +250,7 @@ impl Object {
     pub fn invalidate(&self, range: Range<u64>) -> Result<Invalidated> {
         let op = "Object::invalidate";
         parent_only(op)?;
+        capture::refuse_captured(&self.inner, op)?;
         invalidate::invalidate(&self.inner, &range)
     }
 

@@ -32,10 +32,11 @@ pub(super) fn check_map(arena: &ArenaInner, op: &'static str, request: &MapReque
     if prot == Prot::ReadWrite && sharing == Sharing::Shared && !may_write {
         return Err(Error::Denied { op, what: "shared stores need an object that was made writable" });
     }
-    if sharing == Sharing::Shared && may_write && object.is_synchronous() && !faults_on_first_store(arena) {
+    if sharing == Sharing::Shared && may_write && object.is_synchronous() && !faults_on_first_store(arena.trap) {
         let what = "synchronous writes need InThread or Segv delivery: here the first store to a page is not seen";
         return Err(Error::Denied { op, what });
     }
+    check_capturable(arena, op, request)?;
     Ok(offset..end)
 }
 
@@ -59,10 +60,23 @@ fn check_exclusive(arena: &ArenaInner, op: &'static str, request: &MapRequest<'_
 }
 
 /// Returns whether the first store to a page of a shared mapping can be made to fault.
-fn faults_on_first_store(arena: &ArenaInner) -> bool {
+pub(super) fn faults_on_first_store(trap: Trap) -> bool {
     #[cfg(feature = "userfaultfd")]
-    if arena.trap == Trap::Uffd {
+    if trap == Trap::Uffd {
         return uffd::context(Kind::Sync).is_some_and(uffd::UffdMmu::has_wp);
     }
-    arena.trap == Trap::Segv
+    trap == Trap::Segv
+}
+
+/// Refuses what a capture could not hold, in an arena that can be captured.
+fn check_capturable(arena: &ArenaInner, op: &'static str, request: &MapRequest<'_>) -> Result<()> {
+    let what = match request.object {
+        _ if !arena.capturable => return Ok(()),
+        _ if request.sharing == Sharing::Private => "a capturable arena maps objects shared",
+        o if o.is_exclusive() => "an exclusive object is not captured; map it in another arena",
+        o if o.huge => "an object of huge pages is not captured; map it in another arena",
+        o if o.custom_ops => "a vtable of the program's may map pages as it likes; map the object in another arena",
+        _ => return Ok(()),
+    };
+    Err(Error::Denied { op, what })
 }

@@ -7,6 +7,7 @@ use super::state::ArenaInner;
 use super::vma::VmaEntry;
 use super::{change, extents, publish, zap};
 use crate::error::{Error, Result, system};
+use crate::object::capture;
 use crate::types::Sharing;
 use softfault_mm::delegation::MinorDelegate;
 use softfault_mm::page::PAGE_SHIFT;
@@ -36,9 +37,11 @@ pub(super) fn delegate_minor(
         let why = "at most 16 TiB can be delegated at once: a telling has 32 bits for a page";
         return Err(Error::Argument { op, arg: "range.end", value: range.end as u64, why });
     }
-    let mut vmas = arena.vmas();
+    let mut vmas = arena.vmas_thawed(op)?;
     vmas.check_pins(op, range)?;
     let hit = vmas.covering(op, range)?;
+    // What a delegate rewrites no capture sees.
+    hit.iter().try_for_each(|v| capture::refuse_captured(&v.object, op))?;
     if hit.iter().any(|v| v.sharing == Sharing::Private) {
         return Err(Error::Denied { op, what: "private mappings cannot be unmapped to catch first touches" });
     }

@@ -22,6 +22,7 @@ use super::vma::VmaEntry;
 use super::{check, exclusive, mapper, number, owed, publish, ready, room};
 use crate::error::{Error, Result, system};
 use crate::masked::Masked;
+use crate::object::capture;
 use crate::object::state::ObjectInner;
 use crate::process::mlock;
 #[cfg(feature = "userfaultfd")]
@@ -51,6 +52,7 @@ pub(super) fn map(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Result<(
     let range = entry.range.clone();
     let object = Arc::clone(&entry.object);
     let (gate, mut vmas) = lock_ready(arena, &object, &range)?;
+    refuse_uncapturable(arena, OP, &entry)?;
     entry.object.i_mmap().add(mapper::weak(arena));
     let opened = open(&entry);
     let mapped = map_kernel(arena, OP, &entry)?;
@@ -77,7 +79,7 @@ fn lock_ready<'a>(
     let mut patience = ready::Patience::default();
     loop {
         // The gate is taken before the lock: evictions hold it while they look who maps the object.
-        let (gate, vmas) = (object.i_mmap().gate(), arena.vmas());
+        let (gate, vmas) = lock_thawed(arena, OP, object)?;
         owed::settle(arena, OP, range)?;
         if let Some(v) = vmas.overlapping(range).first() {
             return Err(Error::Occupied { range: v.range.clone() });
@@ -89,6 +91,33 @@ fn lock_ready<'a>(
         drop(gate);
         patience.wait_for_readers(OP)?;
     }
+}
+
+/// Takes the gate and the lock when no cut is being made in the arena: whoever cuts waits for the gate, so it is given back.
+pub(super) fn lock_thawed<'a>(
+    arena: &'a ArenaInner,
+    op: &'static str,
+    object: &'a ObjectInner,
+) -> Result<(MutexGuard<'a, ()>, Masked<'a, VmaSet>)> {
+    loop {
+        capture::refuse_in_cut(op)?;
+        let (gate, vmas) = (object.i_mmap().gate(), arena.vmas());
+        if vmas.frozen.is_none() {
+            return Ok((gate, vmas));
+        }
+        drop(vmas);
+        drop(gate);
+        arena.wait_for_thaw(op)?;
+    }
+}
+
+/// Refuses a mapping whose stores a capture of the object that is under way could not hold. The caller has the object's gate.
+pub(super) fn refuse_uncapturable(arena: &ArenaInner, op: &'static str, entry: &VmaEntry) -> Result<()> {
+    if !arena.capturable && entry.may_write_shared() && entry.object.mapping().captured.number().is_some() {
+        let what = "a capture of the object is under way: until it ends only capturable arenas map it for stores";
+        return Err(Error::Denied { op, what });
+    }
+    Ok(())
 }
 
 /// Looks at what a call asks to map: at which offset of the arena, from which of the object on, how many bytes. Returns the
@@ -103,7 +132,7 @@ pub(super) fn asked(
     }
     let range = check::check_map(arena, op, request)?;
     let (index, number) = number::get(op)?;
-    Ok((VmaEntry::new(request, range, index), number))
+    Ok((VmaEntry::new(request, range, index, arena.capturable), number))
 }
 
 /// Maps the range closed to everybody, registers it, and says what children and core dumps see of it.
@@ -163,7 +192,7 @@ fn register(arena: &ArenaInner, op: &'static str, v: &VmaEntry) -> Result<()> {
         let (addr, len) = (arena.address(v.range.start), v.range.len());
         let registered = if v.object.is_exclusive() {
             registry::exclusive_mmu()?.register(addr, len)
-        } else if let Some(kind) = v.kind(arena.trap) {
+        } else if let Some(kind) = v.kind(arena.trap, arena.capturable) {
             let mmu = uffd::context(kind).ok_or(Error::Exhausted { op, what: "userfaultfd contexts" })?;
             mmu.register(addr, len, v.may_write_shared())
         } else {

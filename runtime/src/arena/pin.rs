@@ -33,6 +33,7 @@ pub struct Pin {
     is_locked: bool,
     /// Counted in the extents.
     counted: bool,
+    access: Access,
 }
 
 #[derive(Debug)]
@@ -62,10 +63,10 @@ impl Pin {
     /// Pins a range; without a lock a touch of it may fault yet, if the kernel reclaims its memory.
     pub(super) fn with(arena: &Arc<ArenaInner>, range: Range<usize>, access: Access, locks: bool) -> Result<Self> {
         let op = "Arena::pin";
-        let mut vmas = arena.vmas();
+        let mut vmas = if access == Access::Write { arena.vmas_thawed(op)? } else { arena.vmas() };
         let covering = vmas.covering(op, &range)?;
         // From here nothing unmaps, protects or zaps the range.
-        vmas.pins.push(range.clone());
+        vmas.pins.push((range.clone(), access));
         drop(vmas);
         let counted = arena.trap == Trap::Segv || covering.iter().any(|v| v.object.huge);
         if counted {
@@ -86,6 +87,7 @@ impl Pin {
             locks: Vec::new(),
             is_locked: locks,
             counted,
+            access,
         };
         let pages = range
             .clone()
@@ -173,7 +175,7 @@ impl Drop for Pin {
         // The locks go while the pages are pinned yet, so that nothing which moves pages meets the ends of a locked range.
         self.locks.clear();
         let mut vmas = self.arena.vmas();
-        if let Some(i) = vmas.pins.iter().position(|p| *p == self.range) {
+        if let Some(i) = vmas.pins.iter().position(|(p, access)| *p == self.range && *access == self.access) {
             vmas.pins.swap_remove(i);
         }
         drop(vmas);

@@ -22,7 +22,7 @@ use std::ops::Range;
 /// # Context: control plane
 pub(super) fn protect(arena: &ArenaInner, range: &Range<usize>, prot: Prot) -> Result<()> {
     let op = "Arena::protect";
-    let mut vmas = arena.vmas();
+    let mut vmas = arena.vmas_thawed(op)?;
     vmas.check_pins(op, range)?;
     let hit = vmas.covering(op, range)?;
     if prot == Prot::ReadWrite && hit.iter().any(|v| v.sharing == Sharing::Shared && !v.may_write) {

@@ -38,6 +38,9 @@ fn flags_of(arena: &ArenaInner, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
         return flags_of_exclusive(v);
     }
     let mut flags = tracking | v.advice;
+    if arena.capturable && tracking.intersects(VmFlags::WP_SYNC) {
+        flags |= VmFlags::CAPTURABLE;
+    }
     if v.is_changing {
         flags |= VmFlags::CHANGING;
     }
@@ -88,7 +91,7 @@ pub(super) fn mmu_of(arena: &ArenaInner, v: &VmaEntry) -> (&'static dyn Mmu, VmF
         return (mmu, VmFlags::empty());
     }
     #[cfg(feature = "userfaultfd")]
-    if let Some(kind) = v.kind(arena.trap)
+    if let Some(kind) = v.kind(arena.trap, arena.capturable)
         && let Some(mmu) = uffd::context(kind)
     {
         let wp = match kind {

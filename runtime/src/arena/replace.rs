@@ -40,8 +40,8 @@ pub(super) fn replace(arena: &Arc<ArenaInner>, request: &MapRequest<'_>) -> Resu
     let (entry, number) = map::asked(arena, OP, request)?;
     let range = entry.range.clone();
     // The gate is taken before the lock, as in `map`.
-    let _gate = request.object.i_mmap().gate();
-    let mut vmas = arena.vmas();
+    let (_gate, mut vmas) = map::lock_thawed(arena, OP, request.object)?;
+    map::refuse_uncapturable(arena, OP, &entry)?;
     vmas.check_pins(OP, &range)?;
     let hit = vmas.overlapping(&range);
     if request.object.is_exclusive() || hit.iter().any(|v| v.object.is_exclusive()) {

@@ -5,6 +5,7 @@
 use super::vma::VmaEntry;
 use crate::error::{Error, Result};
 use crate::object::state::ObjectInner;
+use crate::types::Access;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub(crate) struct VmaSet {
     pub(super) map: BTreeMap<usize, VmaEntry>,
-    pub(crate) pins: Vec<Range<usize>>,
+    pub(crate) pins: Vec<(Range<usize>, Access)>,
+    /// The capture that is being cut: what is mapped stays so.
+    pub(crate) frozen: Option<u32>,
 }
 
 impl VmaSet {
@@ -47,8 +50,8 @@ impl VmaSet {
     /// # Errors
     /// [`Error::Pinned`].
     pub(super) fn check_pins(&self, op: &'static str, range: &Range<usize>) -> Result<()> {
-        match self.pins.iter().find(|p| p.start < range.end && range.start < p.end) {
-            Some(p) => Err(Error::Pinned { op, range: p.clone() }),
+        match self.pins.iter().find(|(p, _)| p.start < range.end && range.start < p.end) {
+            Some((p, _)) => Err(Error::Pinned { op, range: p.clone() }),
             None => Ok(()),
         }
     }

@@ -7,12 +7,17 @@ use crate::cache::state::RuntimeInner;
 use crate::error::{Error, Result, parent_only};
 use crate::lease::Table;
 use crate::masked::{self, Masked};
+use crate::object::capture;
 use softfault_mm::extent::Extent;
 use softfault_mm::page::PAGE_SIZE;
 use softfault_mm::sync::AtomicU64;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long who wants to change mappings waits for a cut before it looks again.
+const THAW: Duration = Duration::from_micros(500);
 
 /// An arena, whichever values refer to it. `runtime/README.md` has the order of its locks and others.
 pub(crate) struct ArenaInner {
@@ -31,6 +36,8 @@ pub(crate) struct ArenaInner {
     /// Pages that are exposed at once, by protection; 0 where faults arrive by userfaultfd.
     pub(super) granule_pages: usize,
     pub(super) lookup_first: bool,
+    /// Stores through its shared mappings fault before they come through: a capture can hold them.
+    pub(crate) capturable: bool,
     /// One word for each extent. Lent to handlers; protected by nothing: atomics, whose table is in `softfault_mm::extent`.
     pub(super) extents: Table<Extent>,
     /// Which vma is where, an entry for each extent. Lent to handlers; written under the registry's lock.
@@ -57,6 +64,31 @@ impl ArenaInner {
     /// Locks the arena's mappings. A fault waits for an extent that is on its way from one side to the other.
     pub(crate) fn vmas(&self) -> Masked<'_, VmaSet> {
         masked::lock(&self.vmas)
+    }
+
+    /// Locks the arena's mappings for who changes what is mapped: while a cut is being made that stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] in the closure of the cut.
+    pub(super) fn vmas_thawed(&self, op: &'static str) -> Result<Masked<'_, VmaSet>> {
+        loop {
+            let vmas = self.vmas();
+            if vmas.frozen.is_none() {
+                return Ok(vmas);
+            }
+            drop(vmas);
+            self.wait_for_thaw(op)?;
+        }
+    }
+
+    /// Waits a little for a cut, with nothing in hand.
+    ///
+    /// # Errors
+    /// [`Error::Denied`] in the closure of the cut.
+    pub(super) fn wait_for_thaw(&self, op: &'static str) -> Result<()> {
+        capture::refuse_in_cut(op)?;
+        std::thread::sleep(THAW);
+        Ok(())
     }
 
     /// Returns what the kernel has not let go of yet. The caller has the lock of the mappings.

@@ -19,7 +19,7 @@ use std::ops::Range;
 pub(super) fn unmap(arena: &ArenaInner, range: &Range<usize>) -> Result<()> {
     let op = "Arena::unmap";
     wait_for_reads(arena, range);
-    let vmas = &mut *arena.vmas();
+    let vmas = &mut *arena.vmas_thawed(op)?;
     vmas.check_pins(op, range)?;
     let _ = owed::settle(arena, op, range);
     let hit = vmas.overlapping(range);

@@ -54,29 +54,38 @@ pub(crate) struct VmaEntry {
 
 /// One call of `map`, shared by the pieces that splits make of it; counted in the object for as long as one is left.
 #[derive(Debug)]
-pub(super) struct MapCount(Arc<ObjectInner>);
+pub(super) struct MapCount {
+    object: Arc<ObjectInner>,
+    /// Stores through it reach the object, and no capture can hold them.
+    is_uncapturable: bool,
+}
 
 impl MapCount {
-    fn new(object: &Arc<ObjectInner>) -> Arc<Self> {
+    fn new(object: &Arc<ObjectInner>, is_uncapturable: bool) -> Arc<Self> {
         // SeqCst pairs with `MinorFault::rewrite`: who rewrites a page sees the mapping, or the mapping finds the page taken.
         object.mapping().nr_maps.fetch_add(1, Ordering::SeqCst);
-        Arc::new(Self(Arc::clone(object)))
+        // Relaxed: a capture looks under the object's gate, and who maps looks for a capture under it.
+        object.mapping().captured.nr_uncapturable.fetch_add(u32::from(is_uncapturable), Ordering::Relaxed);
+        Arc::new(Self { object: Arc::clone(object), is_uncapturable })
     }
 }
 
 impl Drop for MapCount {
     fn drop(&mut self) {
         // SeqCst pairs with `MinorFault::rewrite`, as in `new`.
-        self.0.mapping().nr_maps.fetch_sub(1, Ordering::SeqCst);
+        let mapping = self.object.mapping();
+        mapping.nr_maps.fetch_sub(1, Ordering::SeqCst);
+        mapping.captured.nr_uncapturable.fetch_sub(u32::from(self.is_uncapturable), Ordering::Relaxed);
     }
 }
 
 impl VmaEntry {
     /// A call of `map`: `pgoff` of an object at a range.
-    pub(super) fn new(request: &MapRequest<'_>, range: Range<usize>, index: u32) -> Self {
+    pub(super) fn new(request: &MapRequest<'_>, range: Range<usize>, index: u32, capturable: bool) -> Self {
         let MapRequest { object, may_write, object_offset, prot, sharing, .. } = *request;
         let pgoff = object_offset >> PAGE_SHIFT;
-        let (_map, object) = (MapCount::new(object), Arc::clone(object));
+        let is_uncapturable = sharing == Sharing::Shared && may_write && !capturable;
+        let (_map, object) = (MapCount::new(object, is_uncapturable), Arc::clone(object));
         let (advice, is_changing, delegation) = (VmFlags::empty(), false, None);
         Self { range, pgoff, object, prot, sharing, may_write, advice, index, is_changing, delegation, _map }
     }
@@ -86,9 +95,9 @@ impl VmaEntry {
     }
     /// Returns which userfaultfd context traps it in an arena of this kind; `None`: it is trapped by protection.
     #[cfg(feature = "userfaultfd")]
-    pub(super) fn kind(&self, trap: Trap) -> Option<Kind> {
+    pub(super) fn kind(&self, trap: Trap, capturable: bool) -> Option<Kind> {
         match trap {
-            Trap::Uffd if self.object.sync_wp && self.sharing == Sharing::Shared => Some(Kind::Sync),
+            Trap::Uffd if capturable || (self.object.sync_wp && self.sharing == Sharing::Shared) => Some(Kind::Sync),
             Trap::Uffd => Some(Kind::Async),
             Trap::Monitor => Some(Kind::Monitor),
             Trap::Segv => None,

@@ -252,6 +252,7 @@ impl ObjectBuilder {
                 persistent: true,
                 dirty_goes: true,
                 reads_ahead: true,
+                custom_ops: false,
             },
         })
     }
@@ -303,6 +304,7 @@ impl ObjectBuilder {
                 persistent: true,
                 dirty_goes: true,
                 reads_ahead: !store_faults,
+                custom_ops: false,
             },
         })
     }
@@ -340,6 +342,7 @@ impl ObjectBuilder {
                 persistent: false,
                 dirty_goes,
                 reads_ahead: false,
+                custom_ops: false,
             },
         })
     }
@@ -374,6 +377,7 @@ impl ObjectBuilder {
                 always_dirty: false,
                 persistent: false,
                 dirty_goes: false,
+                custom_ops: true,
                 reads_ahead: false,
             },
         })

@@ -12,6 +12,7 @@
 //!
 //! # Context: control plane
 
+use super::capture;
 use super::io;
 use super::state::ObjectInner;
 use super::truncate;
@@ -37,8 +38,11 @@ pub(crate) fn follow_len(object: &ObjectInner, op: &'static str) -> Result<u64> 
     if object.is_exclusive() {
         return Err(Error::Denied { op, what: "an exclusive object's end is moved by `set_len`" });
     }
+    // What is there now is not what was there at the cut.
+    capture::refuse_in_cut(op)?;
     let _arenas = object.i_mmap().arenas();
     let _gate = object.i_mmap().gate();
+    capture::refuse_captured(object, op)?;
     truncate::finish_cut(object, op)?;
     let end = file_end(object, op)?.ok_or(Error::Denied { op, what: "only a file has an end that others move" })?;
     if end < object.len_bytes() {
@@ -59,8 +63,11 @@ pub(crate) fn follow_appended(object: &ObjectInner, op: &'static str) -> Result<
     if object.is_exclusive() || file_end(object, op)?.is_none_or(|end| end <= object.len_bytes()) {
         return Ok(());
     }
+    // What is there now is not what was there at the cut.
+    capture::refuse_in_cut(op)?;
     let _arenas = object.i_mmap().arenas();
     let _gate = object.i_mmap().gate();
+    capture::refuse_captured(object, op)?;
     truncate::finish_cut(object, op)?;
     let end = file_end(object, op)?.unwrap_or(0);
     follow_growth(object, op, end)

@@ -8,6 +8,7 @@
 #![expect(unsafe_code, reason = "copies between the caller's slices and pinned pages of the cache")]
 
 use crate::error::{Error, Result};
+use crate::object::capture;
 use crate::object::exclusive;
 use crate::object::fault::Call;
 use crate::object::state::ObjectInner;
@@ -210,10 +211,16 @@ fn for_each_page(
             Err(FillError::PastEnd) if at >= object.len_bytes() => break,
             Err(error) => return Err(call.error(object.mapping(), access, at, error)),
         };
+        let bracket = match access {
+            Access::Write => Some(capture::begin_store(object, call.op, at >> PAGE_SHIFT)),
+            Access::Read => None,
+        };
+        let bracket = bracket.transpose().inspect_err(|_| word.unpin())?;
         let page = object.page_at(at >> PAGE_SHIFT, access);
         if let Some(page) = page {
             f((page + in_page) as *mut u8, here, (at - offset) as usize);
         }
+        drop(bracket);
         word.unpin();
         if page.is_none() {
             return Err(exclusive::not_there(call.op));
@@ -281,13 +288,10 @@ pub(crate) fn write_for(call: Call, object: &ObjectInner, offset: u64, buf: &[u8
     if !object.is_writable() {
         return Err(Error::Denied { op: call.op, what: "the object was not made writable" });
     }
-    if !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {
-        return for_each_page(object, call, (offset, buf.len()), Access::Write, &mut |page, len, done| {
-            if let Some(src) = buf.get(done..done + len) {
-                // SAFETY: `page` lies in a page that is pinned with DIRTY, with `len` bytes of it left.
-                unsafe { copy_in(page, src) };
-            }
-        });
+    // While a capture is made nobody waits for the caller's bytes inside a store: they may be anywhere.
+    let is_captured = object.mapping().captured.number().is_some();
+    if !is_captured && !vmatree::overlaps_arena(buf.as_ptr() as usize, buf.len()) {
+        return store(object, call, offset, buf);
     }
     let mut chunk = [0u8; PAGE_SIZE];
     let mut total = 0;
@@ -296,13 +300,23 @@ pub(crate) fn write_for(call: Call, object: &ObjectInner, offset: u64, buf: &[u8
         let here = (PAGE_SIZE - (at as usize & PAGE_MASK)).min(buf.len() - total);
         // No pin is held: this load may fault.
         chunk[..here].copy_from_slice(&buf[total..total + here]);
-        let n = write_for(call, object, at, &chunk[..here])?;
+        let n = store(object, call, at, &chunk[..here])?;
         total += n;
         if n < here {
             break;
         }
     }
     Ok(total)
+}
+
+/// Copies bytes that are no arena's into the object's pages.
+fn store(object: &ObjectInner, call: Call, offset: u64, bytes: &[u8]) -> Result<usize> {
+    for_each_page(object, call, (offset, bytes.len()), Access::Write, &mut |page, len, done| {
+        if let Some(src) = bytes.get(done..done + len) {
+            // SAFETY: `page` lies in a page that is pinned with DIRTY, with `len` bytes of it left.
+            unsafe { copy_in(page, src) };
+        }
+    })
 }
 
 /// Makes the bytes of the last page behind the end zero, if the page is cached; `false`: it is being filled, up to the

@@ -52,6 +52,8 @@ pub(super) struct Facts {
     pub(super) persistent: bool,
     /// Dirty pages have somewhere to go.
     pub(super) dirty_goes: bool,
+    /// The vtable is the program's.
+    pub(super) custom_ops: bool,
     /// A filler may fill pages that nobody asked for.
     pub(super) reads_ahead: bool,
 }
@@ -96,6 +98,7 @@ pub(super) fn make(
         len_max: len,
         writable: AtomicBool::new(options.writable),
         dsync: options.dsync,
+        custom_ops: facts.custom_ops,
         sync_wp: options.mkwrite || has_mkwrite,
         huge: may_be_huge(options, facts, has_mkwrite),
         mapping: Some(mapping),

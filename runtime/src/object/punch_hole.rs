@@ -2,7 +2,9 @@
 //!
 //! # Context: control plane
 
+use super::capture;
 use super::io;
+use super::preserve;
 use super::state::ObjectInner;
 use super::truncate::Below;
 use super::void::Void;
@@ -67,7 +69,9 @@ pub(crate) fn punch_hole(object: &ObjectInner, op: &'static str, range: Range<u6
 ///                                      the flusher has written: the old bytes are back in the store
 /// ```
 fn punch_chunk(object: &ObjectInner, op: &'static str, pages: &Range<u64>, hole: &Range<u64>) -> Result<bool> {
+    capture::refuse_in_cut(op)?;
     let _gate = object.i_mmap().gate();
+    preserve::preserve_range(object, pages.clone());
     for _ in 0..PATIENCE {
         object.i_mmap().demote(pages.start, pages.end)?;
         // From here on faults may wait for us: no lock, no memory. What cannot be had is waited for with empty hands.

@@ -3,8 +3,9 @@
 //! # Context: control plane
 
 use super::state::ObjectInner;
-use super::{follow, truncate};
+use super::{capture, follow, preserve, truncate};
 use crate::error::{Error, Result};
+use softfault_mm::page::PAGE_SHIFT;
 use softfault_platform::store::file::FileStore;
 
 /// Sets the end of an object; `writable`: by a value that permits writing.
@@ -22,8 +23,12 @@ pub(crate) fn set_len(object: &ObjectInner, op: &'static str, len_bytes: u64, wr
         return Err(Error::Argument { op, arg: "len_bytes", value: len_bytes, why });
     }
     // The arenas are kept until the gate is free: none is ended, by its last reference, while we have it.
+    capture::refuse_in_cut(op)?;
     let _arenas = object.i_mmap().arenas();
     let _gate = object.i_mmap().gate();
+    // The last page, too: what of it lies behind the end is made zero.
+    let last = len_bytes.min(object.len_bytes()) >> PAGE_SHIFT;
+    preserve::preserve_range(object, last..object.mapping().nr_pages());
     if writable && !object.is_exclusive() && len_bytes > object.len_bytes() {
         // What others have appended to the file is taken over first, so that it is not made zeros.
         truncate::finish_cut(object, op)?;

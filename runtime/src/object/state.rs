@@ -39,9 +39,10 @@ pub(crate) struct ObjectInner {
     /// Somebody may write it: set at the beginning, or once, by who opens a file again for writing. Protected then by the lock of
     /// that (`file::make_writable`).
     pub(super) writable: AtomicBool,
-    /// Set when it is made, as the two below.
+    /// Set when it is made, as the ones below.
     pub(crate) dsync: bool,
     pub(crate) sync_wp: bool,
+    pub(crate) custom_ops: bool,
     /// Complete chunks are to be huge pages.
     pub(crate) huge: bool,
     // Dropped in this order: what borrows before what is borrowed. All of them are taken by drop alone.
