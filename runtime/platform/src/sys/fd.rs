@@ -63,20 +63,7 @@ impl Descriptor {
     /// # Context: control plane
     #[must_use]
     pub fn mark(self) -> Self {
-        Self { mark: self.move_position().unwrap_or(0), ..self }
-    }
-
-    fn move_position(self) -> Result<u32, Errno> {
-        let mut at = [0];
-        random::fill(&mut at)?;
-        let [at] = at;
-        let status = file::status(self.number)?;
-        // 31 bits are random, and the highest is set: of files of the program's that have less than 2 GiB left it never is.
-        let unread = (at as u32) | 1 << 31;
-        let high = (at >> 32 & 0xf_ffff) << 32;
-        // Behind the end, where the kernel lets a position be up to the longest file there can be.
-        file::seek(self.number, status.len_bytes.wrapping_add(high).wrapping_sub(u64::from(unread)) & (u64::MAX >> 1))?;
-        Ok(if file::unread_bytes(self.number)? == unread { unread } else { 0 })
+        Self { mark: move_position(self.number).unwrap_or(0), ..self }
     }
 
     /// Returns the number, whatever it names by now; -1: none.
@@ -167,6 +154,23 @@ impl Descriptor {
             file::close(self.number);
         }
     }
+}
+
+/// Puts the position of `number`'s description where nobody else's is, and returns what lies behind it, modulo 2^32; 0: it cannot
+/// be had. See [`Descriptor::mark`].
+///
+/// # Context: control plane
+pub(super) fn move_position(number: i32) -> Result<u32, Errno> {
+    let mut at = [0];
+    random::fill(&mut at)?;
+    let [at] = at;
+    let status = file::status(number)?;
+    // 31 bits are random, and the highest is set: of files of the program's that have less than 2 GiB left it never is.
+    let unread = (at as u32) | 1 << 31;
+    let high = (at >> 32 & 0xf_ffff) << 32;
+    // Behind the end, where the kernel lets a position be up to the longest file there can be.
+    file::seek(number, status.len_bytes.wrapping_add(high).wrapping_sub(u64::from(unread)) & (u64::MAX >> 1))?;
+    Ok(if file::unread_bytes(number)? == unread { unread } else { 0 })
 }
 
 /// Returns whether `number` names the file that `is`.

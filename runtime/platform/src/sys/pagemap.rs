@@ -88,15 +88,14 @@ pub fn init() -> Result<(), Errno> {
     let number = fd::raise(file::open_rdonly(c"/proc/self/pagemap")?);
     let page = mem::map_zeroed(4096).inspect_err(|_| file::close(number))?;
     let mut arg = ScanArg { start: page as u64, end: page as u64 + 4096, ..ask(PAGE_IS_PRESENT) };
-    let works = scan(number, &mut arg, &mut []).and_then(|_| publish(&ASKED, seen, number));
+    let works = scan(number, &mut arg, &mut []).and_then(|_| publish(&ASKED, seen, Asked::new(number)?));
     // SAFETY: the page mapped above, which nobody else has seen.
     unsafe { mem::release(page, 4096) };
     works.inspect_err(|_| file::close(number))
 }
 
-/// A number, and 32 bits of what it named when it was ours.
-///
-/// Files of one /proc have inodes of 32 bits, and are told apart by them; any other file is taken for ours once in 2^32.
+/// A number, and 32 bits of what it named when it was ours: where its position lies, which nothing uses, so that a random number
+/// has put it there ([`fd::Descriptor::mark`]), or of its device and inode. A file of the program's is taken for ours once in 2^31.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Asked(u64);
 
@@ -104,11 +103,34 @@ impl Asked {
     /// No number.
     const NONE: Self = Self(u64::MAX);
 
-    fn of(number: i32) -> Result<Self, Errno> {
+    /// In the word: its position says it, 0.15 us; else its inode does, 0.28 us.
+    const MARKED: u64 = 1 << 63;
+
+    /// Of the file, which was opened just now: nobody else has this description.
+    ///
+    /// # Context: control plane
+    fn new(number: i32) -> Result<Self, Errno> {
+        match fd::move_position(number) {
+            Ok(mark) if mark != 0 => Ok(Self::MARKED | u64::from(mark) << 32).map(|is| Self(is).renumbered(number)),
+            _ => Self::by_inode(number),
+        }
+    }
+
+    /// Of the file, which was opened anew. It is put elsewhere than the one before was: who has that one's word finds that it is
+    /// another, also where the number is the same.
+    fn again(self, number: i32) -> Result<Self, Errno> {
+        let mark = u64::from(((self.0 >> 32) as u32).wrapping_mul(0x9e37_79b1)) | 1 << 31;
+        let again = Self(mark << 32).renumbered(number);
+        // The file has no bytes, so what lies behind a position is what it lacks of 2^32.
+        let is_put = || file::seek(number, (1 << 32) - mark).is_ok() && again.names_it();
+        if self.is_some() && self.0 & Self::MARKED != 0 && is_put() { Ok(again) } else { Self::by_inode(number) }
+    }
+
+    fn by_inode(number: i32) -> Result<Self, Errno> {
         let (dev, ino) = fd::identity(number)?;
-        // An odd factor: no two devices are one.
-        let is = (ino as u32) ^ (dev as u32).wrapping_mul(0x9e37_79b1);
-        Ok(Self(u64::from(is) << 32 | u64::from(number.cast_unsigned())))
+        // An odd factor: no two devices are one. Files of one /proc have inodes of 32 bits.
+        let is = u64::from((ino as u32) ^ (dev as u32).wrapping_mul(0x9e37_79b1));
+        Ok(Self(is << 32 & !Self::MARKED).renumbered(number))
     }
 
     fn number(self) -> i32 {
@@ -126,15 +148,22 @@ impl Asked {
 
     /// Returns whether the number names our file; counted in [`fd::lost`] if it does not.
     fn is_ours(self) -> bool {
-        let ours = Self::of(self.number()) == Ok(self);
+        let ours = self.names_it();
         if !ours {
             fd::note_lost();
         }
         ours
     }
+
+    fn names_it(self) -> bool {
+        if self.0 & Self::MARKED == 0 {
+            return Self::by_inode(self.number()) == Ok(self);
+        }
+        file::unread_bytes(self.number()) == Ok((self.0 >> 32) as u32)
+    }
 }
 
-/// Makes `number` the one to ask, if it is `seen` until now. What somebody else's number names by now is not asked:
+/// Makes `new` the one to ask, if it is `seen` until now. What somebody else's number names by now is not asked:
 /// ```text
 /// this thread                      another                     the program
 /// opens 7                          opens 8
@@ -144,9 +173,8 @@ impl Asked {
 /// ```
 ///
 /// # Errors
-/// `EBADF`: it names nothing by now. `EAGAIN`: another thread was first.
-fn publish(asked: &AtomicU64, seen: Asked, number: i32) -> Result<(), Errno> {
-    let new = Asked::of(number)?;
+/// `EAGAIN`: another thread was first.
+fn publish(asked: &AtomicU64, seen: Asked, new: Asked) -> Result<(), Errno> {
     // Relaxed: what the number names is in the word itself.
     let swapped = asked.compare_exchange(seen.0, new.0, Ordering::Relaxed, Ordering::Relaxed);
     swapped.map(drop).map_err(|_| Errno::EAGAIN)
@@ -171,7 +199,7 @@ pub fn note_kept() -> Option<i32> {
 }
 
 /// Has another number name the file, if `seen`, which did, does not. So nothing is open twice: a number that is exchanged is the
-/// program's, or nobody's.
+/// program's, or nobody's (or of a file whose position the program has moved).
 ///
 /// # Context: handler
 ///
@@ -184,24 +212,25 @@ fn take_back(asked: &AtomicU64, seen: Asked) -> Result<(), Errno> {
         return Ok(());
     }
     let kept = fd::kept(KEPT_AS.load(Ordering::Relaxed)).and_then(|number| {
-        if Asked::of(number) == Ok(seen.renumbered(number)) {
-            return Ok(number);
+        let kept = seen.renumbered(number);
+        if kept.names_it() {
+            return Ok(kept);
         }
         file::close(number);
         Err(Errno::EBADF)
     });
-    let number = match kept {
-        Ok(number) => number,
-        Err(_) => fd::raise(file::open_rdonly(c"/proc/self/pagemap").map_err(|_| Errno::EBADF)?),
-    };
-    match publish(asked, seen, number) {
-        // Another thread was first: its number is as good.
-        Err(e) => {
-            file::close(number);
-            if e == Errno::EAGAIN { Ok(()) } else { Err(e) }
+    let new = match kept {
+        Ok(kept) => kept,
+        Err(_) => {
+            let number = fd::raise(file::open_rdonly(c"/proc/self/pagemap").map_err(|_| Errno::EBADF)?);
+            seen.again(number).inspect_err(|_| file::close(number))?
         }
-        done => done,
+    };
+    if publish(asked, seen, new).is_err() {
+        // Another thread was first: its number is as good.
+        file::close(new.number());
     }
+    Ok(())
 }
 
 /// Asks by the number, and believes the answer if it was our file's.
@@ -567,7 +596,7 @@ mod tests {
         let before = asked_by();
         assert!(vouches(before), "nobody has exchanged it");
         let old = asked();
-        publish(&ASKED, old, fd::raise(file::open_rdonly(c"/proc/self/pagemap")?))?;
+        publish(&ASKED, old, Asked::new(fd::raise(file::open_rdonly(c"/proc/self/pagemap")?))?)?;
         assert!(asked().is_ours(), "the new one is ours, too");
         assert!(!vouches(before), "it was not asked by this number");
         assert!(vouches(asked_by()));
@@ -582,7 +611,8 @@ mod tests {
         let Some(_turn) = opened() else { return Ok(()) };
         let winner = asked();
         let late = file::open_rdonly(c"/proc/self/maps")?;
-        assert_eq!(publish(&ASKED, Asked::of(late)?, late), Err(Errno::EAGAIN), "another thread was first");
+        let late_as = Asked::by_inode(late)?;
+        assert_eq!(publish(&ASKED, late_as, late_as), Err(Errno::EAGAIN), "another thread was first");
         file::close(late);
         assert!(winner.is_ours(), "what is known is what the winner's number names");
         take_back(&ASKED, winner)?;
@@ -594,23 +624,36 @@ mod tests {
     /// of its own under it: the process's memory as a supervisor sees it, say.
     #[test]
     fn who_was_too_late_takes_no_file_of_the_programs_for_ours() -> Result<(), Errno> {
-        let ours = || file::open_rdonly(c"/proc/self/pagemap");
-        let asked = AtomicU64::new(Asked::NONE.0);
-        let (winner, late) = (ours()?, ours()?);
-        publish(&asked, Asked::NONE, winner)?;
-        let programs = file::open_rdonly(c"/proc/self/maps")?;
-        // SAFETY: touches no memory; both numbers are the test's.
-        let moved = unsafe { syscall6(libc::SYS_dup2, [programs as usize, winner as usize, 0, 0, 0, 0]) };
-        assert_eq!(moved, Ok(winner as usize));
-        assert_eq!(publish(&asked, Asked::NONE, late), Err(Errno::EAGAIN), "another thread was first");
-        let now = Asked(asked.load(Ordering::Relaxed));
-        assert_eq!(now.number(), winner);
-        assert!(!now.is_ours(), "the program's file is asked");
-        take_back(&asked, now)?;
-        assert!(Asked(asked.load(Ordering::Relaxed)).is_ours(), "it was opened anew");
-        for number in [winner, late, programs, Asked(asked.load(Ordering::Relaxed)).number()] {
-            file::close(number);
+        for known in [Asked::new, Asked::by_inode] {
+            let ours = || known(file::open_rdonly(c"/proc/self/pagemap")?);
+            let asked = AtomicU64::new(Asked::NONE.0);
+            let (winner, late) = (ours()?, ours()?);
+            publish(&asked, Asked::NONE, winner)?;
+            assert!(winner.is_ours());
+            let programs = file::open_rdonly(c"/proc/1/pagemap").or_else(|_| file::open_rdonly(c"/proc/self/maps"))?;
+            // SAFETY: touches no memory; both numbers are the test's.
+            let moved = unsafe { syscall6(libc::SYS_dup2, [programs as usize, winner.number() as usize, 0, 0, 0, 0]) };
+            assert_eq!(moved, Ok(winner.number() as usize));
+            assert_eq!(publish(&asked, Asked::NONE, late), Err(Errno::EAGAIN), "another thread was first");
+            let now = Asked(asked.load(Ordering::Relaxed));
+            assert_eq!(now, winner);
+            assert!(!now.is_ours(), "the program's file is asked");
+            take_back(&asked, now)?;
+            let new = Asked(asked.load(Ordering::Relaxed));
+            assert!(new.is_ours(), "it was opened anew");
+            assert_eq!(new.0 & Asked::MARKED, winner.0 & Asked::MARKED, "it is known by the same");
+            assert!(new.0 & Asked::MARKED == 0 || new.0 >> 32 != winner.0 >> 32, "it is taken for the one before");
+            for number in [winner.number(), late.number(), programs, new.number()] {
+                file::close(number);
+            }
         }
         Ok(())
+    }
+
+    /// A look at the number by its position takes half as long as one by its inode.
+    #[test]
+    fn the_file_is_marked_where_the_kernel_has_positions() {
+        let Some(_turn) = opened() else { return };
+        assert_ne!(asked().0 & Asked::MARKED, 0, "each look at the number asks for its inode");
     }
 }
