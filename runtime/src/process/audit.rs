@@ -108,11 +108,20 @@ pub(crate) fn audit_threads() -> Result<Audit> {
         );
         offenders.push(Offender { tid: 0, name: "process".into(), why });
     }
-    let mut left = Vec::new();
+    let mut tasks = Vec::new();
     for task in by_std::read_dir("/proc/self/task").map_err(io)? {
-        left.push(Looked { task: task.map_err(io)?.path(), asleep: 0, busy: 0 });
+        tasks.push(task.map_err(io)?.path());
     }
-    // All of them in each round, so that many cost no more time than one.
+    offenders.extend(audit_tasks(tasks, || std::thread::sleep(Duration::from_millis(1))));
+    offenders.sort_by_key(|o| o.tid);
+    Ok(Audit { offenders })
+}
+
+/// Looks at each thread until it is in no handler of ours, or has had its time: at all of them in each round, after which it pauses,
+/// so that many cost no more time than one.
+fn audit_tasks(tasks: Vec<PathBuf>, mut pause: impl FnMut()) -> Vec<Offender> {
+    let mut offenders = Vec::new();
+    let mut left: Vec<_> = tasks.into_iter().map(|task| Looked { task, asleep: 0, busy: 0 }).collect();
     while !left.is_empty() {
         left.retain_mut(|thread| match look(thread) {
             Look::Again => true,
@@ -123,11 +132,10 @@ pub(crate) fn audit_threads() -> Result<Audit> {
             }
         });
         if !left.is_empty() {
-            std::thread::sleep(Duration::from_millis(1));
+            pause();
         }
     }
-    offenders.sort_by_key(|o| o.tid);
-    Ok(Audit { offenders })
+    offenders
 }
 
 /// A thread that is being looked at, and how often it was found asleep or busy.
@@ -209,6 +217,30 @@ mod tests {
         assert!(is_in_handler("SigBlk:\tfffffffefffbfeff\n"), "or of a thread that ends");
         assert!(!is_in_handler("SigBlk:\tfffffffe7ffbfeff\n"), "what a program's sigfillset(3) blocks");
         assert!(!is_in_handler("SigBlk:\t0000000000000040\n"));
+    }
+
+    /// Threads that are in no hurry cost their time once, and not each of them.
+    #[test]
+    fn many_threads_in_handlers_are_waited_for_together() {
+        let dir = std::env::temp_dir().join(format!("softfault-audit-{}", std::process::id()));
+        let task = |tid: u32, state: &str| {
+            let task = dir.join(tid.to_string());
+            std::fs::create_dir_all(&task).expect("a directory");
+            let text = format!("Name:\tx\nState:\t{state}\nPid:\t{tid}\nSigBlk:\tfffffffffffbfeff\n");
+            std::fs::write(task.join("status"), text).expect("a file");
+            task
+        };
+        let rounds = |state: &str, nr: u32| {
+            let mut rounds = 0;
+            let offenders = audit_tasks((1..=nr).map(|tid| task(tid, state)).collect(), || rounds += 1);
+            assert_eq!(offenders.len(), nr as usize, "each of them blocks our signals for as long as anybody looks");
+            rounds
+        };
+        for (state, looks) in [("S (sleeping)", LOOKS), ("D (disk sleep)", LOOKS_BUSY)] {
+            assert_eq!(rounds(state, 1), looks - 1, "{state}");
+            assert_eq!(rounds(state, 8), looks - 1, "{state}: eight of them");
+        }
+        std::fs::remove_dir_all(&dir).expect("removed");
     }
 
     #[test]
