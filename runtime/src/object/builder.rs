@@ -239,8 +239,13 @@ impl ObjectBuilder {
             let why = "must be made durable in the faulting thread; use `handler_store`";
             return Err(Error::Argument { op: "ObjectBuilder::store", arg: "dsync", value: 1, why });
         }
-        let store = Box::new(Guarded(store));
         let ops = Box::new(ShmemVmOps { mkwrite: self.options.mkwrite });
+        self.store_with(store, ops)
+    }
+
+    /// The same with a vtable of the runtime's own, which does what [`ShmemVmOps`] does, and more.
+    pub(crate) fn store_with(self, store: Box<dyn Store>, ops: Box<dyn VmOps>) -> Result<Object> {
+        let store = Box::new(Guarded(store));
         self.build(Backing {
             store,
             ops,

@@ -25,7 +25,7 @@ pub struct Completion {
 /// Returns how far a session has come.
 pub(super) fn progress(session: &SessionInner) -> Progress {
     let native_extents = native(session);
-    Progress { pages: session.nr_pages(), cached: session.image.inner.object.cached_pages(), native_extents }
+    Progress { pages: session.nr_pages(), cached: session.object.cached_pages(), native_extents }
 }
 
 fn native(session: &SessionInner) -> u64 {
@@ -39,8 +39,8 @@ fn native(session: &SessionInner) -> u64 {
 /// # Errors
 /// As [`Session::complete`](crate::Session::complete).
 pub(super) fn complete(session: &SessionInner) -> Result<Completion> {
-    let (pages, opened) = (session.nr_pages(), &session.image.inner);
-    let limit = opened.object.inner.rt.account.limit();
+    let (pages, object) = (session.nr_pages(), &session.object);
+    let limit = object.inner.rt.account.limit();
     if pages > limit {
         let what = "the cache's limit, in pages, below what the session has";
         return Err(Error::Limit { op: OP, what, limit, needed: pages });
@@ -51,7 +51,7 @@ pub(super) fn complete(session: &SessionInner) -> Result<Completion> {
         let mut at = range.start;
         while at < range.end {
             let end = ((at / EXTENT_SIZE as u64 + 1) * EXTENT_SIZE as u64).min(range.end);
-            opened.object.populate(at..end)?;
+            object.populate(at..end)?;
             let here = r.range().start + (at - range.start) as usize;
             let here = here..here + (end - at) as usize;
             if r.region().prot != softfault_image::Prot::NONE && r.arena().promote(here.clone())? == 0 {

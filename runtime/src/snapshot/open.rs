@@ -7,6 +7,8 @@ use crate::cache::state::RuntimeInner;
 use crate::error::{Result, image as image_error, parent_only};
 use crate::object::{Object, ObjectBuilder};
 use softfault_image::{Digest, Identity, Image, Integrity, PAGE_SIZE};
+use softfault_mm::shmem::ShmemVmOps;
+use softfault_mm::vma::VmOps;
 use softfault_platform::store::blocks;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -46,6 +48,28 @@ fn open_images() -> MutexGuard<'static, Vec<Weak<Opened>>> {
     open
 }
 
+/// Makes an object whose pages are an image's.
+fn make(
+    op: &'static str,
+    rt: &Arc<RuntimeInner>,
+    image: &Arc<Image>,
+    failure: &Arc<LastFailure>,
+    ops: Box<dyn VmOps>,
+) -> Result<Object> {
+    let unit_bytes = image.unit_bytes().map_err(image_error(op))?;
+    let unit_bytes = if blocks::is_alignment(unit_bytes as u64) { unit_bytes } else { PAGE_SIZE };
+    let store = ImageStore::new(Arc::clone(image), Arc::clone(failure), rt.stat, unit_bytes);
+    let builder = ObjectBuilder::new(Arc::clone(rt), image.nr_pages() * PAGE_SIZE as u64);
+    builder.label(image.path().display().to_string()).store_with(Box::new(store), ops)
+}
+
+impl Opened {
+    /// Makes another object of the image, for one session, whose faults `ops` sees.
+    pub(super) fn object_of_its_own(&self, op: &'static str, ops: Box<dyn VmOps>) -> Result<Object> {
+        make(op, &self.object.inner.rt, &self.image, &self.failure, ops)
+    }
+}
+
 impl OpenImage {
     /// Opens an image as an object, or finds the object that it is open as.
     ///
@@ -67,12 +91,8 @@ impl OpenImage {
         if let Some(inner) = open.iter().filter_map(Weak::upgrade).find(|o| is_same(o) && same_regions(o)) {
             return Ok(Self { inner });
         }
-        let unit_bytes = image.unit_bytes().map_err(&failed)?;
-        let unit_bytes = if blocks::is_alignment(unit_bytes as u64) { unit_bytes } else { PAGE_SIZE };
         let (image, failure) = (Arc::new(image), Arc::<LastFailure>::default());
-        let store = ImageStore::new(Arc::clone(&image), Arc::clone(&failure), rt.stat, unit_bytes);
-        let builder = ObjectBuilder::new(Arc::clone(rt), image.nr_pages() * PAGE_SIZE as u64);
-        let object = builder.label(image.path().display().to_string()).store(Box::new(store))?;
+        let object = make(op, rt, &image, &failure, Box::new(ShmemVmOps::default()))?;
         let inner = Arc::new(Opened { image, object, failure, known });
         open.push(Arc::downgrade(&inner));
         Ok(Self { inner })

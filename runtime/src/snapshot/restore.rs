@@ -5,14 +5,17 @@
 use super::open::OpenImage;
 use super::overlay::{self, Overlay};
 use super::place::{self, Span};
+use super::record::Recording;
 use super::session::Session;
 use super::state::SessionRegion;
 use crate::arena::{Arena, ArenaBuilder};
 use crate::delivery::Delivery;
 use crate::error::{Error, Result, parent_only};
+use crate::object::Object;
 use crate::types::{Prot, Sharing};
 use softfault_image::Region;
 use std::sync::Arc;
+use std::time::Duration;
 
 const OP: &str = "Restore::build";
 
@@ -27,6 +30,7 @@ pub struct Restore {
     native_extents: bool,
     granule_bytes: Option<usize>,
     overlays: Vec<(Overlay, Vec<u8>)>,
+    record: Option<Duration>,
 }
 
 impl Restore {
@@ -44,6 +48,7 @@ impl Restore {
             native_extents: true,
             granule_bytes: None,
             overlays: Vec::new(),
+            record: None,
         }
     }
 
@@ -118,6 +123,17 @@ impl Restore {
         self
     }
 
+    /// Records which pages are touched first, in windows of time of this length, until [`Session::mark`]. Each touch is seen, page by
+    /// page: so nothing is mapped around a touch and no extent is handed to the kernel, and the session has pages of its own,
+    /// which no other session of the image finds cached.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn record(mut self, window: Duration) -> Self {
+        self.record = Some(window);
+        self
+    }
+
     /// Makes the session: maps its regions, and stores the overlays. Nothing else is read.
     ///
     /// # Context: program
@@ -140,19 +156,26 @@ impl Restore {
         let why = "regions lie inside the first 128 TiB";
         let past_end = Error::Argument { op: OP, arg: "regions", value: regions.len() as u64, why };
         let spans = if self.original { place::original(regions).ok_or(past_end)? } else { place::anywhere(regions) };
+        let recording = self.record.map(|window| Recording::new(OP, &opened.image, window)).transpose()?;
+        let object = match &recording {
+            Some(recording) => opened.object_of_its_own(OP, recording.ops())?,
+            None => opened.object.clone(),
+        };
         let mut placed: Vec<(usize, SessionRegion)> = Vec::with_capacity(regions.len());
         for span in &spans {
             let arena = self.arena(span)?;
             for (i, offset) in &span.regions {
                 if let Some(region) = regions.get(*i) {
-                    self.map(&arena, *offset as usize, region)?;
+                    map(&arena, *offset as usize, &object, region)?;
                     placed.push((*i, SessionRegion::new(region.clone(), arena.clone(), *offset as usize)));
                 }
             }
         }
         placed.sort_by_key(|(i, _)| *i);
-        let session = Session::new(self.image.clone(), placed.into_iter().map(|(_, r)| r).collect(), overlays);
+        let placed = placed.into_iter().map(|(_, r)| r).collect();
+        let session = Session::new(self.image.clone(), object, placed, overlays);
         self.overlays.iter().try_for_each(|(o, bytes)| session.store_overlay(&o.range, bytes))?;
+        session.begin(recording)?;
         Ok(session)
     }
 
@@ -161,8 +184,8 @@ impl Restore {
         let mut builder = ArenaBuilder::new(Arc::clone(&self.image.inner.object.inner.rt), len_bytes)
             .delivery(self.delivery)
             .kernel_access(self.kernel_access)
-            .fault_around(self.fault_around)
-            .native_extents(self.native_extents);
+            .fault_around(self.fault_around && self.record.is_none())
+            .native_extents(self.native_extents && self.record.is_none());
         if let Some(bytes) = self.granule_bytes {
             builder = builder.granule(bytes);
         }
@@ -171,16 +194,16 @@ impl Restore {
         }
         builder.build()
     }
+}
 
-    fn map(&self, arena: &Arena, offset: usize, region: &Region) -> Result<()> {
-        let prot = if region.prot.contains(softfault_image::Prot::WRITE) {
-            Prot::ReadWrite
-        } else if region.prot == softfault_image::Prot::NONE {
-            Prot::None
-        } else {
-            Prot::Read
-        };
-        let len_bytes = usize::try_from(region.len_bytes).unwrap_or(usize::MAX);
-        arena.map(offset, &self.image.inner.object, region.offset, len_bytes, prot, Sharing::Private)
-    }
+fn map(arena: &Arena, offset: usize, object: &Object, region: &Region) -> Result<()> {
+    let prot = if region.prot.contains(softfault_image::Prot::WRITE) {
+        Prot::ReadWrite
+    } else if region.prot == softfault_image::Prot::NONE {
+        Prot::None
+    } else {
+        Prot::Read
+    };
+    let len_bytes = usize::try_from(region.len_bytes).unwrap_or(usize::MAX);
+    arena.map(offset, object, region.offset, len_bytes, prot, Sharing::Private)
 }

@@ -5,10 +5,15 @@
 use super::complete::{self, Completion};
 use super::open::OpenImage;
 use super::overlay::{self, Overlay};
+use super::record::Recording;
 use super::state::{Progress, SessionInner, SessionRegion};
 use crate::error::{Error, Result, parent_only};
+use crate::object::Object;
+use softfault_image::workingset::WorkingSet;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const OP_BEGIN: &str = "Restore::build";
 
 /// An image that was restored: its regions are memory, which is filled from the image as it is touched, and private to the session.
 /// Cheap to clone; the last clone unmaps everything.
@@ -18,8 +23,34 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn new(image: OpenImage, regions: Vec<SessionRegion>, overlays: Vec<Overlay>) -> Self {
-        Self { inner: Arc::new(SessionInner { image, regions, overlays }) }
+    pub(super) fn new(image: OpenImage, object: Object, regions: Vec<SessionRegion>, overlays: Vec<Overlay>) -> Self {
+        Self { inner: Arc::new(SessionInner { image, object, regions, overlays, recording: Mutex::new(None) }) }
+    }
+
+    /// Begins to record, once everything is as the program gets it.
+    pub(super) fn begin(&self, recording: Option<Recording>) -> Result<()> {
+        let Some(mut recording) = recording else { return Ok(()) };
+        recording.begin(OP_BEGIN)?;
+        *self.recording() = Some(recording);
+        Ok(())
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Option<Recording>> {
+        self.inner.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that the session is ready, and ends the recording: returns the pages that were touched first in each window of time
+    /// since it was restored. `None`: nothing was being recorded.
+    ///
+    /// # Context: program
+    ///
+    /// # Errors
+    /// [`Error::Image`]: there are more windows than a set may have.
+    pub fn mark(&self) -> Result<Option<WorkingSet>> {
+        let op = "Session::mark";
+        parent_only(op)?;
+        let recording = self.recording().take();
+        recording.map(|r| r.end(op)).transpose()
     }
 
     /// Returns the image.

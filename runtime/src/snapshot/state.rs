@@ -4,9 +4,12 @@
 
 use super::open::OpenImage;
 use super::overlay::Overlay;
+use super::record::Recording;
 use crate::arena::Arena;
+use crate::object::Object;
 use softfault_image::{PAGE_SIZE, Region};
 use std::ops::Range;
+use std::sync::Mutex;
 
 /// A region of an image, where a session has it.
 #[derive(Clone, Debug)]
@@ -85,8 +88,12 @@ pub struct Progress {
 #[derive(Debug)]
 pub(super) struct SessionInner {
     pub(super) image: OpenImage,
+    /// Whose pages the regions are: the image's object, or one of the session's own.
+    pub(super) object: Object,
     pub(super) regions: Vec<SessionRegion>,
     pub(super) overlays: Vec<Overlay>,
+    /// What notes which pages are touched, if that was asked for.
+    pub(super) recording: Mutex<Option<Recording>>,
 }
 
 impl SessionInner {
