@@ -314,3 +314,37 @@ fn pins_of_who_installs_pages_are_waited_for() {
         w.check_quiescent();
     }
 }
+
+/// The pages that came last can go, and no other: fewer than there are in `small` where the others are in `main`.
+fn check_that_the_last_are_found(nr: u64, is_filling: bool) {
+    const COLD: u64 = 20;
+    // Memory without swap: what is dirty stays.
+    let w = world_with(ObjectSpec { dirty_goes: false, ..ObjectSpec::pages(nr as usize + 64) });
+    let filling = u64::from(is_filling);
+    w.account.limit_pages.store(nr + filling, Ordering::Relaxed);
+    w.populate(0, 64, nr + 64);
+    assert!(w.account.charge(filling), "there is room");
+    for word in (64..nr + 64 - COLD).map(|p| w.word(0, p)) {
+        word.try_pin(DIRTY).expect("cached");
+        w.objects[0].mapping.account_dirtied(1);
+        word.unpin();
+    }
+    let handler = Handler::new(w);
+    let looks = (0..5_000).map(|_| handler.look()).take_while(|r| r.intersects(R::RETRY)).count();
+    assert!(looks < 5_000, "nothing is found");
+    let cached = w.account.nr_pages.load(Ordering::Relaxed) - filling;
+    assert!(cached < nr, "{COLD} pages could go, and {looks} looks found none");
+    w.account.uncharge(filling);
+}
+
+#[test]
+fn the_pages_that_came_last_are_looked_at_before_anybody_gives_up() {
+    check_that_the_last_are_found(3 << 12, false);
+}
+
+/// A page that a hung store is to read is no reason to look at a part of the cache only.
+#[test]
+fn everything_is_looked_at_though_something_is_under_way_for_long() {
+    // More than are looked at before a thread has been patient for long enough.
+    check_that_the_last_are_found(80 << 10, true);
+}

@@ -51,7 +51,7 @@ pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: u
 }
 
 /// As [`shrink`]; returns also whether it could look at all, which takes a batch that nobody else has. With `whole` every page
-/// on probation gets its verdict, also those that came a moment ago: nothing else is left to be freed.
+/// gets its verdict, also those that came a moment ago: nothing else is left to be freed.
 fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize, whole: bool) -> (Shrunk, bool) {
     let mut done = Shrunk::default();
     let mut looked = false;
@@ -67,7 +67,7 @@ fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe:
         let mut early = 0;
         env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            let (seen, unmapped) = age::age(&scan, batch);
+            let (seen, unmapped) = age::age(&scan, batch, whole);
             done.scanned += seen.scanned;
             done.stale += seen.stale;
             early = age::pick_early(&scan, batch, unmapped);

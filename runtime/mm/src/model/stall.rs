@@ -8,6 +8,8 @@ use crate::ops::WaitKey;
 const NAPS_MAX: u64 = 10;
 /// Naps while a store has been given pages, or is reading: it gets longer.
 const BUSY_MAX: u32 = 5_000;
+/// The same where that has just been so for as long.
+const BUSY_AGAIN: u32 = 16;
 /// Batches that a thread looks at without a nap, in which signals come: some ten milliseconds.
 const BREATH: u32 = 1_024;
 
@@ -22,9 +24,13 @@ pub struct Stall {
     pub(crate) outlasted: bool,
     /// Another one was over without progress before this began.
     pub(crate) is_again: bool,
+    /// Something was under way for long before this began.
+    was_busy: bool,
+    /// Everything on probation had its verdict, after twice as many entries had been looked at as there are pages.
+    went_round: bool,
     /// Entries looked at for nothing; of an object with a limit of its own, pages that the hand has passed.
     pub(crate) scanned: u64,
-    /// Entries on probation that have no verdict yet, of those that were there when this look at all of them began.
+    /// Entries on probation, or in `small`, that have no verdict yet, of those that were there when this look at all of them began.
     pub(crate) unjudged: u64,
     /// Batches since the thread last let signals in.
     pub(crate) batches: u32,
@@ -47,6 +53,8 @@ impl Stall {
         left: None,
         outlasted: false,
         is_again: false,
+        was_busy: false,
+        went_round: false,
         scanned: 0,
         unjudged: 0,
         batches: 0,
@@ -67,7 +75,7 @@ impl Stall {
 
     /// Returns this one as what follows `before`, in which there was no progress: a look at what others had in hand then.
     pub(crate) fn again(self, before: &Self) -> Self {
-        Self { naps: before.naps, is_again: true, ..self }
+        Self { naps: before.naps, is_again: true, was_busy: before.is_busy_for_long(), ..self }
     }
 
     /// The thread goes away; `full` says what was full, and what moves when there is room.
@@ -98,7 +106,7 @@ impl Stall {
     }
 
     pub(crate) fn is_busy_for_long(&self) -> bool {
-        self.busy > BUSY_MAX
+        self.busy > if self.was_busy { BUSY_AGAIN } else { BUSY_MAX }
     }
 
     /// Returns whether the thread has looked at batches for so long that it is to let signals in.
@@ -111,9 +119,28 @@ impl Stall {
         is
     }
 
+    /// Counts a look at `scanned` entries for nothing, of a cache of `limit` pages. Returns whether it ends a round: there was nothing in any queue, or all on probation have their verdict.
+    pub(crate) fn look(&mut self, limit: u64, scanned: u64) -> bool {
+        let whole = self.is_whole(limit);
+        self.scanned = self.scanned.saturating_add(scanned);
+        self.went_round |= whole && self.unjudged == 0;
+        scanned == 0 || (whole && self.unjudged == 0)
+    }
+
+    /// Returns whether so much was looked at that everything on probation is to get its verdict.
+    pub(crate) fn is_whole(&self, limit: u64) -> bool {
+        self.scanned > limit.saturating_mul(2)
+    }
+
+    /// Returns whether what is under way is waited for, batch by batch; who has done so for long looks at everything first.
+    pub(crate) fn is_patient(&self) -> bool {
+        self.went_round || !self.is_busy_for_long()
+    }
+
     /// Returns whether everything was looked at several times, and as many naps passed: before each idle one the thread has
-    /// looked at everything on probation, or there was nothing to look at in any queue.
-    pub(crate) fn is_long(&self, limit: u64) -> bool {
-        self.is_busy_for_long() || (self.idle > 16 && (self.scanned > limit.saturating_mul(4) || self.idle > 64))
+    /// looked at everything on probation, or there was nothing to look at in any queue, as there is now if `is_empty`.
+    pub(crate) fn is_long(&self, limit: u64, is_empty: bool) -> bool {
+        let is_idle_for_long = self.idle > 16 && (self.scanned > limit.saturating_mul(4) || self.idle > 64);
+        is_idle_for_long || (self.is_busy_for_long() && (self.went_round || is_empty))
     }
 }

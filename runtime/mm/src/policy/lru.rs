@@ -337,12 +337,13 @@ impl<'g> Lruvec<'g> {
         workingset::batch_pages(Self::probation_target(limit_pages))
     }
 
-    /// Takes the entry at the tail that is to be unmapped next.
+    /// Takes the entry at the tail that is to be unmapped next; if `whole`, those in `small` first, also of the last that came.
     ///
     /// # Context: handler
-    pub fn pop_coldest(&self, limit_pages: u64) -> Option<Entry> {
+    pub fn pop_coldest(&self, limit_pages: u64, whole: bool) -> Option<Entry> {
         let (nr_small, nr_main) = (self.small.len(), self.main.len());
-        let queue = workingset::refill_from(nr_small, Self::small_target(limit_pages), nr_main)?;
+        let target = if whole { 0 } else { Self::small_target(limit_pages) };
+        let queue = workingset::refill_from(nr_small, target, nr_main)?;
         let (first, second) = match queue {
             Queue::Small => (Queue::Small, Queue::Main),
             Queue::Main => (Queue::Main, Queue::Small),
@@ -565,7 +566,7 @@ mod tests {
         for i in 1..=7 {
             assert!(lru.small.push(i) && lru.main.push(100 + i));
         }
-        let order: Vec<_> = std::iter::from_fn(|| lru.pop_coldest(100)).map(|e| e.origin()).collect();
+        let order: Vec<_> = std::iter::from_fn(|| lru.pop_coldest(100, false)).map(|e| e.origin()).collect();
         let (small, main) = ([Queue::Small; 2], [Queue::Main; 7]);
         assert_eq!(order[..9], [&small[..], &main[..]].concat(), "five percent stay in small while main has any");
         assert_eq!(order.len(), 14);

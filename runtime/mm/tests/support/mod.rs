@@ -742,8 +742,8 @@ pub(crate) struct Object {
     pub(crate) store: &'static Store,
 }
 
-/// Cells of each queue of reclaim.
-const QUEUE: usize = 8192;
+/// Cells of each queue of reclaim: as many as there are pages, within these bounds.
+const QUEUE: core::ops::RangeInclusive<usize> = 8192..=1 << 17;
 
 /// Extents of each arena.
 pub(crate) const ARENA_EXTENTS: usize = 4;
@@ -841,7 +841,9 @@ impl World {
     pub(crate) fn new(specs: &[ObjectSpec], nr_arenas: usize) -> Self {
         let kernel = leak(Kernel::default());
         let stat = leak(VmStat::new());
-        let cells = || -> &'static [Cell] { Box::leak((0..QUEUE).map(|_| Cell::new(0)).collect()) };
+        let nr: usize = specs.iter().map(|spec| spec.max_pages).sum();
+        let nr = nr.next_power_of_two().clamp(*QUEUE.start(), *QUEUE.end());
+        let cells = || -> &'static [Cell] { Box::leak((0..nr).map(|_| Cell::new(0)).collect()) };
         let account = leak(CacheAccount::new(u64::MAX, Lruvec::new(cells(), cells(), cells(), u64::MAX)));
         let object = |(id, spec): (usize, &ObjectSpec)| {
             let folios: &'static [FolioWord] = Box::leak((0..spec.max_pages).map(|_| FolioWord::new()).collect());

@@ -33,9 +33,9 @@ pub(super) fn pick_early(scan: &Scan<'_>, batch: &mut Batch, unmapped: usize) ->
     nr
 }
 
-/// Unmaps pages from the tail of `small` or `main` and puts them on probation; returns how many were looked at and how
+/// Unmaps pages from the tail of `small` or `main`, if `whole` all of `small` first, and puts them on probation; returns how many were looked at and how
 /// many entries named none, and how many are in the batch.
-pub(super) fn age(scan: &Scan<'_>, batch: &mut Batch) -> (Shrunk, usize) {
+pub(super) fn age(scan: &Scan<'_>, batch: &mut Batch, whole: bool) -> (Shrunk, usize) {
     let lru = &scan.account.lru;
     let limit = scan.account.limit();
     let mut done = Shrunk::default();
@@ -46,7 +46,7 @@ pub(super) fn age(scan: &Scan<'_>, batch: &mut Batch) -> (Shrunk, usize) {
     let most = pgoff_index(Lruvec::batch_pages(limit));
     let (mut nr, mut of_main) = (0, 0u64);
     while nr < most && done.scanned + done.stale < 2 * BATCH as u64 {
-        let Some(entry) = lru.pop_coldest(limit) else { break };
+        let Some(entry) = lru.pop_coldest(limit, whole) else { break };
         let word = scan.rmap.mapping(entry.mapping_id()).and_then(|m| m.folio(entry.pgoff()));
         if !word.is_some_and(|w| entry.is_current(w.load())) {
             done.stale += 1;

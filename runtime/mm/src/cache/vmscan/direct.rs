@@ -92,19 +92,23 @@ fn is_written(account: &CacheAccount<'_>, stall: &Stall) -> bool {
     account.is_being_written() && account.nr_failed_writes() == stall.failed
 }
 
+/// Returns whether a deadline has passed: who gave one is told.
+pub(crate) fn is_overdue(mapping: &Mapping<'_>, stall: &Stall) -> bool {
+    mapping.deadline_ns != u64::MAX && stall.is_over(mapping.deadline_ns / NAP_NS)
+}
+
 /// Returns whether nothing can go, after a time that would say so if nobody else had pages in hand, and nothing was being
 /// written (`writes`) whose end would be room for the thread.
 pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, writes: bool) -> bool {
     let account = mapping.account;
-    if mapping.deadline_ns != u64::MAX && stall.is_over(mapping.deadline_ns / NAP_NS) {
-        // Who gave a deadline is told.
+    if is_overdue(mapping, stall) {
         return true;
     }
     if writes || env.mm.has_reclaim_from_before(account.name(), stall.ticket) {
         stall.outlasted = true;
         return false;
     }
-    if stall.outlasted || !(stall.is_again || stall.is_busy_for_long()) {
+    if stall.outlasted || !stall.is_again {
         // What others had in hand, since before or since they came meanwhile, is where it can be looked at now. A handler that
         // installs pages has no batch; its pins last as long as the kernel's lock over the address space, which a fork may hold.
         env.mm.settle_sections();
@@ -131,9 +135,9 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         if account.nr_pages.load(Ordering::Relaxed) < limit {
             return Freed::Some;
         }
-        let whole = stall.scanned > limit.saturating_mul(2);
+        let whole = stall.is_whole(limit);
         if whole && stall.unjudged == 0 {
-            stall.unjudged = account.lru.probation.len();
+            stall.unjudged = account.lru.probation.len().saturating_add(account.lru.small.len());
         }
         let (done, looked) = shrink_batch(env, account, stat, ctx.stripe, whole);
         stat.add(ctx.stripe, Event::PGSCAN_DIRECT, done.scanned);
@@ -146,25 +150,28 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             (stall, seen) = (begin(env, account), account.progress());
             continue;
         }
-        stall.unjudged = stall.unjudged.saturating_sub(done.judged);
+        let is_through = account.lru.probation.is_empty() && account.lru.small.is_empty();
+        stall.unjudged = if is_through { 0 } else { stall.unjudged.saturating_sub(done.judged) };
         if done.stale > 0 {
             // Behind the entries of pages that went otherwise there may be others; their number is finite.
             continue;
         }
-        stall.scanned = stall.scanned.saturating_add(done.scanned);
+        let is_round = !looked || stall.look(limit, done.scanned);
         let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 || done.dirty > 0;
         let busy = !looked || writes || account.is_filling();
-        // Everything on probation gets its verdict before a nap says that nothing was under way.
-        let is_round = done.scanned == 0 || busy || (whole && stall.unjudged == 0);
+        // Everything on probation gets its verdict before a nap says that nothing was under way. Who waits for others' batches
+        // looks at everything when they have been given back.
+        let naps = is_round || stall.outlasted || (busy && stall.is_patient());
         let mut woken = Woken::LookAgain;
-        if is_round || stall.is_out_of_breath() {
-            woken = nap(env, ctx, account, (&mut stall, seen), busy || !is_round);
+        if naps || stall.is_out_of_breath() {
+            woken = nap(env, ctx, account, (&mut stall, seen), busy || !naps);
             if woken != Woken::NotNow {
                 seen = account.progress();
             }
         }
         let written = is_written(account, &stall);
-        if stall.is_long(limit) && is_proof(env, mapping, &mut stall, written) {
+        let is_long = stall.is_long(limit, looked && done.scanned == 0);
+        if (is_long || is_overdue(mapping, &stall)) && is_proof(env, mapping, &mut stall, written) {
             return Freed::Nothing;
         }
         if woken == Woken::NotNow {
