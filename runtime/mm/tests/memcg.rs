@@ -308,7 +308,14 @@ fn pins_of_who_installs_pages_are_waited_for() {
             w.account.limit_pages.store(LIMIT, Ordering::Relaxed);
         }
         w.set_sleep(|_| Woken::TimedOut);
-        *support::lock(&w.sections) = Some(Box::new(|| w.word(0, 1).unpin()));
+        let mut asked = 0;
+        *support::lock(&w.sections) = Some(Box::new(move || {
+            asked += 1;
+            if asked == 100 {
+                w.word(0, 1).unpin();
+            }
+            asked >= 100
+        }));
         assert_eq!(miss(w), R::MAJOR | R::LOCKED, "own limit: {own}");
         (0..LIMIT).filter(|p| *p != 1).for_each(|p| w.word(0, p).unpin());
         w.check_quiescent();

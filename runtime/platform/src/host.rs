@@ -413,11 +413,9 @@ impl AddressSpace for Host {
     fn has_reclaim_from_before(&self, cache: usize, ticket: u64) -> bool {
         batches::has_one_from_before(cache, ticket)
     }
-    fn settle_sections(&self) {
+    fn have_sections_settled(&self) -> bool {
         // In a child none of the threads that were in one is left.
-        if !child::in_child() {
-            section::synchronize();
-        }
+        child::in_child() || section::try_synchronize()
     }
     fn in_user_code<'f>(&self, may_fault: bool, f: &mut (dyn FnMut() + 'f)) {
         if self.uninterrupted.is_some() || !may_fault || self.is_open.replace(true) {

@@ -63,11 +63,14 @@ pub trait AddressSpace {
         false
     }
 
-    /// Waits until every section that was entered before has been left, and the pins that were taken for installs are gone. The
-    /// caller is in none.
+    /// Returns whether every section that was entered before has been left, and the pins that were taken for installs are gone; it
+    /// gives the processor away for that, but does not wait for a system call of another thread that takes long. The caller is in
+    /// none.
     ///
-    /// # Context: handler; it waits as long as others' system calls take
-    fn settle_sections(&self) {}
+    /// # Context: handler
+    fn have_sections_settled(&self) -> bool {
+        true
+    }
 
     /// Runs `f`, which calls a store or a delegate. In a handler the signals of instructions are open meanwhile if that code
     /// `may_fault`.

@@ -793,8 +793,8 @@ pub(crate) struct World {
     pub(crate) relaxed: AtomicU64,
     /// Another thread has pages in hand, and has had them for long.
     pub(crate) reclaims: AtomicBool,
-    /// What happens when somebody waits for the sections of others.
-    pub(crate) sections: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// Tells whether the sections of others have been left, when somebody asks.
+    pub(crate) sections: Mutex<Option<Box<dyn FnMut() -> bool + Send>>>,
 }
 
 impl core::fmt::Debug for World {
@@ -1388,11 +1388,8 @@ impl AddressSpace for World {
     fn has_reclaim_from_before(&self, _cache: usize, _ticket: u64) -> bool {
         self.reclaims.load(Ordering::Relaxed)
     }
-    fn settle_sections(&self) {
-        let left = lock(&self.sections).take();
-        if let Some(left) = left {
-            left();
-        }
+    fn have_sections_settled(&self) -> bool {
+        lock(&self.sections).as_mut().is_none_or(|settled| settled())
     }
     fn get_staged(&self) -> Option<Staged> {
         lock(&self.staging).pop_first().map(Staged)

@@ -209,24 +209,43 @@ impl Drop for Slot {
 ///
 /// The caller has unpublished (SeqCst) what readers must no longer find, and is itself in no section.
 ///
-/// # Context: handler, outside of sections: it waits as long as the system calls of others that are inside
+/// # Context: control plane, outside of sections
 pub fn synchronize() {
-    for bucket in &WORDS {
-        for word in &bucket.0 {
-            // SeqCst pairs with `Slot::section`, `Leave::drop` and `Slot::drop`: we see the section, or it sees what was
-            // unpublished; and what it did has happened when its word has changed.
-            let seen = word.load(Ordering::SeqCst);
-            let mut spins = 0u32;
-            while seen & SECTION != 0 && word.load(Ordering::SeqCst) == seen {
-                spins += 1;
-                if spins > 64 {
-                    thread::sched_yield();
-                } else {
-                    core::hint::spin_loop();
-                }
+    let _ = wait_for_sections(u64::MAX);
+}
+
+/// The same, but does not wait for long; `false`: somebody has been inside for all of that time.
+///
+/// # Context: handler, outside of sections
+#[must_use]
+pub fn try_synchronize() -> bool {
+    wait_for_sections(YIELDS)
+}
+
+/// How often [`try_synchronize`] gives the processor away, at most.
+const YIELDS: u64 = 256;
+
+/// Waits for all sections, giving the processor away so often at most; returns whether they have been left.
+fn wait_for_sections(mut yields: u64) -> bool {
+    for word in WORDS.iter().flat_map(|bucket| &bucket.0) {
+        // SeqCst pairs with `Slot::section`, `Leave::drop` and `Slot::drop`: we see the section, or it sees what was
+        // unpublished; and what it did has happened when its word has changed.
+        let seen = word.load(Ordering::SeqCst);
+        let mut spins = 0u32;
+        while seen & SECTION != 0 && word.load(Ordering::SeqCst) == seen {
+            spins = spins.saturating_add(1);
+            if spins <= 64 {
+                core::hint::spin_loop();
+                continue;
             }
+            if yields == 0 {
+                return false;
+            }
+            yields -= 1;
+            thread::sched_yield();
         }
     }
+    true
 }
 
 /// Returns whether the calling thread is resolving a fault right now.
@@ -274,7 +293,31 @@ pub fn is_helper() -> bool {
 
 #[cfg(test)]
 mod tests {
+    extern crate std;
+
     use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn who_stays_inside_is_not_waited_for_by_who_must_not_wait() {
+        let ((inside, is_inside), (leave, may_leave)) = (channel(), channel::<()>());
+        let other = std::thread::spawn(move || {
+            let slot = Slot::enter_patiently().ok();
+            let stays = || {
+                let _ = (inside.send(()), may_leave.recv());
+            };
+            slot.is_some_and(|slot| {
+                slot.section(stays);
+                true
+            })
+        });
+        assert!(is_inside.recv().is_ok());
+        assert!(!try_synchronize(), "it is inside");
+        drop(leave);
+        assert!(other.join().is_ok_and(|entered| entered));
+        assert!(try_synchronize(), "nobody is");
+        synchronize();
+    }
 
     #[test]
     fn every_stride_and_phase_is_sampled_alike() {

@@ -111,7 +111,10 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, w
     if stall.outlasted || !stall.is_again {
         // What others had in hand, since before or since they came meanwhile, is where it can be looked at now. A handler that
         // installs pages has no batch; its pins last as long as the kernel's lock over the address space, which a fork may hold.
-        env.mm.settle_sections();
+        if !env.mm.have_sections_settled() {
+            stall.outlasted = true;
+            return false;
+        }
         *stall = begin(env, account).again(stall);
         return false;
     }
