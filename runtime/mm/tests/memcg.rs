@@ -9,7 +9,7 @@ use core::cell::Cell;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
-use softfault_mm::folio::{DIRTY, REFERENCED, UNMAPPED};
+use softfault_mm::folio::{DIRTY, REFERENCED, UNMAPPED, UNSYNCED};
 use softfault_mm::host::{Env, Park, Woken};
 use softfault_mm::lru::Entry;
 use softfault_mm::ops::WaitKey;
@@ -226,6 +226,49 @@ fn the_own_write_back_is_waited_for() {
     });
     assert_eq!(miss(w), R::MAJOR | R::LOCKED);
     w.check_quiescent();
+}
+
+/// The object's own pages are being written, or made durable, somewhere; where the hand happens to be there are others that are
+/// merely busy.
+#[test]
+fn the_own_write_back_is_waited_for_wherever_it_is() {
+    const WINDOWS: u64 = 4;
+    for flushes in [false, true] {
+        let w = world_of(WINDOWS * 64);
+        let mapping = w.objects[0].mapping;
+        mapping.own_limit.store(WINDOWS, Ordering::Relaxed);
+        let pages = (0..WINDOWS).map(|window| window * 64 + 6);
+        pages.clone().for_each(|p| w.populate(0, p, p + 1));
+        let is_written = move |n: usize| !flushes && n == WINDOWS as usize - 1;
+        for (n, word) in pages.clone().map(|p| w.word(0, p)).enumerate() {
+            if is_written(n) {
+                word.try_pin(DIRTY).expect("cached");
+                word.unpin();
+                word.try_writeback().expect("dirty");
+            } else {
+                word.set(UNMAPPED | UNSYNCED[0]);
+            }
+        }
+        w.objects[0].store.rereads.store(flushes, Ordering::Relaxed);
+        mapping.flushing.store(u32::from(flushes), Ordering::Relaxed);
+        let mut naps = 0;
+        w.set_sleep(move |_| {
+            naps += 1;
+            if naps == 20_000 {
+                for (n, word) in pages.clone().map(|p| w.word(0, p)).enumerate() {
+                    if is_written(n) {
+                        assert!(!word.end_writeback(0).1);
+                    } else {
+                        word.clear(UNSYNCED[0]);
+                    }
+                }
+                mapping.flushing.store(0, Ordering::Relaxed);
+            }
+            Woken::TimedOut
+        });
+        assert_eq!(miss(w), R::MAJOR | R::LOCKED, "a flush is under way: {flushes}");
+        w.check_quiescent();
+    }
 }
 
 /// Behind pages on probation that are missed again and again there are others that can go: whoever gives up has looked at

@@ -30,8 +30,6 @@ struct Swept {
     busy: u64,
     /// Pages that the hand has passed.
     passed: u64,
-    /// A page of the batch is with the store.
-    is_written: bool,
 }
 
 impl Swept {
@@ -77,15 +75,16 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
             return Freed::Some;
         }
         // What is busy may be looked at in vain: all of it counts when nothing is.
-        stall.scanned = if swept.is_busy() { 0 } else { stall.scanned.saturating_add(swept.passed) };
-        let is_round = swept.is_busy() || stall.scanned > rounds;
-        if !is_round && !stall.is_out_of_breath() {
+        stall.pass(swept.passed, rounds, swept.is_busy());
+        let naps = stall.scanned > rounds || stall.outlasted || (swept.is_busy() && stall.is_patient());
+        if !naps && !stall.is_out_of_breath() {
             continue;
         }
-        let busy = !is_round || swept.is_busy() || is_filling(mapping);
+        let busy = !naps || swept.is_busy() || is_filling(mapping);
         let woken = nap(env, ctx, mapping, (&mut stall, &mut cut), busy);
-        let is_long = (stall.idle > 16 && stall.scanned > rounds) || stall.is_busy_for_long();
-        if is_long && vmscan::is_proof(env, mapping, &mut stall, is_being_written(mapping, &swept)) {
+        let is_long = (stall.idle > 16 && stall.scanned > rounds) || stall.is_busy_in_vain();
+        let is_over = is_long || vmscan::is_overdue(mapping, &stall);
+        if is_over && vmscan::is_proof(env, mapping, &mut stall, is_being_written(mapping)) {
             return Freed::Nothing;
         }
         if woken == Woken::NotNow {
@@ -94,9 +93,14 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     }
 }
 
-/// Returns whether the object's store has pages of it in hand, and is not failing: when it has them there is room.
-fn is_being_written(mapping: &Mapping<'_>, swept: &Swept) -> bool {
-    !mapping.failing.is_set() && (swept.is_written || mapping.nr_writers.load(Ordering::Relaxed) != 0)
+/// Returns whether the object's store has pages of it in hand, or makes pages durable, and is not failing: then there is room. They
+/// need not be where the hand is now, which other threads move too.
+fn is_being_written(mapping: &Mapping<'_>) -> bool {
+    let flushes = mapping.flushing.load(Ordering::Relaxed) != 0;
+    // What is pinned is no room afterwards.
+    let in_hand = |w: Folio| w.pins() == 0 && (w.state() == State::Writeback || (flushes && w.is_unsynced()));
+    let is_written = || mapping.each_folio(0, u64::MAX).any(|(_, word)| in_hand(word.load()));
+    !mapping.failing.is_set() && (mapping.nr_writers.load(Ordering::Relaxed) != 0 || is_written())
 }
 
 /// Sleeps until pages are given back or written, by whomever, or for 2 ms.
@@ -199,7 +203,6 @@ fn sweep_window(
         let seen = word.load();
         let goes = if mapping.exclusive { !mapping.punch_waits() } else { !seen.has(DIRTY) };
         swept.busy += u64::from(matches!(seen.state(), State::Writeback | State::Evicting));
-        swept.is_written |= seen.state() == State::Writeback;
         if is_idle(seen) && goes && mapping.owes_flush(seen) {
             owed += 1;
         } else if is_idle(seen) && goes && vmscan::take_idle(mapping, word) {

@@ -26,10 +26,14 @@ pub struct Stall {
     pub(crate) is_again: bool,
     /// Something was under way for long before this began.
     was_busy: bool,
-    /// Everything on probation had its verdict, after twice as many entries had been looked at as there are pages.
+    /// Everything on probation had its verdict, after twice as many entries had been looked at as there are pages; of an object
+    /// with a limit of its own, the hand has been round three times.
     went_round: bool,
-    /// Entries looked at for nothing; of an object with a limit of its own, pages that the hand has passed.
+    /// Entries looked at for nothing; of an object with a limit of its own, pages that the hand has passed since it met one that
+    /// was busy.
     pub(crate) scanned: u64,
+    /// All pages that the hand has passed.
+    passed: u64,
     /// Entries on probation, or in `small`, that have no verdict yet, of those that were there when this look at all of them began.
     pub(crate) unjudged: u64,
     /// Batches since the thread last let signals in.
@@ -56,6 +60,7 @@ impl Stall {
         was_busy: false,
         went_round: false,
         scanned: 0,
+        passed: 0,
         unjudged: 0,
         batches: 0,
         idle: 0,
@@ -127,6 +132,18 @@ impl Stall {
         scanned == 0 || (whole && self.unjudged == 0)
     }
 
+    /// The hand of an object with a limit of its own has passed so many pages for nothing; `rounds`: so many make three rounds.
+    pub(crate) fn pass(&mut self, nr: u64, rounds: u64, is_busy: bool) {
+        self.scanned = if is_busy { 0 } else { self.scanned.saturating_add(nr) };
+        self.passed = self.passed.saturating_add(nr);
+        self.went_round |= self.passed > rounds;
+    }
+
+    /// Returns whether something was under way for long, and everything was looked at.
+    pub(crate) fn is_busy_in_vain(&self) -> bool {
+        self.went_round && self.is_busy_for_long()
+    }
+
     /// Returns whether so much was looked at that everything on probation is to get its verdict.
     pub(crate) fn is_whole(&self, limit: u64) -> bool {
         self.scanned > limit.saturating_mul(2)
@@ -141,6 +158,6 @@ impl Stall {
     /// looked at everything on probation, or there was nothing to look at in any queue, as there is now if `is_empty`.
     pub(crate) fn is_long(&self, limit: u64, is_empty: bool) -> bool {
         let is_idle_for_long = self.idle > 16 && (self.scanned > limit.saturating_mul(4) || self.idle > 64);
-        is_idle_for_long || (self.is_busy_for_long() && (self.went_round || is_empty))
+        is_idle_for_long || self.is_busy_in_vain() || (is_empty && self.is_busy_for_long())
     }
 }
