@@ -154,7 +154,7 @@ impl ArenaBuilder {
         place::open_contexts(&mut registry, trap, self.mode_of(trap))?;
         if self.capturable && !check::faults_on_first_store(trap) {
             let why = "capturable needs write protection that faults: Linux 6.7".into();
-            return Err(Error::Delivery { mode: self.mode_of(trap), why });
+            return Err(Error::Delivery { mode: Delivery::InThread, why });
         }
         let slot = registry.arenas.get().ok_or_else(registry::exhausted(op, "arenas (32768)"))?;
         let base = place::reserve(self.at, len_bytes).inspect_err(|_| registry.arenas.put(slot))?;
