@@ -119,11 +119,11 @@ fn swap_column(column: usize) -> u64 {
 /// The environment variable that makes a process a hog of so many bytes.
 const HOG: &str = "SOFTFAULT_PRESSURE_HOG_BYTES";
 
-/// Whether this process was made to be a hog: then it is one, until it is killed.
+/// Is a hog until it is killed, if this process was made to be one; returns at once if it was not.
 ///
 /// Where swap is written slower than memory is asked for, the kernel kills somebody of the group. Let it be the hog.
-pub(crate) fn is_hog() -> bool {
-    let Ok(bytes) = std::env::var(HOG) else { return false };
+pub(crate) fn be_one_if_asked() {
+    let Ok(bytes) = std::env::var(HOG) else { return };
     // SAFETY: asks for a signal when the thread that made this process ends.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     fs::write("/proc/self/oom_score_adj", "1000").expect("oom_score_adj");
@@ -149,7 +149,7 @@ fn touch_for_ever(len_bytes: usize) -> ! {
 }
 
 /// Keeps a hog of `len_bytes` in the group until `stop` is set, in the test named `test`, which does nothing but
-/// [`is_hog`]; one that the kernel has killed for want of memory has a successor. Returns how many were killed.
+/// [`be_one_if_asked`]; one that the kernel has killed for want of memory has a successor. Returns how many were killed.
 pub(crate) fn keep_hog(test: &str, len_bytes: usize, stop: &AtomicBool) -> usize {
     let binary = std::env::current_exe().expect("current_exe");
     let spawn = || {

@@ -28,8 +28,8 @@ pub struct Carried {
 /// Where an image knows no digests of its contents, all of it is read.
 ///
 /// # Errors
-/// [`Error::Mixed`](crate::Error::Mixed): the set is not of `from`; [`Error::Unsupported`](crate::Error::Unsupported): `to` has no content digest; errors of
-/// [`Image::compute_content_digest`].
+/// [`Error::Mixed`](crate::Error::Mixed): the set is not of `from`; [`Error::Unsupported`](crate::Error::Unsupported): `to` has no
+/// content digest; errors of [`Image::compute_content_digest`].
 pub fn carry(set: &WorkingSet, from: &Image, to: &Image) -> Result<Carried> {
     set.check_is_of(from)?;
     let (old, touched) = digests_of(set, from)?;

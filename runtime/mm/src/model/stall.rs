@@ -124,7 +124,8 @@ impl Stall {
         is
     }
 
-    /// Counts a look at `scanned` entries for nothing, of a cache of `limit` pages. Returns whether it ends a round: there was nothing in any queue, or all on probation have their verdict.
+    /// Counts a look at `scanned` entries for nothing, of a cache of `limit` pages. Returns whether it ends a round: there was
+    /// nothing in any queue, or all on probation have their verdict.
     pub(crate) fn look(&mut self, limit: u64, scanned: u64) -> bool {
         let whole = self.is_whole(limit);
         self.scanned = self.scanned.saturating_add(scanned);

@@ -33,8 +33,8 @@ pub(super) fn pick_early(scan: &Scan<'_>, batch: &mut Batch, unmapped: usize) ->
     nr
 }
 
-/// Unmaps pages from the tail of `small` or `main`, if `whole` all of `small` first, and puts them on probation; returns how many were looked at and how
-/// many entries named none, and how many are in the batch.
+/// Unmaps pages from the tail of `small` or `main`, if `whole` all of `small` first, and puts them on probation; returns how many
+/// were looked at, how many entries named none, and how many are in the batch.
 pub(super) fn age(scan: &Scan<'_>, batch: &mut Batch, whole: bool) -> (Shrunk, usize) {
     let lru = &scan.account.lru;
     let limit = scan.account.limit();
