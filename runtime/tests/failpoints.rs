@@ -865,3 +865,44 @@ fn native_extents_and_a_full_table_of_mappings() {
         common::ended(out, Ok(0));
     }
 }
+
+/// Pages of an exclusive object that come together are in place before they are in the cache, one after the other, and the program
+/// stores to them without a fault: what a sync, or an end of the process, acknowledges has those stores.
+#[test]
+fn stores_to_pages_that_are_still_arriving_are_synced() {
+    let _serial = serial();
+    setup();
+    let rt = quiet(ROOM as usize);
+    if !rt.delivery().is_available(Delivery::InThread) {
+        return println!("skipped: exclusive objects need userfaultfd");
+    }
+    let path = common::path_of("arriving");
+    for by_sync in [true, false] {
+        std::fs::write(&path, vec![0u8; 8 * PAGE]).expect("a file");
+        let object = rt.file_options().writable(true).with(|o| o.exclusive(true)).open(&path).expect("the file");
+        let arena = rt.arena(EXTENT).delivery(Delivery::InThread).build().expect("an arena");
+        arena.map(0, &object, 0, 8 * PAGE, Prot::ReadWrite, Sharing::Private).expect("map");
+        let gate = Gate::arm(Point::FILL_PUBLISH);
+        std::thread::scope(|s| {
+            s.spawn(|| load(&arena, 0));
+            until("the pages are in place", || is_caught(Point::FILL_PUBLISH));
+            assert_eq!(store(&arena, PAGE, 9), Ok(()), "a page that is in place does not fault");
+            let (rt, object) = (&rt, &object);
+            let acknowledged = s.spawn(move || {
+                if by_sync {
+                    object.sync_all().expect("sync_all");
+                    true
+                } else {
+                    rt.write_back(Duration::from_secs(60)).expect("write_back")
+                }
+            });
+            // Long enough for whoever does not wait to be through.
+            std::thread::sleep(Duration::from_millis(if by_sync { 50 } else { 300 }));
+            drop(gate);
+            assert!(acknowledged.join().expect("acknowledges"), "in time");
+            let file = std::fs::read(&path).expect("the file");
+            assert_eq!(file.get(PAGE), Some(&9), "by sync {by_sync}: a store before it is not there");
+        });
+    }
+    let _ = std::fs::remove_file(&path);
+}

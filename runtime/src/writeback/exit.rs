@@ -205,7 +205,9 @@ fn write_once(flushing: &Flushing, m: &Mapping<'_>, round: u32) {
         let mut since = Instant::now();
         // An exclusive object's pages count as dirty when they have been asked, which the first try does.
         flushing.measure_from(u64::MAX);
-        while writeout::write_back(flushing, &(from..to)).is_err() {
+        // Where the store that fills them hangs it is not waited for.
+        writeout::wait_for_arrivals(Host::detached().env(), m, &(from..to), patience);
+        while writeout::write_back_here(flushing, &(from..to)).is_err() {
             if flushing.got_on(m.failing.nr_dirty()) {
                 since = Instant::now();
             }

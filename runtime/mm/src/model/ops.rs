@@ -313,6 +313,13 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
         false
     }
 
+    /// Returns whether page `pgoff`, which is `filling`, is where the program's stores reach it already, and may have to be written.
+    ///
+    /// # Context: handler
+    fn may_be_stored_to(&self, _pgoff: u64) -> bool {
+        false
+    }
+
     /// Calls `found(pgoff, may_be_stored_to)` for each of `nr` pages from `pgoff` on, of an exclusive object that is mapped there,
     /// that lies in no memory. `may_be_stored_to`: stores to it would have had to be written.
     ///

@@ -115,15 +115,6 @@ impl<'s> ExclusiveOps<'s> {
         let held = self.pages.place.hold()?;
         Some((held.address(pgoff, 1)?, self.pages.place.is_writable()))
     }
-
-    /// Returns whether page `pgoff`, which is `filling`, lies in the arena already, where a store to it may have to be written.
-    ///
-    /// # Context: handler
-    #[must_use]
-    pub fn may_be_stored_to(&self, pgoff: u64) -> bool {
-        let Some(held) = self.pages.place.hold() else { return false };
-        self.pages.is_tracked() && held.address(pgoff, 1).is_some_and(is_there)
-    }
 }
 
 impl AddressSpaceOps for ExclusiveOps<'_> {
@@ -165,6 +156,11 @@ impl AddressSpaceOps for ExclusiveOps<'_> {
         // SAFETY: the caller pinned the page, so it is mapped; `held` keeps the mapping.
         let now = unsafe { self.pages.frames.key().digest_racy(address as *const u8) };
         now != filled
+    }
+
+    fn may_be_stored_to(&self, pgoff: u64) -> bool {
+        let Some(held) = self.pages.place.hold() else { return false };
+        self.pages.is_tracked() && held.address(pgoff, 1).is_some_and(is_there)
     }
 
     fn each_missing(&self, pgoff: u64, nr: u64, found: &mut dyn FnMut(u64, bool)) {
