@@ -169,7 +169,7 @@ fn what_is_locked_afterwards_is_resident_past_the_limit() {
             let arena = arena(&rt, mode, LEN);
             map(&arena, 0, &object, Prot::Read, Sharing::Shared);
             same("the file", &bytes(&arena, 0..LEN / 4), &file.data[..LEN / 4]);
-            common::evict(&object, 0..object.len(), object.cached_pages());
+            common::evict_whole(&object);
             let left = status("RssShmem:").saturating_sub(before);
             println!("{mode:?}: {} KiB, then {} KiB", grown >> 10, left >> 10);
             assert!(

@@ -305,7 +305,7 @@ fn a_cache_that_is_locked_stays() {
         page_out(&a);
         holds("after a pin", &a.pin(0..8 * PAGE, Access::Read).unwrap());
         // It leaves by our own limit all the same.
-        evict(&object, 0..object.len(), object.cached_pages());
+        common::evict_whole(&object);
         assert_eq!(load(&a, 5), Ok(file.data[5]));
         drop((object, a));
         common::until("the object's range is unlocked", || locked_bytes() == before);

@@ -389,6 +389,16 @@ pub(crate) fn evict(object: &Object, range: Range<u64>, want: u64) {
     assert_eq!(gone.into_inner(), want, "evicted pages");
 }
 
+/// Evicts whatever an object has cached, until nothing is left. Reclaim may take a part meanwhile: how many pages went
+/// by whom is no matter.
+#[track_caller]
+pub(crate) fn evict_whole(object: &Object) {
+    until("everything is evicted", || {
+        object.evict(0..object.len()).expect("evict");
+        object.cached_pages() == 0
+    });
+}
+
 /// A small generator of numbers that need not be good.
 #[derive(Debug)]
 pub(crate) struct Rng(pub(crate) u64);
