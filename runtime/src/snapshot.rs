@@ -4,7 +4,7 @@
 //! OpenImage   an image, and the one object whose pages come from it  open, store, frames
 //! Restore     what a session is to be                                restore, place, overlay
 //! Session     the regions of an image, each mapped in an arena       session, state, complete
-//! WorkingSet  the pages that a session touched first                 record
+//! WorkingSet  the pages that a session touched first                 record, replay
 //! ```
 //! A runtime opens an image once: however many sessions there are of it, a page that none of them has stored to is in memory once,
 //! comes when it is first touched, and counts once under the cache's limit. The sessions map the image's object privately: what
@@ -18,6 +18,7 @@ mod open;
 mod overlay;
 mod place;
 mod record;
+mod replay;
 mod restore;
 mod session;
 mod state;

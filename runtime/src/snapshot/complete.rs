@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::types::Access;
 use softfault_image::PAGE_SIZE;
 use softfault_mm::page::EXTENT_SIZE;
+use std::sync::atomic::Ordering;
 
 const OP: &str = "Session::complete";
 
@@ -24,8 +25,13 @@ pub struct Completion {
 
 /// Returns how far a session has come.
 pub(super) fn progress(session: &SessionInner) -> Progress {
-    let native_extents = native(session);
-    Progress { pages: session.nr_pages(), cached: session.object.cached_pages(), native_extents }
+    Progress {
+        pages: session.nr_pages(),
+        cached: session.object.cached_pages(),
+        native_extents: native(session),
+        replayed: session.replayed.pages.load(Ordering::Relaxed),
+        replay_ended: session.replayed.has_ended(),
+    }
 }
 
 fn native(session: &SessionInner) -> u64 {

@@ -14,6 +14,7 @@ use crate::error::{Error, Result, parent_only};
 use crate::object::Object;
 use crate::types::{Prot, Sharing};
 use softfault_image::Region;
+use softfault_image::workingset::WorkingSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +32,7 @@ pub struct Restore {
     granule_bytes: Option<usize>,
     overlays: Vec<(Overlay, Vec<u8>)>,
     record: Option<Duration>,
+    replay: Option<WorkingSet>,
 }
 
 impl Restore {
@@ -49,6 +51,7 @@ impl Restore {
             granule_bytes: None,
             overlays: Vec::new(),
             record: None,
+            replay: None,
         }
     }
 
@@ -134,6 +137,16 @@ impl Restore {
         self
     }
 
+    /// Reads the pages of a working set before they are touched, in the background and never in front of a page that somebody waits
+    /// for; it ends where the cache is full. [`Session::progress`] says how far it has come.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn replay(mut self, set: WorkingSet) -> Self {
+        self.replay = Some(set);
+        self
+    }
+
     /// Makes the session: maps its regions, and stores the overlays. Nothing else is read.
     ///
     /// # Context: program
@@ -141,7 +154,8 @@ impl Restore {
     /// # Errors
     /// [`Error::AddressInUse`] names what is in the way. [`Error::Overlay`] names what the image needs and was not given.
     /// [`Error::Argument`] for overlays that are no whole pages of one region. [`Error::Delivery`], [`Error::Exhausted`],
-    /// [`Error::System`]; [`Error::Fault`] where the page of an overlay cannot be had. There is no session then.
+    /// [`Error::System`]; [`Error::Fault`] where the page of an overlay cannot be had; [`Error::Image`] where a working set is of
+    /// another image, or there can be none of this one. There is no session then.
     pub fn build(self) -> Result<Session> {
         parent_only(OP)?;
         let opened = &self.image.inner;
@@ -173,9 +187,9 @@ impl Restore {
         }
         placed.sort_by_key(|(i, _)| *i);
         let placed = placed.into_iter().map(|(_, r)| r).collect();
-        let session = Session::new(self.image.clone(), object, placed, overlays);
+        let mut session = Session::new(self.image.clone(), object, placed, overlays);
         self.overlays.iter().try_for_each(|(o, bytes)| session.store_overlay(&o.range, bytes))?;
-        session.begin(recording)?;
+        session.begin(recording, self.replay.as_ref())?;
         Ok(session)
     }
 

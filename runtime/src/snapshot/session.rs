@@ -6,31 +6,47 @@ use super::complete::{self, Completion};
 use super::open::OpenImage;
 use super::overlay::{self, Overlay};
 use super::record::Recording;
+use super::replay::Replay;
 use super::state::{Progress, SessionInner, SessionRegion};
 use crate::error::{Error, Result, parent_only};
 use crate::object::Object;
 use softfault_image::workingset::WorkingSet;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-const OP_BEGIN: &str = "Restore::build";
+const OP: &str = "Restore::build";
 
 /// An image that was restored: its regions are memory, which is filled from the image as it is touched, and private to the session.
 /// Cheap to clone; the last clone unmaps everything.
 #[derive(Clone, Debug)]
 pub struct Session {
+    // Dropped in this order: the replay's thread reads into the session's object.
+    replay: Option<Arc<Replay>>,
     pub(super) inner: Arc<SessionInner>,
 }
 
 impl Session {
     pub(super) fn new(image: OpenImage, object: Object, regions: Vec<SessionRegion>, overlays: Vec<Overlay>) -> Self {
-        Self { inner: Arc::new(SessionInner { image, object, regions, overlays, recording: Mutex::new(None) }) }
+        let (replayed, recording) = (Arc::default(), Mutex::new(None));
+        let inner = Arc::new(SessionInner { image, object, regions, overlays, replayed, recording });
+        Self { replay: None, inner }
     }
 
-    /// Begins to record, once everything is as the program gets it.
-    pub(super) fn begin(&self, recording: Option<Recording>) -> Result<()> {
+    /// Begins to record and to replay, once everything is as the program gets it.
+    pub(super) fn begin(&mut self, recording: Option<Recording>, set: Option<&WorkingSet>) -> Result<()> {
+        let inner = &*self.inner;
+        match set {
+            Some(set) => {
+                let (image, replayed) = (&inner.image.inner.image, &inner.replayed);
+                let replay = Replay::begin(OP, image, &inner.object, set, replayed)?;
+                self.replay = Some(Arc::new(replay));
+            }
+            // Relaxed: nobody has the session yet.
+            None => inner.replayed.ended.store(true, Ordering::Relaxed),
+        }
         let Some(mut recording) = recording else { return Ok(()) };
-        recording.begin(OP_BEGIN)?;
+        recording.begin(OP)?;
         *self.recording() = Some(recording);
         Ok(())
     }

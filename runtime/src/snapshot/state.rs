@@ -9,7 +9,8 @@ use crate::arena::Arena;
 use crate::object::Object;
 use softfault_image::{PAGE_SIZE, Region};
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// A region of an image, where a session has it.
 #[derive(Clone, Debug)]
@@ -82,6 +83,26 @@ pub struct Progress {
     pub cached: u64,
     /// Extents (2 MiB) that the kernel serves by itself.
     pub native_extents: u64,
+    /// Pages that a replay has read.
+    pub replayed: u64,
+    /// The replay has read all that it was to, or found no room for more; or there is none.
+    pub replay_ended: bool,
+}
+
+/// How far a replay has come.
+#[derive(Debug, Default)]
+pub(super) struct Replayed {
+    /// Pages that it has read. Relaxed: a number for people.
+    pub(super) pages: AtomicU64,
+    pub(super) ended: AtomicBool,
+}
+
+impl Replayed {
+    /// Returns whether the replay reads nothing any more.
+    pub(super) fn has_ended(&self) -> bool {
+        // Acquire pairs with `Replay::begin`: who is told finds the pages.
+        self.ended.load(Ordering::Acquire)
+    }
 }
 
 /// What a session is made of.
@@ -92,6 +113,7 @@ pub(super) struct SessionInner {
     pub(super) object: Object,
     pub(super) regions: Vec<SessionRegion>,
     pub(super) overlays: Vec<Overlay>,
+    pub(super) replayed: Arc<Replayed>,
     /// What notes which pages are touched, if that was asked for.
     pub(super) recording: Mutex<Option<Recording>>,
 }
