@@ -117,7 +117,7 @@ fn every_byte_is_what_was_saved() {
             } else {
                 rt.image(Image::open(path).expect("open").with_regions(regions()).expect("regions"))
             };
-            let session = Restore::new(&image.expect(what)).delivery(mode).build().expect(what);
+            let session = Restore::new(&image.expect(what)).arena(move |a| a.delivery(mode)).build().expect(what);
             assert_eq!(session.region("high").map(softfault::snapshot::SessionRegion::len), Some((PAGES - 700) * PAGE));
             same(what, &whole(&session), &all);
         }
@@ -132,7 +132,8 @@ fn what_a_session_stores_is_its_own() {
         let image = rt.open_image(&path).expect("open");
         let again = rt.open_image(&path).expect("open");
         assert!(std::ptr::eq(image.image(), again.image()), "one image is one object");
-        let [a, b] = [image, again].map(|i| Restore::new(&i).delivery(mode).build().expect("session"));
+        let [a, b] =
+            [image, again].map(|i| Restore::new(&i).arena(move |a| a.delivery(mode)).build().expect("session"));
         let mut want = all.clone();
         // One page that is cached by then, one that is not, and a zero one.
         assert_eq!(load(a.regions()[0].arena(), 0), Ok(all[0]));
@@ -153,7 +154,10 @@ fn a_frame_is_decoded_once_and_all_its_pages_come() {
     let (folder, all) = (Folder::new(), memory());
     let path = folder.sfi("a.sfi", Codec::Lz4, 64 << 10, &all);
     each_mode("once", |rt, mode| {
-        let session = Restore::new(&rt.open_image(&path).expect("open")).delivery(mode).build().expect("session");
+        let session = Restore::new(&rt.open_image(&path).expect("open"))
+            .arena(move |a| a.delivery(mode))
+            .build()
+            .expect("session");
         let low = session.region("low").expect("low");
         // Nothing is read ahead, which might come to other frames.
         low.arena().advise(low.range(), Advice::Random).expect("advise");
@@ -186,7 +190,10 @@ fn a_stretch_of_zeros_costs_no_read() {
     let (folder, all) = (Folder::new(), memory());
     let path = folder.sfi("a.sfi", Codec::Raw, 64 << 10, &all);
     each_mode("zeros", |rt, mode| {
-        let session = Restore::new(&rt.open_image(&path).expect("open")).delivery(mode).build().expect("session");
+        let session = Restore::new(&rt.open_image(&path).expect("open"))
+            .arena(move |a| a.delivery(mode))
+            .build()
+            .expect("session");
         // A file of no bytes has none to be read.
         let file = std::fs::File::options().write(true).open(&path).expect("open");
         let len = file.metadata().expect("stat").len();
@@ -219,7 +226,10 @@ fn a_group_that_fails_its_digest_fails_alone() {
     let at = position(&path, &all[85 * PAGE..86 * PAGE]);
     each_mode("digest", |rt, mode| {
         file.write_all_at(&[!all[85 * PAGE + 9]], at + 9).expect("damage");
-        let session = Restore::new(&rt.open_image(&path).expect("open")).delivery(mode).build().expect("session");
+        let session = Restore::new(&rt.open_image(&path).expect("open"))
+            .arena(move |a| a.delivery(mode))
+            .build()
+            .expect("session");
         let low = &session.regions()[0];
         let failed: Vec<usize> = (64..112).filter(|p| load(low.arena(), p * PAGE).is_err()).collect();
         assert_eq!(failed, [84, 85, 86, 87], "the pages of the group, and no others");
@@ -243,7 +253,10 @@ fn a_frame_that_the_limit_has_no_room_for_is_decoded_all_the_same() {
     let path = folder.sfi("a.sfi", Codec::Lz4, 2 << 20, &all);
     common::each_of("limit", &common::MODES, |_, mode| {
         let rt = Runtime::builder().cache_limit(64 * PAGE as u64).build().expect("runtime");
-        let session = Restore::new(&rt.open_image(&path).expect("open")).delivery(mode).build().expect("session");
+        let session = Restore::new(&rt.open_image(&path).expect("open"))
+            .arena(move |a| a.delivery(mode))
+            .build()
+            .expect("session");
         same("all", &whole(&session), &all);
         let stats = rt.stats();
         assert!(stats["nr_cached_pages"] <= 64, "{stats}");
@@ -256,7 +269,9 @@ fn regions_lie_where_they_were_and_what_is_in_the_way_is_named() {
     let path = folder.sfi("a.sfi", Codec::Lz4, 64 << 10, &all);
     each_mode("address", |rt, mode| {
         let image = rt.open_image(&path).expect("open");
-        let build = |image: &OpenImage| Restore::new(image).delivery(mode).at_original_addresses(true).build();
+        let build = |image: &OpenImage| {
+            Restore::new(image).arena(move |a| a.delivery(mode)).at_original_addresses(true).build()
+        };
         let session = build(&image).expect("nobody else asks for this place");
         for (r, want) in session.regions().iter().zip(regions()) {
             assert_eq!(r.as_ptr() as u64, want.address);
@@ -282,13 +297,13 @@ fn overlays_are_the_sessions_and_are_asked_for_again() {
     each_mode("overlay", |rt, mode| {
         let image = rt.open_image(&path).expect("open");
         let build = |name: &str, at: usize, bytes: Vec<u8>| {
-            Restore::new(&image).delivery(mode).overlay(name, (at * PAGE) as u64, bytes).build()
+            Restore::new(&image).arena(move |a| a.delivery(mode)).overlay(name, (at * PAGE) as u64, bytes).build()
         };
         let one = build("entropy", 10, vec![5; 2 * PAGE]).expect("session");
         let mut want = all.clone();
         want[10 * PAGE..12 * PAGE].fill(5);
         same("with the overlay", &whole(&one), &want);
-        let other = Restore::new(&image).delivery(mode).build().expect("session");
+        let other = Restore::new(&image).arena(move |a| a.delivery(mode)).build().expect("session");
         same("without", &whole(&other), &all);
 
         // What a capture of the session keeps is asked for by name, place and length.
@@ -302,15 +317,17 @@ fn overlays_are_the_sessions_and_are_asked_for_again() {
         for wrong in
             [Restore::new(&captured), Restore::new(&captured).overlay("entropy", 10 * PAGE as u64, vec![1; PAGE])]
         {
-            match wrong.delivery(mode).build() {
+            match wrong.arena(move |a| a.delivery(mode)).build() {
                 Err(Error::Overlay { name, range, .. }) => {
                     assert_eq!((name.as_str(), range), ("entropy", 10 * PAGE as u64..12 * PAGE as u64));
                 }
                 other => panic!("{other:?}: the old session's entropy was given to a new one"),
             }
         }
-        let new =
-            Restore::new(&captured).delivery(mode).overlay("entropy", 10 * PAGE as u64, vec![6; 2 * PAGE]).build();
+        let new = Restore::new(&captured)
+            .arena(move |a| a.delivery(mode))
+            .overlay("entropy", 10 * PAGE as u64, vec![6; 2 * PAGE])
+            .build();
         want[10 * PAGE..12 * PAGE].fill(6);
         same("the new one", &whole(&new.expect("session")), &want);
         for (at, len) in [(10, 0), (10, 100), (699, 2 * PAGE), (PAGES, PAGE)] {
@@ -327,7 +344,10 @@ fn a_session_that_is_complete_asks_for_nothing_more() {
     let (folder, all) = (Folder::new(), memory());
     let path = folder.sfi("a.sfi", Codec::Lz4, 64 << 10, &all);
     each_mode("complete", |rt, mode| {
-        let session = Restore::new(&rt.open_image(&path).expect("open")).delivery(mode).build().expect("session");
+        let session = Restore::new(&rt.open_image(&path).expect("open"))
+            .arena(move |a| a.delivery(mode))
+            .build()
+            .expect("session");
         assert_eq!(session.progress().pages, PAGES as u64);
         store_at(session.regions()[0].as_ptr() as usize + 3, 9).expect("store");
         let done = session.complete().expect("complete");
@@ -346,6 +366,33 @@ fn a_session_that_is_complete_asks_for_nothing_more() {
         same("all", &whole(&session), &want);
         assert_eq!(rt.stats()["pgfault"], faults, "a page was not resident");
     });
+}
+
+#[test]
+fn options_are_asked_for_each_arena_and_the_place_is_the_sessions() {
+    let (folder, all) = (Folder::new(), memory());
+    setup();
+    let rt = runtime();
+    let image = rt.open_image(folder.sfi("a.sfi", Codec::Lz4, 64 << 10, &all)).expect("open");
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let session = Restore::new(&image)
+        .arena(move |a| {
+            count.fetch_add(1, Ordering::Relaxed);
+            a.delivery(Delivery::Segv).at(1 << 21)
+        })
+        .build()
+        .expect("session");
+    let arenas: std::collections::BTreeSet<_> = session.regions().iter().map(|r| r.arena().as_ptr() as usize).collect();
+    assert_eq!(asked.load(Ordering::Relaxed), arenas.len(), "asked once for each arena");
+    assert!(!arenas.contains(&(1 << 21)), "the place is the session's");
+    for r in session.regions() {
+        assert_eq!(r.arena().delivery(), Delivery::Segv, "{}", r.region().name);
+    }
+    same("all", &whole(&session), &all);
+    // What an option makes impossible is refused as it is of an arena.
+    let refused = Restore::new(&image).arena(|a| a.delivery(Delivery::Segv).kernel_access(true)).build();
+    assert!(matches!(refused, Err(Error::Delivery { .. })), "{refused:?}");
 }
 
 #[test]
@@ -379,10 +426,10 @@ fn a_recording_has_each_page_that_was_touched_and_no_other() {
     let path = folder.sfi("a.sfi", Codec::Lz4, 64 << 10, &all);
     each_mode("record", |rt, mode| {
         let image = rt.open_image(&path).expect("open");
-        let plain = Restore::new(&image).delivery(mode).build().expect("session");
+        let plain = Restore::new(&image).arena(move |a| a.delivery(mode)).build().expect("session");
         assert_eq!(plain.mark().expect("mark"), None, "nothing was being recorded");
         let session = Restore::new(&image)
-            .delivery(mode)
+            .arena(move |a| a.delivery(mode))
             .overlay("entropy", 20 * PAGE as u64, vec![1; PAGE])
             .record(std::time::Duration::from_millis(1))
             .build()

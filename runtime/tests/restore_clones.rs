@@ -63,7 +63,7 @@ fn a_thousand_clones_share_what_they_do_not_store() {
     let image = rt.open_image(&path).expect("open");
     let before = anonymous_bytes();
     let clones: Vec<Session> =
-        (0..CLONES).map(|_| Restore::new(&image).delivery(mode).build().expect("a clone")).collect();
+        (0..CLONES).map(|_| Restore::new(&image).arena(move |a| a.delivery(mode)).build().expect("a clone")).collect();
     std::thread::scope(|scope| {
         for part in 0..4 {
             let clones = &clones;

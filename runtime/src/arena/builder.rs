@@ -124,6 +124,12 @@ impl ArenaBuilder {
         self
     }
 
+    /// Sets what is not the program's to choose, whatever it chose.
+    pub(crate) fn placed(mut self, len_bytes: usize, at: Option<usize>) -> Self {
+        (self.len_bytes, self.at) = (len_bytes, at);
+        self
+    }
+
     /// Reserves the address space and makes the arena known to the handlers.
     ///
     /// # Context: program

@@ -9,12 +9,12 @@ use super::record::Recording;
 use super::session::Session;
 use super::state::SessionRegion;
 use crate::arena::{Arena, ArenaBuilder};
-use crate::delivery::Delivery;
 use crate::error::{Error, Result, parent_only};
 use crate::object::Object;
 use crate::types::{Prot, Sharing};
 use softfault_image::Region;
 use softfault_image::workingset::WorkingSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,14 +25,19 @@ const OP: &str = "Restore::build";
 pub struct Restore {
     image: OpenImage,
     original: bool,
-    delivery: Delivery,
-    kernel_access: bool,
-    fault_around: bool,
-    native_extents: bool,
-    granule_bytes: Option<usize>,
+    options: Options,
     overlays: Vec<(Overlay, Vec<u8>)>,
     record: Option<Duration>,
     replay: Option<WorkingSet>,
+}
+
+/// What the program asks of each arena.
+struct Options(Box<dyn Fn(ArenaBuilder) -> ArenaBuilder + Send + Sync>);
+
+impl fmt::Debug for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Options")
+    }
 }
 
 impl Restore {
@@ -44,11 +49,7 @@ impl Restore {
         Self {
             image: image.clone(),
             original: false,
-            delivery: Delivery::Auto,
-            kernel_access: false,
-            fault_around: true,
-            native_extents: true,
-            granule_bytes: None,
+            options: Options(Box::new(|arena| arena)),
             overlays: Vec::new(),
             record: None,
             replay: None,
@@ -65,49 +66,21 @@ impl Restore {
         self
     }
 
-    /// Asks for one way in which faults arrive; default [`Delivery::Auto`].
+    /// Sets options of the session's arenas, of which there is one for each group of neighbouring regions; default: those of
+    /// [`Runtime::arena`](crate::Runtime::arena). It is asked once for each arena, and cannot choose its place: that is the session's.
+    /// An arena that records takes no `fault_around` and no `native_extents`.
+    ///
+    /// ```no_run
+    /// # fn f(image: &softfault::OpenImage) -> softfault::Result<()> {
+    /// use softfault::{Delivery, Restore};
+    /// let session = Restore::new(image).arena(|arena| arena.delivery(Delivery::Segv).granule(64 << 10)).build()?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Context: program, filler
     #[must_use]
-    pub fn delivery(mut self, mode: Delivery) -> Self {
-        self.delivery = mode;
-        self
-    }
-
-    /// Asks that system calls, `O_DIRECT` and KVM may touch the session's memory unprepared; see
-    /// [`ArenaBuilder::kernel_access`](crate::ArenaBuilder::kernel_access).
-    ///
-    /// # Context: program, filler
-    #[must_use]
-    pub fn kernel_access(mut self, yes: bool) -> Self {
-        self.kernel_access = yes;
-        self
-    }
-
-    /// Whether cached neighbours are mapped with a touched page; default yes.
-    ///
-    /// # Context: program, filler
-    #[must_use]
-    pub fn fault_around(mut self, yes: bool) -> Self {
-        self.fault_around = yes;
-        self
-    }
-
-    /// Whether extents that are cached whole are handed to the kernel on their own; default yes.
-    ///
-    /// # Context: program, filler
-    #[must_use]
-    pub fn native_extents(mut self, yes: bool) -> Self {
-        self.native_extents = yes;
-        self
-    }
-
-    /// Sets how much `Segv` delivery exposes at once; see [`ArenaBuilder::granule`](crate::ArenaBuilder::granule).
-    ///
-    /// # Context: program, filler
-    #[must_use]
-    pub fn granule(mut self, bytes: usize) -> Self {
-        self.granule_bytes = Some(bytes);
+    pub fn arena(mut self, options: impl Fn(ArenaBuilder) -> ArenaBuilder + Send + Sync + 'static) -> Self {
+        self.options = Options(Box::new(options));
         self
     }
 
@@ -177,7 +150,7 @@ impl Restore {
         };
         let mut placed: Vec<(usize, SessionRegion)> = Vec::with_capacity(regions.len());
         for span in &spans {
-            let arena = self.arena(span)?;
+            let arena = self.build_arena(span)?;
             for (i, offset) in &span.regions {
                 if let Some(region) = regions.get(*i) {
                     map(&arena, *offset as usize, &object, region)?;
@@ -193,18 +166,12 @@ impl Restore {
         Ok(session)
     }
 
-    fn arena(&self, span: &Span) -> Result<Arena> {
+    fn build_arena(&self, span: &Span) -> Result<Arena> {
         let len_bytes = usize::try_from(span.len_bytes).unwrap_or(usize::MAX);
-        let mut builder = ArenaBuilder::new(Arc::clone(&self.image.inner.object.inner.rt), len_bytes)
-            .delivery(self.delivery)
-            .kernel_access(self.kernel_access)
-            .fault_around(self.fault_around && self.record.is_none())
-            .native_extents(self.native_extents && self.record.is_none());
-        if let Some(bytes) = self.granule_bytes {
-            builder = builder.granule(bytes);
-        }
-        if let Some(at) = span.at {
-            builder = builder.at(at as usize);
+        let builder = ArenaBuilder::new(Arc::clone(&self.image.inner.object.inner.rt), len_bytes);
+        let mut builder = (self.options.0)(builder).placed(len_bytes, span.at.map(|at| at as usize));
+        if self.record.is_some() {
+            builder = builder.fault_around(false).native_extents(false);
         }
         builder.build()
     }
