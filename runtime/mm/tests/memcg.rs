@@ -9,6 +9,7 @@ use core::cell::Cell;
 use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
+use softfault_mm::filemap;
 use softfault_mm::folio::{DIRTY, REFERENCED, UNMAPPED, UNSYNCED};
 use softfault_mm::host::{Env, Park, Woken};
 use softfault_mm::lru::Entry;
@@ -16,6 +17,7 @@ use softfault_mm::ops::WaitKey;
 use softfault_mm::shmem::ShmemVmOps;
 use softfault_mm::stall::Stall;
 use softfault_mm::types::{FaultFlags, VmFaultReason, VmFlags};
+use softfault_mm::vmscan;
 use softfault_mm::writeback;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -300,11 +302,10 @@ fn everything_on_probation_gets_its_verdict_before_anybody_gives_up() {
     assert!(w.account.nr_pages.load(Ordering::Relaxed) < NR, "{COLD} pages could go, and {looks} looks found none");
 }
 
-/// A store that is slow is waited for, whatever becomes of another object's, which fails and is tried again and again.
-#[test]
-fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
-    let w = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8), ObjectSpec::pages(8)], 1)));
-    let w = &*w;
+/// A store that is slow is waited for, whatever becomes of another object, of which somebody `tries` to write a page, or to drop
+/// it, again and again.
+fn check_that_a_slow_write_is_waited_for(other: ObjectSpec, ready: fn(&World), tries: fn(&World)) {
+    let w: &World = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8), other], 1)));
     let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE;
     let (ops, delegation) = (&PLAIN, None);
     assert!(w.map(MapSpec { arena: 0, at: 0, nr: 8, object: 0, pgoff: 0, flags, ops, granule_pages: 0, delegation }));
@@ -318,11 +319,7 @@ fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
     };
     (0..LIMIT).for_each(|p| dirty(0, p));
     dirty(1, 0);
-    let failing = w.objects[1].mapping;
-    support::lock(&w.objects[1].store.full).extend(0..8);
-    while !failing.failing.is_set() {
-        assert!(writeback::writeout(w.env(), failing, 0, 0, 8).is_err(), "the store takes nothing");
-    }
+    ready(w);
     // The slow one: the store has the pages.
     (0..LIMIT).for_each(|p| assert!(w.word(0, p).try_writeback().is_ok()));
     w.objects[0].mapping.account_cleaned(LIMIT);
@@ -330,7 +327,7 @@ fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
     let mut naps = 0;
     w.set_sleep(move |_| {
         naps += 1;
-        let _ = writeback::writeout(w.env(), failing, 0, 0, 8);
+        tries(w);
         if naps == 20_000 {
             (0..LIMIT).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
             w.account.writeback_ends(LIMIT, false, false);
@@ -338,7 +335,59 @@ fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
         Woken::TimedOut
     });
     assert_eq!(miss(w), R::MAJOR | R::LOCKED);
+    (0..w.word(1, 0).load().pins()).for_each(|_| w.word(1, 0).unpin());
     w.check_quiescent();
+}
+
+fn writeout(w: &World) {
+    assert!(writeback::writeout(w.env(), w.objects[1].mapping, 0, 0, 8).is_err(), "the store takes nothing");
+}
+
+/// As a filler does for reclaim.
+fn write_exclusive(w: &World) {
+    let claim = filemap::try_hold_to_write(w.objects[1].mapping, 0, 1).expect("it does not end");
+    vmscan::write_here(w.env(), 0, claim);
+}
+
+#[test]
+fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
+    let ready = |w: &World| {
+        support::lock(&w.objects[1].store.full).extend(0..8);
+        while !w.objects[1].mapping.failing.is_set() {
+            writeout(w);
+        }
+    };
+    check_that_a_slow_write_is_waited_for(ObjectSpec::pages(8), ready, writeout);
+}
+
+/// Memory that fails to be swapped is nobody's to call failing.
+#[test]
+fn a_slow_write_is_waited_for_beside_memory_that_cannot_be_swapped() {
+    let ready = |w: &World| {
+        support::lock(&w.objects[1].store.full).extend(0..8);
+        w.objects[1].mapping.is_flushed.store(false, Ordering::Relaxed);
+    };
+    check_that_a_slow_write_is_waited_for(ObjectSpec::pages(8), ready, writeout);
+}
+
+#[test]
+fn a_slow_write_is_waited_for_beside_an_exclusive_object_that_fails() {
+    let ready = |w: &World| w.objects[1].store.punch_fails.store(true, Ordering::Relaxed);
+    let tries = |w: &World| {
+        w.word(1, 0).set(UNMAPPED);
+        w.word(1, 0).clear(REFERENCED);
+        write_exclusive(w);
+    };
+    let other = ObjectSpec { exclusive: true, ..ObjectSpec::pages(8) };
+    check_that_a_slow_write_is_waited_for(other, ready, tries);
+}
+
+/// What is pinned, or went meanwhile, was refused by nobody.
+#[test]
+fn a_slow_write_is_waited_for_beside_an_exclusive_object_whose_pages_are_pinned() {
+    let other = ObjectSpec { exclusive: true, ..ObjectSpec::pages(8) };
+    let ready = |w: &World| _ = w.word(1, 0).try_pin(0).expect("cached");
+    check_that_a_slow_write_is_waited_for(other, ready, write_exclusive);
 }
 
 /// A handler that is about to install pages has them pinned, for as long as the kernel keeps it waiting.

@@ -105,7 +105,7 @@ pub fn writeout(
 /// Protects and writes a run of pages that are `writeback`, and ends it.
 fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> Result<(), (u64, FillError)> {
     let nr = to - from;
-    let is_failing = mapping.failing.is_set();
+    let is_failing = mapping.is_retried();
     mapping.account.writeback_begins(nr, is_failing);
     failpoint!(WRITEBACK_TAKEN);
     let protected = env.mm.with_rmap(&mut |r: &dyn Rmap| rmap::mkclean(r, mapping, stripe, from, to));

@@ -220,6 +220,12 @@ impl Mapping<'_> {
         }
     }
 
+    /// Returns whether nobody waits for the store to take what it is given now: it fails; also one that nobody but reclaim gives
+    /// anything, whose pages are never counted as stuck.
+    pub(crate) fn is_retried(&self) -> bool {
+        self.failing.is_set() || self.failing.is_refusing()
+    }
+
     /// Returns why a page may not be made dirty now: the store fails, and the object has its share of dirty pages.
     ///
     /// # Context: handler

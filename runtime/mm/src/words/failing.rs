@@ -48,6 +48,8 @@ pub struct Failing {
     write: Answers,
     flush: Answers,
     dirty: AtomicU64,
+    /// How often in a row the store of an exclusive object took nothing of what reclaim gave it.
+    refused: AtomicU32,
 }
 
 /// What the store has said to one kind of question since it last did what it was asked.
@@ -77,7 +79,8 @@ impl Failing {
     /// # Context: handler
     #[must_use]
     pub fn new() -> Self {
-        Self { write: Answers::new(), flush: Answers::new(), dirty: AtomicU64::new(0) }
+        let (write, flush) = (Answers::new(), Answers::new());
+        Self { write, flush, dirty: AtomicU64::new(0), refused: AtomicU32::new(0) }
     }
 
     fn answers(&self, asked: Asked) -> &Answers {
@@ -94,6 +97,22 @@ impl Failing {
     #[must_use]
     pub fn is_set(&self) -> bool {
         self.dirty.load(Ordering::Relaxed) & FAILING != 0
+    }
+
+    /// Notes that the store of an exclusive object was given pages by reclaim, and whether it took any.
+    pub(crate) fn note_given(&self, took: bool) {
+        if took {
+            self.refused.store(0, Ordering::Relaxed);
+        } else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether the store took nothing, so often in a row that it would count as one that fails if it were one that the
+    /// flusher looks after.
+    pub(crate) fn is_refusing(&self) -> bool {
+        let failures = self.write.failures.load(Ordering::Relaxed);
+        failures.max(self.refused.load(Ordering::Relaxed)) >= IN_A_ROW
     }
 
     /// Returns what the store has said since it last did what it was asked, be it once.

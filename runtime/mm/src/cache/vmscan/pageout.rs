@@ -54,12 +54,14 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
         let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
         if m.exclusive && !claim.is_staying() {
             // In no batch, and in no queue: it is seen by this count that pages are on their way.
-            let is_failing = m.failing.is_set();
+            let is_failing = m.is_retried();
             m.account.writeback_begins(to - from, is_failing);
             let reach = Reach { idle: true, dirty: true, why: Why::Reclaim };
-            // Of none it is not known why they stay, so it is no reason to wait for more of them.
-            let none = take_out_range(env, m, stripe, from, to, reach) == 0;
-            m.account.writeback_ends(to - from, is_failing, none);
+            let (given, freed) = take_out_range(env, m, stripe, from, to, reach);
+            if given > 0 {
+                m.failing.note_given(freed > 0);
+            }
+            m.account.writeback_ends(to - from, is_failing, given > 0 && freed == 0);
         } else if writeback::writeout(env, m, stripe, from, to).is_err() {
             // It is counted, and who asks for durability is told.
             keep_unwritten(m, from, to);

@@ -24,7 +24,8 @@ pub(super) struct Reach {
     pub(super) why: Why,
 }
 
-/// Takes pages of an exclusive object out, outside of sections: its store may wait. Returns how many went.
+/// Takes pages of an exclusive object out, outside of sections: its store may wait. Returns how many the store was given, and
+/// how many of them went.
 pub(super) fn take_out_range(
     env: Env<'_>,
     mapping: &Mapping<'_>,
@@ -32,8 +33,8 @@ pub(super) fn take_out_range(
     from: u64,
     to: u64,
     reach: Reach,
-) -> u64 {
-    let mut freed = 0;
+) -> (u64, u64) {
+    let (mut given, mut freed) = (0, 0);
     let mut p = from;
     while p < to {
         let end = (p | (BATCH as u64 - 1)).saturating_add(1).min(to);
@@ -46,6 +47,7 @@ pub(super) fn take_out_range(
                     continue;
                 }
                 if run < q {
+                    given += q - run;
                     freed += punch(mapping, env.park, stripe, (run, q), reach.why, None);
                 }
                 run = q.saturating_add(1);
@@ -54,7 +56,7 @@ pub(super) fn take_out_range(
         }
         p = end;
     }
-    freed
+    (given, freed)
 }
 
 /// Drops the unpinned pages of `from..to` of an exclusive object, writing those that were stored to; those that are known
@@ -62,7 +64,7 @@ pub(super) fn take_out_range(
 ///
 /// # Context: as the object's store
 pub fn evict_exclusive(env: Env<'_>, mapping: &Mapping<'_>, from: u64, to: u64, dirty: bool) -> u64 {
-    take_out_range(env, mapping, 0, from, to, Reach { idle: false, dirty, why: Why::Asked })
+    take_out_range(env, mapping, 0, from, to, Reach { idle: false, dirty, why: Why::Asked }).1
 }
 
 /// Drops the clean, unpinned pages of `from..to`, unmapping them on the way; dirty and pinned ones stay. Returns how many
