@@ -1,8 +1,8 @@
-//! The published address space: from an address to its vma in three loads, without a lock.
+//! The published address space: from an address to its vma in a few loads, without a lock.
 //!
 //! ```text
-//! page map   one u32 for each 2 MiB of the address space      -> arena slot; in leaves of 32 GiB
-//! granules   one u64 for each 2 MiB of an arena               -> vma, or a split table
+//! page map   one u32 for each 2 MiB of the address space      -> arena slot; in leaves of 32 GiB, or one word for those
+//! granules   one u64 for each 2 MiB of an arena               -> vma, or a split table; or one for each GiB -> vma
 //! split      one u32 for each 4 KiB of a granule that is shared by several vmas
 //! records    the vmas themselves
 //! lists      for each object the vmas that map it, shared and private: who is next, by vma number
@@ -13,12 +13,14 @@
 //!
 //! # Context: handler (lookup)
 
+mod granules;
 mod lists;
 mod lookup;
 mod page_map;
 mod publish;
 mod tables;
 
+pub use granules::{granule_words, next_split};
 pub use lists::{Lists, rmap_add, rmap_remove};
 pub use lookup::{arena_info, arena_of, overlaps_arena, with_vma};
 pub(crate) use lookup::{delegation, each_exposable, mapping, outlives_fault};

@@ -150,7 +150,7 @@ impl ArenaBuilder {
             why: "must be between 1 byte and 64 TiB",
         })?;
         let nr = len_bytes >> EXTENT_SHIFT;
-        let granules: Table<AtomicU64> = Table::new(nr).map_err(system(op, "mmap"))?;
+        let granules: Table<AtomicU64> = Table::new(vmatree::granule_words(nr)).map_err(system(op, "mmap"))?;
         let extents: Table<Extent> = Table::new(nr).map_err(system(op, "mmap"))?;
         if trap == Trap::Segv {
             registry::lock().bound_exposures();
@@ -186,7 +186,7 @@ impl ArenaBuilder {
             lookup_first: self.lookup_first,
             capturable: self.capturable,
             extents,
-            granules,
+            _granules: granules,
             vmas: masked::Mutex::new(VmaSet::default()),
             owed: Mutex::new(Vec::new()),
             pid: std::process::id(),

@@ -28,6 +28,6 @@ impl Drop for ArenaInner {
         // SAFETY: reserved by `build`; withdrawn and drained, so neither handlers nor mappings use it.
         let gone = unsafe { mem::release(self.base, self.len_bytes) };
         unmap::end_vmas(self, old, gone);
-        self.rt.arena_table_bytes.fetch_sub(table_bytes(self.granules.lend().len()), Ordering::Relaxed);
+        self.rt.arena_table_bytes.fetch_sub(table_bytes(self.extents.lend().len()), Ordering::Relaxed);
     }
 }

@@ -8,8 +8,9 @@ use super::vma::{VmaEntry, range_of};
 use crate::error::{Error, Result};
 use softfault_mm::extent::Extent;
 use softfault_mm::huge_memory;
-use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, chunk_of};
+use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, EXTENT_SIZE, PAGE_SHIFT, PAGE_SIZE, chunk_of};
 use softfault_mm::types::VmFlags;
+use softfault_mm::vma::Vma;
 use softfault_platform::vmatree::Trap;
 use std::ops::Range;
 
@@ -75,24 +76,38 @@ pub(super) fn demote_object(arena: &ArenaInner, object: u32, from: u64, to: u64)
 
 /// Takes back every extent that `range` touches within the entry.
 pub(super) fn demote_entry(arena: &ArenaInner, v: &VmaEntry, range: &Range<usize>) -> Result<usize> {
-    let start = range.start.max(v.range.start) & !(EXTENT_SIZE - 1);
-    let end = range.end.min(v.range.end).next_multiple_of(EXTENT_SIZE);
-    if start >= end || arena.trap == Trap::Segv {
-        return Ok(0);
-    }
     let vma = record::vma_of(arena, v);
-    huge_memory::demote_run(&vma, 0, arena.address(start), (end - start) / EXTENT_SIZE)
-        .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })
+    let mut nr = 0;
+    for (base, nr_extents) in maybe_native(arena, v, &vma, range) {
+        nr += huge_memory::demote_run(&vma, 0, base, nr_extents)
+            .map_err(|_| Error::Exhausted { op: "demote", what: "mappings (vm.max_map_count)" })?;
+    }
+    Ok(nr)
 }
 
 /// Forgets the native extents of an entry whose address range is gone.
 pub(super) fn forget_native(arena: &ArenaInner, v: &VmaEntry) {
-    let start = v.range.start & !(EXTENT_SIZE - 1);
-    huge_memory::forget_run(
-        &record::vma_of(arena, v),
-        arena.address(start),
-        (v.range.end - start).div_ceil(EXTENT_SIZE),
-    );
+    let vma = record::vma_of(arena, v);
+    maybe_native(arena, v, &vma, &v.range).for_each(|(base, nr)| huge_memory::forget_run(&vma, base, nr));
+}
+
+/// Returns the runs of extents, their first addresses and lengths, among which are all those of the entry that `range` touches and
+/// the kernel serves by itself. It does where all pages of a chunk are in the cache, and keeps them there: so the chunk has a
+/// node, and what was never touched is not looked at.
+fn maybe_native<'a>(
+    arena: &'a ArenaInner,
+    v: &'a VmaEntry,
+    vma: &Vma<'_>,
+    range: &Range<usize>,
+) -> impl Iterator<Item = (usize, usize)> + use<'a> {
+    let range = range.start.max(v.range.start)..range.end.min(v.range.end).next_multiple_of(PAGE_SIZE);
+    let may_be = arena.trap != Trap::Segv && vma.is_congruent() && range.start < range.end;
+    let pages = if may_be { v.pgoff_at(range.start)..v.pgoff_at(range.end) } else { 0..0 };
+    v.object.mapping().nodes.runs(pages.start, pages.end, usize::MAX).filter_map(move |(from, to)| {
+        let run = range_of(v, from, to)?;
+        let start = run.start & !(EXTENT_SIZE - 1);
+        Some((arena.address(start), (run.end - start).div_ceil(EXTENT_SIZE)))
+    })
 }
 
 /// Returns whether a pin of the program's touches an extent of the range.

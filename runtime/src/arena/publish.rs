@@ -142,9 +142,11 @@ pub(super) fn split_edges(
 pub(super) fn join(arena: &ArenaInner, range: &Range<usize>) {
     let mut registry = registry::lock();
     let mut joined = Vec::new();
-    for at in (range.start & !(EXTENT_SIZE - 1)..range.end).step_by(EXTENT_SIZE) {
+    let (mut at, end) = (arena.address(range.start & !(EXTENT_SIZE - 1)), arena.address(range.end));
+    while let Some(split) = vmatree::next_split(arena.slot, at, end) {
         // SAFETY: the numbers go back to the pool below, after `synchronize`.
-        joined.extend(unsafe { vmatree::join_granule(arena.slot, arena.address(at)) });
+        joined.extend(unsafe { vmatree::join_granule(arena.slot, split) });
+        at = split + EXTENT_SIZE;
     }
     if !joined.is_empty() {
         section::synchronize();

@@ -11,7 +11,7 @@ use crate::object::capture;
 use softfault_mm::extent::Extent;
 use softfault_mm::page::PAGE_SIZE;
 use softfault_mm::sync::AtomicU64;
-use softfault_platform::vmatree::Trap;
+use softfault_platform::vmatree::{self, Trap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -40,8 +40,8 @@ pub(crate) struct ArenaInner {
     pub(crate) capturable: bool,
     /// One word for each extent. Lent to handlers; protected by nothing: atomics, whose table is in `softfault_mm::extent`.
     pub(super) extents: Table<Extent>,
-    /// Which vma is where, an entry for each extent. Lent to handlers; written under the registry's lock.
-    pub(super) granules: Table<AtomicU64>,
+    /// Which vma is where, an entry for each extent, and for each GiB. Lent to handlers; written under the registry's lock.
+    pub(super) _granules: Table<AtomicU64>,
     /// What is mapped, and pinned. Who has it may change the kernel's mappings of the range, too.
     pub(super) vmas: masked::Mutex<VmaSet>,
     /// What the kernel has not let go of yet. Taken under `vmas`, a leaf.
@@ -123,5 +123,5 @@ impl ArenaInner {
 
 /// Returns the bytes of the tables of an arena of `nr` extents.
 pub(super) fn table_bytes(nr: usize) -> u64 {
-    (Table::<AtomicU64>::bytes(nr) + Table::<Extent>::bytes(nr)) as u64
+    (Table::<AtomicU64>::bytes(vmatree::granule_words(nr)) + Table::<Extent>::bytes(nr)) as u64
 }

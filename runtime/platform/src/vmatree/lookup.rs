@@ -1,9 +1,9 @@
-//! From an address to its vma, in three loads; from a number to its object.
+//! From an address to its vma, in a few loads; from a number to its object.
 //!
 //! # Context: handler, inside a section
 
-use super::page_map;
-use super::tables::{SPLIT_BIT, Trap, arena, delegation_entry, granule, mapping_entry, record, split};
+use super::tables::{SPLIT_BIT, Trap, arena, delegation_entry, mapping_entry, record, split};
+use super::{granules, page_map};
 use crate::section::Slot;
 use core::sync::atomic::Ordering;
 use softfault_mm::delegation::Delegation;
@@ -12,15 +12,13 @@ use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT, PAGE_SHIFT};
 use softfault_mm::vma::Vma;
 use softfault_mm::vmstat::VmStat;
 
-/// Returns the arena slot that holds `address`, if any: one load.
+/// Returns the arena slot that holds `address`, if any: two loads.
 ///
 /// # Context: handler
 #[inline]
 #[must_use]
 pub fn arena_of(address: usize) -> Option<u32> {
-    // SeqCst pairs with `publish_arena` and `withdraw_arena`.
-    let slot = page_map::entry(address >> EXTENT_SHIFT)?.load(Ordering::SeqCst);
-    slot.checked_sub(1)
+    page_map::slot_code(address >> EXTENT_SHIFT).checked_sub(1)
 }
 
 /// Returns whether any page of the range lies in an arena.
@@ -29,8 +27,7 @@ pub fn arena_of(address: usize) -> Option<u32> {
 #[must_use]
 pub fn overlaps_arena(address: usize, len_bytes: usize) -> bool {
     let last = address.saturating_add(len_bytes.saturating_sub(1));
-    ((address >> EXTENT_SHIFT)..=(last >> EXTENT_SHIFT))
-        .any(|g| page_map::entry(g).is_some_and(|e| e.load(Ordering::Relaxed) != 0))
+    ((address >> EXTENT_SHIFT)..=(last >> EXTENT_SHIFT)).any(|g| page_map::slot_code(g) != 0)
 }
 
 /// Returns how an arena's faults arrive, and where they are counted. Inside a section.
@@ -78,7 +75,7 @@ pub(crate) fn each_exposable(
                 // SAFETY: as in `with_vma`: published, and in our section.
                 let vma = vma_index(at).and_then(record).map(|r| unsafe { r.assume_init_ref() });
                 let found = vma.filter(|v| v.granule_pages != 0 && v.start <= at && at < v.end);
-                let split = granule(slot, at).is_some_and(|w| w.load(Ordering::Relaxed) & SPLIT_BIT != 0);
+                let split = granules::word(slot, at).is_some_and(|w| w & SPLIT_BIT != 0);
                 let to = match found {
                     Some(v) => v.end.min(end),
                     None if split => at + (1 << PAGE_SHIFT),
@@ -130,12 +127,12 @@ pub fn with_vma<R>(inside: &Slot, address: usize, f: impl FnOnce(&Vma<'_>) -> R)
 
 fn vma_index(address: usize) -> Option<u32> {
     let slot = arena_of(address)?;
-    // SeqCst pairs with `publish_range`, `split_granule` and `join_granule`, after the section's entry.
-    let seen = granule(slot, address)?.load(Ordering::SeqCst);
+    let seen = granules::word(slot, address)?;
     let value = u32::try_from(seen >> 1).unwrap_or(0);
     let code = if seen & SPLIT_BIT == 0 {
         value
     } else {
+        // SeqCst pairs with `publish_range`.
         split(value)?.get((address >> PAGE_SHIFT) % EXTENT_PAGES)?.load(Ordering::SeqCst)
     };
     code.checked_sub(1)

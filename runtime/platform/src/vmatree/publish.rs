@@ -2,8 +2,8 @@
 //!
 //! # Context: control plane, under the caller's lock
 
-use super::page_map;
-use super::tables::{SPLIT_BIT, Trap, arena, delegation_entry, granule, mapping_entry, record, split};
+use super::tables::{SPLIT_BIT, Trap, arena, delegation_entry, mapping_entry, record, split};
+use super::{granules, page_map};
 use crate::section;
 use crate::sys::Errno;
 use core::mem::MaybeUninit;
@@ -21,7 +21,7 @@ pub struct ArenaFacts {
     pub base: usize,
     /// Length in bytes, a multiple of 2 MiB.
     pub len_bytes: usize,
-    /// One zeroed word for each 2 MiB, alive until the arena is withdrawn and drained.
+    /// Zeroed words, [`granule_words`](super::granule_words) of them, alive until the arena is withdrawn and drained.
     pub granules: &'static [AtomicU64],
     /// How its faults arrive.
     pub trap: Trap,
@@ -48,16 +48,13 @@ pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) -> Result<(), Errno> 
     page_map::open(facts.base, facts.len_bytes)?;
     a.base.store(facts.base, Ordering::Relaxed);
     a.granules.store(facts.granules.as_ptr().cast_mut(), Ordering::Relaxed);
-    a.nr_granules.store(facts.granules.len(), Ordering::Relaxed);
+    let nr = facts.len_bytes >> EXTENT_SHIFT;
+    debug_assert_eq!(facts.granules.len(), granules::granule_words(nr));
+    a.nr_granules.store(nr, Ordering::Relaxed);
     a.stat.store(core::ptr::from_ref(facts.stat).cast_mut(), Ordering::Relaxed);
-    // Release pairs with `arena_info`, `each_arena` and `each_exposable`: the other fields are there. SeqCst of the entries pairs with
-    // `arena_of`.
+    // Release pairs with `arena_info`, `each_arena` and `each_exposable`: the other fields are there.
     a.trap.store(facts.trap as u32, Ordering::Release);
-    for g in (facts.base >> EXTENT_SHIFT)..((facts.base + facts.len_bytes) >> EXTENT_SHIFT) {
-        if let Some(e) = page_map::entry(g) {
-            e.store(slot + 1, Ordering::SeqCst);
-        }
-    }
+    page_map::set(facts.base, facts.len_bytes, slot + 1);
     Ok(())
 }
 
@@ -67,14 +64,9 @@ pub unsafe fn publish_arena(slot: u32, facts: &ArenaFacts) -> Result<(), Errno> 
 pub fn withdraw_arena(slot: u32) {
     let Some(a) = arena(slot) else { return };
     let base = a.base.load(Ordering::Relaxed);
-    let nr = a.nr_granules.load(Ordering::Relaxed);
-    // SeqCst pairs with `arena_of`, before the loads of `synchronize`; Release below with `arena_info`, which finds no arena.
-    for g in (base >> EXTENT_SHIFT)..(base >> EXTENT_SHIFT) + nr {
-        if let Some(e) = page_map::entry(g) {
-            e.store(0, Ordering::SeqCst);
-        }
-    }
+    page_map::set(base, a.nr_granules.load(Ordering::Relaxed) << EXTENT_SHIFT, 0);
     section::synchronize();
+    // Release pairs with `arena_info`, which finds no arena.
     a.trap.store(0, Ordering::Release);
     a.stat.store(core::ptr::null_mut(), Ordering::Relaxed);
     a.granules.store(core::ptr::null_mut(), Ordering::Relaxed);
@@ -136,7 +128,7 @@ pub trait SplitPool {
 /// # Errors
 /// `ENOMEM`: no table is left. Nothing was changed.
 pub fn split_granule(slot: u32, address: usize, pool: &mut dyn SplitPool) -> Result<bool, Errno> {
-    let word = granule(slot, address).ok_or(Errno::EINVAL)?;
+    let word = granules::fine(slot, address).ok_or(Errno::EINVAL)?;
     let seen = word.load(Ordering::Relaxed);
     if seen & SPLIT_BIT != 0 {
         return Ok(false);
@@ -157,11 +149,8 @@ pub fn split_granule(slot: u32, address: usize, pool: &mut dyn SplitPool) -> Res
 /// # Safety
 /// The table is not reused before [`section::synchronize`] has returned.
 pub unsafe fn join_granule(slot: u32, address: usize) -> Option<u32> {
-    let word = granule(slot, address)?;
+    let word = granules::fine(slot, granules::next_split(slot, address, address + 1)?)?;
     let seen = word.load(Ordering::Relaxed);
-    if seen & SPLIT_BIT == 0 {
-        return None;
-    }
     let index = u32::try_from(seen >> 1).ok()?;
     let table = split(index)?;
     let code = table.first()?.load(Ordering::Relaxed);
@@ -186,9 +175,13 @@ pub unsafe fn publish_range(slot: u32, start: usize, end: usize, index: Option<u
     let code = index.map_or(0, |i| i + 1);
     let mut at = start;
     while at < end {
+        if let Some(next) = granules::publish_whole(slot, at, end, code) {
+            at = next;
+            continue;
+        }
         let granule_start = at & !(EXTENT_SIZE - 1);
         let next = (granule_start + EXTENT_SIZE).min(end);
-        let Some(word) = granule(slot, at) else { return };
+        let Some(word) = granules::fine(slot, at) else { return };
         let seen = word.load(Ordering::Relaxed);
         let table = if seen & SPLIT_BIT == 0 { None } else { split(u32::try_from(seen >> 1).unwrap_or(0)) };
         let pages = (at - granule_start) >> PAGE_SHIFT..(next - granule_start) >> PAGE_SHIFT;

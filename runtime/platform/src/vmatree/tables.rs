@@ -5,11 +5,11 @@
 use crate::sparse::Sparse;
 use crate::sys::Errno;
 use core::mem::MaybeUninit;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize};
 use softfault_mm::delegation::Delegation;
 use softfault_mm::host::Which;
 use softfault_mm::mapping::Mapping;
-use softfault_mm::page::{EXTENT_PAGES, EXTENT_SHIFT};
+use softfault_mm::page::EXTENT_PAGES;
 use softfault_mm::vma::Vma;
 use softfault_mm::vmstat::VmStat;
 
@@ -234,23 +234,6 @@ pub(super) fn head(id: u32, which: Which) -> Option<&'static AtomicU32> {
     let heads: &Heads = unsafe { entry(&TABLES.heads, id) }?;
     let [shared, private] = heads;
     Some(if which == Which::Shared { shared } else { private })
-}
-
-/// Returns the word of the granule that holds `address`, which lies in an arena of this slot.
-#[inline]
-pub(super) fn granule(slot: u32, address: usize) -> Option<&'static AtomicU64> {
-    let a = arena(slot)?;
-    let index = address.checked_sub(a.base.load(Ordering::Relaxed))? >> EXTENT_SHIFT;
-    if index >= a.nr_granules.load(Ordering::Relaxed) {
-        return None;
-    }
-    let ptr = a.granules.load(Ordering::Relaxed).cast_const();
-    if ptr.is_null() {
-        return None;
-    }
-    // SAFETY: `publish_arena` was given a slice of that many words, which outlives the arena's publication and every
-    // section that saw it; the caller is in a section or is the control plane.
-    Some(unsafe { &*ptr.wrapping_add(index) })
 }
 
 /// In a granule's word: what follows is the number of a split table, and not of a vma.
