@@ -216,7 +216,7 @@ pub mod swap {
 
 pub use arena::{Arena, ArenaBuilder};
 pub use delivery::{Delivery, DeliveryReport};
-pub use error::{Error, Result};
+pub use error::{CaptureFailure, Error, Result};
 pub use failures::RecentFailure;
 pub use file::FileOptions;
 pub use in_the_way::InTheWay;
@@ -224,7 +224,7 @@ pub use mapped::Mapped;
 pub use object::{Object, ObjectBuilder};
 pub use pin::Pin;
 pub use runtime::{Runtime, RuntimeBuilder};
-pub use snapshot::{OpenImage, Restore, Session};
+pub use snapshot::{Capture, CaptureBuilder, CaptureProgress, OpenImage, Restore, Session};
 /// Images of memory: how they are read, written and compared, without a runtime.
 pub use softfault_image as image;
 /// The walk's own words, which a [`VmOps`] meets: named here so that every type of a signature can be. It keeps no interface.

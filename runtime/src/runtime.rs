@@ -18,7 +18,7 @@ use crate::object::file::FileOptions;
 use crate::object::{Object, ObjectBuilder};
 use crate::process::audit::{self, Audit, Offender};
 use crate::process::registry;
-use crate::snapshot::OpenImage;
+use crate::snapshot::{Capture, CaptureBuilder, OpenImage};
 use softfault_image::Image;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -301,6 +301,14 @@ impl Runtime {
     /// As [`Runtime::open_image`].
     pub fn image(&self, image: Image) -> Result<OpenImage> {
         OpenImage::new("Runtime::image", &self.inner, image)
+    }
+
+    /// Begins to say what of this process's capturable arenas is captured: a consistent image of them, made while threads go on
+    /// storing to them.
+    ///
+    /// # Context: program, filler
+    pub fn capture(&self) -> CaptureBuilder {
+        Capture::builder()
     }
 
     /// Begins an object of a file: writable or not, past the kernel's cache or not.

@@ -5,6 +5,7 @@
 //! Restore     what a session is to be                                restore, place, overlay
 //! Session     the regions of an image, each mapped in an arena       session, state, complete
 //! WorkingSet  the pages that a session touched first                 record, replay
+//! Capture     an image of arenas, made while threads store to them   capture
 //! ```
 //! A runtime opens an image once: however many sessions there are of it, a page that none of them has stored to is in memory once,
 //! comes when it is first touched, and counts once under the cache's limit. The sessions map the image's object privately: what
@@ -12,6 +13,7 @@
 //!
 //! # Context: control plane
 
+pub(crate) mod capture;
 mod complete;
 mod frames;
 mod open;
@@ -24,6 +26,7 @@ mod session;
 mod state;
 mod store;
 
+pub use capture::{Capture, CaptureBuilder, CaptureProgress};
 pub use complete::Completion;
 pub use open::OpenImage;
 pub use overlay::Overlay;

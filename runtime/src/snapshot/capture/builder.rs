@@ -1,0 +1,213 @@
+//! `CaptureBuilder`: what is captured, and where to.
+//!
+//! # Context: control plane
+
+use super::cut::{self, Cut};
+use super::handle::Capture;
+use super::layout::{self, Frozen};
+use super::spill::Spill;
+use super::state::{Slot, State, failed};
+use super::{end, saver};
+use crate::arena::Arena;
+use crate::error::{self, CaptureFailure, Error, Result, parent_only, system};
+use crate::process::helper;
+use softfault_image::{Codec, Image, Writer};
+use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
+use softfault_platform::area;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const OP: &str = "CaptureBuilder::begin";
+
+/// The least, and by default the most, frames for saved bytes.
+const FRAMES: Range<usize> = area::SET..16 << 10;
+
+/// What a capture is to be; see [`Capture::builder`].
+#[derive(Debug, Default)]
+#[must_use = "nothing is captured before `begin`"]
+pub struct CaptureBuilder {
+    arenas: Vec<Arena>,
+    /// The first address of an arena, and bytes of it.
+    excluded: Vec<(usize, Range<usize>)>,
+    budget_bytes: Option<usize>,
+    over: Option<Arc<Image>>,
+    codec: Option<Codec>,
+    keys: Vec<(String, Vec<u8>)>,
+    no_wait: bool,
+}
+
+impl CaptureBuilder {
+    /// Captures an arena, all of it, together with the others. It was made with
+    /// [`ArenaBuilder::capturable`](crate::ArenaBuilder::capturable).
+    ///
+    /// # Context: program, filler
+    pub fn arena(mut self, arena: &Arena) -> Self {
+        if !self.arenas.iter().any(|a| a.as_ptr() == arena.as_ptr()) {
+            self.arenas.push(arena.clone());
+        }
+        self
+    }
+
+    /// Leaves bytes of an arena out, rounded outwards to pages: they are zero in the image. For secrets, and for what is made anew.
+    ///
+    /// # Context: program, filler
+    pub fn exclude(mut self, arena: &Arena, range: Range<usize>) -> Self {
+        let range = range.start / PAGE_SIZE * PAGE_SIZE..range.end.next_multiple_of(PAGE_SIZE);
+        self.excluded.push((arena.as_ptr().addr(), range));
+        self
+    }
+
+    /// Sets how many bytes of memory the old contents of pages may take that are stored to before they are written, on top of the
+    /// cache's limit; when it is full they go to a file beside the image. Default: an eighth of what is captured, 256 KiB to 64 MiB.
+    ///
+    /// # Context: program, filler
+    pub fn budget(mut self, bytes: usize) -> Self {
+        self.budget_bytes = Some(bytes);
+        self
+    }
+
+    /// Writes only what differs from another image in the same folder, which the new one then needs.
+    ///
+    /// # Context: program, filler
+    pub fn over(mut self, parent: Arc<Image>) -> Self {
+        self.over = Some(parent);
+        self
+    }
+
+    /// Compresses the image; default: not.
+    ///
+    /// # Context: program, filler
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = Some(codec);
+        self
+    }
+
+    /// Keeps a value beside the memory: registers, devices, a version. What belongs to the moment of the cut can be added by
+    /// [`Capture::key`] before the capture is committed.
+    ///
+    /// # Context: program, filler
+    pub fn key(mut self, key: &str, value: &[u8]) -> Self {
+        self.keys.push((key.to_owned(), value.to_vec()));
+        self
+    }
+
+    /// Whether [`CaptureBuilder::begin`] waits for pins for writing, and for another capture of an arena; default yes. If not,
+    /// it fails with [`Error::Pinned`] or [`Error::Denied`] at once.
+    ///
+    /// # Context: program, filler
+    pub fn wait(mut self, yes: bool) -> Self {
+        self.no_wait = !yes;
+        self
+    }
+
+    /// Makes the cut, and returns after it; the image is written meanwhile, until [`Capture::commit`].
+    ///
+    /// Threads go on storing all the time, but for the last moment before the cut (a millisecond or two), in which they wait, and
+    /// `at_cut` runs, on this thread: what it reads of the program's state is of the same moment as the memory. It must not
+    /// wait for a thread that stores to the arenas (for a lock of such a thread, the allocator's included), nor store to them
+    /// itself: after a tenth of a second the stores are let through, and it is called again, three times in all. Loads are fine.
+    ///
+    /// # Context: program
+    ///
+    /// # Errors
+    /// [`Error::Denied`] for an arena that is not capturable, an object that is mapped for stores in one that is not, or whose pages
+    /// are mapped twice; [`Error::Exhausted`] for a fifth capture at once, or memory; [`Error::Pinned`]; [`Error::Image`]: the
+    /// file cannot be made; [`Error::Capture`].
+    pub fn begin<E>(
+        mut self,
+        image: impl AsRef<Path>,
+        mut at_cut: impl FnMut() -> std::result::Result<(), E>,
+    ) -> Result<Capture>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        parent_only(OP)?;
+        if self.arenas.iter().any(|a| !a.inner.capturable) || self.arenas.is_empty() {
+            let what = "an arena is captured that was made with `ArenaBuilder::capturable`, at least one";
+            return Err(Error::Denied { op: OP, what });
+        }
+        self.arenas.sort_by_key(|a| a.as_ptr().addr());
+        let slot = Slot::take().ok_or(Error::Exhausted { op: OP, what: "captures at once (4)" })?;
+        let arenas = std::mem::take(&mut self.arenas);
+        let frozen = Frozen::new(OP, &arenas, slot.number(), !self.no_wait)?;
+        let (state, writer) = self.prepare(slot, &arenas, image.as_ref().to_owned())?;
+        let state = Arc::new(state);
+        let saver = start_saver(&state)?;
+        let ends = Ends { state: &state, saver: Some(saver) };
+        let cut = cut::cut(&state, &mut at_cut);
+        drop(frozen);
+        match cut? {
+            Cut::Made => {}
+            Cut::Refused(why) => return Err(failed(OP, CaptureFailure::AtCut, why.map(Into::into))),
+        }
+        Capture::start(ends.keep(), Arc::clone(&state), writer)
+    }
+
+    /// Makes everything ready that takes memory, while threads may still wait for memory.
+    fn prepare(&mut self, slot: Slot, arenas: &[Arena], image: PathBuf) -> Result<(State, Writer)> {
+        let layout = layout::look(arenas, &self.excluded);
+        let by_object = layout::by_object(OP, &layout.spans)?;
+        let mut objects: Vec<_> = layout.spans.iter().map(|s| Arc::clone(&s.object)).collect();
+        objects.sort_by_key(|o| o.mapping().id);
+        objects.dedup_by_key(|o| o.mapping().id);
+        for object in &objects {
+            let opened = object.space.region.open_bits(object.offset, object.len_max);
+            opened.map_err(system(OP, "mprotect"))?;
+        }
+        let writer = self.writer(&image, &layout)?;
+        let spill = Spill::beside(&image, layout.nr_pages << PAGE_SHIFT);
+        let spill = spill.map_err(|e| failed(OP, CaptureFailure::Spill, Some(Box::new(e))))?;
+        let wanted = self.budget_bytes.map_or(layout.nr_pages as usize / 8, |b| b / PAGE_SIZE);
+        let wanted = if self.budget_bytes.is_none() { wanted.min(FRAMES.end) } else { wanted };
+        let nr = wanted.max(FRAMES.start).next_multiple_of(area::SET);
+        area::open(slot.number(), nr).map_err(system(OP, "mmap"))?;
+        Ok((State::new(slot, layout, by_object, objects, spill), writer))
+    }
+
+    fn writer(&mut self, image: &Path, layout: &layout::Layout) -> Result<Writer> {
+        let made = match self.over.take() {
+            Some(parent) => Writer::over(image, layout.nr_pages, parent),
+            None => Writer::create(image, layout.nr_pages),
+        };
+        let mut writer = made.map_err(error::image(OP))?;
+        if let Some(codec) = self.codec {
+            writer = writer.codec(codec);
+        }
+        layout.regions.iter().try_for_each(|r| writer.region(r.clone())).map_err(error::image(OP))?;
+        self.keys.iter().for_each(|(key, value)| writer.key(key, value));
+        Ok(writer)
+    }
+}
+
+fn start_saver(state: &Arc<State>) -> Result<helper::Thread> {
+    let theirs = Arc::clone(state);
+    let started = helper::Thread::start_helper("softfault-save", move |_| saver::run(&theirs));
+    started.map_err(|source| {
+        end::close_area(state);
+        Error::Io { op: "CaptureBuilder::begin: start a thread", path: None, source }
+    })
+}
+
+/// Dropped, it ends the capture, and gives its frames back.
+struct Ends<'a> {
+    state: &'a State,
+    saver: Option<helper::Thread>,
+}
+
+impl Ends<'_> {
+    /// The cut is made: the walker will.
+    fn keep(mut self) -> Option<helper::Thread> {
+        self.saver.take()
+    }
+}
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        if let Some(mut saver) = self.saver.take() {
+            end::end(self.state);
+            saver.end(|| area::ring(self.state.number()));
+            end::close_area(self.state);
+        }
+    }
+}

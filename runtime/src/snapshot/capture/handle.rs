@@ -1,0 +1,158 @@
+//! `Capture`: an image that is being written, of memory that goes on changing.
+//!
+//! # Context: control plane
+
+use super::builder::CaptureBuilder;
+use super::state::{State, failed};
+use super::{end, walk};
+use crate::error::{self, CaptureFailure, Error, Result};
+use crate::object::capture as calls;
+use crate::process::helper;
+use softfault_image::{Digest, Writer};
+use softfault_platform::area;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// An image that is being written: of memory as it was at the cut, while threads go on storing to it.
+///
+/// Dropped without [`Capture::commit`], it is cancelled, and there is no image.
+#[derive(Debug)]
+#[must_use = "a capture that is dropped is cancelled"]
+pub struct Capture {
+    state: Arc<State>,
+    keys: Mutex<Vec<(String, Vec<u8>)>>,
+    /// Tells the walker to finish, with these values; dropped, that there is to be no image.
+    commit: Option<Sender<Vec<(String, Vec<u8>)>>>,
+    /// What the walker came to.
+    outcome: Arc<Mutex<Option<Result<Digest>>>>,
+    walker: Option<JoinHandle<()>>,
+    saver: Option<helper::Thread>,
+}
+
+/// How far a capture is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CaptureProgress {
+    /// Pages of the image that are written.
+    pub done_pages: u64,
+    /// Pages of the image.
+    pub nr_pages: u64,
+    /// Pages whose old bytes went to the file beside the image, because their memory was full.
+    pub spilled_pages: u64,
+    /// Pages that were protected while stores waited.
+    pub last_pages: u64,
+    /// How long stores waited for the cut, at most.
+    pub held: Duration,
+}
+
+impl Capture {
+    /// Begins to say what is captured.
+    ///
+    /// # Context: program, filler
+    pub fn builder() -> CaptureBuilder {
+        CaptureBuilder::default()
+    }
+
+    /// Starts the walker, after the cut.
+    pub(super) fn start(saver: Option<helper::Thread>, state: Arc<State>, writer: Writer) -> Result<Self> {
+        let (commit, committed) = mpsc::channel();
+        let (theirs, outcome) = (Arc::clone(&state), Arc::<Mutex<_>>::default());
+        let said = Arc::clone(&outcome);
+        let mut capture = Self { state, keys: Mutex::default(), commit: Some(commit), outcome, walker: None, saver };
+        let walker = helper::spawn("softfault-walk", move || {
+            let written = write(&theirs, writer, &committed);
+            *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
+        });
+        // Dropped where there is no thread, it is cancelled.
+        let op = "CaptureBuilder::begin: start a thread";
+        capture.walker = Some(walker.map_err(|source| Error::Io { op, path: None, source })?);
+        Ok(capture)
+    }
+
+    /// Keeps a value beside the memory, of the moment of the cut: what the closure found.
+    ///
+    /// # Context: program, filler
+    pub fn key(&self, key: &str, value: &[u8]) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push((key.to_owned(), value.to_vec()));
+    }
+
+    /// Returns how far it is.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn progress(&self) -> CaptureProgress {
+        let (s, load) = (&self.state, |w: &std::sync::atomic::AtomicU64| w.load(Ordering::Relaxed));
+        CaptureProgress {
+            done_pages: load(&s.done),
+            nr_pages: s.nr_pages,
+            spilled_pages: load(&s.spilled),
+            last_pages: load(&s.last),
+            held: Duration::from_nanos(load(&s.held_ns)),
+        }
+    }
+
+    /// Waits until the image is whole, durable, and there under its name; returns its digest.
+    ///
+    /// # Context: program
+    ///
+    /// # Errors
+    /// [`Error::Capture`], [`Error::Image`]: there is no image.
+    pub fn commit(mut self) -> Result<Digest> {
+        let keys = std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner));
+        // If nobody listens, the walker has an error.
+        self.commit.take().map(|commit| commit.send(keys));
+        self.finish()
+    }
+
+    /// Gives the capture up: there will be no image.
+    ///
+    /// # Context: program
+    pub fn cancel(self) {
+        drop(self);
+    }
+
+    fn finish(&mut self) -> Result<Digest> {
+        drop(self.commit.take());
+        let _ = self.walker.take().map(JoinHandle::join);
+        let written = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let cancelled = || Err(failed("Capture::commit", CaptureFailure::Cancelled, None));
+        end::end(&self.state);
+        if let Some(mut saver) = self.saver.take() {
+            saver.end(|| area::ring(self.state.number()));
+            end::close_area(&self.state);
+        }
+        written.unwrap_or_else(cancelled)
+    }
+}
+
+/// Writes the pages, ends the capture, and makes the image whole when it is committed. On the walker.
+fn write(state: &State, mut writer: Writer, committed: &Receiver<Vec<(String, Vec<u8>)>>) -> Result<Digest> {
+    softfault_platform::host::mask_signals();
+    let walked = walk::walk(state, &mut writer);
+    // Stores are what they were from here on, whenever the image is committed.
+    end::end(state);
+    walked?;
+    let Ok(keys) = committed.recv() else {
+        return Err(failed("Capture::commit", CaptureFailure::Cancelled, None));
+    };
+    keys.iter().for_each(|(key, value)| writer.key(key, value));
+    writer.finish().map_err(error::image("Capture::commit"))
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if softfault_platform::child::in_child() {
+            // Its threads are not here, and what they hold is the parent's.
+            std::mem::forget((self.walker.take(), self.saver.take(), Arc::clone(&self.state)));
+            return;
+        }
+        if self.saver.is_some() {
+            self.state.cancelled.store(true, Ordering::Relaxed);
+            calls::fail(self.state.number());
+            let _ = self.finish();
+        }
+    }
+}
