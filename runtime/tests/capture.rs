@@ -144,6 +144,8 @@ fn a_lift_is_over_before_the_cut() {
     for broken in [0, naive::NO_GRACE] {
         let Some(b) = Bench::anonymous("lift", 512) else { return };
         b.store(7, 1);
+        // In the cache, and not mapped: a store that had to fill its page would look again.
+        b.object.write_at(400 * PAGE as u64, &[1; PAGE]).expect("room");
         naive::set(broken);
         std::thread::scope(|s| {
             trace::arm_gate(Point::CAPTURE_ADMITTED);
