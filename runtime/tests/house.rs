@@ -46,6 +46,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "object/state.rs",
     "process/opened.rs",
     "process/registry.rs",
+    "snapshot/capture/end.rs",
 ];
 
 /// Files of `bindings-c/src` that may contain `unsafe`: whoever exports something does, or takes pointers from outside.

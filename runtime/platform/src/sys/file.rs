@@ -43,6 +43,28 @@ pub unsafe fn pwrite(fd: i32, src: usize, len_bytes: usize, offset: u64) -> Resu
     }
 }
 
+/// Reads at `offset` into a buffer, as far as one call goes. Linux: `pread64`.
+///
+/// # Context: control plane, helper
+///
+/// # Errors
+/// The kernel's.
+pub fn read_at(fd: i32, dst: &mut [u8], offset: u64) -> Result<usize, Errno> {
+    // SAFETY: the slice is the caller's to write.
+    unsafe { pread(fd, dst.as_mut_ptr() as usize, dst.len(), offset) }
+}
+
+/// Writes a buffer at `offset`, as far as one call goes. Linux: `pwrite64`.
+///
+/// # Context: control plane, helper
+///
+/// # Errors
+/// The kernel's.
+pub fn write_at(fd: i32, src: &[u8], offset: u64) -> Result<usize, Errno> {
+    // SAFETY: the slice's bytes are readable.
+    unsafe { pwrite(fd, src.as_ptr() as usize, src.len(), offset) }
+}
+
 /// Reads into a byte slice; see read(2). Returns 0 at end of file.
 ///
 /// # Context: handler

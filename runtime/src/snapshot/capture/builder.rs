@@ -37,6 +37,15 @@ pub struct CaptureBuilder {
     no_wait: bool,
 }
 
+impl Capture {
+    /// Begins to say what is captured.
+    ///
+    /// # Context: program, filler
+    pub fn builder() -> CaptureBuilder {
+        CaptureBuilder::default()
+    }
+}
+
 impl CaptureBuilder {
     /// Captures an arena, all of it, together with the others. It was made with
     /// [`ArenaBuilder::capturable`](crate::ArenaBuilder::capturable).

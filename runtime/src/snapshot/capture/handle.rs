@@ -2,7 +2,6 @@
 //!
 //! # Context: control plane
 
-use super::builder::CaptureBuilder;
 use super::state::{State, failed};
 use super::{end, walk};
 use crate::error::{self, CaptureFailure, Error, Result};
@@ -16,6 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// Values beside the memory, by name.
+type Keys = Vec<(String, Vec<u8>)>;
+
 /// An image that is being written: of memory as it was at the cut, while threads go on storing to it.
 ///
 /// Dropped without [`Capture::commit`], it is cancelled, and there is no image.
@@ -23,9 +25,9 @@ use std::time::Duration;
 #[must_use = "a capture that is dropped is cancelled"]
 pub struct Capture {
     state: Arc<State>,
-    keys: Mutex<Vec<(String, Vec<u8>)>>,
+    keys: Mutex<Keys>,
     /// Tells the walker to finish, with these values; dropped, that there is to be no image.
-    commit: Option<Sender<Vec<(String, Vec<u8>)>>>,
+    commit: Option<Sender<Keys>>,
     /// What the walker came to.
     outcome: Arc<Mutex<Option<Result<Digest>>>>,
     walker: Option<JoinHandle<()>>,
@@ -49,13 +51,6 @@ pub struct CaptureProgress {
 }
 
 impl Capture {
-    /// Begins to say what is captured.
-    ///
-    /// # Context: program, filler
-    pub fn builder() -> CaptureBuilder {
-        CaptureBuilder::default()
-    }
-
     /// Starts the walker, after the cut.
     pub(super) fn start(saver: Option<helper::Thread>, state: Arc<State>, writer: Writer) -> Result<Self> {
         let (commit, committed) = mpsc::channel();
@@ -129,7 +124,7 @@ impl Capture {
 }
 
 /// Writes the pages, ends the capture, and makes the image whole when it is committed. On the walker.
-fn write(state: &State, mut writer: Writer, committed: &Receiver<Vec<(String, Vec<u8>)>>) -> Result<Digest> {
+fn write(state: &State, mut writer: Writer, committed: &Receiver<Keys>) -> Result<Digest> {
     softfault_platform::host::mask_signals();
     let walked = walk::walk(state, &mut writer);
     // Stores are what they were from here on, whenever the image is committed.

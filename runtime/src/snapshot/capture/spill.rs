@@ -2,8 +2,7 @@
 //!
 //! # Context: the saver, who neither allocates nor locks; the walker
 
-#![expect(unsafe_code, reason = "reads and writes by a number, as the saver may not use what allocates")]
-
+use crate::by_std;
 use softfault_platform::sys::fd::{self, Descriptor};
 use softfault_platform::sys::{Errno, file};
 use std::fs::OpenOptions;
@@ -28,8 +27,8 @@ impl Spill {
         let nr = NUMBER.fetch_add(1, Ordering::Relaxed);
         // Who is killed before the name is gone leaves what a collection of the folder removes.
         let path = folder.join(format!(".softfault-spill-{}-{nr}", std::process::id()));
-        let made = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        std::fs::remove_file(&path)?;
+        let made = by_std::open(OpenOptions::new().read(true).write(true).create_new(true).mode(0o600), &path)?;
+        by_std::remove_file(&path)?;
         made.set_len(len_bytes)?;
         Ok(Self(Descriptor::new(fd::raise(made.into_raw_fd()))))
     }
@@ -42,8 +41,7 @@ impl Spill {
         let mut done = 0;
         while let Some(rest) = bytes.get(done..).filter(|r| !r.is_empty()) {
             let number = self.0.check()?;
-            // SAFETY: the slice's bytes; the number names the spill file, by the look before.
-            match unsafe { file::pwrite(number, rest.as_ptr() as usize, rest.len(), pos + done as u64) } {
+            match file::write_at(number, rest, pos + done as u64) {
                 Err(Errno::EINTR) => {}
                 Ok(0) => return Err(Errno::ENOSPC),
                 n => done += n?,
@@ -60,8 +58,7 @@ impl Spill {
         let mut done = 0;
         while let Some(rest) = bytes.get_mut(done..).filter(|r| !r.is_empty()) {
             let number = self.0.check()?;
-            // SAFETY: as above, and the slice is ours to write.
-            match unsafe { file::pread(number, rest.as_mut_ptr() as usize, rest.len(), pos + done as u64) } {
+            match file::read_at(number, rest, pos + done as u64) {
                 Err(Errno::EINTR) => {}
                 Ok(0) => return Err(Errno::EIO),
                 n => done += n?,
