@@ -18,7 +18,7 @@ use crate::object::file::FileOptions;
 use crate::object::{Object, ObjectBuilder};
 use crate::process::audit::{self, Audit, Offender};
 use crate::process::registry;
-use crate::snapshot::{Capture, CaptureBuilder, OpenImage};
+use crate::snapshot::{CaptureBuilder, OpenImage};
 use softfault_image::Image;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -308,7 +308,7 @@ impl Runtime {
     ///
     /// # Context: program, filler
     pub fn capture(&self) -> CaptureBuilder {
-        Capture::builder()
+        CaptureBuilder::default()
     }
 
     /// Begins an object of a file: writable or not, past the kernel's cache or not.

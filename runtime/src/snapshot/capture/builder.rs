@@ -23,7 +23,7 @@ const OP: &str = "CaptureBuilder::begin";
 /// The least, and by default the most, frames for saved bytes.
 const FRAMES: Range<usize> = area::SET..16 << 10;
 
-/// What a capture is to be; see [`Capture::builder`].
+/// What a capture is to be; see [`Runtime::capture`](crate::Runtime::capture).
 #[derive(Debug, Default)]
 #[must_use = "nothing is captured before `begin`"]
 pub struct CaptureBuilder {
@@ -35,15 +35,6 @@ pub struct CaptureBuilder {
     codec: Option<Codec>,
     keys: Vec<(String, Vec<u8>)>,
     no_wait: bool,
-}
-
-impl Capture {
-    /// Begins to say what is captured.
-    ///
-    /// # Context: program, filler
-    pub fn builder() -> CaptureBuilder {
-        CaptureBuilder::default()
-    }
 }
 
 impl CaptureBuilder {
