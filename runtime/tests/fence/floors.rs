@@ -117,6 +117,12 @@ pub(crate) const HOUSES: &[House] = &[
         ..House::NONE
     },
     House {
+        root: "runtime/cli/src/main.rs",
+        floors: &[&["failure", "units"], &["console"], &["source"], &["image", "generate"]],
+        long: Some(&[]),
+        ..House::NONE
+    },
+    House {
         root: "bindings-c/src/lib.rs",
         floors: &[
             &["consts", "error"],

@@ -1,0 +1,70 @@
+//! The command line `softfault`: what is done with images of memory and with working sets, and what a machine lets a page-fault
+//! runtime do.
+//!
+//! Each verb is a file of its own: its arguments, what it does, what it answers as text and as JSON. What it does, the crates below
+//! do; here are names, words and exit codes.
+//!
+//! # The floors
+//!
+//! ```text
+//! failure units   exit codes, and how numbers are written and read
+//! console         what is said, and where
+//! source          images by the name of a file
+//! image generate  the verbs
+//! ```
+#![forbid(unsafe_code)]
+
+mod console;
+mod failure;
+mod generate;
+mod image;
+mod source;
+mod units;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use console::Console;
+use failure::{Outcome, Result};
+use std::process::ExitCode;
+
+/// Images of memory, the working sets of programs, and what a machine lets a page-fault runtime do.
+#[derive(Debug, Parser)]
+#[command(name = "softfault", version, max_term_width = 120, after_help = failure::EXIT_CODES)]
+struct Cli {
+    /// Answers in JSON, on one line, errors too; the schemas are published with the source.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Shows no progress.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Works on images of memory: snapshots, whoever made them.
+    #[command(subcommand)]
+    Image(image::Verb),
+    /// Writes man pages and shell completions.
+    #[command(subcommand)]
+    Generate(generate::Verb),
+}
+
+fn run(cli: &Cli, console: &Console) -> Result<Outcome> {
+    match &cli.verb {
+        Verb::Image(verb) => image::run(verb, console),
+        Verb::Generate(verb) => generate::run(verb, Cli::command(), console),
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let console = Console::new(cli.json, cli.quiet);
+    match run(&cli, &console) {
+        Ok(outcome) => outcome.code(),
+        Err(failure) => {
+            console.fail(&failure);
+            failure.code()
+        }
+    }
+}
