@@ -1,0 +1,305 @@
+//! Threads that store in orders which an image has to keep, and the judge of images of them.
+//!
+//! ```text
+//! pages 0..chains       writer k owns every nr-th page from k on, and stores its turn to one after the other, in an order that
+//!                       jumps about: each turn fills a page, word by word, then tells the turn to the others by ordinary memory,
+//!                       then keeps beside it how far the next writer was
+//! pages of witnesses    a thread loads a word of somebody's page, and stores what it saw here
+//! the log               what happened to the last two areas, told after it has
+//! an area with holes    filled, punched, filled, ...
+//! the tail              filled, cut off, given back, ...
+//! ```
+//! Everything that is stored only grows, so each order of two stores is a comparison of two numbers of the image.
+
+mod judge;
+
+use softfault::image::Image;
+use softfault::{Arena, Capture, Error, Object, Prot, Runtime, RuntimeBuilder, Sharing};
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+pub(crate) const PAGE: usize = 4096;
+/// Words of a page that a turn fills, and the bytes between two.
+const WORDS: usize = 32;
+const STRIDE: usize = PAGE / WORDS;
+/// Where a page has how far the next writer was.
+const SEEN: usize = 8;
+/// Pages of witnesses, of holes, and of the tail.
+const WITNESSES: usize = 16;
+const HOLES: usize = 24;
+const TAIL: usize = 24;
+
+/// Where everything is, in pages.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) writers: usize,
+    /// Pages of each writer; a prime, so that every step goes through all of them.
+    pub(crate) own: usize,
+    /// The first writer stores by `write_at`, a page at once.
+    pub(crate) first_by_call: bool,
+}
+
+impl Plan {
+    fn chains(self) -> usize {
+        self.writers * self.own
+    }
+    fn page_of(self, writer: usize, turn: u64) -> usize {
+        ((turn as usize % self.own) * 41 % self.own) * self.writers + writer
+    }
+    fn witness_at(self, page: usize) -> usize {
+        (self.chains() + page % WITNESSES) * PAGE + page / WITNESSES * 8
+    }
+    fn log_at(self, area: usize) -> usize {
+        (self.chains() + WITNESSES) * PAGE + area * STRIDE
+    }
+    pub(crate) fn holes(self) -> std::ops::Range<usize> {
+        let first = self.chains() + WITNESSES + 1;
+        first..first + HOLES
+    }
+    pub(crate) fn tail(self) -> std::ops::Range<usize> {
+        let first = self.holes().end;
+        first..first + TAIL
+    }
+    pub(crate) fn nr_pages(self) -> usize {
+        self.tail().end
+    }
+    pub(crate) fn len_bytes(self) -> usize {
+        self.nr_pages() * PAGE
+    }
+}
+
+/// An arena over an object, perhaps a second one, and how far each writer is.
+pub(crate) struct World {
+    pub(crate) rt: Runtime,
+    pub(crate) arena: Arena,
+    pub(crate) other: Option<Arena>,
+    pub(crate) object: Object,
+    pub(crate) plan: Plan,
+    pub(crate) folder: PathBuf,
+    turns: Vec<AtomicU64>,
+    pub(crate) stop: AtomicBool,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        quiet();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// No rule is broken, nobody is delayed.
+fn quiet() {
+    #[cfg(debug_assertions)]
+    {
+        use softfault::mm::trace::{Point, disarm};
+        softfault::mm::cut::naive::set(0);
+        let points = [Point::CAPTURE_ADMITTED, Point::CAPTURE_HELD, Point::CAPTURE_COPIED, Point::CAPTURE_WALKED];
+        points.into_iter().chain([Point::CAPTURE_CUT]).for_each(disarm);
+    }
+}
+
+/// Captures, their failpoints and their rules are the process's: a test has its turn.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A folder for files of test `name`, empty.
+pub(crate) fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("softfault-cut-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a folder");
+    folder
+}
+
+/// Makes an arena that can be captured; `None`: it cannot be had here, which is said.
+pub(crate) fn capturable(rt: &Runtime, len_bytes: usize) -> Option<Arena> {
+    match rt.arena(len_bytes).capturable(true).build() {
+        Ok(arena) => Some(arena),
+        Err(Error::Delivery { why, .. }) => {
+            println!("skipped: {why}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// What an object of the test is made of.
+pub(crate) type Make = fn(&Runtime, &Path, usize) -> Object;
+
+pub(crate) fn anonymous(rt: &Runtime, _: &Path, len_bytes: usize) -> Object {
+    rt.anonymous(len_bytes as u64).expect("memory")
+}
+
+pub(crate) fn file(rt: &Runtime, folder: &Path, len_bytes: usize) -> Object {
+    let path = folder.join("file");
+    std::fs::write(&path, vec![0u8; len_bytes]).expect("room");
+    rt.open_file_rw(&path).expect("it is there")
+}
+
+pub(crate) fn map(arena: &Arena, object: &Object, len_bytes: usize) {
+    arena.map(0, object, 0, len_bytes, Prot::ReadWrite, Sharing::Shared).expect("room");
+}
+
+pub(crate) fn word(arena: &Arena, at: usize) -> &AtomicU64 {
+    // SAFETY: mapped for stores by each test, aligned, and every access of it is atomic.
+    unsafe { &*arena.as_ptr().wrapping_add(at).cast() }
+}
+
+impl World {
+    /// `None`: capturable arenas cannot be had here.
+    pub(crate) fn new(name: &str, plan: Plan, builder: RuntimeBuilder, make: Make) -> Option<Self> {
+        let turn = turn();
+        quiet();
+        let folder = folder(name);
+        let rt = builder.build().expect("a runtime");
+        let arena = capturable(&rt, plan.len_bytes())?;
+        let object = make(&rt, &folder, plan.len_bytes());
+        map(&arena, &object, plan.len_bytes());
+        let turns = (0..plan.writers).map(|_| AtomicU64::new(0)).collect();
+        let stop = AtomicBool::new(false);
+        Some(Self { rt, arena, other: None, object, plan, folder, turns, stop, _turn: turn })
+    }
+
+    /// Maps the object in a second arena, through which every second writer stores.
+    pub(crate) fn twice(mut self) -> Self {
+        let other = capturable(&self.rt, self.plan.len_bytes()).expect("as the first");
+        map(&other, &self.object, self.plan.len_bytes());
+        self.other = Some(other);
+        self
+    }
+
+    pub(crate) fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Stores turn after turn.
+    fn write(&self, writer: usize) {
+        let arena = self.other.as_ref().filter(|_| writer % 2 == 1).unwrap_or(&self.arena);
+        let by_call = self.plan.first_by_call && writer == 0;
+        let next = &self.turns[(writer + 1) % self.plan.writers];
+        let mut turn = 0;
+        while self.goes_on() {
+            turn += 1;
+            let at = self.plan.page_of(writer, turn) * PAGE;
+            if by_call {
+                self.write_by_call(at, turn);
+            } else {
+                (0..WORDS).for_each(|w| word(arena, at + w * STRIDE).store(turn, Ordering::Relaxed));
+            }
+            // Release and acquire: who has seen the turn stores after it.
+            self.turns[writer].store(turn, Ordering::Release);
+            let seen = next.load(Ordering::Acquire);
+            word(arena, at + SEEN).store(seen, Ordering::Relaxed);
+        }
+    }
+
+    fn write_by_call(&self, at: usize, turn: u64) {
+        let mut page = [0u8; PAGE];
+        page.chunks_exact_mut(STRIDE).for_each(|s| s[..8].copy_from_slice(&turn.to_le_bytes()));
+        assert_eq!(self.object.write_at(at as u64, &page).expect("room"), PAGE);
+    }
+
+    /// Stores what it has seen of others' pages.
+    fn witness(&self) {
+        let mut x = 1u64;
+        while self.goes_on() {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let page = (x >> 33) as usize % self.plan.chains();
+            // The last word that a turn fills. Acquire: the store beneath comes after what was seen, for the compiler too.
+            let seen = word(&self.arena, page * PAGE + (WORDS - 1) * STRIDE).load(Ordering::Acquire);
+            word(&self.arena, self.plan.witness_at(page)).store(seen, Ordering::Relaxed);
+        }
+    }
+
+    /// Fills pages, tells so, has them go, tells so.
+    pub(crate) fn fill_and_drop(&self, area: usize, go: impl Fn(&std::ops::Range<usize>)) {
+        let pages = [self.plan.holes(), self.plan.tail()][area].clone();
+        let log = word(&self.arena, self.plan.log_at(area));
+        let mut turn = 0;
+        while self.goes_on() {
+            turn += 1;
+            for page in pages.clone() {
+                word(&self.arena, page * PAGE).store(turn, Ordering::Relaxed);
+                word(&self.arena, page * PAGE + PAGE - 8).store(turn, Ordering::Relaxed);
+            }
+            log.store(2 * turn, Ordering::Relaxed);
+            go(&(pages.start * PAGE..pages.end * PAGE));
+            log.store(2 * turn + 1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn begin(&self, name: &str) -> Capture {
+        let nothing = || Ok::<(), Infallible>(());
+        self.rt.capture().arena(&self.arena).begin(self.folder.join(name), nothing).expect("a cut")
+    }
+
+    /// Captures once, and returns what is wrong with the image.
+    fn cut_once(&self, number: u32, mirrors: bool) -> Result<(), String> {
+        let path = self.folder.join(format!("{number}.sfi"));
+        let mut mirror = vec![0u8; if mirrors { self.plan.len_bytes() } else { 0 }];
+        let at_cut = || {
+            // SAFETY: loads of what each test has mapped; whoever stores to it waits.
+            unsafe { self.arena.as_ptr().copy_to_nonoverlapping(mirror.as_mut_ptr(), mirror.len()) };
+            Ok::<(), Infallible>(())
+        };
+        let capture = self.rt.capture().arena(&self.arena).begin(&path, at_cut).expect("a cut");
+        capture.commit().expect("an image");
+        let bytes = read(&path);
+        std::fs::remove_file(&path).expect("it is there");
+        if mirrors && let Some(at) = bytes.iter().zip(&mirror).position(|(a, b)| a != b) {
+            return Err(format!("byte {at:#x} (page {}) is not what the closure saw", at / PAGE));
+        }
+        judge::judge(self.plan, &bytes)
+    }
+
+    /// Runs writers, a witness, and whoever else, and captures `cuts` times; returns what was wrong with each image. `mirrors`: the
+    /// closure of every second cut copies everything, and the image has to be the same.
+    pub(crate) fn cuts(&self, cuts: u32, mirrors: bool, others: &[&(dyn Fn(&Self) + Sync)]) -> Vec<String> {
+        let mut wrong = Vec::new();
+        std::thread::scope(|s| {
+            let _stop = StopOnDrop(&self.stop);
+            (0..self.plan.writers).for_each(|writer| _ = s.spawn(move || self.write(writer)));
+            s.spawn(|| self.witness());
+            others.iter().for_each(|other| _ = s.spawn(|| other(self)));
+            for number in 0..cuts {
+                let before = self.turns[0].load(Ordering::Relaxed);
+                wrong.extend(self.cut_once(number, mirrors && number % 2 == 1).err());
+                until("the writers", || self.turns[0].load(Ordering::Relaxed) > before + 16);
+            }
+        });
+        wrong
+    }
+}
+
+/// The bytes that an image has.
+pub(crate) fn read(path: &Path) -> Vec<u8> {
+    let image = Image::open(path).expect("an image");
+    let mut bytes = vec![0u8; image.nr_pages() as usize * PAGE];
+    image.reader().read(0, &mut bytes).expect("it is whole");
+    bytes
+}
+
+/// Tells the threads of a scope to stop, when the test is done and when it fails.
+pub(crate) struct StopOnDrop<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits for what must come.
+pub(crate) fn until(what: &str, f: impl Fn() -> bool) {
+    for _ in 0..60_000 {
+        if f() {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    panic!("{what}: never");
+}
