@@ -1,6 +1,6 @@
 //! Whether an image is of one moment.
 
-use super::{HOLES, PAGE, Plan, SEEN, STRIDE, WORDS};
+use super::{GOING, GONE, HOLES, PAGE, Plan, SEEN, STEPS, STRIDE, WORDS};
 
 fn number(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"))
@@ -57,7 +57,10 @@ fn seen(plan: Plan, bytes: &[u8], writer: usize, last: &[u64]) -> Result<(), Str
         let page = plan.page_of(writer, turn);
         let seen = number(bytes, page * PAGE + SEEN);
         if seen > last[next] {
-            return Err(format!("page {page} of writer {writer} has seen turn {seen} of {next}, who is at {}", last[next]));
+            return Err(format!(
+                "page {page} of writer {writer} has seen turn {seen} of {next}, who is at {}",
+                last[next]
+            ));
         }
     }
     Ok(())
@@ -74,16 +77,21 @@ fn witnesses(plan: Plan, bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Pages that are filled and dropped by turns are as the log says: dropped as a whole, and filled up to somewhere.
+/// Pages that are filled and dropped by turns are as the log says: filled up to somewhere, and dropped as a whole or up to somewhere.
 fn dropped(plan: Plan, bytes: &[u8], area: usize, pages: std::ops::Range<usize>) -> Result<(), String> {
     let log = number(bytes, plan.log_at(area));
     let words: Vec<u64> = pages.flat_map(|p| [p * PAGE, p * PAGE + PAGE - 8]).map(|at| number(bytes, at)).collect();
-    let filled = words.iter().take_while(|w| **w != 0).count();
-    let (turn, is_right) = if log % 2 == 0 && log > 0 {
-        (log / 2, filled == 0 || filled == 2 * HOLES)
+    let (turn, step) = (log / STEPS, (log % STEPS) as usize);
+    let is_right = if step == GOING {
+        let zeros = words.iter().take_while(|w| **w == 0).count();
+        let is_whole = zeros == 0 || zeros == 2 * HOLES;
+        let is_of_pages = area == 0 && !plan.punches && zeros % 2 == 0;
+        (is_whole || is_of_pages) && words[zeros..].iter().all(|w| *w == turn)
     } else {
-        (log / 2 + 1, true)
+        // Filled as far as the log says, or by a page more.
+        let (turn, said) = if step == GONE || log == 0 { (turn + 1, 0) } else { (turn, 2 * step) };
+        let filled = words.iter().take_while(|w| **w == turn).count();
+        (said..=said + 2).contains(&filled) && words[filled..].iter().all(|w| *w == 0)
     };
-    let is_right = is_right && words[..filled].iter().all(|w| *w == turn) && words[filled..].iter().all(|w| *w == 0);
-    if is_right { Ok(()) } else { Err(format!("area {area}: the log says {log}, the pages {words:?}")) }
+    if is_right { Ok(()) } else { Err(format!("area {area}: the log says {step} of turn {turn}, the pages {words:?}")) }
 }

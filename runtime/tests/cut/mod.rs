@@ -14,7 +14,7 @@
 mod judge;
 
 use softfault::image::Image;
-use softfault::{Arena, Capture, Error, Object, Prot, Runtime, RuntimeBuilder, Sharing};
+use softfault::{Arena, Error, Object, Prot, Runtime, RuntimeBuilder, Sharing};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +31,10 @@ const SEEN: usize = 8;
 const WITNESSES: usize = 16;
 const HOLES: usize = 24;
 const TAIL: usize = 24;
+/// What the log says of a turn: so many pages are filled, they are about to go, they went.
+const GOING: usize = HOLES + 1;
+const GONE: usize = HOLES + 2;
+const STEPS: u64 = HOLES as u64 + 3;
 
 /// Where everything is, in pages.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) own: usize,
     /// The first writer stores by `write_at`, a page at once.
     pub(crate) first_by_call: bool,
+    /// Its store punches holes as a whole; where it does not, zeros are written page by page.
+    pub(crate) punches: bool,
 }
 
 impl Plan {
@@ -57,6 +63,8 @@ impl Plan {
     }
     pub(crate) fn holes(self) -> std::ops::Range<usize> {
         let first = self.chains() + WITNESSES + 1;
+        // In one extent: longer holes are punched one by one.
+        let first = if first % 512 + HOLES > 512 { first.next_multiple_of(512) } else { first };
         first..first + HOLES
     }
     pub(crate) fn tail(self) -> std::ops::Range<usize> {
@@ -81,6 +89,8 @@ pub(crate) struct World {
     pub(crate) folder: PathBuf,
     turns: Vec<AtomicU64>,
     pub(crate) stop: AtomicBool,
+    /// How long the closure takes.
+    pub(crate) lingers: Duration,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -100,6 +110,12 @@ fn quiet() {
         let points = [Point::CAPTURE_ADMITTED, Point::CAPTURE_HELD, Point::CAPTURE_COPIED, Point::CAPTURE_WALKED];
         points.into_iter().chain([Point::CAPTURE_CUT]).for_each(disarm);
     }
+}
+
+/// Stores come to most pages before the walker does: otherwise nobody would have to save one.
+fn slow_walker() {
+    #[cfg(debug_assertions)]
+    softfault::mm::trace::arm_spin(softfault::mm::trace::Point::CAPTURE_WALKED, 300);
 }
 
 /// Captures, their failpoints and their rules are the process's: a test has its turn.
@@ -155,6 +171,7 @@ impl World {
     pub(crate) fn new(name: &str, plan: Plan, builder: RuntimeBuilder, make: Make) -> Option<Self> {
         let turn = turn();
         quiet();
+        slow_walker();
         let folder = folder(name);
         let rt = builder.build().expect("a runtime");
         let arena = capturable(&rt, plan.len_bytes())?;
@@ -162,7 +179,7 @@ impl World {
         map(&arena, &object, plan.len_bytes());
         let turns = (0..plan.writers).map(|_| AtomicU64::new(0)).collect();
         let stop = AtomicBool::new(false);
-        Some(Self { rt, arena, other: None, object, plan, folder, turns, stop, _turn: turn })
+        Some(Self { rt, arena, other: None, object, plan, folder, turns, stop, lingers: Duration::ZERO, _turn: turn })
     }
 
     /// Maps the object in a second arena, through which every second writer stores.
@@ -216,63 +233,69 @@ impl World {
         }
     }
 
-    /// Fills pages, tells so, has them go, tells so.
+    /// Fills pages, has them go, and so on; says of each page that it is filled, that they are about to go, and that they went.
     pub(crate) fn fill_and_drop(&self, area: usize, go: impl Fn(&std::ops::Range<usize>)) {
         let pages = [self.plan.holes(), self.plan.tail()][area].clone();
         let log = word(&self.arena, self.plan.log_at(area));
         let mut turn = 0;
         while self.goes_on() {
             turn += 1;
-            for page in pages.clone() {
+            let say = |step: usize| log.store(turn * STEPS + step as u64, Ordering::Relaxed);
+            for (nr, page) in pages.clone().enumerate() {
                 word(&self.arena, page * PAGE).store(turn, Ordering::Relaxed);
                 word(&self.arena, page * PAGE + PAGE - 8).store(turn, Ordering::Relaxed);
+                say(nr + 1);
             }
-            log.store(2 * turn, Ordering::Relaxed);
+            say(GOING);
             go(&(pages.start * PAGE..pages.end * PAGE));
-            log.store(2 * turn + 1, Ordering::Relaxed);
+            say(GONE);
         }
     }
 
-    pub(crate) fn begin(&self, name: &str) -> Capture {
-        let nothing = || Ok::<(), Infallible>(());
-        self.rt.capture().arena(&self.arena).begin(self.folder.join(name), nothing).expect("a cut")
-    }
-
-    /// Captures once, and returns what is wrong with the image.
-    fn cut_once(&self, number: u32, mirrors: bool) -> Result<(), String> {
-        let path = self.folder.join(format!("{number}.sfi"));
+    /// Captures once; returns what the closure saw, if it is to look.
+    fn cut_once(&self, path: &Path, mirrors: bool) -> Vec<u8> {
         let mut mirror = vec![0u8; if mirrors { self.plan.len_bytes() } else { 0 }];
         let at_cut = || {
             // SAFETY: loads of what each test has mapped; whoever stores to it waits.
             unsafe { self.arena.as_ptr().copy_to_nonoverlapping(mirror.as_mut_ptr(), mirror.len()) };
+            if !self.lingers.is_zero() {
+                std::thread::sleep(self.lingers);
+            }
             Ok::<(), Infallible>(())
         };
-        let capture = self.rt.capture().arena(&self.arena).begin(&path, at_cut).expect("a cut");
+        let capture = self.rt.capture().arena(&self.arena).begin(path, at_cut).expect("a cut");
         capture.commit().expect("an image");
-        let bytes = read(&path);
-        std::fs::remove_file(&path).expect("it is there");
-        if mirrors && let Some(at) = bytes.iter().zip(&mirror).position(|(a, b)| a != b) {
+        mirror
+    }
+
+    /// Returns what is wrong with an image.
+    fn judge(&self, path: &Path, mirror: &[u8]) -> Result<(), String> {
+        let bytes = read(path);
+        // A closure that did not look has seen nothing.
+        if let Some(at) = bytes.iter().zip(mirror).position(|(a, b)| a != b) {
             return Err(format!("byte {at:#x} (page {}) is not what the closure saw", at / PAGE));
         }
         judge::judge(self.plan, &bytes)
     }
 
-    /// Runs writers, a witness, and whoever else, and captures `cuts` times; returns what was wrong with each image. `mirrors`: the
+    /// Runs writers, a witness, and whoever else, and captures `nr` times; returns what is wrong with images. `mirrors`: the
     /// closure of every second cut copies everything, and the image has to be the same.
-    pub(crate) fn cuts(&self, cuts: u32, mirrors: bool, others: &[&(dyn Fn(&Self) + Sync)]) -> Vec<String> {
-        let mut wrong = Vec::new();
+    pub(crate) fn cuts(&self, nr: u32, mirrors: bool, others: &[&(dyn Fn(&Self) + Sync)]) -> Vec<String> {
+        let path = |number: u32| self.folder.join(format!("{number}.sfi"));
+        let mut seen = Vec::new();
         std::thread::scope(|s| {
             let _stop = StopOnDrop(&self.stop);
             (0..self.plan.writers).for_each(|writer| _ = s.spawn(move || self.write(writer)));
             s.spawn(|| self.witness());
             others.iter().for_each(|other| _ = s.spawn(|| other(self)));
-            for number in 0..cuts {
+            for number in 0..nr {
                 let before = self.turns[0].load(Ordering::Relaxed);
-                wrong.extend(self.cut_once(number, mirrors && number % 2 == 1).err());
-                until("the writers", || self.turns[0].load(Ordering::Relaxed) > before + 16);
+                until("the first writer", || self.turns[0].load(Ordering::Relaxed) > before);
+                seen.push(self.cut_once(&path(number), mirrors && number % 2 == 1));
             }
         });
-        wrong
+        // When the others have ended, who would take the processors.
+        (0..nr).zip(&seen).filter_map(|(number, mirror)| self.judge(&path(number), mirror).err()).collect()
     }
 }
 
