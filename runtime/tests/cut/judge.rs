@@ -18,6 +18,20 @@ pub(super) fn judge(plan: Plan, bytes: &[u8]) -> Result<(), String> {
     [plan.holes(), plan.tail()].into_iter().enumerate().try_for_each(|(area, pages)| dropped(plan, bytes, area, pages))
 }
 
+/// The image has the turns that the closure found told, and of the next ones what was stored untold.
+///
+/// # Errors
+/// As [`judge`].
+pub(super) fn turns(plan: Plan, bytes: &[u8], told: &[u64]) -> Result<(), String> {
+    for (writer, told) in told.iter().enumerate() {
+        let last = last_turn(plan, bytes, writer);
+        if last != *told && last != told + 1 {
+            return Err(format!("writer {writer} had told turn {told}, and the image has {last}"));
+        }
+    }
+    Ok(())
+}
+
 fn last_turn(plan: Plan, bytes: &[u8], writer: usize) -> u64 {
     let pages = (0..plan.own as u64).map(|turn| plan.page_of(writer, turn));
     pages.map(|page| number(bytes, page * PAGE)).max().unwrap_or(0)

@@ -11,10 +11,12 @@
 //! ```
 //! Everything that is stored only grows, so each order of two stores is a comparison of two numbers of the image.
 
+#![allow(dead_code, reason = "each of the files that have it uses a part")]
+
 mod judge;
 
 use softfault::image::Image;
-use softfault::{Arena, Error, Object, Prot, Runtime, RuntimeBuilder, Sharing};
+use softfault::{Arena, Capture, Error, Object, Prot, Runtime, RuntimeBuilder, Sharing};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -199,7 +201,8 @@ impl World {
         let arena = self.other.as_ref().filter(|_| writer % 2 == 1).unwrap_or(&self.arena);
         let by_call = self.plan.first_by_call && writer == 0;
         let next = &self.turns[(writer + 1) % self.plan.writers];
-        let mut turn = 0;
+        // On from an earlier run.
+        let mut turn = self.turns[writer].load(Ordering::Relaxed);
         while self.goes_on() {
             turn += 1;
             let at = self.plan.page_of(writer, turn) * PAGE;
@@ -237,7 +240,7 @@ impl World {
     pub(crate) fn fill_and_drop(&self, area: usize, go: impl Fn(&std::ops::Range<usize>)) {
         let pages = [self.plan.holes(), self.plan.tail()][area].clone();
         let log = word(&self.arena, self.plan.log_at(area));
-        let mut turn = 0;
+        let mut turn = log.load(Ordering::Relaxed) / STEPS;
         while self.goes_on() {
             turn += 1;
             let say = |step: usize| log.store(turn * STEPS + step as u64, Ordering::Relaxed);
@@ -252,51 +255,90 @@ impl World {
         }
     }
 
-    /// Captures once; returns what the closure saw, if it is to look.
-    fn cut_once(&self, path: &Path, mirrors: bool) -> Vec<u8> {
-        let mut mirror = vec![0u8; if mirrors { self.plan.len_bytes() } else { 0 }];
+    /// Makes a cut for an image, and keeps what its closure saw.
+    ///
+    /// # Errors
+    /// Those of the capture.
+    pub(crate) fn begin(&self, path: &Path, mirrors: bool) -> Result<(Capture, Seen), Error> {
+        let bytes = vec![0u8; if mirrors { self.plan.len_bytes() } else { 0 }];
+        let mut seen = Seen { bytes, turns: vec![0; self.plan.writers] };
         let at_cut = || {
             // SAFETY: loads of what each test has mapped; whoever stores to it waits.
-            unsafe { self.arena.as_ptr().copy_to_nonoverlapping(mirror.as_mut_ptr(), mirror.len()) };
+            unsafe { self.arena.as_ptr().copy_to_nonoverlapping(seen.bytes.as_mut_ptr(), seen.bytes.len()) };
+            seen.turns.iter_mut().zip(&self.turns).for_each(|(seen, turn)| *seen = turn.load(Ordering::Acquire));
             if !self.lingers.is_zero() {
                 std::thread::sleep(self.lingers);
             }
             Ok::<(), Infallible>(())
         };
-        let capture = self.rt.capture().arena(&self.arena).begin(path, at_cut).expect("a cut");
-        capture.commit().expect("an image");
-        mirror
+        let capture = self.rt.capture().arena(&self.arena).begin(path, at_cut)?;
+        Ok((capture, seen))
     }
 
-    /// Returns what is wrong with an image.
-    fn judge(&self, path: &Path, mirror: &[u8]) -> Result<(), String> {
+    /// Says what is wrong with an image.
+    ///
+    /// # Errors
+    /// What is not of the moment of the cut.
+    pub(crate) fn judge(&self, path: &Path, seen: &Seen) -> Result<(), String> {
         let bytes = read(path);
         // A closure that did not look has seen nothing.
-        if let Some(at) = bytes.iter().zip(mirror).position(|(a, b)| a != b) {
+        if let Some(at) = bytes.iter().zip(&seen.bytes).position(|(a, b)| a != b) {
             return Err(format!("byte {at:#x} (page {}) is not what the closure saw", at / PAGE));
         }
+        judge::turns(self.plan, &bytes, &seen.turns)?;
         judge::judge(self.plan, &bytes)
     }
 
-    /// Runs writers, a witness, and whoever else, and captures `nr` times; returns what is wrong with images. `mirrors`: the
-    /// closure of every second cut copies everything, and the image has to be the same.
-    pub(crate) fn cuts(&self, nr: u32, mirrors: bool, others: &[&(dyn Fn(&Self) + Sync)]) -> Vec<String> {
-        let path = |number: u32| self.folder.join(format!("{number}.sfi"));
-        let mut seen = Vec::new();
+    /// Runs writers, a witness, and whoever else, while `f` does.
+    pub(crate) fn run(&self, others: &[&(dyn Fn(&Self) + Sync)], f: impl FnOnce()) {
+        self.stop.store(false, Ordering::Relaxed);
         std::thread::scope(|s| {
             let _stop = StopOnDrop(&self.stop);
             (0..self.plan.writers).for_each(|writer| _ = s.spawn(move || self.write(writer)));
             s.spawn(|| self.witness());
             others.iter().for_each(|other| _ = s.spawn(|| other(self)));
+            f();
+        });
+    }
+
+    /// Waits until the writers have got on.
+    pub(crate) fn gets_on(&self) {
+        for (writer, turn) in self.turns.iter().enumerate() {
+            let before = turn.load(Ordering::Relaxed);
+            until(&format!("writer {writer}"), || turn.load(Ordering::Relaxed) > before);
+        }
+    }
+
+    /// Captures `nr` times while all run; returns what is wrong with images. `mirrors`: the closure of every second cut copies
+    /// everything, and the image has to be the same.
+    pub(crate) fn cuts(&self, nr: u32, mirrors: bool, others: &[&(dyn Fn(&Self) + Sync)]) -> Vec<String> {
+        let path = |number: u32| self.folder.join(format!("{number}.sfi"));
+        let mut all = Vec::new();
+        self.run(others, || {
             for number in 0..nr {
-                let before = self.turns[0].load(Ordering::Relaxed);
-                until("the first writer", || self.turns[0].load(Ordering::Relaxed) > before);
-                seen.push(self.cut_once(&path(number), mirrors && number % 2 == 1));
+                self.gets_on();
+                let (capture, seen) = self.begin(&path(number), mirrors && number % 2 == 1).expect("a cut");
+                capture.commit().expect("an image");
+                all.push(seen);
             }
         });
         // When the others have ended, who would take the processors.
-        (0..nr).zip(&seen).filter_map(|(number, mirror)| self.judge(&path(number), mirror).err()).collect()
+        (0..nr).zip(&all).filter_map(|(number, seen)| self.judge(&path(number), seen).err()).collect()
     }
+}
+
+/// Says what is wrong with an image of whose cut nothing else is known.
+///
+/// # Errors
+/// What is not of one moment.
+pub(crate) fn judge_file(plan: Plan, path: &Path) -> Result<(), String> {
+    judge::judge(plan, &read(path))
+}
+
+/// What the closure of a cut saw: all bytes, if it looked, and how far the writers were.
+pub(crate) struct Seen {
+    bytes: Vec<u8>,
+    turns: Vec<u64>,
 }
 
 /// The bytes that an image has.
