@@ -193,6 +193,14 @@ impl Mapping {
         Self::of(fd, len_bytes, prot, mem::MAP_SHARED)
     }
 
+    /// Maps the first `len_bytes` bytes of `fd` privately, as who restores a memory from a file does.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn private(fd: i32, len_bytes: usize, prot: i32) -> Result<Self> {
+        Self::of(fd, len_bytes, prot, mem::MAP_PRIVATE)
+    }
+
     /// Maps `len_bytes` bytes of private memory that costs nothing until it is touched, without huge pages.
     ///
     /// # Errors

@@ -25,6 +25,16 @@ impl Cpus {
         Ok(Self { measuring, other: allowed.next() })
     }
 
+    /// Lets the calling thread, and those that it makes, run on both; the former mask returns on drop. A thread inherits the
+    /// mask of its creator, so who measures work that starts threads of its own spreads itself meanwhile.
+    ///
+    /// # Errors
+    /// The kernel's; see sched_setaffinity(2).
+    pub fn spread(&self) -> Result<Pinned> {
+        let all = [Some(self.measuring), self.other];
+        Pinned::among(all.into_iter().flatten())
+    }
+
     /// Returns the other processor, or an error that names the want of one.
     ///
     /// # Errors
@@ -48,9 +58,13 @@ impl Pinned {
     /// # Errors
     /// The kernel's; see sched_setaffinity(2).
     pub fn to(cpu: usize) -> Result<Self> {
+        Self::among(std::iter::once(cpu))
+    }
+
+    fn among(cpus: impl Iterator<Item = usize>) -> Result<Self> {
         let old = affinity().context("sched_getaffinity")?;
         let mut mask: CpuMask = [0; 16];
-        mask[cpu / 64] = 1 << (cpu % 64);
+        cpus.for_each(|cpu| mask[cpu / 64] |= 1 << (cpu % 64));
         set_affinity(&mask).context("sched_setaffinity")?;
         Ok(Self { old })
     }

@@ -122,6 +122,12 @@ impl Row {
         }
     }
 
+    /// Returns the median of its samples.
+    #[must_use]
+    pub fn median(&self) -> f64 {
+        median(&self.samples)
+    }
+
     /// Returns the ratio to the reference, where there is one.
     #[must_use]
     pub fn ratio(&self) -> Option<f64> {

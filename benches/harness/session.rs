@@ -115,6 +115,14 @@ impl Session {
         }
     }
 
+    /// Says of a row in nanoseconds that was measured whether its median is what it may be.
+    pub fn note_at_most(&mut self, name: &str, at_most_us: f64) {
+        if let Some(median) = self.rows.iter().find(|r| r.name() == name).map(Row::median) {
+            let word = if median <= at_most_us * 1e3 { "yes" } else { "NO" };
+            self.note(name, &format!("{:.0} us, <= {at_most_us:.0} {word}", median / 1e3));
+        }
+    }
+
     /// Adds a remark to a row that was measured; nothing happens when it was not.
     pub fn note(&mut self, name: &str, text: &str) {
         if let Some(row) = self.rows.iter_mut().find(|r| r.name() == name) {

@@ -172,6 +172,12 @@ pub(crate) const HOUSES: &[House] = &[
         ..House::NONE
     },
     House {
+        root: "benches/snapshot/main.rs",
+        floors: &[&["subject"], &["files"], &["clones", "decode", "ready", "touch", "verify"]],
+        long: Some(&[]),
+        ..House::NONE
+    },
+    House {
         root: "benches/abi/main.rs",
         floors: &[&["library", "subject"], &["child"], &["faults", "numpy"]],
         long: Some(&[]),
