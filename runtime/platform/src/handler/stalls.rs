@@ -93,8 +93,7 @@ pub fn keep(addr: usize, stall: Stall) {
 }
 
 fn keep_of(thread: usize, addr: usize, now_ns: u64, stall: Stall) {
-    let put = |kept: &Kept| {
-        let seen = kept.thread.load(Ordering::Relaxed);
+    let put = |kept: &Kept, seen: usize| {
         kept.change(seen, thread, |of| {
             *of = stall;
             kept.addr.store(addr, Ordering::Relaxed);
@@ -102,11 +101,11 @@ fn keep_of(thread: usize, addr: usize, now_ns: u64, stall: Stall) {
         })
     };
     let bucket = bucket_of(thread);
-    let free = bucket.iter().filter(|kept| kept.thread.load(Ordering::Relaxed) == 0);
-    if !{ free }.any(put)
+    // Free when it is taken: another thread that leaves at the same time keeps what it has put there meanwhile.
+    if !bucket.iter().any(|kept| put(kept, 0))
         && let Some(oldest) = bucket.iter().min_by_key(|kept| kept.at_ns.load(Ordering::Relaxed))
     {
-        put(oldest);
+        put(oldest, oldest.thread.load(Ordering::Relaxed));
     }
 }
 
