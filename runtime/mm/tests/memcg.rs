@@ -10,6 +10,7 @@ use softfault_mm::claim::{Claim, Telling};
 use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
 use softfault_mm::filemap;
+use softfault_mm::fill;
 use softfault_mm::folio::{DIRTY, REFERENCED, UNMAPPED, UNSYNCED};
 use softfault_mm::host::{Env, Park, Woken};
 use softfault_mm::lru::Entry;
@@ -388,6 +389,158 @@ fn a_slow_write_is_waited_for_beside_an_exclusive_object_whose_pages_are_pinned(
     let other = ObjectSpec { exclusive: true, ..ObjectSpec::pages(8) };
     let ready = |w: &World| _ = w.word(1, 0).try_pin(0).expect("cached");
     check_that_a_slow_write_is_waited_for(other, ready, write_exclusive);
+}
+
+/// A world of four pages that fill the cache, or their object's limit if `own`, not pinned.
+fn world_of_full(own: bool) -> &'static World {
+    let w = world_of_pinned(8);
+    (0..LIMIT).for_each(|p| w.word(0, p).unpin());
+    if !own {
+        w.objects[0].mapping.own_limit.store(u64::MAX, Ordering::Relaxed);
+        w.account.limit_pages.store(LIMIT, Ordering::Relaxed);
+    }
+    w
+}
+
+/// Misses a page while something takes until the nap `end`, when it is ended by `done`.
+fn miss_until(w: &'static World, ctx: &Ctx<'_>, end: u64, done: impl FnOnce() + Send + 'static) -> R {
+    let (mut naps, mut done) = (0, Some(done));
+    w.set_sleep(move |_| {
+        naps += 1;
+        if let Some(done) = done.take_if(|_| naps == end) {
+            done();
+        }
+        Woken::TimedOut
+    });
+    fault::do_user_addr_fault(w.env(), ctx, MISSED, FaultFlags::USER).expect("the vma is there")
+}
+
+const LONG: u64 = 20_000;
+
+/// Has everything that is cached owe a flush of its store; returns what ends it.
+fn owe_flush(w: &'static World) -> impl FnOnce() + Send + 'static {
+    w.objects[0].store.rereads.store(false, Ordering::Relaxed);
+    (0..LIMIT).for_each(|p| _ = w.word(0, p).set(UNSYNCED[0]));
+    || (0..LIMIT).for_each(|p| w.word(0, p).clear(UNSYNCED[0]))
+}
+
+/// A store that takes its time to make pages durable is waited for as one that takes its time to write them, be it that nobody
+/// has come to flush it yet.
+#[test]
+fn a_slow_flush_is_waited_for() {
+    for own in [false, true] {
+        for flushing in [0, 1] {
+            let w = world_of_full(own);
+            let flushed = owe_flush(w);
+            w.objects[0].mapping.flushing.store(flushing, Ordering::Relaxed);
+            let done = move || {
+                flushed();
+                w.objects[0].mapping.flushing.store(0, Ordering::Relaxed);
+            };
+            let ctx = Ctx::handler(0, false, 0, None);
+            assert_eq!(miss_until(w, &ctx, LONG, done), R::MAJOR | R::LOCKED, "own limit: {own}, flushing: {flushing}");
+            w.check_quiescent();
+        }
+    }
+}
+
+/// No flush makes room where nothing that could go waits for it.
+#[test]
+fn a_flush_of_what_cannot_go_is_not_waited_for() {
+    for own in [false, true] {
+        let w = world_of_full(own);
+        (0..LIMIT).for_each(|p| _ = w.word(0, p).try_pin(0).expect("cached"));
+        // Of a page that has left already.
+        w.word(0, LIMIT).set(UNSYNCED[0]);
+        w.objects[0].mapping.flushing.store(1, Ordering::Relaxed);
+        let ctx = Ctx::handler(0, false, 0, None);
+        let unpins = move || w.word(0, 0).unpin();
+        assert_eq!(miss_until(w, &ctx, LONG, unpins), R::OOM, "own limit: {own}");
+        w.objects[0].mapping.flushing.store(0, Ordering::Relaxed);
+        unpin(w);
+    }
+}
+
+/// A world whose room is for pages that their store is reading; returns what ends that.
+fn world_of_filling(own: bool) -> (&'static World, impl FnOnce() + Send + 'static) {
+    let w = world_of_full(own);
+    let mapping = w.objects[0].mapping;
+    assert_eq!(vmscan::reclaim_range(w.env(), mapping, 0, 0, LIMIT), LIMIT);
+    let claim = filemap::claim_run(mapping, 0, 0, LIMIT).expect("there is room").expect("nothing is cached");
+    assert_eq!(u64::from(claim.nr()), LIMIT);
+    (w, move || _ = fill::read_claimed(mapping, w.env().park, 0, claim))
+}
+
+#[test]
+fn a_slow_read_is_waited_for() {
+    for own in [false, true] {
+        let (w, read) = world_of_filling(own);
+        let ctx = Ctx::handler(0, false, 0, None);
+        assert_eq!(miss_until(w, &ctx, LONG, read), R::MAJOR | R::LOCKED, "own limit: {own}");
+        w.check_quiescent();
+    }
+}
+
+/// The pages in hand may be its own, or those of one that waits for it.
+#[test]
+fn a_thread_that_is_in_a_store_does_not_wait_for_stores() {
+    for (own, helps) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (w, read) = world_of_filling(own);
+        let mut ctx = Ctx::handler(0, !helps, 0, None);
+        ctx.is_helper = helps;
+        let reads = Arc::new(std::sync::Mutex::new(Some(read)));
+        let late = Arc::clone(&reads);
+        let done = move || support::lock(&late).take().expect("read once")();
+        assert_eq!(miss_until(w, &ctx, LONG, done), R::OOM, "own limit: {own}, one of the runtime's threads: {helps}");
+        let read = support::lock(&reads).take().expect("it was told before");
+        read();
+        w.check_quiescent();
+    }
+}
+
+/// Memory at a limit of its own, whose swap fails however often it is asked.
+#[test]
+fn the_own_write_back_is_not_waited_for_where_it_always_fails() {
+    let w = world_of_full(true);
+    let mapping = w.objects[0].mapping;
+    mapping.is_flushed.store(false, Ordering::Relaxed);
+    support::lock(&w.objects[0].store.full).extend(0..8);
+    (0..LIMIT).for_each(|p| {
+        w.word(0, p).try_pin(DIRTY).expect("cached");
+        w.word(0, p).unpin();
+    });
+    (0..8)
+        .for_each(|_| assert!(writeback::writeout(w.env(), mapping, 0, 0, LIMIT).is_err(), "the store takes nothing"));
+    // The ninth time takes it for ever.
+    (0..LIMIT).for_each(|p| assert!(w.word(0, p).try_writeback().is_ok()));
+    let ends = move || (0..LIMIT).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
+    assert_eq!(miss_until(w, &Ctx::handler(0, false, 0, None), LONG, ends), R::OOM);
+    ends();
+    w.check_quiescent();
+}
+
+/// Entries of pages that went otherwise cost no nap each, but signals come in between.
+#[test]
+fn a_thread_lets_signals_in_before_it_is_through_with_void_entries() {
+    const VOID: u64 = 4 << 20;
+    let w = world_with(ObjectSpec { dirty_goes: false, ..ObjectSpec::pages(VOID as usize) });
+    w.account.limit_pages.store(VOID / 2, Ordering::Relaxed);
+    assert!(w.account.charge(VOID / 2), "there is room");
+    let lru = &w.account.lru;
+    let entry = Entry::new(w.objects[0].mapping.id, 7, w.word(0, 7).load());
+    while lru.probation.push(entry.0) || lru.small.push(entry.0) {}
+    let all = lru.len();
+    let left = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&left);
+    w.set_sleep(move |_| {
+        let _ = seen.compare_exchange(0, lru.len(), Ordering::Relaxed, Ordering::Relaxed);
+        w.account.uncharge(VOID / 2);
+        w.account.limit_pages.store(VOID, Ordering::Relaxed);
+        Woken::LookAgain
+    });
+    assert_eq!(miss(w), R::MAJOR | R::LOCKED);
+    let left = left.load(Ordering::Relaxed);
+    assert!(left > 0, "it has looked at {all} void entries, and let no signal in");
 }
 
 /// A handler that is about to install pages has them pinned, for as long as the kernel keeps it waiting.

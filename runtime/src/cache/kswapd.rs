@@ -69,7 +69,7 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
         stat.add(0, Event::PGSCAN_KSWAPD, done.scanned);
         fruitless = if done.freed > 0 { 0 } else { fruitless + done.scanned.max(8) };
         failures = if done.freed > 0 { 0 } else { failures };
-        if done.scanned == 0 || fruitless > account.limit().saturating_mul(2) {
+        if done.scanned + done.stale == 0 || fruitless > account.limit().saturating_mul(2) {
             // Everything was looked at and is pinned, hot or being written: others may go on.
             fruitless = 0;
             failures += 1;

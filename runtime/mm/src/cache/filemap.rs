@@ -206,6 +206,7 @@ pub fn claim_run(mapping: &Mapping<'_>, pgoff: u64, start: u64, end: u64) -> Res
     // caller's own reference) orders it before any look that could free the object.
     mapping.users.fetch_add(1, Ordering::Relaxed);
     let (lo, hi) = claim_beside(mapping, pgoff, start, end);
+    mapping.fill_begins(hi - lo);
     failpoint!(FILL_CLAIMED);
     Ok(Some(Claim::new(mapping.id, lo, u32::try_from(hi - lo).unwrap_or(0))))
 }

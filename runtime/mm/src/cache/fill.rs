@@ -78,6 +78,19 @@ pub(crate) fn end_read(
     claim: &Claim,
     read: Read,
 ) -> Result<(), FillError> {
+    let settled = settle_read(mapping, park, stripe, claim, read);
+    mapping.fill_ends(u64::from(claim.nr()));
+    settled
+}
+
+/// Takes the pages of a claim out of `filling`: they are published, poisoned, or absent again.
+fn settle_read(
+    mapping: &Mapping<'_>,
+    park: &dyn Park,
+    stripe: usize,
+    claim: &Claim,
+    read: Read,
+) -> Result<(), FillError> {
     let (pgoff, nr) = (claim.pgoff(), claim.nr());
     let end = pgoff.saturating_add(u64::from(nr));
     failpoint!(FILL_PUBLISH);
@@ -214,6 +227,7 @@ pub fn abandon(mapping: &Mapping<'_>, park: &dyn Park, claim: Claim) {
     let end = claim.pgoff().saturating_add(u64::from(claim.nr()));
     each(mapping, park, claim.pgoff(), end, FolioWord::abandon);
     mapping.uncharge(u64::from(claim.nr()));
+    mapping.fill_ends(u64::from(claim.nr()));
     release(mapping, claim);
 }
 
@@ -246,6 +260,7 @@ pub fn fill_with(vmf: &mut VmFault<'_>, f: &mut dyn FnMut(&mut [u8])) -> VmFault
                 }
             };
             publish_waking(mapping, &wake, vmf.ctx().stripe, pgoff, pgoff.saturating_add(1));
+            mapping.fill_ends(u64::from(claim.nr()));
             release(mapping, claim);
         }
     }

@@ -84,7 +84,8 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
         let woken = nap(env, ctx, mapping, (&mut stall, &mut cut), busy);
         let is_long = (stall.idle > 16 && stall.scanned > rounds) || stall.is_busy_in_vain();
         let is_over = is_long || vmscan::is_overdue(mapping, &stall);
-        if is_over && vmscan::is_proof(env, mapping, &mut stall, is_being_written(mapping)) {
+        let under_way = || vmscan::is_waiting(ctx) && is_under_way(mapping);
+        if is_over && vmscan::is_proof(env, mapping, &mut stall, under_way()) {
             return Freed::Nothing;
         }
         if woken == Woken::NotNow {
@@ -93,14 +94,18 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     }
 }
 
-/// Returns whether the object's store has pages of it in hand, or makes pages durable, and is not failing: then there is room. They
-/// need not be where the hand is now, which other threads move too.
-fn is_being_written(mapping: &Mapping<'_>) -> bool {
-    let flushes = mapping.flushing.load(Ordering::Relaxed) != 0;
-    // What is pinned is no room afterwards.
-    let in_hand = |w: Folio| w.pins() == 0 && (w.state() == State::Writeback || (flushes && w.is_unsynced()));
-    let is_written = || mapping.each_folio(0, u64::MAX).any(|(_, word)| in_hand(word.load()));
-    !mapping.failing.is_set() && (mapping.nr_writers.load(Ordering::Relaxed) != 0 || is_written())
+/// Returns whether the object's store has pages of it in hand, or is to make pages durable, and is not failing, or reads some:
+/// then there is room. They need not be where the hand is now, which other threads move too.
+fn is_under_way(mapping: &Mapping<'_>) -> bool {
+    let takes = !mapping.is_retried();
+    if takes && mapping.nr_writers.load(Ordering::Relaxed) != 0 {
+        return true;
+    }
+    // What is pinned is no room afterwards, and a store with a deadline may hang.
+    let is_owed = |w: Folio| w.state() == State::Uptodate && mapping.owes_flush(w);
+    let is_written = |w: Folio| w.pins() == 0 && (w.state() == State::Writeback || is_owed(w));
+    let is_read = |w: Folio| w.state() == State::Filling && mapping.deadline_ns == u64::MAX;
+    mapping.each_folio(0, u64::MAX).map(|(_, word)| word.load()).any(|w| (takes && is_written(w)) || is_read(w))
 }
 
 /// Sleeps until pages are given back or written, by whomever, or for 2 ms.

@@ -28,7 +28,7 @@ mod scan;
 mod void;
 
 pub use direct::{Freed, try_to_free_pages};
-pub(crate) use direct::{begin, count, is_overdue, is_proof, keep, resume, sleep};
+pub(crate) use direct::{begin, count, is_overdue, is_proof, is_waiting, keep, resume, sleep};
 pub(crate) use evict::{Why, punch, take_idle};
 pub(crate) use pageout::write_dirty;
 pub use pageout::write_here;

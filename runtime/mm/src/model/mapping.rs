@@ -197,6 +197,20 @@ impl Mapping<'_> {
         self.stat.record(&Failure { op, cause, label: self.label, object_offset, address, when_ns });
     }
 
+    /// Counts pages of the object that its store is to read. A store with a deadline may hang, and is not waited for.
+    pub(crate) fn fill_begins(&self, nr: u64) {
+        if self.deadline_ns == u64::MAX {
+            self.account.fill_begins(nr);
+        }
+    }
+
+    /// Ends what [`Mapping::fill_begins`] has begun, when the pages are no longer `filling`.
+    pub(crate) fn fill_ends(&self, nr: u64) {
+        if self.deadline_ns == u64::MAX {
+            self.account.fill_ends(nr);
+        }
+    }
+
     /// Notes that the store failed. Swap never is a store that fails: nobody tries it again but reclaim, which must go on to.
     ///
     /// # Context: handler

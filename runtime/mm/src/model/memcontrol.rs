@@ -33,6 +33,8 @@ pub struct CacheAccount<'g> {
     pub nr_writeback: AtomicU64,
     /// Those among them whose objects' stores were failing when that began: nobody waits for their end.
     nr_retried: AtomicU64,
+    /// Pages that stores are to read, or are reading, as far as they are waited for however long they take.
+    nr_filling: AtomicU64,
     /// Writers of more dirty pages than this wait for write-back.
     pub dirty_limit: AtomicU64,
     /// Chunks that are huge pages.
@@ -70,6 +72,7 @@ impl<'g> CacheAccount<'g> {
             nr_failing: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
             nr_retried: AtomicU64::new(0),
+            nr_filling: AtomicU64::new(0),
             dirty_limit: AtomicU64::new(u64::MAX),
             nr_huge: AtomicU64::new(0),
             lru,
@@ -335,6 +338,24 @@ impl<'g> CacheAccount<'g> {
         // Read first: at worst a retry seems to be no retry, or to be over.
         let retried = self.nr_retried.load(Ordering::Relaxed);
         self.nr_writeback.load(Ordering::Relaxed) > retried
+    }
+
+    /// Counts pages that a store is to read, until [`CacheAccount::fill_ends`].
+    pub(crate) fn fill_begins(&self, nr: u64) {
+        self.nr_filling.fetch_add(nr, Ordering::Relaxed);
+    }
+
+    /// Ends what [`CacheAccount::fill_begins`] has begun: the pages are in the queues, or given back.
+    pub(crate) fn fill_ends(&self, nr: u64) {
+        // Release pairs with `is_being_read`: who finds them read finds them where reclaim looks.
+        let before = self.nr_filling.fetch_sub(nr, Ordering::Release);
+        debug_assert!(before >= nr, "{nr} pages of {before} that are being read");
+    }
+
+    /// Returns whether a store reads pages: they can go when it has read them.
+    pub(crate) fn is_being_read(&self) -> bool {
+        // Acquire pairs with `fill_ends`.
+        self.nr_filling.load(Ordering::Acquire) != 0
     }
 
     /// Returns whether pages were given back or written since the wait began.

@@ -36,6 +36,10 @@ pub struct Stall {
     passed: u64,
     /// Entries on probation, or in `small`, that have no verdict yet, of those that were there when this look at all of them began.
     pub(crate) unjudged: u64,
+    /// Pages met, since this look at all of them began, that can go when their store has flushed.
+    owed: u64,
+    /// The same of the look before that.
+    owed_before: u64,
     /// Batches since the thread last let signals in.
     pub(crate) batches: u32,
     /// Naps after which nothing was under way.
@@ -62,6 +66,8 @@ impl Stall {
         scanned: 0,
         passed: 0,
         unjudged: 0,
+        owed: 0,
+        owed_before: 0,
         batches: 0,
         idle: 0,
         busy: 0,
@@ -96,6 +102,7 @@ impl Stall {
     /// Counts a nap that ends now; `away`: the thread has not slept, it is rung for or comes back after a while, and what counts
     /// is the time since the last look that did.
     pub(crate) fn count(&mut self, now_ns: u64, nap_ns: u64, away: bool, busy: bool) {
+        self.batches = 0;
         let nr = if away { (now_ns.saturating_sub(self.at_ns) / nap_ns).min(NAPS_MAX) } else { 1 };
         if nr > 0 {
             self.at_ns = now_ns;
@@ -131,6 +138,23 @@ impl Stall {
         self.scanned = self.scanned.saturating_add(scanned);
         self.went_round |= whole && self.unjudged == 0;
         scanned == 0 || (whole && self.unjudged == 0)
+    }
+
+    /// Begins a look at all entries that have no verdict yet, of which there are so many.
+    pub(crate) fn begin_look(&mut self, unjudged: u64) {
+        self.unjudged = unjudged;
+        (self.owed_before, self.owed) = (self.owed, 0);
+    }
+
+    /// Notes what a batch has met: pages that can go when their store has flushed.
+    pub(crate) fn note_owed(&mut self, nr: u64) {
+        self.owed = self.owed.saturating_add(nr);
+    }
+
+    /// Returns whether there are pages that can go when their store has flushed, as far as this look or the one before it has met
+    /// them.
+    pub(crate) fn is_owed(&self) -> bool {
+        self.owed > 0 || self.owed_before > 0
     }
 
     /// The hand of an object with a limit of its own has passed so many pages for nothing; `rounds`: so many make three rounds.

@@ -86,6 +86,26 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, (stall, seen): (
     woken
 }
 
+/// Returns whether a store that takes its time is waited for, however long. Not by a thread that is in one, and has pages in hand
+/// itself: it might wait for itself, or for another one that waits for it.
+pub(crate) fn is_waiting(ctx: &Ctx<'_>) -> bool {
+    !ctx.nested && !ctx.is_helper
+}
+
+/// Returns whether a store has pages in hand whose end is room: writes them, reads them, or is to make them durable.
+fn is_under_way(account: &CacheAccount<'_>, stall: &Stall) -> bool {
+    is_written(account, stall) || account.is_being_read() || stall.is_owed()
+}
+
+/// Begins a look at a batch; returns whether everything in it gets its verdict.
+fn begin_look(account: &CacheAccount<'_>, stall: &mut Stall, limit: u64) -> bool {
+    let whole = stall.is_whole(limit);
+    if whole && stall.unjudged == 0 {
+        stall.begin_look(account.lru.probation.len().saturating_add(account.lru.small.len()));
+    }
+    whole
+}
+
 /// Returns whether write-back is under way that may make room: it has been for all of the stall if none has failed since that
 /// began, and one that succeeds is progress.
 fn is_written(account: &CacheAccount<'_>, stall: &Stall) -> bool {
@@ -97,14 +117,14 @@ pub(crate) fn is_overdue(mapping: &Mapping<'_>, stall: &Stall) -> bool {
     mapping.deadline_ns != u64::MAX && stall.is_over(mapping.deadline_ns / NAP_NS)
 }
 
-/// Returns whether nothing can go, after a time that would say so if nobody else had pages in hand, and nothing was being
-/// written (`writes`) whose end would be room for the thread.
-pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, writes: bool) -> bool {
+/// Returns whether nothing can go, after a time that would say so if nobody else had pages in hand, and no store had any
+/// (`under_way`) whose end would be room for the thread.
+pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, under_way: bool) -> bool {
     let account = mapping.account;
     if is_overdue(mapping, stall) {
         return true;
     }
-    if writes || env.mm.has_reclaim_from_before(account.name(), stall.ticket) {
+    if under_way || env.mm.has_reclaim_from_before(account.name(), stall.ticket) {
         stall.outlasted = true;
         return false;
     }
@@ -138,10 +158,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         if account.nr_pages.load(Ordering::Relaxed) < limit {
             return Freed::Some;
         }
-        let whole = stall.is_whole(limit);
-        if whole && stall.unjudged == 0 {
-            stall.unjudged = account.lru.probation.len().saturating_add(account.lru.small.len());
-        }
+        let whole = begin_look(account, &mut stall, limit);
         let (done, looked) = shrink_batch(env, account, stat, ctx.stripe, whole);
         stat.add(ctx.stripe, Event::PGSCAN_DIRECT, done.scanned);
         freed += done.freed;
@@ -155,26 +172,28 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         }
         let is_through = account.lru.probation.is_empty() && account.lru.small.is_empty();
         stall.unjudged = if is_through { 0 } else { stall.unjudged.saturating_sub(done.judged) };
-        if done.stale > 0 {
+        stall.note_owed(done.owed);
+        let is_out_of_breath = stall.is_out_of_breath();
+        if done.stale > 0 && !is_out_of_breath {
             // Behind the entries of pages that went otherwise there may be others; their number is finite.
             continue;
         }
-        let is_round = !looked || stall.look(limit, done.scanned);
+        let is_round = done.stale == 0 && (!looked || stall.look(limit, done.scanned));
         let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 || done.dirty > 0;
         let busy = !looked || writes || account.is_filling();
         // Everything on probation gets its verdict before a nap says that nothing was under way. Who waits for others' batches
         // looks at everything when they have been given back.
         let naps = is_round || stall.outlasted || (busy && stall.is_patient());
         let mut woken = Woken::LookAgain;
-        if naps || stall.is_out_of_breath() {
+        if naps || is_out_of_breath {
             woken = nap(env, ctx, account, (&mut stall, seen), busy || !naps);
             if woken != Woken::NotNow {
                 seen = account.progress();
             }
         }
-        let written = is_written(account, &stall);
-        let is_long = stall.is_long(limit, looked && done.scanned == 0);
-        if (is_long || is_overdue(mapping, &stall)) && is_proof(env, mapping, &mut stall, written) {
+        let under_way = is_waiting(ctx) && is_under_way(account, &stall);
+        let is_long = stall.is_long(limit, looked && done.scanned + done.stale == 0);
+        if (is_long || is_overdue(mapping, &stall)) && is_proof(env, mapping, &mut stall, under_way) {
             return Freed::Nothing;
         }
         if woken == Woken::NotNow {

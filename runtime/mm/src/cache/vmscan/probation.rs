@@ -15,6 +15,9 @@ use crate::page::EXTENT_PAGES;
 use crate::rmap;
 use crate::vmstat::Event;
 
+/// Entries that are judged in one section, at most, whatever they name.
+const JUDGED_MAX: u64 = 2 * BATCH as u64;
+
 /// What becomes of a page at the end of its probation.
 enum Verdict {
     /// The entry names a page that is not there any more.
@@ -88,7 +91,7 @@ fn next(scan: &Scan<'_>, judged: &Judged<'_>, target: u64) -> Option<Entry> {
     let (lru, done) = (&scan.account.lru, &judged.done);
     let most = Lruvec::batch_pages(scan.account.limit());
     let nothing_else = lru.small.is_empty() && lru.main.is_empty();
-    let enough = done.scanned >= most || (lru.probation.len() <= target && !nothing_else);
+    let enough = done.scanned >= most || done.judged >= JUDGED_MAX || (lru.probation.len() <= target && !nothing_else);
     // A block that is cut in two costs a punch more, and one more for each block that follows.
     if enough && !judged.run.is_some_and(|r| r.whole && done.scanned < most + BLOCK_PAGES) {
         return None;
@@ -138,6 +141,7 @@ fn judge<'a>(scan: &Scan<'a>, batch: &mut Batch, judged: &mut Judged<'a>, entry:
             mapping.want_flush();
             scan.env.park.wake(scan.account.ring_flusher());
             judged.done.dirty += 1;
+            judged.done.owed += u64::from(!mapping.failing.is_set());
             scan.enter(&lru.probation, entry);
         }
         Verdict::Evict if mapping.exclusive => {

@@ -21,6 +21,8 @@ pub struct Shrunk {
     pub stale: u64,
     /// Dirty pages that were handed to write-back.
     pub dirty: u64,
+    /// Pages that can go when their store, which does not fail, has flushed.
+    pub owed: u64,
     /// Entries that came off probation, whatever they named.
     pub judged: u64,
 }
