@@ -14,10 +14,10 @@ Exit codes:
   0  done
   1  the machine refused: a file that is not there, a disk that is full
   2  the command line, or a number in it, is not what it can be
-  3  an image is corrupt: truncated, damaged, or made to deceive
+  3  an image, or another file, is corrupt: truncated, damaged, or made to deceive
   4  an image is whole, and cannot be used so: another version, no digests
   5  something else stands against it: a file is held, has changed, or two do not belong together
-  6  done, and the answer is no: images differ (diff --exit-code)";
+  6  done, and the answer is no: images differ (diff --exit-code), the doctor has found a problem";
 
 /// What a verb that did its work has to say by its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +51,13 @@ pub(crate) enum Failure {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A file that is no image and is not what it should be.
+    Corrupt {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Arguments that do not go together, or name nothing.
     Usage(String),
 }
@@ -65,6 +72,7 @@ impl Failure {
         use softfault_image::Error as E;
         match self {
             Self::Image(e) if e.is_corruption() => 3,
+            Self::Corrupt { .. } => 3,
             Self::Image(E::Unsupported { .. }) => 4,
             Self::Image(E::Changed { .. } | E::InUse { .. } | E::Mixed { .. }) => 5,
             Self::Usage(_) | Self::Image(E::Argument { .. }) => 2,
@@ -99,6 +107,7 @@ impl fmt::Display for Failure {
         match self {
             Self::Image(e) => e.fmt(f),
             Self::Io { op, path, source } => write!(f, "{op} {}: {source}", path.display()),
+            Self::Corrupt { path, why } => write!(f, "{}: {why}", path.display()),
             Self::Usage(why) => f.write_str(why),
         }
     }

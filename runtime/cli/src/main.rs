@@ -7,19 +7,23 @@
 //! # The floors
 //!
 //! ```text
-//! failure units   exit codes, and how numbers are written and read
+//! failure finding units  exit codes, and how numbers are written and read
 //! console         what is said, and where
 //! source          images by the name of a file
-//! image generate  the verbs
+//! doctor explain image workingset generate  the verbs
 //! ```
 #![forbid(unsafe_code)]
 
 mod console;
+mod doctor;
+mod explain;
 mod failure;
+mod finding;
 mod generate;
 mod image;
 mod source;
 mod units;
+mod workingset;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use console::Console;
@@ -45,6 +49,13 @@ enum Verb {
     /// Works on images of memory: snapshots, whoever made them.
     #[command(subcommand)]
     Image(image::Verb),
+    /// Works on working sets: what a program needs first after a restore.
+    #[command(subcommand)]
+    Workingset(workingset::Verb),
+    /// Says what this machine lets the runtime do, and what mends what is in the way.
+    Doctor(doctor::Args),
+    /// Says what the statistics of a runtime mean, and what changes them.
+    Explain(explain::Args),
     /// Writes man pages and shell completions.
     #[command(subcommand)]
     Generate(generate::Verb),
@@ -53,6 +64,9 @@ enum Verb {
 fn run(cli: &Cli, console: &Console) -> Result<Outcome> {
     match &cli.verb {
         Verb::Image(verb) => image::run(verb, console),
+        Verb::Workingset(verb) => workingset::run(verb, console),
+        Verb::Doctor(args) => doctor::run(args, console),
+        Verb::Explain(args) => explain::run(args, console),
         Verb::Generate(verb) => generate::run(verb, Cli::command(), console),
     }
 }

@@ -20,6 +20,16 @@ pub(crate) fn of_pages(pages: u64) -> u64 {
     pages.saturating_mul(PAGE_SIZE as u64)
 }
 
+/// Returns nanoseconds in milliseconds.
+pub(crate) fn millis(ns: u64) -> String {
+    format!("{:.1}", ns as f64 / 1e6)
+}
+
+/// Returns nanoseconds in microseconds.
+pub(crate) fn micros(ns: u64) -> String {
+    format!("{:.1}", ns as f64 / 1e3)
+}
+
 /// Returns a number and the word for so many: `1 page`, `2 pages`.
 pub(crate) fn count(n: u64, word: &str) -> String {
     if n == 1 { format!("1 {word}") } else { format!("{n} {word}s") }

@@ -118,7 +118,12 @@ pub(crate) const HOUSES: &[House] = &[
     },
     House {
         root: "runtime/cli/src/main.rs",
-        floors: &[&["failure", "units"], &["console"], &["source"], &["image", "generate"]],
+        floors: &[
+            &["failure", "finding", "units"],
+            &["console"],
+            &["source"],
+            &["doctor", "explain", "image", "workingset", "generate"],
+        ],
         long: Some(&[]),
         ..House::NONE
     },

@@ -1,10 +1,8 @@
 //! The program itself: its help, its exit codes, what it writes for packagers, and where it speaks.
 
-mod support;
-
+use crate::support::{answer, done, golden, json, schema, schemas, softfault};
 use std::collections::BTreeSet;
 use std::fs;
-use support::{answer, done, golden, json, schema, schemas, softfault};
 
 /// Returns the verbs below a verb, out of its help.
 fn below(path: &[&str]) -> Vec<String> {

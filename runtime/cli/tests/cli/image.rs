@@ -1,14 +1,12 @@
 //! `softfault image`, verb by verb, on real images: what is said is held against files, what is written is read back.
 
-mod support;
-
+use crate::support::{answer, done, golden, json, softfault};
 use serde_json::Value;
 use softfault_image::{Digest, Image, PAGE_SIZE, Prot, Region, Writer, oci, ops};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use support::{answer, done, golden, json, softfault};
 use tempfile::TempDir;
 
 /// Pages of which no two are equal.

@@ -1,0 +1,8 @@
+//! The program, run: each verb on real files, what it says held against files and schemas, how it ends.
+
+mod doctor;
+mod explain;
+mod image;
+mod program;
+mod support;
+mod workingset;
