@@ -331,6 +331,23 @@ fn try_all(path: &Path, integrity: Integrity) -> Result<Model, Error> {
     Ok(model)
 }
 
+/// What is told last is everything, whoever of the threads has done the last part.
+#[test]
+fn who_follows_a_verification_is_told_of_all_of_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("image.sfi");
+    save(&path, &filled(600, 1), Codec::Raw);
+    let image = Image::open(&path).expect("open");
+    let told = || {
+        let mut told = Vec::new();
+        image.verify(&mut |bytes| told.push(bytes)).expect("verify");
+        assert!(told.is_sorted(), "{told:?}");
+        told.last().copied()
+    };
+    let all = told();
+    assert!((0..40).all(|_| told() == all), "some runs are told less than {all:?}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, ..ProptestConfig::default() })]
 

@@ -31,7 +31,7 @@ enum Part {
 
 impl Image {
     /// Verifies everything that has digests, as it lies in the files now: tables, frames, pages, and that the pages are the
-    /// contents that the image says. Calls `f` with the bytes done so far, seldom.
+    /// contents that the image says. Calls `f` with the bytes done so far, seldom, and in the end with all of them.
     ///
     /// # Errors
     /// [`Error::Corrupt`], [`Error::Digest`]: the first thing that is wrong; [`Error::Unsupported`]: there are no digests.
@@ -194,6 +194,11 @@ fn in_parallel<'a>(
     });
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some((_, e)) => Err(e),
-        None => Ok(done.into_inner()),
+        None => {
+            let done = done.into_inner();
+            // The last part may have been another thread's.
+            f(done);
+            Ok(done)
+        }
     }
 }
