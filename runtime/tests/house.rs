@@ -291,7 +291,9 @@ fn libc_is_named_in_sys_alone() {
             bad.extend(check_crate(s, "libc", &[]));
         }
     }
-    for name in ["runtime", "runtime/mm", "bindings-c", "examples", "benches"].map(|d| format!("{d}/Cargo.toml")) {
+    for name in ["runtime", "runtime/mm", "bindings-c", "examples", "examples/warm_start", "benches"]
+        .map(|d| format!("{d}/Cargo.toml"))
+    {
         let text = fs::read_to_string(root().join(&name)).expect("a manifest");
         bad.extend(check_manifest(&name, &text));
     }

@@ -200,6 +200,20 @@ pub(crate) const HOUSES: &[House] = &[
         long: Some(&[]),
         ..House::NONE
     },
+    House {
+        root: "examples/warm_start/main.rs",
+        floors: &[
+            &["units"],
+            &["options", "texts"],
+            &["index"],
+            &["heap"],
+            &["heap_mimalloc", "heap_talc"],
+            &["process"],
+            &["compare"],
+        ],
+        long: Some(&[]),
+        ..House::NONE
+    },
     House { root: "examples/custom_vm_ops.rs", long: Some(&[]), ..House::NONE },
     House { root: "examples/minor_delegate.rs", long: Some(&[]), ..House::NONE },
 ];
