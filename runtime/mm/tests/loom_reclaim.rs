@@ -10,7 +10,8 @@ mod support;
 use softfault_mm::extent::ExtentState;
 use softfault_mm::folio::{DIRTY, FolioWord, REFERENCED, State, UNMAPPED};
 use softfault_mm::huge_memory::promote_run;
-use softfault_mm::lru::{Entry, Fifo};
+use softfault_mm::lru::{Entry, Fifo, Lruvec};
+use softfault_mm::memcontrol::CacheAccount;
 use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE};
 use softfault_mm::sync::{AtomicU32, AtomicU64, Ordering, fence};
 use softfault_mm::types::VmFlags;
@@ -684,5 +685,25 @@ fn without_the_mark_of_death_it_is_freed_below_its_user() {
             w.mapping.users.fetch_add(1, Ordering::Relaxed);
             true
         });
+    });
+}
+
+// --- What is being written --------------------------------------------------------------------------------------------
+
+/// A slow store has a page in hand, whatever becomes of the pages of one that fails, and is given them again meanwhile: whoever
+/// looks sees the slow one.
+#[test]
+fn a_slow_write_is_seen_beside_one_that_is_tried_again() {
+    check(3, || {
+        let account: &CacheAccount<'_> = Box::leak(Box::new(CacheAccount::new(8, Lruvec::new(&[], &[], &[], 8))));
+        account.writeback_begins(1, false);
+        let retries = spawn(move || {
+            account.writeback_begins(64, true);
+            account.writeback_ends(64, true, true);
+        });
+        assert!(account.is_being_written(), "the slow one is not seen");
+        retries.join().expect("a retry");
+        account.writeback_ends(1, false, false);
+        assert!(!account.is_being_written());
     });
 }

@@ -31,8 +31,8 @@ pub struct CacheAccount<'g> {
     pub nr_failing: AtomicU64,
     /// Pages being written out.
     pub nr_writeback: AtomicU64,
-    /// Those among them whose objects' stores were failing when that began: nobody waits for their end.
-    nr_retried: AtomicU64,
+    /// Those among them whose objects' stores were not failing when that began: who needs room waits for their end.
+    nr_awaited: AtomicU64,
     /// Pages that stores are to read, or are reading, as far as they are waited for however long they take.
     nr_filling: AtomicU64,
     /// Writers of more dirty pages than this wait for write-back.
@@ -71,7 +71,7 @@ impl<'g> CacheAccount<'g> {
             nr_stuck: AtomicU64::new(0),
             nr_failing: AtomicU64::new(0),
             nr_writeback: AtomicU64::new(0),
-            nr_retried: AtomicU64::new(0),
+            nr_awaited: AtomicU64::new(0),
             nr_filling: AtomicU64::new(0),
             dirty_limit: AtomicU64::new(u64::MAX),
             nr_huge: AtomicU64::new(0),
@@ -310,8 +310,8 @@ impl<'g> CacheAccount<'g> {
     ///
     /// # Context: handler
     pub fn writeback_begins(&self, nr: u64, is_failing: bool) {
-        if is_failing {
-            self.nr_retried.fetch_add(nr, Ordering::Relaxed);
+        if !is_failing {
+            self.nr_awaited.fetch_add(nr, Ordering::Relaxed);
         }
         self.nr_writeback.fetch_add(nr, Ordering::Relaxed);
     }
@@ -320,14 +320,14 @@ impl<'g> CacheAccount<'g> {
     ///
     /// # Context: handler
     pub fn writeback_ends(&self, nr: u64, is_failing: bool, took_none: bool) {
-        // Before it is no longer counted: who waits for it sees one or the other.
         if took_none && !is_failing {
+            // Before it is no longer counted: who waits for it sees one or the other.
             self.failed_writes.fetch_add(1, Ordering::Relaxed);
         }
-        self.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
-        if is_failing {
-            self.nr_retried.fetch_sub(nr, Ordering::Relaxed);
+        if !is_failing {
+            self.nr_awaited.fetch_sub(nr, Ordering::Relaxed);
         }
+        self.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
     }
 
     /// Returns whether a store that is not known to fail has pages in hand: there will be room when it has written them.
@@ -335,9 +335,8 @@ impl<'g> CacheAccount<'g> {
     /// # Context: handler
     #[must_use]
     pub fn is_being_written(&self) -> bool {
-        // Read first: at worst a retry seems to be no retry, or to be over.
-        let retried = self.nr_retried.load(Ordering::Relaxed);
-        self.nr_writeback.load(Ordering::Relaxed) > retried
+        // A word of its own: told from two, a retry that begins or ends between the looks would hide who is slow.
+        self.nr_awaited.load(Ordering::Relaxed) > 0
     }
 
     /// Counts pages that a store is to read, until [`CacheAccount::fill_ends`].
