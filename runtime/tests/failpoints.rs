@@ -896,8 +896,8 @@ fn stores_to_pages_that_are_still_arriving_are_synced() {
                     rt.write_back(Duration::from_secs(60)).expect("write_back")
                 }
             });
-            // Long enough for whoever does not wait to be through.
-            std::thread::sleep(Duration::from_millis(if by_sync { 50 } else { 300 }));
+            // Long enough for whoever does not wait to be through, and short beside the second for which exit does.
+            std::thread::sleep(Duration::from_millis(if by_sync { 50 } else { 150 }));
             drop(gate);
             assert!(acknowledged.join().expect("acknowledges"), "in time");
             let file = std::fs::read(&path).expect("the file");

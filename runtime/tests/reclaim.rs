@@ -8,7 +8,7 @@ mod disk;
 use common::{EXTENT, PAGE, bytes, content, fill_the_table, load, map, same, serial, setup, store, until};
 use disk::{Behaviour, Disk, VolatileStore};
 use softfault::{
-    Access, Advice, Delivery, Errno, Object, PageMut, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason,
+    Access, Advice, Delivery, Errno, Object, PageMut, PageRef, Prot, Runtime, Sharing, Store, StoreError, VmFaultReason,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,6 +84,56 @@ fn an_object_at_a_limit_of_its_own_waits_for_a_slow_store() {
             assert_eq!(load(&arena, 65 * PAGE), Ok(common::byte_of(1, 65 * PAGE as u64)), "{mode:?}");
             syncer.join().expect("no panic").expect("sync_all");
         });
+    });
+}
+
+/// Zeros; writes wait while the flag is set.
+struct HangingStore(Arc<AtomicBool>);
+
+impl Store for HangingStore {
+    fn read(&self, _: u64, page: &mut PageMut<'_>) -> Result<(), StoreError> {
+        page.as_mut_slice().fill(0);
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &PageRef<'_>) -> Result<(), StoreError> {
+        while self.0.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+/// What is dirty of an object whose store hangs stays where it is, and the pages of others come and go.
+#[test]
+fn a_store_that_hangs_with_a_quarter_of_the_cache_keeps_nobody_else_waiting() {
+    let _serial = serial();
+    const LIMIT: usize = 4 * EXTENT;
+    let rt = quiet(LIMIT);
+    let hangs = Arc::new(AtomicBool::new(true));
+    let builder = rt.object((LIMIT / 4) as u64).writable(true);
+    let hung = builder.store(Box::new(HangingStore(Arc::clone(&hangs)))).expect("object");
+    for p in 0..LIMIT / 4 / PAGE {
+        assert_eq!(hung.write_at((p * PAGE) as u64, &[1]).expect("write_at"), 1);
+    }
+    let (beside, _) = common::knob_object(&rt, 8 * LIMIT as u64, true);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            // For hangs alone.
+            for _ in 0..60_000 {
+                if done.load(Ordering::SeqCst) {
+                    return;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            hangs.store(false, Ordering::SeqCst);
+        });
+        let _stop = common::StopOnDrop(&done);
+        for _ in 0..2 {
+            beside.populate(0..8 * LIMIT as u64).expect("populate");
+        }
+        let stats = rt.stats();
+        assert!(hangs.swap(false, Ordering::SeqCst), "the others have waited for the store that hangs: {stats}");
     });
 }
 

@@ -11,7 +11,7 @@ use softfault_mm::ctx::Ctx;
 use softfault_mm::fault;
 use softfault_mm::filemap;
 use softfault_mm::fill;
-use softfault_mm::folio::{DIRTY, REFERENCED, UNMAPPED, UNSYNCED};
+use softfault_mm::folio::{DIRTY, REFERENCED, State, UNMAPPED, UNSYNCED};
 use softfault_mm::host::{Env, Park, Woken};
 use softfault_mm::lru::Entry;
 use softfault_mm::ops::WaitKey;
@@ -599,4 +599,37 @@ fn the_pages_that_came_last_are_looked_at_before_anybody_gives_up() {
 fn everything_is_looked_at_though_something_is_under_way_for_long() {
     // More than are looked at before a thread has been patient for long enough.
     check_that_the_last_are_found(80 << 10, true);
+}
+
+/// What a store that hangs has in hand stays on probation, more of it than should be there: the others leave all the same.
+#[test]
+fn pages_that_a_store_has_in_hand_keep_no_others_in_the_cache() {
+    const NR: u64 = 4096;
+    const HUNG: u64 = 1024;
+    let w = world_of(NR + 64);
+    w.account.limit_pages.store(NR, Ordering::Relaxed);
+    w.populate(0, 64, NR + 64);
+    let lru = &w.account.lru;
+    for _ in 0..HUNG {
+        let entry = lru.small.pop().or_else(|| lru.main.pop()).map(Entry).expect("every page stands in a queue");
+        let word = w.word(0, entry.pgoff());
+        word.try_pin(DIRTY).expect("cached");
+        word.unpin();
+        word.try_writeback().expect("dirty");
+        word.set(UNMAPPED);
+        assert!(lru.probation.push(entry.0), "there is room on probation");
+    }
+    w.account.writeback_begins(HUNG, false);
+    let mut naps = 0;
+    w.set_sleep(move |_| {
+        naps += 1;
+        assert!(naps < 100, "nothing goes");
+        Woken::TimedOut
+    });
+    assert_eq!(miss(w), R::MAJOR | R::LOCKED);
+    w.account.writeback_ends(HUNG, false, false);
+    (0..NR + 64)
+        .filter(|p| w.word(0, *p).load().state() == State::Writeback)
+        .for_each(|p| _ = w.word(0, p).end_writeback(0));
+    w.check_quiescent();
 }

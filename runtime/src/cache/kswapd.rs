@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::lease::Lease;
 use crate::process::helper;
 use softfault_mm::memcontrol::CacheAccount;
-use softfault_mm::vmscan;
+use softfault_mm::vmscan::{self, Look};
 use softfault_mm::vmstat::{Event, VmStat};
 use softfault_platform::host::Host;
 use softfault_platform::sys::futex;
@@ -44,6 +44,9 @@ const BACKOFF: Duration = Duration::from_millis(5);
 /// How often it looks at everything for nothing before it gives up. Linux: `MAX_RECLAIM_RETRIES`.
 const RETRIES_MAX: u32 = 16;
 
+/// How often it does so before it passes over what stores have in hand: some of that would have come back meanwhile.
+const STUCK: u32 = 8;
+
 fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
     let host = Host::detached();
     let mut fruitless = 0u64;
@@ -65,7 +68,8 @@ fn run(account: &CacheAccount<'_>, stat: &VmStat, stop: &AtomicU32) {
             thp::look();
             continue;
         }
-        let done = vmscan::shrink(host.env(), account, stat, 0);
+        let look = Look { past: failures >= STUCK, ..Look::default() };
+        let (done, _) = vmscan::shrink_batch(host.env(), account, stat, 0, look);
         stat.add(0, Event::PGSCAN_KSWAPD, done.scanned);
         fruitless = if done.freed > 0 { 0 } else { fruitless + done.scanned.max(8) };
         failures = if done.freed > 0 { 0 } else { failures };

@@ -34,7 +34,7 @@ pub(crate) use pageout::write_dirty;
 pub use pageout::write_here;
 pub(crate) use range::unmap_batch;
 pub use range::{deactivate_range, discard_range, evict_exclusive, reclaim_range};
-pub use scan::Shrunk;
+pub use scan::{Look, Shrunk};
 pub use void::{drop_void, keep_void, take_void};
 
 use crate::host::{BATCH, Env};
@@ -47,19 +47,26 @@ use scan::Scan;
 ///
 /// # Context: handler, outside of sections
 pub fn shrink(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize) -> Shrunk {
-    shrink_batch(env, account, stat, stripe, false).0
+    shrink_batch(env, account, stat, stripe, Look::default()).0
 }
 
-/// As [`shrink`]; returns also whether it could look at all, which takes a batch that nobody else has. With `whole` every page
-/// gets its verdict, also those that came a moment ago: nothing else is left to be freed.
-fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe: usize, whole: bool) -> (Shrunk, bool) {
+/// As [`shrink`], in a way of its own; returns also whether it could look at all, which takes a batch that nobody else has.
+///
+/// # Context: handler, outside of sections
+pub fn shrink_batch(
+    env: Env<'_>,
+    account: &CacheAccount<'_>,
+    stat: &VmStat,
+    stripe: usize,
+    look: Look,
+) -> (Shrunk, bool) {
     let mut done = Shrunk::default();
     let mut looked = false;
     let have = env.mm.with_batch(account.name(), &mut |batch| {
         let mut dirty = 0;
         looked = env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            (done, dirty) = probation::shrink_probation(&scan, batch, whole);
+            (done, dirty) = probation::shrink_probation(&scan, batch, look);
         });
         if dirty > 0 {
             done.dirty += write_dirty(env, stripe, batch.pages.get(..dirty).unwrap_or(&[]));
@@ -67,7 +74,7 @@ fn shrink_batch(env: Env<'_>, account: &CacheAccount<'_>, stat: &VmStat, stripe:
         let mut early = 0;
         env.mm.with_rmap(&mut |r| {
             let scan = Scan { env, account, stat, stripe, rmap: r };
-            let (seen, unmapped) = age::age(&scan, batch, whole);
+            let (seen, unmapped) = age::age(&scan, batch, look.whole);
             done.scanned += seen.scanned;
             done.stale += seen.stale;
             early = age::pick_early(&scan, batch, unmapped);

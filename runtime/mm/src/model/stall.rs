@@ -10,6 +10,8 @@ const NAPS_MAX: u64 = 10;
 const BUSY_MAX: u32 = 5_000;
 /// The same where that has just been so for as long.
 const BUSY_AGAIN: u32 = 16;
+/// Naps without any progress while something was under way, after which stores are taken for slow: 32 ms.
+const STUCK: u32 = 16;
 /// Batches that a thread looks at without a nap, in which signals come: some ten milliseconds.
 const BREATH: u32 = 1_024;
 
@@ -115,6 +117,11 @@ impl Stall {
     /// Returns whether it has lasted for `naps`, and for as long as one with something under way.
     pub(crate) fn is_over(&self, naps: u64) -> bool {
         self.naps > naps.max(u64::from(BUSY_MAX))
+    }
+
+    /// Returns whether what stores have in hand has not got on for a while: one that writes anything is progress.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.busy > STUCK
     }
 
     pub(crate) fn is_busy_for_long(&self) -> bool {

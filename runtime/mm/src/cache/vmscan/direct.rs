@@ -15,7 +15,7 @@
 //!
 //! # Context: handler
 
-use super::shrink_batch;
+use super::{Look, shrink_batch};
 use crate::ctx::Ctx;
 use crate::host::{BATCH, Env, Woken};
 use crate::mapping::Mapping;
@@ -40,6 +40,7 @@ pub enum Freed {
 const NAP_NS: u64 = 2_000_000;
 /// How many pages one thread frees for one of its own, at most.
 const FREED_MAX: u64 = 4 * BATCH as u64;
+
 /// Begins a stall.
 pub(crate) fn begin(env: Env<'_>, account: &CacheAccount<'_>) -> Stall {
     Stall::new(env.park.now_ns(), account.nr_failed_writes(), env.mm.reclaim_ticket())
@@ -159,7 +160,8 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
             return Freed::Some;
         }
         let whole = begin_look(account, &mut stall, limit);
-        let (done, looked) = shrink_batch(env, account, stat, ctx.stripe, whole);
+        let look = Look { whole, past: stall.is_stuck() };
+        let (done, looked) = shrink_batch(env, account, stat, ctx.stripe, look);
         stat.add(ctx.stripe, Event::PGSCAN_DIRECT, done.scanned);
         freed += done.freed;
         if freed > FREED_MAX {
@@ -182,8 +184,8 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         let writes = account.nr_writeback.load(Ordering::Relaxed) > 0 || done.dirty > 0;
         let busy = !looked || writes || account.is_filling();
         // Everything on probation gets its verdict before a nap says that nothing was under way. Who waits for others' batches
-        // looks at everything when they have been given back.
-        let naps = is_round || stall.outlasted || (busy && stall.is_patient());
+        // looks at everything when they have been given back; who passes over what stores have in hand, at what lies behind it.
+        let naps = is_round || stall.outlasted || (busy && done.passed == 0 && stall.is_patient());
         let mut woken = Woken::LookAgain;
         if naps || is_out_of_breath {
             woken = nap(env, ctx, account, (&mut stall, seen), busy || !naps);

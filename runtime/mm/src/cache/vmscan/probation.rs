@@ -5,7 +5,7 @@
 use super::evict::{Why, gone, leave, punch, take_idle};
 use super::huge;
 use super::run::{self, Run, end_run};
-use super::scan::{BLOCK_PAGES, Scan, Shrunk, each_mapping};
+use super::scan::{BLOCK_PAGES, Look, Scan, Shrunk, each_mapping};
 use crate::folio::{DIRTY, Folio, FolioWord, HELD, REFERENCED, State, UNMAPPED};
 use crate::host::{BATCH, Batch};
 use crate::khugepaged;
@@ -64,6 +64,7 @@ fn verdict(mapping: &Mapping<'_>, entry: Entry, seen: Folio) -> Verdict {
 /// How far the verdicts of a batch have come.
 #[derive(Default)]
 struct Judged<'a> {
+    look: Look,
     done: Shrunk,
     /// Dirty pages, named at the front of the batch.
     dirty: usize,
@@ -74,9 +75,9 @@ struct Judged<'a> {
 
 /// Gives verdicts while probation is longer than it should be, or if `whole` while there is anything on it. Returns how many
 /// dirty pages lie in the batch.
-pub(super) fn shrink_probation(scan: &Scan<'_>, batch: &mut Batch, whole: bool) -> (Shrunk, usize) {
-    let target = if whole { 0 } else { Lruvec::probation_target(scan.account.limit()) };
-    let mut judged = Judged::default();
+pub(super) fn shrink_probation(scan: &Scan<'_>, batch: &mut Batch, look: Look) -> (Shrunk, usize) {
+    let target = if look.whole { 0 } else { Lruvec::probation_target(scan.account.limit()) };
+    let mut judged = Judged { look, ..Judged::default() };
     while let Some(entry) = next(scan, &judged, target) {
         judged.done.judged += 1;
         judge(scan, batch, &mut judged, entry);
@@ -128,13 +129,13 @@ fn judge<'a>(scan: &Scan<'a>, batch: &mut Batch, judged: &mut Judged<'a>, entry:
             scan.stat.add(scan.stripe, Event::PGACTIVATE, 1);
             scan.enter(&lru.main, entry);
         }
-        Verdict::Wait => scan.enter(&lru.probation, entry),
+        Verdict::Wait => wait(scan, judged, entry, word),
         Verdict::Dirty => {
             if let Some(at) = batch.pages.get_mut(judged.dirty) {
                 *at = (entry.mapping_id(), entry.pgoff());
                 judged.dirty += 1;
             }
-            scan.enter(&lru.probation, entry);
+            wait(scan, judged, entry, word);
         }
         Verdict::Evict if mapping.owes_flush(word.load()) => {
             // The page can go once its store has flushed, so it counts as one that is being written.
@@ -142,7 +143,7 @@ fn judge<'a>(scan: &Scan<'a>, batch: &mut Batch, judged: &mut Judged<'a>, entry:
             scan.env.park.wake(scan.account.ring_flusher());
             judged.done.dirty += 1;
             judged.done.owed += u64::from(!mapping.failing.is_set());
-            scan.enter(&lru.probation, entry);
+            wait(scan, judged, entry, word);
         }
         Verdict::Evict if mapping.exclusive => {
             // The run ends here: a batch gets longer for a block of the run's own object, and not for others' pages.
@@ -161,6 +162,18 @@ fn judge<'a>(scan: &Scan<'a>, batch: &mut Batch, judged: &mut Judged<'a>, entry:
             judged.done.freed += huge::evict_huge(scan, &mut judged.run, entry, mapping, word);
         }
         Verdict::Evict => judged.done.freed += run::evict(scan, &mut judged.run, entry, mapping, word),
+    }
+}
+
+/// Puts a page that a store has in hand, or will have, back on probation; past it, where that is full of them and they do not get on.
+fn wait(scan: &Scan<'_>, judged: &mut Judged<'_>, entry: Entry, word: &FolioWord) {
+    let lru = &scan.account.lru;
+    if judged.look.past && lru.probation.len() >= Lruvec::probation_target(scan.account.limit()) {
+        word.keep(word.load().version());
+        judged.done.passed += 1;
+        scan.enter(&lru.main, entry);
+    } else {
+        scan.enter(&lru.probation, entry);
     }
 }
 

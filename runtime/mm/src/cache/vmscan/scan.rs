@@ -25,6 +25,24 @@ pub struct Shrunk {
     pub owed: u64,
     /// Entries that came off probation, whatever they named.
     pub judged: u64,
+    /// Those among them of pages that stores have in hand, and which were passed over: see [`Look::past`].
+    pub passed: u64,
+}
+
+/// How a batch looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Every page gets its verdict, also those that came a moment ago: nothing else is left to be freed.
+    pub whole: bool,
+    /// What stores have in hand does not stay on probation: nothing of it has come back for a while. There may be more of it than
+    /// probation is to hold, and as long as that is full nobody looks at anything else:
+    /// ```text
+    /// a store that hangs                        reclaim
+    /// has a tenth of the cache in hand
+    ///                                           probation: all being written, wait
+    ///                                           small, main: probation is full, verdicts come first
+    /// ```
+    pub past: bool,
 }
 
 /// An object with more mappings than this is reclaimed by blocks.
