@@ -104,7 +104,7 @@ impl Drop for World {
 }
 
 /// No rule is broken, nobody is delayed.
-fn quiet() {
+pub(crate) fn quiet() {
     #[cfg(debug_assertions)]
     {
         use softfault::mm::trace::{Point, disarm};
@@ -115,7 +115,7 @@ fn quiet() {
 }
 
 /// Stores come to most pages before the walker does: otherwise nobody would have to save one.
-fn slow_walker() {
+pub(crate) fn slow_walker() {
     #[cfg(debug_assertions)]
     softfault::mm::trace::arm_spin(softfault::mm::trace::Point::CAPTURE_WALKED, 300);
 }
