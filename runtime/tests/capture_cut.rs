@@ -10,7 +10,6 @@ use cut::{Make, Plan, World, anonymous, file};
 use softfault::{Error, MinorDelegate, MinorFault, MinorVerdict, Runtime, RuntimeBuilder};
 use std::convert::Infallible;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 const EIGHT: Plan = Plan { writers: 8, own: 43, first_by_call: false, punches: false };
 const CUTS: u32 = 12;
@@ -125,6 +124,23 @@ fn one_of_the_writers_stores_by_calls() {
     proves("calls to a file", plan, file, true, &[&zap]);
 }
 
+/// The moment is one for all objects of a capture.
+#[test]
+fn chains_run_through_two_objects() {
+    for (first, second) in [(anonymous as Make, anonymous as Make), (file, anonymous)] {
+        let Some(world) = World::new("split", EIGHT, roomy(), first) else { return };
+        proved("split", &world.split(second), true, &[&zap]);
+    }
+}
+
+/// Images over images: what has not changed is the parent's.
+#[test]
+fn each_image_is_over_the_last_one() {
+    let Some(mut world) = World::new("increments", EIGHT, roomy(), anonymous) else { return };
+    world.increments = true;
+    proved("increments", &world, true, &[]);
+}
+
 fn punch(world: &World) {
     world.fill_and_drop(0, |bytes| {
         world.object.punch_hole(bytes.start as u64..bytes.end as u64).expect("nobody pins it");
@@ -180,6 +196,7 @@ mod delayed {
     use super::*;
     use softfault::mm::cut::naive;
     use softfault::mm::trace::{Point, arm_spin, hits};
+    use std::time::Duration;
 
     /// Turns of the spin loop; some hundred microseconds.
     const LONG: u32 = 5_000;

@@ -20,7 +20,7 @@ use softfault::{Arena, Capture, Error, Object, Prot, Runtime, RuntimeBuilder, Sh
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub(crate) const PAGE: usize = 4096;
@@ -93,6 +93,11 @@ pub(crate) struct World {
     pub(crate) stop: AtomicBool,
     /// How long the closure takes.
     pub(crate) lingers: Duration,
+    /// Each image is one over the last one.
+    pub(crate) increments: bool,
+    last: Mutex<Option<PathBuf>>,
+    /// The second half of the pages, if they are another object's.
+    second: Option<Object>,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -180,8 +185,22 @@ impl World {
         let object = make(&rt, &folder, plan.len_bytes());
         map(&arena, &object, plan.len_bytes());
         let turns = (0..plan.writers).map(|_| AtomicU64::new(0)).collect();
-        let stop = AtomicBool::new(false);
-        Some(Self { rt, arena, other: None, object, plan, folder, turns, stop, lingers: Duration::ZERO, _turn: turn })
+        let (stop, lingers) = (AtomicBool::new(false), Duration::ZERO);
+        Some(Self {
+            rt,
+            arena,
+            other: None,
+            object,
+            plan,
+            folder,
+            turns,
+            stop,
+            lingers,
+            last: Mutex::default(),
+            increments: false,
+            second: None,
+            _turn: turn,
+        })
     }
 
     /// Maps the object in a second arena, through which every second writer stores.
@@ -189,6 +208,18 @@ impl World {
         let other = capturable(&self.rt, self.plan.len_bytes()).expect("as the first");
         map(&other, &self.object, self.plan.len_bytes());
         self.other = Some(other);
+        self
+    }
+
+    /// Maps another object in place of the first one's second half: each writer's chain runs through both.
+    pub(crate) fn split(mut self, make: Make) -> Self {
+        let half = self.plan.nr_pages() / 2 * PAGE;
+        let (len, folder) = (self.plan.len_bytes() - half, self.folder.join("second"));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let second = make(&self.rt, &folder, len);
+        self.arena.unmap(half..self.plan.len_bytes()).expect("it is mapped");
+        self.arena.map(half, &second, 0, len, Prot::ReadWrite, Sharing::Shared).expect("room");
+        self.second = Some(second);
         self
     }
 
@@ -271,7 +302,13 @@ impl World {
             }
             Ok::<(), Infallible>(())
         };
-        let capture = self.rt.capture().arena(&self.arena).begin(path, at_cut)?;
+        let mut builder = self.rt.capture().arena(&self.arena);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(parent) = last.as_ref().filter(|_| self.increments) {
+            builder = builder.over(Arc::new(Image::open(parent).expect("an image")));
+        }
+        let capture = builder.begin(path, at_cut)?;
+        *last = Some(path.to_path_buf());
         Ok((capture, seen))
     }
 
