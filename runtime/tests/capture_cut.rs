@@ -47,7 +47,7 @@ fn one_writer() {
 
 #[test]
 fn more_writers_than_processors() {
-    let nr = std::thread::available_parallelism().map_or(2, usize::from) * 8;
+    let nr = std::thread::available_parallelism().map_or(2, usize::from) * 6;
     proves("many", Plan { writers: nr, own: 17, ..EIGHT }, anonymous, true, &[]);
 }
 

@@ -122,7 +122,7 @@ pub(crate) fn quiet() {
 /// Stores come to most pages before the walker does: otherwise nobody would have to save one.
 pub(crate) fn slow_walker() {
     #[cfg(debug_assertions)]
-    softfault::mm::trace::arm_spin(softfault::mm::trace::Point::CAPTURE_WALKED, 300);
+    softfault::mm::trace::arm_spin(softfault::mm::trace::Point::CAPTURE_WALKED, 200);
 }
 
 /// Captures, their failpoints and their rules are the process's: a test has its turn.
