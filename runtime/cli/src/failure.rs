@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// The result of a verb.
 pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
@@ -42,6 +43,13 @@ impl Outcome {
 pub(crate) enum Failure {
     /// What the crate of images says.
     Image(softfault_image::Error),
+    /// What the runtime says.
+    Runtime(softfault::Error),
+    /// Why the image's pages could not be had by the runtime.
+    Fill {
+        /// What the crate of images has said.
+        failure: Arc<softfault_image::Error>,
+    },
     /// A system call of our own.
     Io {
         /// What was tried.
@@ -69,14 +77,13 @@ impl Failure {
 
     /// Returns the exit code, as the table of `--help` has it.
     pub(crate) fn number(&self) -> u8 {
-        use softfault_image::Error as E;
         match self {
-            Self::Image(e) if e.is_corruption() => 3,
+            Self::Image(e) => number_of(e),
+            Self::Fill { failure } => number_of(failure),
+            Self::Runtime(softfault::Error::Image { source, .. }) => number_of(source),
             Self::Corrupt { .. } => 3,
-            Self::Image(E::Unsupported { .. }) => 4,
-            Self::Image(E::Changed { .. } | E::InUse { .. } | E::Mixed { .. }) => 5,
-            Self::Usage(_) | Self::Image(E::Argument { .. }) => 2,
-            Self::Image(_) | Self::Io { .. } => 1,
+            Self::Usage(_) | Self::Runtime(softfault::Error::Argument { .. }) => 2,
+            Self::Runtime(_) | Self::Io { .. } => 1,
         }
     }
 
@@ -96,6 +103,24 @@ impl Failure {
     }
 }
 
+/// Returns the exit code of what is wrong with an image.
+fn number_of(error: &softfault_image::Error) -> u8 {
+    use softfault_image::Error as E;
+    match error {
+        e if e.is_corruption() => 3,
+        E::Unsupported { .. } => 4,
+        E::Changed { .. } | E::InUse { .. } | E::Mixed { .. } => 5,
+        E::Argument { .. } => 2,
+        _ => 1,
+    }
+}
+
+impl From<softfault::Error> for Failure {
+    fn from(e: softfault::Error) -> Self {
+        Self::Runtime(e)
+    }
+}
+
 impl From<softfault_image::Error> for Failure {
     fn from(e: softfault_image::Error) -> Self {
         Self::Image(e)
@@ -106,6 +131,8 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Image(e) => e.fmt(f),
+            Self::Fill { failure } => failure.fmt(f),
+            Self::Runtime(e) => e.fmt(f),
             Self::Io { op, path, source } => write!(f, "{op} {}: {source}", path.display()),
             Self::Corrupt { path, why } => write!(f, "{}: {why}", path.display()),
             Self::Usage(why) => f.write_str(why),

@@ -10,10 +10,11 @@
 //! failure finding units  exit codes, and how numbers are written and read
 //! console         what is said, and where
 //! source          images by the name of a file
-//! doctor explain image workingset generate  the verbs
+//! bench doctor explain image recording workingset generate  the verbs
 //! ```
 #![forbid(unsafe_code)]
 
+mod bench;
 mod console;
 mod doctor;
 mod explain;
@@ -21,6 +22,7 @@ mod failure;
 mod finding;
 mod generate;
 mod image;
+mod recording;
 mod source;
 mod units;
 mod workingset;
@@ -52,6 +54,13 @@ enum Verb {
     /// Works on working sets: what a program needs first after a restore.
     #[command(subcommand)]
     Workingset(workingset::Verb),
+    /// Shows what a session has touched first, pages by time, in the terminal and as SVG.
+    Heatmap(recording::heatmap::Args),
+    /// Shows what a session has touched first, window by window.
+    Timeline(recording::timeline::Args),
+    /// Measures what is done with an image here.
+    #[command(subcommand)]
+    Bench(bench::Verb),
     /// Says what this machine lets the runtime do, and what mends what is in the way.
     Doctor(doctor::Args),
     /// Says what the statistics of a runtime mean, and what changes them.
@@ -65,6 +74,9 @@ fn run(cli: &Cli, console: &Console) -> Result<Outcome> {
     match &cli.verb {
         Verb::Image(verb) => image::run(verb, console),
         Verb::Workingset(verb) => workingset::run(verb, console),
+        Verb::Heatmap(args) => recording::heatmap::run(args, console),
+        Verb::Timeline(args) => recording::timeline::run(args, console),
+        Verb::Bench(verb) => bench::run(verb, console),
         Verb::Doctor(args) => doctor::run(args, console),
         Verb::Explain(args) => explain::run(args, console),
         Verb::Generate(verb) => generate::run(verb, Cli::command(), console),

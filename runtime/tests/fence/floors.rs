@@ -122,7 +122,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["failure", "finding", "units"],
             &["console"],
             &["source"],
-            &["doctor", "explain", "image", "workingset", "generate"],
+            &["bench", "doctor", "explain", "image", "recording", "workingset", "generate"],
         ],
         long: Some(&[]),
         ..House::NONE

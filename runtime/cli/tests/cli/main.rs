@@ -4,5 +4,6 @@ mod doctor;
 mod explain;
 mod image;
 mod program;
+mod recording;
 mod support;
 mod workingset;
