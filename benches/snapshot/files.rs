@@ -101,7 +101,8 @@ impl Drop for Measured {
     }
 }
 
-fn path(dir: &Path, name: &str) -> PathBuf {
+/// Returns where a file of this process is put.
+pub(crate) fn path(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("snapshot-{}-{name}", std::process::id()))
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `cargo bench -p softfault-benches --bench snapshot -- [--json FILE] [--quick] [--only ROW,..]`
 
+mod capture;
 mod clones;
 mod decode;
 mod files;
@@ -21,6 +22,7 @@ const GROUPS: &[Group] = &[
     ("decode", decode::run),
     ("clones", clones::run),
     ("verify", verify::run),
+    ("capture", capture::run),
 ];
 
 fn main() -> ExitCode {

@@ -2,10 +2,12 @@
 
 use softfault::image::workingset::WorkingSet;
 use softfault::image::{Codec, Image, Prot, Reader, Region};
-use softfault::{OpenImage, Restore, Runtime};
-use softfault_benches::area::View;
+use softfault::{OpenImage, Prot as Access, Restore, Runtime, Sharing};
+use softfault_benches::area::{View, ViewMut};
 use softfault_benches::{Error, PAGE, Result};
+use std::convert::Infallible;
 use std::path::Path;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 fn wrong(error: impl std::fmt::Display) -> Error {
@@ -171,4 +173,52 @@ impl Session {
 /// Verifies all of an image.
 pub(crate) fn verify(file: &Path) -> Result<()> {
     Image::open(file).and_then(|image| image.verify(&mut |_| ())).map_err(wrong)
+}
+
+/// A memory that can be captured, all of it touched.
+#[derive(Debug)]
+pub(crate) struct Capturable {
+    runtime: Runtime,
+    arena: softfault::Arena,
+    /// Where a copy goes: as long, and touched.
+    copy: Mutex<Vec<u8>>,
+}
+
+impl Capturable {
+    pub(crate) fn new(len_bytes: usize) -> Result<Self> {
+        let runtime = runtime()?;
+        let arena = match runtime.arena(len_bytes).capturable(true).build() {
+            Ok(arena) => arena,
+            Err(softfault::Error::Delivery { why, .. }) => return Err(Error::Absent(why.to_string())),
+            Err(error) => return Err(wrong(error)),
+        };
+        let object = runtime.anonymous(len_bytes as u64).map_err(wrong)?;
+        arena.map(0, &object, 0, len_bytes, Access::ReadWrite, Sharing::Shared).map_err(wrong)?;
+        let subject = Self { runtime, arena, copy: Mutex::new(vec![1; len_bytes]) };
+        let view = subject.view();
+        (0..len_bytes / PAGE).for_each(|p| view.store(p));
+        Ok(subject)
+    }
+
+    pub(crate) fn view(&self) -> ViewMut<'_> {
+        // SAFETY: the arena is mapped for stores while `self` lives, and nothing refers to its bytes but views.
+        unsafe { ViewMut::new(self.arena.as_ptr() as usize, self.arena.len()) }
+    }
+
+    /// Copies the memory while nobody stores; nanoseconds.
+    pub(crate) fn copy(&self) -> Result<f64> {
+        let mut copy = self.copy.lock().map_err(wrong)?;
+        let start = Instant::now();
+        let (from, to, len) = (self.arena.as_ptr(), copy.as_mut_ptr(), copy.len());
+        // SAFETY: both are that long, mapped, and apart; the threads that store have ended.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+        Ok(start.elapsed().as_nanos() as f64)
+    }
+
+    /// Captures the memory into an image that is durable.
+    pub(crate) fn capture(&self, image: &Path) -> Result<()> {
+        let capture = self.runtime.capture().arena(&self.arena);
+        let capture = capture.begin(image, || Ok::<(), Infallible>(())).map_err(wrong)?;
+        capture.commit().map(|_| ()).map_err(wrong)
+    }
 }

@@ -178,7 +178,7 @@ pub(crate) const HOUSES: &[House] = &[
     },
     House {
         root: "benches/snapshot/main.rs",
-        floors: &[&["subject"], &["files"], &["clones", "decode", "ready", "touch", "verify"]],
+        floors: &[&["subject"], &["files"], &["capture", "clones", "decode", "ready", "touch", "verify"]],
         long: Some(&[]),
         ..House::NONE
     },
