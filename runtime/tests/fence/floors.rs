@@ -201,6 +201,12 @@ pub(crate) const HOUSES: &[House] = &[
         ..House::NONE
     },
     House {
+        root: "examples/clones/main.rs",
+        floors: &[&["../bytes", "units"], &["image", "memory", "options"], &["copies"], &["fleet"]],
+        long: Some(&[]),
+        ..House::NONE
+    },
+    House {
         root: "examples/warm_start/main.rs",
         floors: &[
             &["units"],
