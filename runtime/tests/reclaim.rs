@@ -103,19 +103,26 @@ impl Store for HangingStore {
     }
 }
 
-/// What is dirty of an object whose store hangs stays where it is, and the pages of others come and go.
+/// What is dirty of an object whose store hangs stays where it is, and the pages of others come and go: read by whoever needs them,
+/// or by a filler, of which the store that hangs has some.
 #[test]
 fn a_store_that_hangs_with_a_quarter_of_the_cache_keeps_nobody_else_waiting() {
     let _serial = serial();
-    const LIMIT: usize = 4 * EXTENT;
-    let rt = quiet(LIMIT);
+    // The second has more in hand than all fillers of the process could write.
+    for (limit, in_handler) in [(4 * EXTENT, true), (48 * EXTENT, false)] {
+        beside_a_store_that_hangs(limit, in_handler);
+    }
+}
+
+fn beside_a_store_that_hangs(limit: usize, in_handler: bool) {
+    let rt = quiet(limit);
     let hangs = Arc::new(AtomicBool::new(true));
-    let builder = rt.object((LIMIT / 4) as u64).writable(true);
+    let builder = rt.object((limit / 4) as u64).writable(true);
     let hung = builder.store(Box::new(HangingStore(Arc::clone(&hangs)))).expect("object");
-    for p in 0..LIMIT / 4 / PAGE {
+    for p in 0..limit / 4 / PAGE {
         assert_eq!(hung.write_at((p * PAGE) as u64, &[1]).expect("write_at"), 1);
     }
-    let (beside, _) = common::knob_object(&rt, 8 * LIMIT as u64, true);
+    let (beside, _) = common::knob_object(&rt, 2 * limit as u64, in_handler);
     let done = AtomicBool::new(false);
     std::thread::scope(|s| {
         s.spawn(|| {
@@ -130,7 +137,7 @@ fn a_store_that_hangs_with_a_quarter_of_the_cache_keeps_nobody_else_waiting() {
         });
         let _stop = common::StopOnDrop(&done);
         for _ in 0..2 {
-            beside.populate(0..8 * LIMIT as u64).expect("populate");
+            beside.populate(0..2 * limit as u64).expect("populate");
         }
         let stats = rt.stats();
         assert!(hangs.swap(false, Ordering::SeqCst), "the others have waited for the store that hangs: {stats}");

@@ -8,10 +8,14 @@ use crate::cache::filemap;
 use crate::folio::{DIRTY, State};
 use crate::host::Env;
 use crate::mapping::Mapping;
+use crate::sync::Ordering;
 use crate::writeback;
 
 /// How many neighbours of a dirty page are written with it.
 const CLUSTER_PAGES: u64 = 16;
+/// How many clusters of one object are with its store at once, or on their way: a store that hangs must not have all fillers of the
+/// process, which read for the others.
+const WRITERS_MAX: u32 = 16;
 
 /// Has dirty pages written: here, where the store may be called in a handler, else by a filler. Returns how many pages
 /// that concerns.
@@ -24,10 +28,14 @@ pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> 
             nr += 1;
             continue;
         }
-        let mut claim = None;
+        let (mut claim, mut is_busy) = (None, false);
         env.mm.with_rmap(&mut |r| {
-            claim = r.mapping(*id).and_then(|m| filemap::try_hold_to_write(m, first, CLUSTER_PAGES));
+            let Some(m) = r.mapping(*id) else { return };
+            is_busy = !is_written_here(m) && m.nr_writers.load(Ordering::Relaxed) >= WRITERS_MAX;
+            claim = if is_busy { None } else { filemap::try_hold_to_write(m, first, CLUSTER_PAGES) };
         });
+        // What waits for its turn is on its way, too.
+        nr += u64::from(is_busy);
         if let Some(claim) = claim {
             nr += 1;
             write_claim(env, stripe, claim);
@@ -36,9 +44,14 @@ pub(crate) fn write_dirty(env: Env<'_>, stripe: usize, pages: &[(u32, u64)]) -> 
     nr
 }
 
+/// Returns whether who reclaims gives the store its pages, and no filler.
+fn is_written_here(mapping: &Mapping<'_>) -> bool {
+    mapping.handler_safe && !mapping.store_faults && !mapping.write_blocks
+}
+
 fn write_claim(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
     let mut here = false;
-    env.mm.with_claim(&claim, &mut |m| here = m.handler_safe && !m.store_faults && !m.write_blocks);
+    env.mm.with_claim(&claim, &mut |m| here = is_written_here(m));
     if here {
         write_here(env, stripe, claim);
     } else if let Err(claim) = env.park.submit_writeback(claim) {
