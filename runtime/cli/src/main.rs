@@ -29,7 +29,7 @@ mod workingset;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use console::Console;
-use failure::{Outcome, Result};
+use failure::{Failure, Outcome, Result};
 use std::process::ExitCode;
 
 /// Images of memory, the working sets of programs, and what a machine lets a page-fault runtime do.
@@ -83,8 +83,23 @@ fn run(cli: &Cli, console: &Console) -> Result<Outcome> {
     }
 }
 
+/// Says what is wrong with the command line, or the help that was asked for. A program that asked for JSON by a command line that
+/// cannot be read gets its answer as JSON all the same.
+fn misunderstood(error: &clap::Error) -> ExitCode {
+    let wants_json = std::env::args_os().any(|arg| arg == "--json");
+    if !wants_json || !error.use_stderr() {
+        error.exit();
+    }
+    let failure = Failure::Usage(error.render().to_string().trim_end().to_owned());
+    Console::new(true, true).fail(&failure);
+    failure.code()
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return misunderstood(&e),
+    };
     let console = Console::new(cli.json, cli.quiet);
     match run(&cli, &console) {
         Ok(outcome) => outcome.code(),

@@ -98,6 +98,13 @@ fn what_goes_wrong_is_said_on_standard_error() {
     assert_eq!((&said["code"], &said["name"]), (&1.into(), &"failed".into()));
     assert_eq!(json(folder.path(), &["image", "tag", "."])["tags"], serde_json::json!({}));
     assert_eq!(softfault(folder.path(), &["image", "inspct"]).code, Some(2));
+    let run = softfault(folder.path(), &["image", "inspct", "--json"]);
+    assert_eq!(
+        (run.code, &answer(&run)["name"]),
+        (Some(2), &"usage".into()),
+        "JSON, though no verb was found: {run:?}"
+    );
+    assert!(done(folder.path(), &["image", "--help", "--json"]).contains("Usage:"), "help is for people");
     assert_eq!(softfault(folder.path(), &["image", "inspect", "x.sfi", "--diff", "y"]).code, Some(2));
     assert_eq!(softfault(folder.path(), &["image", "inspect", "x", "--from", "criu"]).code, Some(2));
 }
