@@ -1,7 +1,7 @@
 //! Snapshots: images of memory that are restored lazily, page by page, each verified before anybody can see it.
 //!
 //! ```text
-//! OpenImage   an image, and the one object whose pages come from it  open, store, frames
+//! OpenImage   an image, and the one object whose pages come from it  open, store, frames, here
 //! Restore     what a session is to be                                restore, place, overlay
 //! Session     the regions of an image, each mapped in an arena       session, state, complete
 //! WorkingSet  the pages that a session touched first                 record, replay
@@ -16,6 +16,7 @@
 pub(crate) mod capture;
 mod complete;
 mod frames;
+mod here;
 mod open;
 mod overlay;
 mod place;

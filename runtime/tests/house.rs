@@ -47,6 +47,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "process/opened.rs",
     "process/registry.rs",
     "snapshot/capture/end.rs",
+    "snapshot/here.rs",
 ];
 
 /// Files of `bindings-c/src` that may contain `unsafe`: whoever exports something does, or takes pointers from outside.

@@ -11,7 +11,7 @@ use crate::digest::{Content, Digest, EXTENT_GROUPS, GROUP_PAGES, GROUP_SIZE};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, ExtentMap, PAGE_SIZE, Run, Source};
 use crate::integrity::Integrity;
-use crate::layer::{Identity, Layer};
+use crate::layer::{Identity, Layer, RawAt};
 use crate::raw;
 use crate::region::Region;
 use crate::sfi::Sfi;
@@ -305,6 +305,23 @@ impl Image {
             (File::Sfi(sfi), ..) => sfi.read_raw(pos, self.integrity, into),
             (File::Raw(file), Some(below), Some(own)) => own.read_below(file, below, pos, self.integrity, into),
             (File::Raw(file), ..) => file.read("pages", pos, into),
+        }
+    }
+
+    /// Returns where pages that lie as they are from byte `pos` of a layer on can be read, and what they have to be: for who reads
+    /// them by other means than [`Image::read_raw`].
+    ///
+    /// # Errors
+    /// As [`Image::read_raw`]: they are not there, or their digests are not.
+    pub fn raw_at(&self, layer: u16, pos: u64, len_bytes: u64) -> Result<RawAt<'_>> {
+        let Some(slot) = self.files.get(usize::from(layer)) else {
+            let why = "the image has no such layer";
+            return Err(Error::Argument { op: "Image::raw_at", arg: "layer", value: layer.into(), why });
+        };
+        match (slot.get()?, &slot.below, self.own()) {
+            (File::Sfi(sfi), ..) => sfi.raw_at(pos, len_bytes),
+            (File::Raw(file), Some(below), Some(own)) => own.below_at(file, below, pos, len_bytes),
+            (File::Raw(file), ..) => RawAt::plain(file, pos, len_bytes),
         }
     }
 

@@ -2,8 +2,10 @@
 //!
 //! # Context: control plane; allocates, and waits for files
 
+use crate::digest::Digest;
 use crate::error::{Error, Result};
 use std::fs::{File, Metadata};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -110,16 +112,22 @@ impl Layer {
     /// # Errors
     /// [`Error::Corrupt`]: the file is too short. [`Error::Io`].
     pub fn read(&self, what: &'static str, pos: u64, into: &mut [u8]) -> Result<()> {
-        let end = pos.checked_add(into.len() as u64);
-        if end.is_none_or(|end| end > self.identity.len_bytes) {
-            let why = format!("{} bytes from there on end past the file's {}", into.len(), self.identity.len_bytes);
-            return Err(self.corrupt(what, pos, why));
-        }
+        self.check_holds(what, pos, into.len() as u64)?;
         self.file.read_exact_at(into, pos).map_err(|source| match source.kind() {
             // It was long enough when it was opened.
             std::io::ErrorKind::UnexpectedEof => Error::Changed { path: self.path.clone(), what: "its length" },
             _ => Error::Io { op: "read", path: self.path.clone(), source },
         })
+    }
+
+    /// Refuses bytes that end past the file.
+    fn check_holds(&self, what: &'static str, pos: u64, len_bytes: u64) -> Result<()> {
+        let end = pos.checked_add(len_bytes);
+        if end.is_none_or(|end| end > self.identity.len_bytes) {
+            let why = format!("{len_bytes} bytes from there on end past the file's {}", self.identity.len_bytes);
+            return Err(self.corrupt(what, pos, why));
+        }
+        Ok(())
     }
 
     /// The same, of so many bytes that are not there yet; `limit` is the most that anybody may ask for.
@@ -138,5 +146,25 @@ impl Layer {
     /// Says what is wrong at byte `offset`.
     pub(crate) fn corrupt(&self, what: &'static str, offset: u64, why: impl Into<String>) -> Error {
         Error::Corrupt { path: self.path.clone(), what, offset, why: why.into() }
+    }
+}
+
+/// Where raw pages lie, and what they have to be: see [`Image::raw_at`](crate::Image::raw_at).
+#[derive(Debug)]
+pub struct RawAt<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// The bytes of the file that are verified with them: whole groups of [`GROUP_SIZE`](crate::GROUP_SIZE), the last of which may be
+    /// shorter.
+    pub groups: Range<u64>,
+    /// The digest of each of those groups; none: nobody knows them.
+    pub digests: Vec<Digest>,
+}
+
+impl<'a> RawAt<'a> {
+    /// Bytes without digests.
+    pub(crate) fn plain(layer: &'a Layer, pos: u64, len_bytes: u64) -> Result<Self> {
+        layer.check_holds("pages", pos, len_bytes)?;
+        Ok(Self { file: &layer.file, groups: pos..pos, digests: Vec::new() })
     }
 }

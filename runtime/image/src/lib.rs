@@ -85,7 +85,7 @@ pub use error::{Error, Result};
 pub use extent_map::{Builder, EXTENT_PAGES, ExtentMap, Fragmentation, PAGE_SIZE, Run, Source};
 pub use image::{Image, Reader};
 pub use integrity::Integrity;
-pub use layer::{Identity, Layer};
+pub use layer::{Identity, Layer, RawAt};
 pub use lease::Lease;
 pub use region::{Prot, Region};
 pub use sidecar::write_sidecar;

@@ -19,7 +19,7 @@ use softfault_platform::store::blocks::is_alignment;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::retry::Retries;
 use softfault_platform::store::zero::ZeroStore;
-use softfault_platform::store::{HandlerStore, Store};
+use softfault_platform::store::{HandlerStore, ReadHere, Store};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -240,16 +240,23 @@ impl ObjectBuilder {
             return Err(Error::Argument { op: "ObjectBuilder::store", arg: "dsync", value: 1, why });
         }
         let ops = Box::new(ShmemVmOps { mkwrite: self.options.mkwrite });
-        self.store_with(store, ops)
+        self.store_with(store, ops, None)
     }
 
     /// The same with a vtable of the runtime's own, which does what [`ShmemVmOps`] does, and more.
-    pub(crate) fn store_with(self, store: Box<dyn Store>, ops: Box<dyn VmOps>) -> Result<Object> {
+    /// `here`: what of the store can be read in a handler.
+    pub(crate) fn store_with(
+        self,
+        store: Box<dyn Store>,
+        ops: Box<dyn VmOps>,
+        here: Option<Box<dyn ReadHere>>,
+    ) -> Result<Object> {
         let store = Box::new(Guarded(store));
         self.build(Backing {
             store,
             ops,
             file: None,
+            here,
             facts: Facts {
                 handler_safe: false,
                 store_faults: false,
@@ -302,6 +309,7 @@ impl ObjectBuilder {
             store,
             ops,
             file,
+            here: None,
             facts: Facts {
                 handler_safe: true,
                 store_faults,
@@ -340,6 +348,7 @@ impl ObjectBuilder {
             store,
             ops,
             file: None,
+            here: None,
             facts: Facts {
                 handler_safe,
                 store_faults: false,
@@ -376,6 +385,7 @@ impl ObjectBuilder {
             store: Box::new(ZeroStore),
             ops,
             file: None,
+            here: None,
             facts: Facts {
                 handler_safe: true,
                 store_faults: false,

@@ -57,6 +57,7 @@ fn give_up(object: &mut ObjectInner) {
     object.a_ops.take().into_iter().for_each(Lease::leak);
     object.exclusive.take().into_iter().for_each(Exclusive::leak);
     object.store.take().into_iter().for_each(Lease::leak);
+    object.here.take().into_iter().for_each(Lease::leak);
     object.vm_ops.take().into_iter().for_each(Lease::leak);
     object.i_mmap.take().into_iter().for_each(Lease::leak);
     object.label.take().into_iter().for_each(Lease::leak);
@@ -74,7 +75,7 @@ fn withdraw(object: &mut ObjectInner) {
     }
     // What borrows goes before what is borrowed.
     drop((object.nodes.take(), object.a_ops.take(), object.exclusive.take(), object.vm_ops.take()));
-    drop((object.store.take(), object.i_mmap.take()));
+    drop((object.here.take(), object.store.take(), object.i_mmap.take()));
     if object.rt.lock_cache {
         mlock::unlock(object.space.region.alias_at(object.offset), object.len_max);
     }

@@ -26,7 +26,7 @@ use softfault_mm::vmstat::VmStat;
 use softfault_mm::xarray::Nodes;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::{FolioMemory, ObjectOps};
-use softfault_platform::store::{Store, bounce};
+use softfault_platform::store::{ReadHere, Store, bounce};
 use softfault_platform::vmatree;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -37,6 +37,8 @@ pub(super) struct Backing {
     pub(super) ops: Box<dyn VmOps>,
     /// The store again, if it is a file's.
     pub(super) file: Option<*const FileStore>,
+    /// What of the store can be read in a handler, where not everything can.
+    pub(super) here: Option<Box<dyn ReadHere>>,
     pub(super) facts: Facts,
 }
 
@@ -78,7 +80,10 @@ pub(super) fn make(
     if plan.is_none() && !store_ref.uses_descriptors() || read_align_pages(store_ref) > 1 {
         bounce::init();
     }
-    let a_ops = Lease::new(Box::new(ops_of(options, facts, store_ref, (&space, offset, len), rt.lock_cache, id)));
+    let here: Option<Lease<dyn ReadHere>> = backing.here.map(Lease::new);
+    let a_ops = ops_of(options, facts, store_ref, (&space, offset, len), rt.lock_cache, id);
+    // SAFETY: as for the store.
+    let a_ops = Lease::new(Box::new(a_ops.with_here(here.as_ref().map(|here| unsafe { here.lend() }))));
     let words = words_of(&space, offset, len);
     let folios = words.folios;
     let parts = Parts { options, store: store_ref, folios, handler_safe: facts.handler_safe, name: u64::from(id) };
@@ -106,6 +111,7 @@ pub(super) fn make(
         a_ops: Some(a_ops),
         exclusive,
         store: Some(store),
+        here,
         vm_ops: Some(vm_ops),
         // SAFETY: it points to what `store` has on the heap, which goes when nobody can have this value any more.
         file_store: backing.file.map(|file| unsafe { &*file }),

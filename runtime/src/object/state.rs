@@ -17,9 +17,9 @@ use softfault_mm::mapping::Mapping;
 use softfault_mm::page::{EXTENT_PAGES, PAGE_SHIFT};
 use softfault_mm::sync::{AtomicU64, Ordering};
 use softfault_mm::vma::VmOps;
-use softfault_platform::store::Store;
 use softfault_platform::store::file::FileStore;
 use softfault_platform::store::object::ObjectOps;
+use softfault_platform::store::{ReadHere, Store};
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
@@ -52,6 +52,7 @@ pub(crate) struct ObjectInner {
     pub(super) a_ops: Option<Lease<ObjectOps<'static>>>,
     pub(super) exclusive: Option<Exclusive>,
     pub(super) store: Option<Lease<dyn Store>>,
+    pub(super) here: Option<Lease<dyn ReadHere>>,
     pub(super) vm_ops: Option<Lease<dyn VmOps>>,
     /// The store again, if it is a file's: valid for as long.
     pub(super) file_store: Option<&'static FileStore>,

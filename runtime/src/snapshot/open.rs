@@ -2,6 +2,7 @@
 //!
 //! # Context: control plane
 
+use super::here::{Here, Shared};
 use super::store::{ImageStore, LastFailure};
 use crate::cache::state::RuntimeInner;
 use crate::error::{Result, image as image_error, parent_only};
@@ -58,9 +59,10 @@ fn make(
 ) -> Result<Object> {
     let unit_bytes = image.unit_bytes().map_err(image_error(op))?;
     let unit_bytes = if blocks::is_alignment(unit_bytes as u64) { unit_bytes } else { PAGE_SIZE };
-    let store = ImageStore::new(Arc::clone(image), Arc::clone(failure), rt.stat, unit_bytes);
+    let here = Arc::new(Here::new(Arc::clone(image), rt.stat));
+    let store = ImageStore::new(Arc::clone(image), Arc::clone(failure), rt.stat, unit_bytes, Arc::clone(&here));
     let builder = ObjectBuilder::new(Arc::clone(rt), image.nr_pages() * PAGE_SIZE as u64);
-    builder.label(image.path().display().to_string()).store_with(Box::new(store), ops)
+    builder.label(image.path().display().to_string()).store_with(Box::new(store), ops, Some(Box::new(Shared(here))))
 }
 
 impl Opened {

@@ -4,6 +4,7 @@
 //! run of the map   what a fill costs                                      who sees it
 //! Zero             an allocation, no I/O                                  the pages asked for
 //! Raw              a read, and the digest of each 16 KiB that it meets    the pages asked for, and others of their groups
+//!                  (in the faulting thread, once a filler was there: `here`)
 //! Frame            a read and its digest, decoding, once (`frames`)       all pages of the frame that are missing
 //! ```
 //! *Verified before it can be seen*: bytes are read into memory of our own, verified (and decoded) there, and copied to pages of
@@ -21,6 +22,7 @@
 //! # Context: fillers; allocates, locks, and waits for files
 
 use super::frames::Frames;
+use super::here::Here;
 use softfault_image::{EXTENT_PAGES, Error, Image, PAGE_SIZE, Run, Source};
 use softfault_mm::vmstat::{Event, VmStat};
 use softfault_platform::store::{PageMut, Store, StoreError};
@@ -59,6 +61,8 @@ pub(super) struct ImageStore {
     failure: Arc<LastFailure>,
     stat: &'static VmStat,
     frames: Frames,
+    /// What the faulting threads read by themselves.
+    here: Arc<Here>,
     unit_bytes: usize,
     /// What reads that are over have left for others.
     scratch: Mutex<Vec<Scratch>>,
@@ -66,8 +70,14 @@ pub(super) struct ImageStore {
 
 impl ImageStore {
     /// Makes the store of an image whose frames, or groups, are `unit_bytes` long.
-    pub(super) fn new(image: Arc<Image>, failure: Arc<LastFailure>, stat: &'static VmStat, unit_bytes: usize) -> Self {
-        Self { image, failure, stat, frames: Frames::new(unit_bytes), unit_bytes, scratch: Mutex::default() }
+    pub(super) fn new(
+        image: Arc<Image>,
+        failure: Arc<LastFailure>,
+        stat: &'static VmStat,
+        unit_bytes: usize,
+        here: Arc<Here>,
+    ) -> Self {
+        Self { image, failure, stat, frames: Frames::new(unit_bytes), here, unit_bytes, scratch: Mutex::default() }
     }
 
     /// Keeps why a read failed; returns the word of the fault path for it.
@@ -86,6 +96,7 @@ impl ImageStore {
             if at / EXTENT_PAGES != extent {
                 extent = at / EXTENT_PAGES;
                 self.image.extent(extent, &mut scratch.runs).map_err(|e| self.failed(e))?;
+                self.here.prepare(extent);
             }
             let i = scratch.runs.partition_point(|r| r.page <= at).wrapping_sub(1);
             let run = scratch.runs.get(i).filter(|r| r.pages().contains(&at)).ok_or(StoreError::Short)?;

@@ -9,7 +9,7 @@ use crate::digest::{Digest, EXTENT_GROUPS, GROUP_SIZE};
 use crate::error::{Error, Result};
 use crate::extent_map::{EXTENT_PAGES, PAGE_SIZE, Run, Source};
 use crate::integrity::{Integrity, Seen};
-use crate::layer::Layer;
+use crate::layer::{Layer, RawAt};
 use crate::region::{Prot, Region};
 use std::ops::Range;
 use std::path::Path;
@@ -318,15 +318,51 @@ impl Sfi {
         codec.decode(stored, into).map_err(|why| self.layer.corrupt("a frame", at.pos.get(), why))
     }
 
-    /// Reads pages of the body that lie as they are.
-    pub(crate) fn read_raw(&self, pos: u64, integrity: Integrity, into: &mut [u8]) -> Result<()> {
-        let end = pos.checked_add(into.len() as u64);
+    /// Returns which digests bytes of the body have, if they lie there.
+    fn body(&self, pos: u64, len_bytes: u64) -> Result<Grouped> {
+        let end = pos.checked_add(len_bytes);
         let body = BODY_START..=self.tables.header().body_end.get();
         if !body.contains(&pos) || end.is_none_or(|end| !body.contains(&end)) {
             return Err(self.layer.corrupt("pages", pos, "they lie outside the body"));
         }
-        let at = Grouped { start: BODY_START, end: *body.end(), first_group: 0 };
+        Ok(Grouped { start: BODY_START, end: *body.end(), first_group: 0 })
+    }
+
+    /// Reads pages of the body that lie as they are.
+    pub(crate) fn read_raw(&self, pos: u64, integrity: Integrity, into: &mut [u8]) -> Result<()> {
+        let at = self.body(pos, into.len() as u64)?;
         self.read_groups(&self.layer, at, pos, integrity, into)
+    }
+
+    /// Returns where pages of the body lie, and their digests.
+    pub(crate) fn raw_at(&self, pos: u64, len_bytes: u64) -> Result<RawAt<'_>> {
+        let at = self.body(pos, len_bytes)?;
+        self.groups_at(&self.layer, at, pos, len_bytes)
+    }
+
+    /// The same of a raw layer of which this file has digests.
+    pub(crate) fn below_at<'a>(&self, layer: &'a Layer, below: &Below, pos: u64, len_bytes: u64) -> Result<RawAt<'a>> {
+        if below.groups.is_empty() {
+            return RawAt::plain(layer, pos, len_bytes);
+        }
+        let at = Grouped { start: 0, end: below.len_bytes, first_group: below.groups.start };
+        self.groups_at(layer, at, pos, len_bytes)
+    }
+
+    fn groups_at<'a>(&self, layer: &'a Layer, at: Grouped, pos: u64, len_bytes: u64) -> Result<RawAt<'a>> {
+        let plain = RawAt::plain(layer, pos, len_bytes)?;
+        let (size, end) = (GROUP_SIZE as u64, pos + len_bytes);
+        let numbers = (pos - at.start) / size..(end - at.start).div_ceil(size);
+        let groups = at.start + numbers.start * size..(at.start + numbers.end * size).min(at.end);
+        if end > at.end {
+            return Err(layer.corrupt("pages", pos, "they lie behind what has digests"));
+        }
+        let (mut digests, first) = (Vec::new(), at.first_group);
+        self.each_stored_group(first + numbers.start..first + numbers.end, |digest| digests.push(digest))?;
+        if digests.len() as u64 != numbers.end - numbers.start {
+            return Err(layer.corrupt("pages", pos, "their digests are missing"));
+        }
+        Ok(RawAt { groups, digests, ..plain })
     }
 
     /// Reads pages of a raw layer of which this file has digests.

@@ -140,6 +140,8 @@ events! {
     IMAGE_ZERO_PAGES = "image_zero_pages";
     /// Pages of images that were read as they lie there.
     IMAGE_RAW_PAGES = "image_raw_pages";
+    /// Pages of images that the faulting thread read by itself; they count among the two above, too.
+    IMAGE_HERE_PAGES = "image_in_thread_pages";
     /// Pages of images that came out of frames.
     IMAGE_FRAME_PAGES = "image_frame_pages";
     /// Frames of images that were read, verified and decoded.

@@ -66,6 +66,15 @@ pub(crate) fn read_folio(mapping: &Mapping<'_>, stripe: usize, claim: &Claim) ->
     mapping.a_ops.read_folio(from, claim.nr())
 }
 
+/// Fills the pages of a claim where that can be done here and now. `false`: nothing was done.
+///
+/// # Context: handler
+pub(crate) fn read_folio_here(mapping: &Mapping<'_>, stripe: usize, claim: &Claim) -> bool {
+    let is_read = mapping.a_ops.read_here(claim.pgoff(), claim.nr());
+    mapping.stat.add(stripe, Event::FILL_CALLS, u64::from(is_read));
+    is_read
+}
+
 /// Publishes what was read; the caller then releases the claim, and after that knows nothing of the object, nor of its
 /// cache. The second half of [`read_claimed`]: it neither sleeps nor calls the store.
 ///

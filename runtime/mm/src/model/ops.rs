@@ -243,6 +243,28 @@ pub trait AddressSpaceOps: Sync + core::fmt::Debug {
     /// Why not.
     fn read_staged(&self, pgoff: u64, staged: &Staged) -> Result<(), FillError>;
 
+    /// Returns whether [`AddressSpaceOps::read_here`] ever does anything.
+    ///
+    /// # Context: handler
+    fn reads_here(&self) -> bool {
+        false
+    }
+
+    /// Fills the pages, where that can be done at once, in a handler, although it cannot be of all pages of the object; `false`:
+    /// nothing was done. What is wrong, if anything is, who reads them by `read_folio` says.
+    ///
+    /// # Context: handler
+    fn read_here(&self, _pgoff: u64, _nr: u32) -> bool {
+        false
+    }
+
+    /// The same of one page, into a staging page, past the cache.
+    ///
+    /// # Context: handler
+    fn read_staged_here(&self, _pgoff: u64, _staged: &Staged) -> bool {
+        false
+    }
+
     /// Makes the blocks and metadata of the pages durable (`NEEDDSYNC`).
     ///
     /// # Context: as `read_folio`

@@ -374,10 +374,8 @@ fn do_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
         env.park.relax();
         return Next::Later;
     }
-    if !may_fill(env, ctx, &claim) {
-        return fill_elsewhere(env, claim);
-    }
-    match try_fill(env, ctx, claim) {
+    let filled = if may_fill(env, ctx, &claim) { try_fill(env, ctx, claim) } else { fill_part_here(env, ctx, claim) };
+    match filled {
         Ok(()) => Next::Again,
         Err(claim) => fill_elsewhere(env, claim),
     }
@@ -403,10 +401,8 @@ fn pass_on(env: Env<'_>, claim: Claim) -> bool {
 ///
 /// # Context: control plane, outside of sections
 pub fn fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> bool {
-    if !may_fill(env, ctx, &claim) {
-        return pass_on(env, claim);
-    }
-    match try_fill(env, ctx, claim) {
+    let filled = if may_fill(env, ctx, &claim) { try_fill(env, ctx, claim) } else { fill_part_here(env, ctx, claim) };
+    match filled {
         Ok(()) => true,
         Err(claim) => pass_on(env, claim),
     }
@@ -438,6 +434,29 @@ fn try_fill(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
     lent.unwrap_or_else(Err)
 }
 
+/// Reads the claimed pages on this thread, where the object's store is for fillers, and these pages need none; else gives the claim
+/// back, untouched.
+#[inline(never)]
+fn fill_part_here(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Result<(), Claim> {
+    let lent = env.lend(claim, |m, claim| {
+        if !may_read_here(ctx, m) {
+            return Err(claim);
+        }
+        let began = ctx.now();
+        if !fill::read_folio_here(m, ctx.stripe, &claim) {
+            return Err(claim);
+        }
+        end_fill(env, ctx, m, claim, Ok(()), began);
+        Ok(())
+    });
+    lent.unwrap_or_else(Err)
+}
+
+/// Returns whether this thread may ask a store that is for fillers for what needs none.
+fn may_read_here(ctx: &Ctx<'_>, m: &Mapping<'_>) -> bool {
+    !ctx.nested && !ctx.cramped && m.deadline_ns == u64::MAX && m.a_ops.reads_here()
+}
+
 /// Publishes what was read.
 fn end_fill(env: Env<'_>, ctx: &Ctx<'_>, m: &Mapping<'_>, claim: Claim, read: fill::Read, began: u64) {
     // The counters outlive every object; the object itself may be gone when the claim is spent, and the cache with it.
@@ -464,7 +483,9 @@ fn release(env: Env<'_>, claim: Claim) {
 
 /// Reads one page past the cache, for a private copy.
 fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
-    let here = may_fill(env, ctx, &claim) && !ctx.cramped;
+    let whole = may_fill(env, ctx, &claim) && !ctx.cramped;
+    let mut here = whole;
+    env.mm.with_claim(&claim, &mut |m| here |= may_read_here(ctx, m));
     let staged = if here { env.mm.get_staged() } else { None };
     let Some(staged) = staged else {
         // No private copy is made: the next attempt has `TRIED` set, and fills the cache instead.
@@ -479,7 +500,11 @@ fn do_cow_read(env: Env<'_>, ctx: &Ctx<'_>, claim: Claim) -> Next {
         let seen = m.folio(claim.pgoff()).map(FolioWord::load).filter(|w| w.state() == State::Absent);
         if let Some(before) = seen {
             let mut read = Err(FillError::Refused);
-            env.mm.in_user_code(m.store_faults, &mut || read = m.a_ops.read_staged(claim.pgoff(), &staged));
+            if whole {
+                env.mm.in_user_code(m.store_faults, &mut || read = m.a_ops.read_staged(claim.pgoff(), &staged));
+            } else if m.a_ops.read_staged_here(claim.pgoff(), &staged) {
+                read = Ok(());
+            }
             version = read.is_ok().then_some(before.version());
         }
     });

@@ -28,7 +28,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use softfault_mm::page::{EXTENT_SIZE, PAGE_SIZE};
 
 /// Bytes of a buffer: more in one read gained nothing.
-pub(super) const BUFFER_BYTES: usize = 256 << 10;
+pub const BUFFER_BYTES: usize = 256 << 10;
 const NR_BUFFERS: usize = 16;
 /// Bytes of memory that the pool takes.
 pub const POOL_BYTES: usize = NR_BUFFERS * BUFFER_BYTES;

@@ -22,6 +22,8 @@ pub mod swap;
 pub mod swapfile;
 pub mod zero;
 
+pub use bounce::BUFFER_BYTES;
+
 use crate::cache::Ports;
 use crate::sys::fd::Descriptor;
 use crate::sys::{Errno, file as sys_file};
@@ -402,6 +404,23 @@ pub trait Store: Send + Sync {
     fn rereads_unflushed(&self) -> bool {
         true
     }
+}
+
+/// What of a store that is for fillers can be read in a handler: some pages, at some times.
+///
+/// # Safety
+/// As of [`HandlerStore::read`](Store::read): async-signal-safe, with at most 16 KiB of stack; it touches no arena.
+pub unsafe trait ReadHere: Send + Sync + core::fmt::Debug {
+    /// Returns whether [`ReadHere::read_here`] might fill these pages.
+    ///
+    /// # Context: handler
+    fn reads_here(&self, pos_bytes: u64, len_bytes: usize) -> bool;
+
+    /// Fills whole pages; `false`: it cannot, or something is wrong. Whatever it has written then does not count, and a filler is
+    /// to read them.
+    ///
+    /// # Context: handler
+    fn read_here(&self, pos_bytes: u64, page: &mut PageMut<'_>) -> bool;
 }
 
 /// A store that may be called in a signal handler.

@@ -5,7 +5,7 @@
 use super::blocks::Blocks;
 use super::bounce::{self, BUFFER_BYTES, Buffer};
 use super::retry::{self, Retries};
-use super::{PageMut, PageRef, Store, StoreError};
+use super::{PageMut, PageRef, ReadHere, Store, StoreError};
 use crate::area::{self, Key};
 use crate::cache::{self, Ports};
 use crate::staging;
@@ -40,6 +40,8 @@ pub struct FolioMemory<'s> {
 pub struct ObjectOps<'s> {
     memory: FolioMemory<'s>,
     store: &'s dyn Store,
+    /// What of it can be read in a handler, where not everything can.
+    here: Option<&'s dyn ReadHere>,
     blocks: Blocks,
     /// The end of the object: the store is never asked for bytes past it.
     i_size: AtomicU64,
@@ -74,7 +76,26 @@ impl<'s> ObjectOps<'s> {
         name: u64,
     ) -> Self {
         let blocks = Blocks::of(store);
-        Self { memory, store, blocks, i_size: AtomicU64::new(len_bytes), retries, handler_safe, policy, name }
+        Self {
+            memory,
+            store,
+            here: None,
+            blocks,
+            i_size: AtomicU64::new(len_bytes),
+            retries,
+            handler_safe,
+            policy,
+            name,
+        }
+    }
+
+    /// Adds what of the store can be read in a handler, although it is for fillers.
+    ///
+    /// # Context: control plane
+    #[must_use]
+    pub fn with_here(mut self, here: Option<&'s dyn ReadHere>) -> Self {
+        self.here = here;
+        self
     }
 
     /// Sets the end past which the store is not asked.
@@ -306,6 +327,43 @@ impl AddressSpaceOps for ObjectOps<'_> {
         // SAFETY: the caller owns the pages' claims; the memory is the object's.
         unsafe { self.address(pgoff).write_bytes(0, nr as usize * PAGE_SIZE) };
         Ok(())
+    }
+
+    fn reads_here(&self) -> bool {
+        self.here.is_some()
+    }
+
+    fn read_here(&self, pgoff: u64, nr: u32) -> bool {
+        let (pos, len) = (pgoff << PAGE_SHIFT, nr as usize * PAGE_SIZE);
+        let Some(here) = self.here.filter(|h| self.wanted(pgoff, nr) == len && h.reads_here(pos, len)) else {
+            return false;
+        };
+        // SAFETY: the caller owns the pages' claims, and `new` promised the memory.
+        unsafe { thp::allocate_small(self.address(pgoff) as usize, len) };
+        // SAFETY: as above.
+        let page = unsafe { PageMut::new(self.address(pgoff), len, self.memory.fd, self.memory.fd_offset + pos) };
+        let handed = Cell::new(false);
+        let mut page = page.with_ports(self.memory.ports, &handed);
+        // What was moved went to another file, if the program has closed the descriptor meanwhile.
+        let is_read = here.read_here(pos, &mut page) && (!handed.get() || self.memory.fd.check().is_ok());
+        if is_read {
+            self.lock(pgoff, nr);
+        } else {
+            // Who reads them next relies on holes.
+            page.make_holes();
+        }
+        is_read
+    }
+
+    fn read_staged_here(&self, pgoff: u64, staged: &Staged) -> bool {
+        let (pos, ptr) = (pgoff << PAGE_SHIFT, staging::address(staged) as *mut u8);
+        let Some(here) = self.here.filter(|h| self.wanted(pgoff, 1) == PAGE_SIZE && h.reads_here(pos, PAGE_SIZE))
+        else {
+            return false;
+        };
+        // SAFETY: the staging page was taken from the pool by the caller, so it is theirs alone. It has no descriptor.
+        let mut page = unsafe { PageMut::new(ptr, PAGE_SIZE, Descriptor::NONE, 0) };
+        here.read_here(pos, &mut page)
     }
 
     fn read_staged(&self, pgoff: u64, staged: &Staged) -> Result<(), FillError> {

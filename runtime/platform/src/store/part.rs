@@ -3,8 +3,9 @@
 use super::{PageMut, PageRef, StoreError, bounce};
 use crate::cache;
 use crate::sys::fd::Descriptor;
-use crate::sys::{Errno, mem};
+use crate::sys::{Errno, file, mem};
 use core::marker::PhantomData;
+use core::ops::Range;
 use softfault_mm::page::PAGE_SIZE;
 
 /// Bytes of one's own, to ask a store outside the cache: a test of it, say.
@@ -82,6 +83,41 @@ impl PageMut<'_> {
         // SAFETY: no more than `len_bytes` exclusive writable bytes at `ptr` (`new`'s contract), which no slice of others is.
         unsafe { mem::copy_racy(self.ptr, bytes.as_ptr(), bytes.len()) };
         Ok(())
+    }
+
+    /// Fills it with bytes of `fd` that are looked at first, in a copy which nobody else changes: `range` of the file is read, at most
+    /// [`BUFFER_BYTES`](super::BUFFER_BYTES), and if `is_good` says so it gets those from byte `skip` of them on.
+    ///
+    /// # Context: handler
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`]: they are not good. [`StoreError::Short`]: the file, or the range, ends before.
+    /// [`StoreError::NoMemory`]: there is no buffer. [`StoreError::Io`].
+    pub fn fill_verified(
+        &mut self,
+        fd: i32,
+        range: Range<u64>,
+        skip: usize,
+        is_good: &dyn Fn(&[u8]) -> bool,
+    ) -> Result<(), StoreError> {
+        let buffer = bounce::get().ok_or(StoreError::NoMemory)?;
+        let len = (range.end.saturating_sub(range.start) as usize).min(bounce::BUFFER_BYTES);
+        let mut done = 0;
+        while done < len {
+            // SAFETY: the buffer is ours until it is dropped, and `done` of its first `len` bytes are filled.
+            match unsafe { file::pread(fd, buffer.address() + done, len - done, range.start + done as u64) } {
+                Ok(0) => return Err(StoreError::Short),
+                Ok(n) => done += n,
+                Err(e) => return Err(StoreError::Io(e)),
+            }
+        }
+        // SAFETY: the buffer's bytes, of which nobody else has any before it is dropped.
+        let bytes = unsafe { core::slice::from_raw_parts(buffer.address() as *const u8, len) };
+        if !is_good(bytes) {
+            return Err(StoreError::Corrupt);
+        }
+        let wanted = bytes.get(skip..).and_then(|b| b.get(..self.len_bytes)).ok_or(StoreError::Short)?;
+        self.copy_from(wanted)
     }
 
     /// Writes zeros, whatever was there.
