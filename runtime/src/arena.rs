@@ -11,6 +11,7 @@ mod change;
 mod check;
 mod delegate;
 mod delegation;
+pub(crate) mod direct;
 mod dont_need;
 mod end;
 mod exclusive;
@@ -295,6 +296,11 @@ impl Arena {
     pub fn native_extents(&self) -> usize {
         let native = |e: &&Extent| matches!(e.state(), ExtentState::Native | ExtentState::Tracked);
         self.inner.extents.lend().iter().filter(native).count()
+    }
+
+    /// Returns whether all of a range is mapped from a file itself.
+    pub(crate) fn is_direct(&self, range: &Range<usize>) -> bool {
+        self.inner.vmas().covering("Arena::is_direct", range).is_ok_and(|hit| hit.iter().all(|v| v.is_direct))
     }
 
     /// Says how a range will be used, or what is to be done with it now. Linux: `madvise(2)`.

@@ -3,7 +3,7 @@
 //! ```text
 //! OpenImage   an image, and the one object whose pages come from it  open, store, frames, here
 //! Restore     what a session is to be                                restore, place, overlay
-//! Session     the regions of an image, each mapped in an arena       session, state, complete
+//! Session     the regions of an image, each mapped in an arena       session, state, complete, direct
 //! WorkingSet  the pages that a session touched first                 record, replay
 //! Capture     an image of arenas, made while threads store to them   capture
 //! ```
@@ -15,6 +15,7 @@
 
 pub(crate) mod capture;
 mod complete;
+mod direct;
 mod frames;
 mod here;
 mod open;

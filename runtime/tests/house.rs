@@ -22,6 +22,7 @@ const UNSAFE_IN_RUNTIME: &[&str] = &[
     "arena/dont_need.rs",
     "arena/end.rs",
     "arena/exclusive.rs",
+    "arena/direct.rs",
     "arena/fault_in.rs",
     "arena/map.rs",
     "arena/owed.rs",

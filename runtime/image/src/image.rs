@@ -49,6 +49,8 @@ pub struct Image {
     keys: Vec<(String, Vec<u8>)>,
     nr_pages: u64,
     integrity: Integrity,
+    /// One raw file: see [`Image::is_flat`].
+    is_flat: bool,
 }
 
 #[derive(Debug)]
@@ -78,7 +80,8 @@ impl Image {
             if layer.path().extension().is_some_and(|e| e == "sfi") {
                 return Err(layer.corrupt("the header", 0, "it does not begin as an .sfi file does"));
             }
-            return raw::stack(vec![layer]).map(|(layers, map, regions)| Self::of_layers(layers, map, regions));
+            let (layers, map, regions) = raw::stack(vec![layer])?;
+            return Ok(Self { is_flat: true, ..Self::of_layers(layers, map, regions) });
         }
         let sfi = Sfi::open(layer)?;
         let (regions, keys, below) = (sfi.regions()?, sfi.keys()?, sfi.below()?);
@@ -89,7 +92,8 @@ impl Image {
             let path = folder.join(&b.name);
             Slot::late(path, b)
         }));
-        Ok(Self { files, map: Map::Tables, regions, keys, nr_pages, integrity: Integrity::default() })
+        let integrity = Integrity::default();
+        Ok(Self { files, map: Map::Tables, regions, keys, nr_pages, integrity, is_flat: false })
     }
 
     /// Opens a raw image with sparse files over it, the oldest first: their data replaces what is below, their holes show it.
@@ -112,7 +116,7 @@ impl Image {
         };
         let (nr_pages, files) = (map.nr_pages(), layers.into_iter().map(slot).collect());
         let integrity = Integrity::default();
-        Self { files, map: Map::Whole(map), regions, keys: Vec::new(), nr_pages, integrity }
+        Self { files, map: Map::Whole(map), regions, keys: Vec::new(), nr_pages, integrity, is_flat: false }
     }
 
     /// The same image with other regions: who imports a raw file may know where it was.
@@ -305,6 +309,31 @@ impl Image {
             (File::Sfi(sfi), ..) => sfi.read_raw(pos, self.integrity, into),
             (File::Raw(file), Some(below), Some(own)) => own.read_below(file, below, pos, self.integrity, into),
             (File::Raw(file), ..) => file.read("pages", pos, into),
+        }
+    }
+
+    /// Returns whether the image is one raw file, of which byte n is the memory's, and holes are zero.
+    #[must_use]
+    pub fn is_flat(&self) -> bool {
+        self.is_flat
+    }
+
+    /// Returns the file in which pages lie as they are from byte `pos` of a layer on, and whether anybody knows their digests: for who
+    /// maps it.
+    ///
+    /// # Errors
+    /// As [`Image::read_raw`]: they are not there.
+    pub fn raw_file(&self, layer: u16, pos: u64, len_bytes: u64) -> Result<(&std::fs::File, bool)> {
+        let Some(slot) = self.files.get(usize::from(layer)) else {
+            let why = "the image has no such layer";
+            return Err(Error::Argument { op: "Image::raw_file", arg: "layer", value: layer.into(), why });
+        };
+        match (slot.get()?, &slot.below) {
+            (File::Sfi(sfi), _) => sfi.holds_raw(pos, len_bytes).map(|file| (file, true)),
+            (File::Raw(file), below) => {
+                let has_digests = below.as_ref().is_some_and(|b| !b.groups.is_empty());
+                RawAt::plain(file, pos, len_bytes).map(|at| (at.file, has_digests))
+            }
         }
     }
 

@@ -22,7 +22,7 @@ pub(super) fn promote(arena: &ArenaInner, range: &Range<usize>) -> usize {
     let mut nr = 0;
     for v in vmas.overlapping(range) {
         let mut vma = record::vma_of(arena, &v);
-        if arena.trap == Trap::Segv || v.object.is_exclusive() {
+        if arena.trap == Trap::Segv || v.object.is_exclusive() || v.is_direct {
             continue;
         }
         // The user asks for it, so it is done also where it is not done by itself.
@@ -101,7 +101,7 @@ fn maybe_native<'a>(
     range: &Range<usize>,
 ) -> impl Iterator<Item = (usize, usize)> + use<'a> {
     let range = range.start.max(v.range.start)..range.end.min(v.range.end).next_multiple_of(PAGE_SIZE);
-    let may_be = arena.trap != Trap::Segv && vma.is_congruent() && range.start < range.end;
+    let may_be = arena.trap != Trap::Segv && !v.is_direct && vma.is_congruent() && range.start < range.end;
     let pages = if may_be { v.pgoff_at(range.start)..v.pgoff_at(range.end) } else { 0..0 };
     v.object.mapping().nodes.runs(pages.start, pages.end, usize::MAX).filter_map(move |(from, to)| {
         let run = range_of(v, from, to)?;

@@ -34,7 +34,7 @@ impl Mapper for ArenaInner {
     /// small entries, until somebody maps the huge page over them.
     fn map_huge(&self, object: u32, first: u64) {
         let vmas = self.vmas();
-        for v in vmas.iter().filter(|v| v.is_of(object) && v.is_private()) {
+        for v in vmas.iter().filter(|v| v.is_of(object) && v.is_private() && !v.is_direct) {
             let Some(range) = range_of(v, first, first + EXTENT_PAGES as u64) else { continue };
             if range.start.is_multiple_of(EXTENT_SIZE) && range.len() == EXTENT_SIZE {
                 huge_memory::map_huge(&record::vma_of(self, v), 0, self.address(range.start), 1);

@@ -302,7 +302,7 @@ fn listed(v: &VmaEntry) -> Done<impl FnOnce() + '_> {
 
 /// Lets reclaim and write-back find the vma, whose record is written.
 fn list(v: &VmaEntry) {
-    if v.is_changing {
+    if v.is_changing || v.is_direct {
         return;
     }
     let _lists = v.object.i_mmap().lists();
@@ -313,7 +313,7 @@ fn list(v: &VmaEntry) {
 /// Takes the vma, which is listed, off that list again; readers may still see it until `section::synchronize` has
 /// returned.
 fn unlist(v: &VmaEntry) {
-    if v.is_changing {
+    if v.is_changing || v.is_direct {
         return;
     }
     let _lists = v.object.i_mmap().lists();

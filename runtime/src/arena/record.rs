@@ -44,6 +44,9 @@ fn flags_of(arena: &ArenaInner, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
     if v.is_changing {
         flags |= VmFlags::CHANGING;
     }
+    if v.is_direct {
+        flags |= VmFlags::DIRECT;
+    }
     flags |= match v.prot {
         Prot::None => VmFlags::empty(),
         Prot::Read => VmFlags::READ,
@@ -58,7 +61,7 @@ fn flags_of(arena: &ArenaInner, v: &VmaEntry, tracking: VmFlags) -> VmFlags {
     if v.object.dsync && v.sharing == Sharing::Shared {
         flags |= VmFlags::SYNC;
     }
-    if arena.native_extents && v.prot != Prot::None {
+    if arena.native_extents && v.prot != Prot::None && !v.is_direct {
         flags |= VmFlags::NATIVE_OK;
     }
     if !arena.fault_around {

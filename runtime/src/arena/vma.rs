@@ -48,6 +48,8 @@ pub(crate) struct VmaEntry {
     pub(super) index: u32,
     /// It stands in for one that is being put there: nothing is mapped through it, and who touches it waits.
     pub(super) is_changing: bool,
+    /// The kernel maps a file there itself, of the same bytes: no page of the object's is.
+    pub(crate) is_direct: bool,
     pub(super) delegation: Option<Arc<DelegationInner>>,
     pub(super) _map: Arc<MapCount>,
 }
@@ -87,7 +89,8 @@ impl VmaEntry {
         let is_uncapturable = sharing == Sharing::Shared && may_write && !capturable;
         let (_map, object) = (MapCount::new(object, is_uncapturable), Arc::clone(object));
         let (advice, is_changing, delegation) = (VmFlags::empty(), false, None);
-        Self { range, pgoff, object, prot, sharing, may_write, advice, index, is_changing, delegation, _map }
+        let is_direct = false;
+        Self { range, pgoff, object, prot, sharing, may_write, advice, index, is_changing, is_direct, delegation, _map }
     }
     /// Returns whether stores through the mapping may reach the object: the kernel's notes of them are looked at.
     pub(crate) fn may_write_shared(&self) -> bool {

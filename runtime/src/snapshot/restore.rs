@@ -28,6 +28,7 @@ pub struct Restore {
     options: Options,
     overlays: Vec<(Overlay, Vec<u8>)>,
     record: Option<Duration>,
+    direct: bool,
     replay: Option<WorkingSet>,
 }
 
@@ -52,6 +53,7 @@ impl Restore {
             options: Options(Box::new(|arena| arena)),
             overlays: Vec::new(),
             record: None,
+            direct: false,
             replay: None,
         }
     }
@@ -99,6 +101,21 @@ impl Restore {
         self
     }
 
+    /// Whether extents (2 MiB) that lie in a file as they are, in one piece, are mapped from there: the kernel's page cache serves them
+    /// with no fault of ours. They are neither in our cache nor under its limit, nor verified; and what is written to the file later
+    /// shows. So the image is to be opened with [`Integrity::Trusted`](softfault_image::Integrity::Trusted), or from a memfd that is
+    /// sealed against writes and shrinking. Default no.
+    ///
+    /// The first ones are mapped at once, others while the session is used, but for those that were stored to. Where faults arrive
+    /// otherwise than `InThread`, and in a session that records, none is.
+    ///
+    /// # Context: program, filler
+    #[must_use]
+    pub fn direct(mut self, yes: bool) -> Self {
+        self.direct = yes;
+        self
+    }
+
     /// Records which pages are touched first, in windows of time of this length, until [`Session::mark`]. Each touch is seen, page by
     /// page: so nothing is mapped around a touch and no extent is handed to the kernel, and the session has pages of its own,
     /// which no other session of the image finds cached.
@@ -126,6 +143,7 @@ impl Restore {
     ///
     /// # Errors
     /// [`Error::AddressInUse`] names what is in the way. [`Error::Overlay`] names what the image needs and was not given.
+    /// [`Error::Denied`] where direct extents are asked for, of files that may change.
     /// [`Error::Argument`] for overlays that are no whole pages of one region. [`Error::Delivery`], [`Error::Exhausted`],
     /// [`Error::System`]; [`Error::Fault`] where the page of an overlay cannot be had; [`Error::Image`] where a working set is of
     /// another image, or there can be none of this one. There is no session then.
@@ -161,6 +179,9 @@ impl Restore {
         placed.sort_by_key(|(i, _)| *i);
         let placed = placed.into_iter().map(|(_, r)| r).collect();
         let mut session = Session::new(self.image.clone(), object, placed, overlays);
+        if self.direct && self.record.is_none() {
+            session.map_direct()?;
+        }
         self.overlays.iter().try_for_each(|(o, bytes)| session.store_overlay(&o.range, bytes))?;
         session.begin(recording, self.replay.as_ref())?;
         Ok(session)

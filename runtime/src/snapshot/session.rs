@@ -3,6 +3,7 @@
 //! # Context: control plane
 
 use super::complete::{self, Completion};
+use super::direct::{Directing, Plan};
 use super::open::OpenImage;
 use super::overlay::{self, Overlay};
 use super::record::Recording;
@@ -21,16 +22,28 @@ const OP: &str = "Restore::build";
 /// Cheap to clone; the last clone unmaps everything.
 #[derive(Clone, Debug)]
 pub struct Session {
-    // Dropped in this order: the replay's thread reads into the session's object.
+    // Dropped in this order: the threads have the session's object and arenas.
     replay: Option<Arc<Replay>>,
+    direct: Option<Arc<Directing>>,
     pub(super) inner: Arc<SessionInner>,
 }
 
 impl Session {
     pub(super) fn new(image: OpenImage, object: Object, regions: Vec<SessionRegion>, overlays: Vec<Overlay>) -> Self {
-        let (replayed, recording) = (Arc::default(), Mutex::new(None));
-        let inner = Arc::new(SessionInner { image, object, regions, overlays, replayed, recording });
-        Self { replay: None, inner }
+        let (replayed, direct_extents, recording) = (Arc::default(), Arc::default(), Mutex::new(None));
+        let inner = Arc::new(SessionInner { image, object, regions, overlays, replayed, direct_extents, recording });
+        Self { replay: None, direct: None, inner }
+    }
+
+    /// Maps what may be mapped from the image's files themselves: some now, the rest in the background.
+    pub(super) fn map_direct(&mut self) -> Result<()> {
+        let inner = &*self.inner;
+        let image = &inner.image.inner.image;
+        let mut plan = Plan::new(OP, image, &inner.object, &inner.regions, &inner.direct_extents)?;
+        if plan.begin(OP)? {
+            self.direct = Some(Arc::new(Directing::begin(OP, plan)?));
+        }
+        Ok(())
     }
 
     /// Begins to record and to replay, once everything is as the program gets it.

@@ -83,6 +83,8 @@ pub struct Progress {
     pub cached: u64,
     /// Extents (2 MiB) that the kernel serves by itself.
     pub native_extents: u64,
+    /// Extents that are mapped from the image's file itself, and are in no cache of ours.
+    pub direct_extents: u64,
     /// Pages that a replay has read.
     pub replayed: u64,
     /// The replay has read all that it was to, or found no room for more; or there is none.
@@ -114,6 +116,8 @@ pub(super) struct SessionInner {
     pub(super) regions: Vec<SessionRegion>,
     pub(super) overlays: Vec<Overlay>,
     pub(super) replayed: Arc<Replayed>,
+    /// Extents that were mapped from files. Relaxed: a number for people.
+    pub(super) direct_extents: Arc<AtomicU64>,
     /// What notes which pages are touched, if that was asked for.
     pub(super) recording: Mutex<Option<Recording>>,
 }

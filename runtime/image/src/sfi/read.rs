@@ -334,6 +334,11 @@ impl Sfi {
         self.read_groups(&self.layer, at, pos, integrity, into)
     }
 
+    /// Returns the file, if pages of the body lie there.
+    pub(crate) fn holds_raw(&self, pos: u64, len_bytes: u64) -> Result<&std::fs::File> {
+        self.body(pos, len_bytes).map(|_| self.layer.file())
+    }
+
     /// Returns where pages of the body lie, and their digests.
     pub(crate) fn raw_at(&self, pos: u64, len_bytes: u64) -> Result<RawAt<'_>> {
         let at = self.body(pos, len_bytes)?;

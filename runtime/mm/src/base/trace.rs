@@ -54,6 +54,8 @@ pub enum Point {
     PROTECT_PUBLISHED,
     /// What was mapped is closed and drained, what replaces it is not mapped yet.
     REPLACE_CLOSED,
+    /// A range has no page of its own, the file is not mapped there yet.
+    DIRECT_LOOKED,
     /// A page is `telling`, the delegate not called yet.
     DELEGATE_CALL,
     /// A staging page holds the bytes of a private copy, the version not checked again yet.

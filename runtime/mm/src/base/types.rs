@@ -184,6 +184,8 @@ bits! {
         CHANGING = 1 << 26;
         /// Stores of it can be held by a capture: each first store faults, and each fault looks for one.
         CAPTURABLE = 1 << 27;
+        /// A file is mapped there itself: the kernel serves it.
+        DIRECT = 1 << 28;
     }
 }
 

@@ -124,6 +124,10 @@ events! {
     EXTENT_DEMOTE = "extent_demote";
     /// Promotions given up (evictions under way, budget spent, page missing).
     EXTENT_PROMOTE_FAIL = "extent_promote_fail";
+    /// Extents of images that are mapped from their file itself: their pages are neither in the cache nor under its limit.
+    EXTENT_DIRECT = "extent_direct";
+    /// Extents of images that could have been, and stayed as they are: a page of theirs was stored to, or pinned.
+    EXTENT_DIRECT_LEFT = "extent_direct_left";
     /// Chunks that were made huge pages.
     THP_COLLAPSE_ALLOC = "thp_collapse_alloc";
     /// Collapses that the kernel refused.

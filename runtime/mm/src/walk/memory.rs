@@ -45,6 +45,11 @@ pub fn handle_mm_fault(vmf: &mut VmFault<'_>) -> VmFaultReason {
     if !vma.flags.contains(need) {
         return vmf.ctx().fail(FillError::NotPermitted);
     }
+    if vma.flags.intersects(VmFlags::DIRECT) {
+        // It was not yet when the access was made, or the file is shorter by now: then the access comes back, and is told.
+        vmf.ctx().note_gone();
+        return VmFaultReason::NOPAGE;
+    }
     let mut huge = VmFaultReason::empty();
     if vma.flags.intersects(VmFlags::NATIVE_OK) {
         huge = vma.ops.huge_fault(vmf);

@@ -357,6 +357,17 @@ pub fn seal_size(fd: i32) -> Result<(), Errno> {
     unsafe { syscall6(libc::SYS_fcntl, args) }.map(drop)
 }
 
+/// Returns whether what `fd` names is a memfd that nobody can write or shrink any more; see fcntl(2), `F_GET_SEALS`.
+///
+/// # Context: handler
+#[must_use]
+pub fn is_sealed_for_good(fd: i32) -> bool {
+    let wanted = (libc::F_SEAL_WRITE | libc::F_SEAL_SHRINK) as usize;
+    // SAFETY: touches no memory of ours.
+    let seals = unsafe { syscall6(libc::SYS_fcntl, [fd as usize, libc::F_GET_SEALS as usize, 0, 0, 0, 0]) };
+    seals.is_ok_and(|seals| seals & wanted == wanted)
+}
+
 /// Gives `offset..offset+len_bytes` of a memfd back to the kernel: unmapped everywhere, zero when next allocated.
 ///
 /// # Context: handler

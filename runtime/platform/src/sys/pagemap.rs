@@ -27,6 +27,9 @@ pub const PAGE_IS_PRESENT: u64 = 1 << 3;
 /// Not mapped, with something left in the entry: for a shared mapping, the marker of a protection.
 pub const PAGE_IS_SWAPPED: u64 = 1 << 4;
 
+/// Of a file, or shared: in a private mapping, a page that was not stored to.
+const PAGE_IS_FILE: u64 = 1 << 2;
+
 const WP_MATCHING: u64 = 1 << 0;
 const CHECK_WPASYNC: u64 = 1 << 1;
 const PAGEMAP_SCAN: usize = (3 << 30) | (size_of::<ScanArg>() << 16) | ((b'f' as usize) << 8) | 16;
@@ -349,6 +352,25 @@ fn scan_now(fd: i32, arg: &mut ScanArg, regions: &mut [Region]) -> Result<usize,
     let args = [fd as usize, PAGEMAP_SCAN, core::ptr::from_mut(arg) as usize, 0, 0, 0];
     // SAFETY: the request encodes the argument's size; `arg` and `regions` are exclusively borrowed for the call.
     unsafe { syscall6(libc::SYS_ioctl, args) }
+}
+
+/// Returns whether a private mapping of a file has a page of its own in the range, mapped or swapped out; or a marker.
+///
+/// # Context: handler
+///
+/// # Errors
+/// The kernel's.
+pub fn has_private(addr: usize, len_bytes: usize) -> Result<bool, Errno> {
+    let mut region = [Region::default()];
+    let mut arg = ScanArg {
+        start: addr as u64,
+        end: (addr + len_bytes) as u64,
+        max_pages: 1,
+        category_inverted: PAGE_IS_FILE,
+        category_mask: PAGE_IS_FILE,
+        ..ask(PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
+    };
+    with_file(|number| scan(number, &mut arg, &mut region)).map(|nr| nr > 0)
 }
 
 /// Returns the categories of the page at `addr`, of `PRESENT`, `WRITTEN` and `SWAPPED`.
