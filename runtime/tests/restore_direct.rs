@@ -139,6 +139,29 @@ fn the_kernel_serves_a_file_that_is_trusted_and_stores_are_the_sessions_own() {
     assert!(read.iter().enumerate().all(|(i, b)| *b == if i / EXTENT == 3 { 0 } else { byte(i / PAGE) }), "the file");
 }
 
+/// Whoever said that it is trusted has not kept the word: what is gone is no reason to wait for ever.
+#[test]
+fn a_trusted_file_that_was_cut_all_the_same_is_told_by_a_signal() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !has_in_thread() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("flat.raw");
+    flat(&path);
+    let rt = Runtime::builder().build().expect("runtime");
+    let image = open(&rt, Image::open(&path).expect("image"), LEN, Integrity::Trusted);
+    let session = in_thread(Restore::new(&image)).expect("session");
+    let base = session.regions()[0].as_ptr() as usize;
+    assert_eq!(load_at(base + 4 * EXTENT), Ok(byte(4 * 512)));
+    File::options().write(true).open(&path).and_then(|f| f.set_len(2 * EXTENT as u64)).expect("cut");
+    assert_eq!(load_at(base + EXTENT), Ok(byte(512)));
+    for page in [4 * 512, 4 * 512 + 7, 5 * 512] {
+        assert_eq!(load_at(base + page * PAGE), Err(libc::SIGBUS), "page {page}");
+        assert_eq!(store_at(base + page * PAGE, 1), Err(libc::SIGBUS), "page {page}");
+    }
+}
+
 #[test]
 fn a_file_that_may_change_is_refused_unless_it_is_sealed() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);

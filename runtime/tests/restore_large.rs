@@ -5,7 +5,7 @@
 mod common;
 
 use common::{PAGE, each_of, load_at, setup, store_at};
-use softfault::image::{Image, Prot, Region};
+use softfault::image::{Image, Integrity, Prot, Region};
 use softfault::{Delivery, OpenImage, Restore, Runtime, Session};
 use std::fs::File;
 use std::path::Path;
@@ -17,7 +17,8 @@ fn open(rt: &Runtime, path: &Path, len: usize) -> OpenImage {
     File::create(path).and_then(|f| f.set_len(len as u64)).expect("a sparse file");
     let prot = Prot::READ | Prot::WRITE;
     let all = Region { name: "memory".into(), address: 1 << 44, offset: 0, len_bytes: len as u64, prot };
-    rt.image(Image::open(path).and_then(|i| i.with_regions(vec![all])).expect("image")).expect("open")
+    let image = Image::open(path).and_then(|i| i.with_regions(vec![all])).expect("image");
+    rt.image(image.with_integrity(Integrity::Trusted)).expect("open")
 }
 
 /// Returns how many pages the calling thread has touched for the first time.
@@ -29,16 +30,16 @@ fn first_touches() -> i64 {
     usage.ru_minflt
 }
 
-fn session(image: &OpenImage, mode: Delivery) -> Session {
-    Restore::new(image).arena(move |a| a.delivery(mode)).build().expect("session")
+fn session(image: &OpenImage, mode: Delivery, direct: bool) -> Session {
+    Restore::new(image).arena(move |a| a.delivery(mode)).direct(direct).build().expect("session")
 }
 
 /// Returns the fewest pages that making and dropping a session has touched for the first time, of several turns: the first ones
 /// also find memory for what stays.
-fn touches_of_a_session(image: &OpenImage, mode: Delivery) -> i64 {
+fn touches_of_a_session(image: &OpenImage, mode: Delivery, direct: bool) -> i64 {
     let one = || {
         let before = first_touches();
-        drop(session(image, mode));
+        drop(session(image, mode, direct));
         first_touches() - before
     };
     (0..5).map(|_| one()).min().expect("turns")
@@ -52,9 +53,12 @@ fn beginning_and_ending_a_session_costs_the_same_for_a_tebibyte_as_for_a_gibibyt
         let rt = Runtime::builder().build().expect("runtime");
         let small = open(&rt, &folder.path().join("small"), GIB);
         let large = open(&rt, &folder.path().join("large"), TIB);
-        let [small, large] = [&small, &large].map(|image| touches_of_a_session(image, mode));
-        // A page of words has a tebibyte's gibibytes, and one each its odd ends.
-        assert!(large <= small + 8, "{large} pages of tables were touched for 1 TiB, {small} for 1 GiB");
+        for direct in [false, true] {
+            let [small, large] = [&small, &large].map(|image| touches_of_a_session(image, mode, direct));
+            // A page of words has a tebibyte's gibibytes, and one each its odd ends.
+            let what = if direct { "mapped from the file" } else { "trapped" };
+            assert!(large <= small + 8, "{what}: {large} pages of tables were touched for 1 TiB, {small} for 1 GiB");
+        }
     });
 }
 
@@ -66,7 +70,7 @@ fn a_part_of_a_large_session_is_protected_and_unmapped_by_the_page() {
     each_of("parts", &common::MODES, |_, mode| {
         let rt = Runtime::builder().build().expect("runtime");
         let image = open(&rt, &folder.path().join("parts"), 5 * GIB + 6 * PAGE);
-        let session = session(&image, mode);
+        let session = session(&image, mode, false);
         let region = &session.regions()[0];
         let (base, arena) = (region.as_ptr() as usize, region.arena());
         let last = 5 * GIB + 5 * PAGE;
