@@ -1,7 +1,7 @@
 //! The side that is measured: the only file here that names softfault.
 
 use softfault::image::workingset::WorkingSet;
-use softfault::image::{Codec, Image, Prot, Reader, Region};
+use softfault::image::{Codec, Image, Integrity, Prot, Reader, Region};
 use softfault::{OpenImage, Prot as Access, Restore, Runtime, Sharing};
 use softfault_benches::area::{View, ViewMut};
 use softfault_benches::{Error, PAGE, Result};
@@ -101,6 +101,23 @@ impl Subject {
         let runtime = runtime()?;
         let image = runtime.image(open(file, len_bytes as u64)?).map_err(wrong)?;
         Ok(Self { runtime, image })
+    }
+
+    /// Opens `file` in a runtime of its own, as one that is trusted.
+    pub(crate) fn open_trusted(file: &Path, len_bytes: usize) -> Result<Self> {
+        let runtime = runtime()?;
+        let image = open(file, len_bytes as u64)?.with_integrity(Integrity::Trusted);
+        let image = runtime.image(image).map_err(wrong)?;
+        Ok(Self { runtime, image })
+    }
+
+    /// Makes a session that maps the file itself.
+    pub(crate) fn direct(&self) -> Result<Session> {
+        let session = Restore::new(&self.image).direct(true).build().map_err(wrong)?;
+        match session.progress().direct_extents {
+            0 => Err(Error::Absent("no extent is mapped from the file itself here".into())),
+            _ => Ok(Session { session }),
+        }
     }
 
     /// Makes a session.

@@ -4,7 +4,7 @@
 //! 64 KiB at random places, and nothing of the file is in any cache.
 
 use crate::files::{self, Measured};
-use crate::subject::Subject;
+use crate::subject::{self, Subject};
 use softfault_benches::area::{Mapping, ascending, shuffled};
 use softfault_benches::report::RowSpec;
 use softfault_benches::session::{Series, Session};
@@ -15,6 +15,7 @@ use std::time::Instant;
 const ROWS: &[RowSpec] = &[
     RowSpec::floor("mmap_hot"),
     RowSpec::against("session_hot", "session_hot", &["mmap_hot"], Some(1.1)),
+    RowSpec::against("session_direct_hot", "session_direct_hot", &["mmap_hot"], Some(1.05)),
     RowSpec::floor("mmap_cold"),
     RowSpec::against("session_cold_raw", "session_cold_raw", &["mmap_cold"], Some(1.1)),
     RowSpec::against("session_cold", "session_cold", &["mmap_cold"], Some(1.1)),
@@ -32,6 +33,12 @@ fn working_set(nr_pages: usize) -> Vec<u32> {
     some.flat_map(|r| r * RUN..(r + 1) * RUN).collect()
 }
 
+/// Times the touches of a session behind one that has had everything cached.
+fn second(all: &[u32], make: impl Fn() -> Result<subject::Session>) -> Result<f64> {
+    make()?.view()?.time_touches(all)?;
+    make()?.view()?.time_touches(all)
+}
+
 /// Measures the group.
 pub(crate) fn run(session: &mut Session) -> Result<()> {
     let rows = session.select(ROWS);
@@ -45,6 +52,7 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
     let of_raw = Subject::open(raw.path(), len_bytes)?;
     let of_sfi = Subject::open(sfi.path(), len_bytes)?;
     let of_lz4 = Subject::open(lz4.path(), len_bytes)?;
+    let trusted = Subject::open_trusted(raw.path(), len_bytes)?;
     let (all, set) = (ascending(len_bytes / PAGE), working_set(len_bytes / PAGE));
     let touched = of_sfi.record(|s| s.view()?.time_touches(&set).map(|_| ()))?;
     let cpus = session.cpus;
@@ -62,10 +70,8 @@ pub(crate) fn run(session: &mut Session) -> Result<()> {
             Mapping::private(raw.fd(), len_bytes, PROT_READ)?.advise(MADV_POPULATE_READ)?;
             Mapping::private(raw.fd(), len_bytes, PROT_READ)?.view().time_touches(&all)
         }),
-        Series::new("session_hot", || {
-            of_sfi.session()?.view()?.time_touches(&all)?;
-            of_sfi.session()?.view()?.time_touches(&all)
-        }),
+        Series::new("session_hot", || second(&all, || of_sfi.session())),
+        Series::new("session_direct_hot", || second(&all, || trusted.direct())),
         Series::new("mmap_cold", || {
             raw.cool()?;
             let start = Instant::now();
