@@ -321,7 +321,8 @@ impl Object {
         follow::follow_len(&self.inner, op)
     }
 
-    /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can.
+    /// Makes the range read as zeros, in the cache and in the store, and gives its storage back where the store can. To others, a
+    /// capture's cut included, it is made page by page.
     ///
     /// # Context: program
     ///

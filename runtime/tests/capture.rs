@@ -27,7 +27,7 @@ struct Bench {
 impl Drop for Bench {
     fn drop(&mut self) {
         naive::set(0);
-        [Point::CAPTURE_ADMITTED, Point::CAPTURE_WALKED].into_iter().for_each(trace::disarm);
+        [Point::CAPTURE_ADMITTED, Point::CAPTURE_WALKED, Point::CAPTURE_SPILLING].into_iter().for_each(trace::disarm);
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
@@ -401,4 +401,110 @@ fn anonymous_memory_faults_no_more_afterwards() {
         let faults = b.rt.stats()["pgfault"] - before;
         assert_eq!(faults > 0, broken != 0, "{faults} faults");
     }
+}
+
+/// Saver and walker both stand still, as on a disk that hangs: stores that wait for room are let through all the same, and the
+/// capture is given up. What the saver has in hand it puts away before another capture has the object's bits.
+#[test]
+fn a_disk_that_hangs_holds_no_store() {
+    let Some(b) = Bench::anonymous("hangs", 512) else { return };
+    (0..512).for_each(|p| b.store(p, 1));
+    let never = || Ok::<(), Infallible>(());
+    let points = [Point::CAPTURE_WALKED, Point::CAPTURE_SPILLING];
+    points.into_iter().for_each(trace::arm_gate);
+    let capture = b.rt.capture().arena(&b.arena).budget(0).begin(b.folder.join("hangs.sfi"), never).expect("a cut");
+    std::thread::scope(|s| {
+        let stores = s.spawn(|| (0..512).for_each(|p| b.store(p, 2)));
+        let lets_through = (0..20_000).any(|_| {
+            std::thread::sleep(Duration::from_micros(500));
+            stores.is_finished()
+        });
+        trace::disarm(Point::CAPTURE_WALKED);
+        if !lets_through {
+            trace::disarm(Point::CAPTURE_SPILLING);
+        }
+        assert!(lets_through, "stores wait for a disk that hangs");
+        assert!(trace::is_caught(Point::CAPTURE_SPILLING), "the saver has a frame in hand");
+        let ended = s.spawn(|| capture.commit());
+        let second = s.spawn(|| b.begin("second.sfi"));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(
+            !second.is_finished(),
+            "the object's bits are the first capture's until its saver has put its frame away"
+        );
+        trace::disarm(Point::CAPTURE_SPILLING);
+        let ended = ended.join().expect("no panic");
+        assert!(matches!(ended, Err(Error::Capture { failure: CaptureFailure::Spill, .. })), "{ended:?}");
+        second.join().expect("a cut").commit().expect("an image");
+    });
+    assert!(b.image("second.sfi").chunks(PAGE).all(|page| page[0] == 2), "the second one is whole");
+    assert!(!b.folder.join("hangs.sfi").exists(), "no image of the first");
+}
+
+/// An object's bits are one capture's at a time: the next one waits until the first one's pages are written, or says no.
+#[test]
+fn a_second_capture_of_an_object_waits_for_the_first() {
+    let Some(b) = Bench::anonymous("twice", 512) else { return };
+    (0..512).for_each(|p| b.store(p, 1));
+    let never = || Ok::<(), Infallible>(());
+    trace::arm_gate(Point::CAPTURE_WALKED);
+    let first = b.rt.capture().arena(&b.arena).wait(false).begin(b.folder.join("1.sfi"), never).expect("a cut");
+    until("the walker", || trace::is_caught(Point::CAPTURE_WALKED));
+    assert_eq!(first.progress().done_pages, 0, "begin returns before the pages are copied");
+    (0..512).for_each(|p| b.store(p, 2));
+    assert!(first.progress().saved_pages > 500, "{:?}", first.progress());
+    let refused = b.rt.capture().arena(&b.arena).wait(false).begin(b.folder.join("2.sfi"), never);
+    assert!(matches!(refused, Err(Error::Denied { .. })), "{refused:?}");
+    std::thread::scope(|s| {
+        let second = s.spawn(|| b.begin("2.sfi"));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!second.is_finished(), "it waits for the first");
+        trace::disarm(Point::CAPTURE_WALKED);
+        // Before the first one is committed.
+        second.join().expect("a cut").commit().expect("an image");
+    });
+    first.commit().expect("an image");
+    assert!(b.image("1.sfi").chunks(PAGE).all(|page| page[0] == 1), "as it was at the first cut");
+    assert!(b.image("2.sfi").chunks(PAGE).all(|page| page[0] == 2), "as it was at the second");
+}
+
+/// What is left out may end anywhere, and a budget may be any number.
+#[test]
+fn ranges_and_budgets_are_bounded() {
+    let Some(b) = Bench::anonymous("bounds", 512) else { return };
+    (0..512).for_each(|p| b.store(p, 5));
+    let never = || Ok::<(), Infallible>(());
+    let builder = b.rt.capture().arena(&b.arena).exclude(&b.arena, 500 * PAGE + 1..usize::MAX).exclude(&b.arena, 7..7);
+    builder.budget(usize::MAX).begin(b.folder.join("b.sfi"), never).expect("a cut").commit().expect("an image");
+    let bytes = b.image("b.sfi");
+    assert!(bytes[500 * PAGE..].iter().all(|byte| *byte == 0), "left out to the end");
+    assert_eq!((bytes[0], bytes[499 * PAGE]), (5, 5), "nothing else is");
+}
+
+#[test]
+fn captures_are_counted() {
+    let Some(b) = Bench::anonymous("counted", 512) else { return };
+    (0..512).for_each(|p| b.store(p, 1));
+    let read = || {
+        let stats = b.rt.stats();
+        ["captures", "capture_saved_pages", "capture_walked_pages", "capture_held_ns"]
+            .map(|name| stats[format!("process_{name}").as_str()])
+    };
+    let before = read();
+    trace::arm_gate(Point::CAPTURE_WALKED);
+    let capture = b.begin("c.sfi");
+    until("the walker", || trace::is_caught(Point::CAPTURE_WALKED));
+    (100..200).for_each(|p| b.store(p, 2));
+    assert!(b.rt.stats()["process_capture_frame_bytes"] > 0, "frames are made before the cut");
+    trace::disarm(Point::CAPTURE_WALKED);
+    capture.commit().expect("an image");
+    let after = read();
+    let by = |i: usize| after[i] - before[i];
+    assert_eq!(
+        (by(0), by(1), by(2)),
+        (1, 100, 412),
+        "captures, pages that stores had kept, pages that the walker copied"
+    );
+    assert!(by(3) > 0, "stores may have waited");
+    assert_eq!(b.rt.stats()["process_capture_frame_bytes"], 0, "and go with the capture");
 }

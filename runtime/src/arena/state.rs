@@ -28,7 +28,7 @@ pub(crate) struct ArenaInner {
     pub(super) slot: u32,
     /// The first address.
     pub(super) base: usize,
-    pub(super) len_bytes: usize,
+    pub(crate) len_bytes: usize,
     /// How its faults arrive.
     pub(super) trap: Trap,
     pub(super) fault_around: bool,

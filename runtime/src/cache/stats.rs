@@ -6,6 +6,7 @@ use super::state::RuntimeInner;
 use crate::memory;
 use softfault_mm::types::VmFaultReason;
 use softfault_mm::vmstat::{Event, NR_BUCKETS, Stage};
+use softfault_platform::area;
 use softfault_platform::mmu::budget;
 use softfault_platform::sys::thread;
 use softfault_platform::trap::entry;
@@ -32,7 +33,9 @@ pub struct StageLatency {
 /// Memory, in bytes: what the cache's limit bounds is `cache_bytes_allocated` (memfds) and the exclusive objects' frames.
 /// On top of it come the runtime's tables, `folio_table_bytes` (a word a page, where objects lie), `queue_bytes` (the
 /// queues of reclaim: what is touched of `queue_bytes_reserved`) and `arena_table_bytes` (a record per 2 MiB of arena), and
-/// the kernel's page tables, which are known for the process only: `process_page_table_bytes`.
+/// the kernel's page tables, which are known for the process only: `process_page_table_bytes`. While captures are made come the
+/// frames for the bytes that stores have kept, as many as [`CaptureBuilder::budget`](crate::CaptureBuilder::budget) says:
+/// `process_capture_frame_bytes`.
 #[derive(Clone, PartialEq)]
 pub struct Stats {
     /// Counters by name.
@@ -76,6 +79,7 @@ impl Stats {
             counters.push(("exclusive_pool_bytes", free << softfault_mm::page::PAGE_SHIFT));
         }
         counters.push(("process_small_fills_forced", u64::from(softfault_platform::thp::is_forced())));
+        counters.extend(captures());
         counters.push(("process_mlock_pages", crate::process::mlock::nr_pages()));
         counters.push(("process_page_table_bytes", memory::page_table_bytes()));
         counters.push(("vma_budget_left", u64::try_from(budget::left()).unwrap_or(0)));
@@ -194,6 +198,19 @@ impl fmt::Display for Stats {
         }
         Ok(())
     }
+}
+
+/// What the captures of the process have done, and what they take.
+fn captures() -> [(&'static str, u64); 6] {
+    let (counts, relaxed) = (&area::COUNTS, std::sync::atomic::Ordering::Relaxed);
+    [
+        ("process_captures", counts.made.load(relaxed)),
+        ("process_capture_held_ns", counts.held_ns.load(relaxed)),
+        ("process_capture_saved_pages", counts.saved.load(relaxed)),
+        ("process_capture_spilled_pages", counts.spilled.load(relaxed)),
+        ("process_capture_walked_pages", counts.walked.load(relaxed)),
+        ("process_capture_frame_bytes", area::frame_bytes()),
+    ]
 }
 
 fn stage_latency(rt: &RuntimeInner, stage: Stage, name: &'static str) -> StageLatency {

@@ -2,7 +2,8 @@
 //!
 //! Those that take little time, as `write_at`, are in a lift, page by page: they wait for a cut, and after it they have the page's
 //! old bytes kept. Those that take long hold the object's gate, which the cutter takes before it cuts and gives back after the cut:
-//! so they lie before the cut or after it, and after it they have the old bytes of all their pages kept first.
+//! so each part of them that one hold of the gate covers (a chunk of a hole) lies before the cut or after it, and after it they have
+//! the old bytes of its pages kept first.
 //!
 //! # Context: control plane
 

@@ -1,22 +1,25 @@
 //! Captures: a consistent image of arenas, made while threads go on storing to them.
 //!
 //! ```text
-//! CaptureBuilder   what is captured; freezes, makes ready, cuts     builder, layout, cut
-//! Capture          the image that is being written                  handle, walk, saver, spill, end
+//! CaptureBuilder   what is captured; freezes, makes ready, cuts     builder, layout, claim, cut
+//! Capture          the image that is being written                  handle, walk, saver, helpers, spill, watch, end
 //! ```
 //! How a fault behaves meanwhile is in `softfault_mm::cut` and `softfault_mm::capture`; what calls do, in `object::capture`.
 //!
 //! # Context: control plane
 
 mod builder;
+mod claim;
 mod cut;
 mod end;
 mod handle;
+mod helpers;
 mod layout;
 mod saver;
 mod spill;
 mod state;
 mod walk;
+mod watch;
 
 pub use builder::CaptureBuilder;
 pub use handle::{Capture, CaptureProgress};

@@ -98,6 +98,8 @@ pub enum Point {
     CAPTURE_COPIED,
     /// The walker has half of a page's bytes.
     CAPTURE_WALKED,
+    /// The saver has a frame in hand, whose bytes are not in the file yet.
+    CAPTURE_SPILLING,
     /// Stores wait, and the last pages are protected.
     CAPTURE_CUT,
     /// The cut is made, nothing is copied yet.

@@ -35,19 +35,49 @@ struct Area {
     base: AtomicUsize,
     nr: AtomicUsize,
     used: AtomicUsize,
+    /// Pages that were kept, ever.
+    saved: AtomicU64,
     /// Moves when the saver has something to do.
     bell: AtomicU32,
     /// Stores that found no room since the saver looked.
     starved: AtomicU32,
+    /// The saver is at work for such stores: they sleep, and do not say so again.
+    served: AtomicU32,
 }
+
+/// What captures have done in this process.
+#[derive(Debug)]
+pub struct Counts {
+    /// Cuts that were made.
+    pub made: AtomicU64,
+    /// Nanoseconds that stores may have waited for them.
+    pub held_ns: AtomicU64,
+    /// Pages whose bytes were kept for a store to them.
+    pub saved: AtomicU64,
+    /// Of these, pages whose bytes went to a file.
+    pub spilled: AtomicU64,
+    /// Pages that a walker has copied.
+    pub walked: AtomicU64,
+}
+
+/// The process's counts.
+pub static COUNTS: Counts = Counts {
+    made: AtomicU64::new(0),
+    held_ns: AtomicU64::new(0),
+    saved: AtomicU64::new(0),
+    spilled: AtomicU64::new(0),
+    walked: AtomicU64::new(0),
+};
 
 static AREAS: [Area; NR_CAPTURES] = [const {
     Area {
         base: AtomicUsize::new(0),
         nr: AtomicUsize::new(0),
         used: AtomicUsize::new(0),
+        saved: AtomicU64::new(0),
         bell: AtomicU32::new(0),
         starved: AtomicU32::new(0),
+        served: AtomicU32::new(0),
     }
 }; NR_CAPTURES];
 
@@ -142,7 +172,9 @@ pub fn open(number: u32, nr: usize) -> Result<(), Errno> {
     let _ = unsafe { mem::madvise(base, len_bytes, mem::MADV_DONTFORK) };
     area.nr.store(nr, Ordering::Relaxed);
     area.used.store(0, Ordering::Relaxed);
+    area.saved.store(0, Ordering::Relaxed);
     area.starved.store(0, Ordering::Relaxed);
+    area.served.store(0, Ordering::Relaxed);
     // Release pairs with `Area::frames`.
     area.base.store(base, Ordering::Release);
     Ok(())
@@ -189,6 +221,8 @@ pub unsafe fn put(number: u32, key: Key, src: *const u8, won: &mut dyn FnMut() -
     if won() {
         // Release pairs with `take`: who finds the frame finds the bytes.
         frames.word(i).store(key.word(WON), Ordering::Release);
+        area.saved.fetch_add(1, Ordering::Relaxed);
+        COUNTS.saved.fetch_add(1, Ordering::Relaxed);
         if area.used.fetch_add(1, Ordering::Relaxed) == frames.nr / 2 {
             area.ring();
         }
@@ -241,14 +275,16 @@ pub fn take(number: u32, key: Key, f: &mut dyn FnMut(&[u8; PAGE_SIZE])) -> bool 
 pub fn drain(number: u32, f: &mut dyn FnMut(Key, &[u8; PAGE_SIZE]) -> bool) {
     let Some(of) = area(number).and_then(|a| Some((a, a.frames()?))) else { return };
     let (area, frames) = of;
-    let starved = area.starved.swap(0, Ordering::Relaxed) > 0;
+    let nr_starved = area.starved.swap(0, Ordering::Relaxed);
+    area.served.store(nr_starved, Ordering::Relaxed);
     let mut goes_on = true;
     for i in 0..frames.nr {
-        if !goes_on || !(starved || area.used.load(Ordering::Relaxed) > frames.nr / 2) {
+        if !goes_on || !(nr_starved > 0 || area.used.load(Ordering::Relaxed) > frames.nr / 2) {
             break;
         }
         empty(number, of, i, |_| true, &mut |key, bytes| goes_on = f(key, bytes));
     }
+    area.served.store(0, Ordering::Relaxed);
 }
 
 /// Returns how many frames are in use, of how many.
@@ -259,12 +295,36 @@ pub fn used(number: u32) -> (usize, usize) {
     area(number).map_or((0, 0), |a| (a.used.load(Ordering::Relaxed), a.nr.load(Ordering::Relaxed)))
 }
 
+/// Returns how many pages were kept since the area was opened.
+///
+/// # Context: control plane
+#[must_use]
+pub fn saved(number: u32) -> u64 {
+    area(number).map_or(0, |a| a.saved.load(Ordering::Relaxed))
+}
+
+/// Returns how much memory the frames of all captures may take, in bytes.
+///
+/// # Context: control plane
+#[must_use]
+pub fn frame_bytes() -> u64 {
+    AREAS.iter().filter_map(Area::frames).map(|f| (f.nr * PAGE_SIZE) as u64).sum()
+}
+
 /// Returns whether a store found no room since the saver looked.
 ///
 /// # Context: control plane
 #[must_use]
 pub fn is_starved(number: u32) -> bool {
     area(number).is_some_and(|a| a.starved.load(Ordering::Relaxed) > 0)
+}
+
+/// Returns whether a store may wait for room.
+///
+/// # Context: the watch
+#[must_use]
+pub fn is_waited_for(number: u32) -> bool {
+    is_starved(number) || area(number).is_some_and(|a| a.served.load(Ordering::Relaxed) > 0)
 }
 
 /// Returns what the saver sleeps on, to be asked before it looks whether there is something to do.

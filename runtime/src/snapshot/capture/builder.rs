@@ -2,15 +2,16 @@
 //!
 //! # Context: control plane
 
+use super::claim::Claim;
 use super::cut::{self, Cut};
+use super::end;
 use super::handle::Capture;
+use super::helpers::Helpers;
 use super::layout::{self, Frozen};
 use super::spill::Spill;
 use super::state::{Slot, State, failed};
-use super::{end, saver};
 use crate::arena::Arena;
 use crate::error::{self, CaptureFailure, Error, Result, parent_only, system};
-use crate::process::helper;
 use softfault_image::{Codec, Image, Writer};
 use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
 use softfault_platform::area;
@@ -53,8 +54,11 @@ impl CaptureBuilder {
     ///
     /// # Context: program, filler
     pub fn exclude(mut self, arena: &Arena, range: Range<usize>) -> Self {
-        let range = range.start / PAGE_SIZE * PAGE_SIZE..range.end.next_multiple_of(PAGE_SIZE);
-        self.excluded.push((arena.as_ptr().addr(), range));
+        let end = range.end.min(arena.inner.len_bytes);
+        if range.start < end {
+            let range = range.start / PAGE_SIZE * PAGE_SIZE..end.next_multiple_of(PAGE_SIZE);
+            self.excluded.push((arena.as_ptr().addr(), range));
+        }
         self
     }
 
@@ -92,8 +96,8 @@ impl CaptureBuilder {
         self
     }
 
-    /// Whether [`CaptureBuilder::begin`] waits for pins for writing, and for another capture of an arena; default yes. If not,
-    /// it fails with [`Error::Pinned`] or [`Error::Denied`] at once.
+    /// Whether [`CaptureBuilder::begin`] waits for pins for writing, and for another capture of the same arena or object until that
+    /// one's pages are written; default yes. If not, it fails with [`Error::Pinned`] or [`Error::Denied`] at once.
     ///
     /// # Context: program, filler
     pub fn wait(mut self, yes: bool) -> Self {
@@ -130,11 +134,11 @@ impl CaptureBuilder {
         self.arenas.sort_by_key(|a| a.as_ptr().addr());
         let slot = Slot::take().ok_or(Error::Exhausted { op: OP, what: "captures at once (4)" })?;
         let arenas = std::mem::take(&mut self.arenas);
-        let frozen = Frozen::new(OP, &arenas, slot.number(), !self.no_wait)?;
-        let (state, writer) = self.prepare(slot, &arenas, image.as_ref().to_owned())?;
+        let (frozen, claim) = Frozen::new(OP, &arenas, slot.number(), !self.no_wait)?;
+        let claim = Arc::new(claim);
+        let (state, writer) = self.prepare(slot, &arenas, image.as_ref().to_owned(), &claim)?;
         let state = Arc::new(state);
-        let saver = start_saver(&state)?;
-        let ends = Ends { state: &state, saver: Some(saver) };
+        let ends = Ends { state: &state, helpers: Some(Helpers::start(&state, claim)?) };
         let cut = cut::cut(&state, &mut at_cut);
         drop(frozen);
         match cut? {
@@ -145,7 +149,7 @@ impl CaptureBuilder {
     }
 
     /// Makes everything ready that takes memory, while threads may still wait for memory.
-    fn prepare(&mut self, slot: Slot, arenas: &[Arena], image: PathBuf) -> Result<(State, Writer)> {
+    fn prepare(&mut self, slot: Slot, arenas: &[Arena], image: PathBuf, claim: &Arc<Claim>) -> Result<(State, Writer)> {
         let layout = layout::look(arenas, &self.excluded);
         let by_object = layout::by_object(OP, &layout.spans)?;
         let mut objects: Vec<_> = layout.spans.iter().map(|s| Arc::clone(&s.object)).collect();
@@ -160,9 +164,10 @@ impl CaptureBuilder {
         let spill = spill.map_err(|e| failed(OP, CaptureFailure::Spill, Some(Box::new(e))))?;
         let wanted = self.budget_bytes.map_or(layout.nr_pages as usize / 8, |b| b / PAGE_SIZE);
         let wanted = if self.budget_bytes.is_none() { wanted.min(FRAMES.end) } else { wanted };
-        let nr = wanted.max(FRAMES.start).next_multiple_of(area::SET);
+        // No more than there are pages, of which each is kept once.
+        let nr = wanted.min(layout.nr_pages as usize).max(FRAMES.start).next_multiple_of(area::SET);
         area::open(slot.number(), nr).map_err(system(OP, "mmap"))?;
-        Ok((State::new(slot, layout, by_object, objects, spill), writer))
+        Ok((State::new(slot, layout, by_object, objects, spill, Arc::clone(claim)), writer))
     }
 
     fn writer(&mut self, image: &Path, layout: &layout::Layout) -> Result<Writer> {
@@ -180,34 +185,24 @@ impl CaptureBuilder {
     }
 }
 
-fn start_saver(state: &Arc<State>) -> Result<helper::Thread> {
-    let theirs = Arc::clone(state);
-    let started = helper::Thread::start_helper("softfault-save", move |_| saver::run(&theirs));
-    started.map_err(|source| {
-        end::close_area(state);
-        Error::Io { op: "CaptureBuilder::begin: start a thread", path: None, source }
-    })
-}
-
 /// Dropped, it ends the capture, and gives its frames back.
 struct Ends<'a> {
     state: &'a State,
-    saver: Option<helper::Thread>,
+    helpers: Option<Helpers>,
 }
 
 impl Ends<'_> {
-    /// The cut is made: the walker will.
-    fn keep(mut self) -> Option<helper::Thread> {
-        self.saver.take()
+    /// The cut is made: the handle will.
+    fn keep(mut self) -> Option<Helpers> {
+        self.helpers.take()
     }
 }
 
 impl Drop for Ends<'_> {
     fn drop(&mut self) {
-        if let Some(mut saver) = self.saver.take() {
+        if let Some(helpers) = self.helpers.take() {
             end::end(self.state);
-            saver.end(|| area::ring(self.state.number()));
-            end::close_area(self.state);
+            helpers.end(self.state);
         }
     }
 }

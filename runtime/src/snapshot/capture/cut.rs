@@ -8,7 +8,7 @@
 //! cut        phase cutting; grace; both halves are protected; the closure; cutting -> copying by compare-exchange
 //! ```
 //! From cutting to copying stores wait, perhaps with the allocator's lock: so nothing is allocated, locked or printed here meanwhile.
-//! A watchdog (the saver, which has nothing to save yet) goes back to draining when that takes too long.
+//! The watch goes back to draining when that takes too long.
 //!
 //! # Context: control plane
 
@@ -22,6 +22,7 @@ use softfault_mm::failpoint;
 use softfault_mm::host::Which;
 use softfault_mm::page::EXTENT_PAGES;
 use softfault_mm::types::VmFlags;
+use softfault_platform::area::COUNTS;
 use softfault_platform::host::Host;
 use softfault_platform::sys::thread;
 use std::ops::Range;
@@ -260,7 +261,10 @@ fn try_cut<E>(state: &State, host: &Host, at_cut: &mut dyn FnMut() -> std::resul
         }
         wake_all(words);
         state.last.store(last, Ordering::Relaxed);
-        store_max(&state.held_ns, thread::monotonic_ns().saturating_sub(began));
+        let held_ns = thread::monotonic_ns().saturating_sub(began);
+        store_max(&state.held_ns, held_ns);
+        COUNTS.made.fetch_add(1, Ordering::Relaxed);
+        COUNTS.held_ns.fetch_add(held_ns, Ordering::Relaxed);
         return Ok(Tried::Made);
     }
     words.change_phase(Phase::Cutting, Phase::Draining);

@@ -11,10 +11,11 @@ use softfault_mm::cut::{Phase, tables};
 use softfault_mm::page::EXTENT_PAGES;
 use softfault_platform::area;
 use softfault_platform::host::Host;
-use softfault_platform::sys::thread;
+use softfault_platform::sys::{futex, thread};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-/// Ends a capture, once. Its saver ends, and is joined by who has its handle before the slot goes.
+/// Ends a capture, once. Its helpers end, and are joined by who has its handle before the slot goes.
 pub(super) fn end(state: &State) {
     let _turn = turn();
     if state.ended.swap(true, Ordering::Relaxed) {
@@ -37,8 +38,16 @@ pub(super) fn end(state: &State) {
     }
     drop(host);
     grace();
-    // Release pairs with `saver::run`.
+    stop(state);
+    // The saver may have a frame in hand, and has its share of the claim until it has put that away.
+    drop(state.claim.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+/// Tells the capture's helpers to end.
+pub(super) fn stop(state: &State) {
+    // Release pairs with `saver::run` and `watch::run`.
     state.stop.store(1, Ordering::Release);
+    futex::wake_word(&state.stop);
     area::ring(state.number());
 }
 
@@ -54,6 +63,6 @@ fn grace() {
 
 /// Gives the frames of a capture back that was ended, and whose threads have.
 pub(super) fn close_area(state: &State) {
-    // SAFETY: `end` waited for those who saw the capture, and the walker and the saver have ended.
+    // SAFETY: `end` waited for those who saw the capture, and its threads have ended.
     unsafe { area::close(state.number()) };
 }

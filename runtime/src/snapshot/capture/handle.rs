@@ -2,6 +2,7 @@
 //!
 //! # Context: control plane
 
+use super::helpers::Helpers;
 use super::state::{State, failed};
 use super::{end, walk};
 use crate::error::{self, CaptureFailure, Error, Result};
@@ -31,7 +32,7 @@ pub struct Capture {
     /// What the walker came to.
     outcome: Arc<Mutex<Option<Result<Digest>>>>,
     walker: Option<JoinHandle<()>>,
-    saver: Option<helper::Thread>,
+    helpers: Option<Helpers>,
 }
 
 /// How far a capture is.
@@ -42,7 +43,9 @@ pub struct CaptureProgress {
     pub done_pages: u64,
     /// Pages of the image.
     pub nr_pages: u64,
-    /// Pages whose old bytes went to the file beside the image, because their memory was full.
+    /// Pages whose old bytes were kept for a store to them: the others the walker has copied, or will.
+    pub saved_pages: u64,
+    /// Those of them that went to the file beside the image, because the memory for them was full.
     pub spilled_pages: u64,
     /// Pages that were protected while stores waited.
     pub last_pages: u64,
@@ -52,11 +55,11 @@ pub struct CaptureProgress {
 
 impl Capture {
     /// Starts the walker, after the cut.
-    pub(super) fn start(saver: Option<helper::Thread>, state: Arc<State>, writer: Writer) -> Result<Self> {
+    pub(super) fn start(helpers: Option<Helpers>, state: Arc<State>, writer: Writer) -> Result<Self> {
         let (commit, committed) = mpsc::channel();
         let (theirs, outcome) = (Arc::clone(&state), Arc::<Mutex<_>>::default());
         let said = Arc::clone(&outcome);
-        let mut capture = Self { state, keys: Mutex::default(), commit: Some(commit), outcome, walker: None, saver };
+        let mut capture = Self { state, keys: Mutex::default(), commit: Some(commit), outcome, walker: None, helpers };
         let walker = helper::spawn("softfault-walk", move || {
             let written = write(&theirs, writer, &committed);
             *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
@@ -83,6 +86,7 @@ impl Capture {
         CaptureProgress {
             done_pages: load(&s.done),
             nr_pages: s.nr_pages,
+            saved_pages: area::saved(s.number()),
             spilled_pages: load(&s.spilled),
             last_pages: load(&s.last),
             held: Duration::from_nanos(load(&s.held_ns)),
@@ -115,9 +119,8 @@ impl Capture {
         let written = self.outcome.lock().unwrap_or_else(PoisonError::into_inner).take();
         let cancelled = || Err(failed("Capture::commit", CaptureFailure::Cancelled, None));
         end::end(&self.state);
-        if let Some(mut saver) = self.saver.take() {
-            saver.end(|| area::ring(self.state.number()));
-            end::close_area(&self.state);
+        if let Some(helpers) = self.helpers.take() {
+            helpers.end(&self.state);
         }
         written.unwrap_or_else(cancelled)
     }
@@ -141,10 +144,10 @@ impl Drop for Capture {
     fn drop(&mut self) {
         if softfault_platform::child::in_child() {
             // Its threads are not here, and what they hold is the parent's.
-            std::mem::forget((self.walker.take(), self.saver.take(), Arc::clone(&self.state)));
+            std::mem::forget((self.walker.take(), self.helpers.take(), Arc::clone(&self.state)));
             return;
         }
-        if self.saver.is_some() {
+        if self.helpers.is_some() {
             self.state.cancelled.store(true, Ordering::Relaxed);
             calls::fail(self.state.number());
             let _ = self.finish();

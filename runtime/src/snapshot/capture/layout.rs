@@ -2,6 +2,7 @@
 //!
 //! # Context: control plane
 
+use super::claim::Claim;
 use crate::arena::Arena;
 use crate::error::{Error, Result};
 use crate::object::capture;
@@ -20,19 +21,27 @@ const TURN: Duration = Duration::from_millis(1);
 pub(super) struct Frozen<'a>(&'a [Arena]);
 
 impl<'a> Frozen<'a> {
-    /// Freezes arenas for capture `number`, when nobody has pinned them for writing; waits for that, or not.
+    /// Freezes arenas for capture `number`, when nobody has pinned them for writing, and claims what they map, when nobody else
+    /// captures it; waits for that, or not.
     ///
     /// # Errors
-    /// [`Error::Pinned`], [`Error::Denied`] where another capture freezes one and nobody is to wait.
-    pub(super) fn new(op: &'static str, arenas: &'a [Arena], number: u32, waits: bool) -> Result<Self> {
+    /// [`Error::Pinned`], [`Error::Denied`] where another capture has one and nobody is to wait.
+    pub(super) fn new(op: &'static str, arenas: &'a [Arena], number: u32, waits: bool) -> Result<(Self, Claim)> {
         loop {
             capture::refuse_in_cut(op)?;
-            match try_freeze(op, arenas, number) {
+            match try_freeze(op, arenas, number).and_then(|frozen| Ok((frozen, claim(op, arenas)?))) {
                 Err(Error::Pinned { .. } | Error::Denied { .. }) if waits => std::thread::sleep(TURN),
                 frozen => return frozen,
             }
         }
     }
+}
+
+/// Claims what frozen arenas map.
+fn claim(op: &'static str, arenas: &[Arena]) -> Result<Claim> {
+    let ids = |arena: &Arena| arena.inner.vmas().iter().map(|v| v.object.mapping().id).collect::<Vec<_>>();
+    let what = "another capture of an object is under way: its pages are not written yet";
+    Claim::take(arenas.iter().flat_map(ids).collect()).ok_or(Error::Denied { op, what })
 }
 
 fn try_freeze<'a>(op: &'static str, arenas: &'a [Arena], number: u32) -> Result<Frozen<'a>> {

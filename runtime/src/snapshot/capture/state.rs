@@ -2,6 +2,7 @@
 //!
 //! # Context: control plane; the cutter, the saver, and the walker, each of whom has a share
 
+use super::claim::Claim;
 use super::layout::{Layout, Span};
 use super::spill::Spill;
 use crate::error::{CaptureFailure, Error};
@@ -59,7 +60,9 @@ pub(super) struct State {
     pub(super) done: AtomicU64,
     /// Pages whose old bytes stores have had kept, and which went to the spill file.
     pub(super) spilled: AtomicU64,
-    /// 1: the saver is to end.
+    /// What nobody else captures meanwhile; `None` when it is ended.
+    pub(super) claim: Mutex<Option<Arc<Claim>>>,
+    /// 1: the saver and the watch are to end.
     pub(super) stop: AtomicU32,
     /// The user has cancelled it.
     pub(super) cancelled: AtomicBool,
@@ -85,6 +88,7 @@ impl State {
         by_object: Vec<usize>,
         objects: Vec<Arc<ObjectInner>>,
         spill: Spill,
+        claim: Arc<Claim>,
     ) -> Self {
         let Layout { spans, nr_pages, excluded, .. } = layout;
         Self {
@@ -97,6 +101,7 @@ impl State {
             spill,
             done: AtomicU64::new(0),
             spilled: AtomicU64::new(0),
+            claim: Mutex::new(Some(claim)),
             stop: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),
             ended: AtomicBool::new(false),

@@ -24,8 +24,6 @@ const OP: &str = "Capture::commit";
 const BATCH: usize = 16;
 /// How long the walker waits for a frame before it looks again.
 const NAP_NS: u64 = 50_000;
-/// How long a store may wait for room before the capture is given up.
-const SAVE_NS: u64 = 1_000_000_000;
 
 /// Writes all pages.
 ///
@@ -33,7 +31,6 @@ const SAVE_NS: u64 = 1_000_000_000;
 /// [`Error::Capture`], [`Error::Image`]; the capture is given up.
 pub(super) fn walk(state: &State, writer: &mut Writer) -> Result<()> {
     let mut bytes = vec![0u8; BATCH * PAGE_SIZE];
-    let mut stuck = Stuck { since: None, done: 0 };
     for span in &state.spans {
         let mut at = span.pages.start;
         while at < span.pages.end {
@@ -49,7 +46,6 @@ pub(super) fn walk(state: &State, writer: &mut Writer) -> Result<()> {
             }
             writer.write(first, batch).map_err(|e| refused(state, error::image(OP)(e)))?;
             state.done.store(first + nr as u64, Ordering::Relaxed);
-            stuck.look(state);
             at += nr as u64;
         }
     }
@@ -128,25 +124,7 @@ fn copy(state: &State, span: &Span, pgoff: u64, bytes: &mut [u8]) -> Result<bool
     failpoint!(CAPTURE_WALKED);
     m.a_ops.copy_from_page(pgoff, PAGE_SIZE / 2, rest);
     word.unpin();
-    Ok(m.captured.bits.save(pgoff))
-}
-
-/// Notices that stores wait for room and the saver does not get on.
-struct Stuck {
-    since: Option<u64>,
-    done: u64,
-}
-
-impl Stuck {
-    fn look(&mut self, state: &State) {
-        let spilled = state.spilled.load(Ordering::Relaxed);
-        if !area::is_starved(state.number()) || spilled != self.done {
-            (self.since, self.done) = (None, spilled);
-            return;
-        }
-        let since = *self.since.get_or_insert_with(thread::monotonic_ns);
-        if thread::monotonic_ns().saturating_sub(since) > SAVE_NS {
-            calls::fail(state.number());
-        }
-    }
+    let counts = m.captured.bits.save(pgoff);
+    area::COUNTS.walked.fetch_add(u64::from(counts), Ordering::Relaxed);
+    Ok(counts)
 }
