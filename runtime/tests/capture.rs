@@ -428,11 +428,9 @@ fn a_disk_that_hangs_holds_no_store() {
         let ended = s.spawn(|| capture.commit());
         let second = s.spawn(|| b.begin("second.sfi"));
         std::thread::sleep(Duration::from_millis(50));
-        assert!(
-            !second.is_finished(),
-            "the object's bits are the first capture's until its saver has put its frame away"
-        );
+        let is_early = second.is_finished();
         trace::disarm(Point::CAPTURE_SPILLING);
+        assert!(!is_early, "the object's bits are the first capture's until its saver has put its frame away");
         let ended = ended.join().expect("no panic");
         assert!(matches!(ended, Err(Error::Capture { failure: CaptureFailure::Spill, .. })), "{ended:?}");
         second.join().expect("a cut").commit().expect("an image");

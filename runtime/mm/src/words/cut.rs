@@ -555,8 +555,6 @@ pub mod naive {
     pub const ONE_VMA: u32 = 1 << 3;
     /// Stores do not wait for the cut.
     pub const NO_WAIT: u32 = 1 << 4;
-    /// A page is said to be saved before it is copied.
-    pub const SAVE_LATE: u32 = 1 << 5;
     /// What is protected is found by the maybe-mapped bits.
     pub const HINTS: u32 = 1 << 6;
     /// `write_at` does not look at captures.

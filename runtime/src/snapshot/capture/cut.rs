@@ -193,12 +193,13 @@ fn rounds(state: &State, host: &Host, again: bool) -> Result<()> {
         }
         let old = words.swap_halves();
         grace(&|| true)?;
-        let nr = sweep(state, host, old, true)?;
-        words.give_credits(FEW as u32);
-        wake_all(words);
-        if nr <= FEW {
+        if sweep(state, host, old, true)? <= FEW {
+            // Whoever opens a page from here on leaves it to the cut.
+            words.set_credits(0);
             break;
         }
+        words.give_credits(FEW as u32);
+        wake_all(words);
     }
     Ok(())
 }

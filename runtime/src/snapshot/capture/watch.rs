@@ -1,7 +1,7 @@
 //! The watch: no store waits for long for a capture, whoever of its threads stands still.
 //!
 //! ```text
-//! draining   credits come now and then, whatever the cutter does
+//! draining   where the cutter gives no credits for ten milliseconds, they come from here
 //! cutting    after a tenth of a second the stores are let through, and the cutter finds its compare-exchange fail
 //! copying    after a second in which stores wait for room and no frame is freed (the disk hangs, and saver and walker with it)
 //!            the capture is given up
@@ -24,25 +24,20 @@ const ROOM_NS: u64 = 1_000_000_000;
 /// How often it looks before the cut, and after it.
 const LOOK_NS: u64 = 1_000_000;
 const LOOK_LATER_NS: u64 = 20_000_000;
-/// Credits that stores get in any case, each second look, so that none waits for ever.
+/// Looks without a credit from the cutter after which stores get some in any case: it may be long without a processor.
+const LOOKS: u32 = 10;
 const CREDITS: u32 = 64;
 
 /// Runs until it is told to end.
 pub(super) fn run(state: &State) {
-    let (mut cutting_since, mut looks, mut room) = (None, 0u32, Room::default());
+    let (mut cutting_since, mut credits, mut room) = (None, Credits::default(), Room::default());
     // Acquire pairs with `end::end`.
     while state.stop.load(Ordering::Acquire) == 0 {
         let phase = state.words().phase();
         match phase {
             Phase::Cutting => give_up_late(state, *cutting_since.get_or_insert_with(thread::monotonic_ns)),
             Phase::Copying => room.look(state),
-            Phase::Draining => {
-                looks = looks.wrapping_add(1);
-                if looks % 2 == 0 {
-                    state.words().give_credits(CREDITS);
-                    wake_all(state.words());
-                }
-            }
+            Phase::Draining => credits.look(state),
             Phase::Idle | Phase::Arming | Phase::Failed => {}
         }
         if phase != Phase::Cutting {
@@ -59,6 +54,25 @@ fn give_up_late(state: &State, since: u64) {
         && state.words().change_phase(Phase::Cutting, Phase::Draining)
     {
         wake_all(state.words());
+    }
+}
+
+/// How often credits were given when it last looked, and how many looks ago.
+#[derive(Default)]
+struct Credits {
+    given: u32,
+    looks: u32,
+}
+
+impl Credits {
+    fn look(&mut self, state: &State) {
+        let given = state.words().credit_key().1;
+        self.looks = if given == self.given { self.looks + 1 } else { 0 };
+        self.given = given;
+        if self.looks >= LOOKS {
+            state.words().give_credits(CREDITS);
+            wake_all(state.words());
+        }
     }
 }
 
