@@ -506,3 +506,28 @@ fn captures_are_counted() {
     assert!(by(3) > 0, "stores may have waited");
     assert_eq!(b.rt.stats()["process_capture_frame_bytes"], 0, "and go with the capture");
 }
+
+/// Over a parent the pages that differ are written, whoever has kept them.
+#[test]
+fn what_differs_from_the_parent_is_written() {
+    let Some(b) = Bench::anonymous("over", 1024) else { return };
+    (0..1024).for_each(|p| (0..PAGE).step_by(512).for_each(|at| store(&b.arena, p * PAGE + at, (p as u8) | 1)));
+    b.begin("parent.sfi").commit().expect("an image");
+    [5, 600].into_iter().for_each(|p| b.store(p, 0xee));
+    let parent = Image::open(b.folder.join("parent.sfi")).expect("an image");
+    let never = || Ok::<(), Infallible>(());
+    trace::arm_gate(Point::CAPTURE_WALKED);
+    let builder = b.rt.capture().arena(&b.arena).over(std::sync::Arc::new(parent));
+    let capture = builder.begin(b.folder.join("child.sfi"), never).expect("a cut");
+    until("the walker", || trace::is_caught(Point::CAPTURE_WALKED));
+    (400..700).for_each(|p| b.store(p, 0xdd));
+    trace::disarm(Point::CAPTURE_WALKED);
+    capture.commit().expect("an image");
+    let len = |name: &str| std::fs::metadata(b.folder.join(name)).expect("it is there").len();
+    assert!(len("child.sfi") < len("parent.sfi") / 4, "{} of {}", len("child.sfi"), len("parent.sfi"));
+    let bytes = b.image("child.sfi");
+    for p in 0..1024 {
+        let want = if [5, 600].contains(&p) { 0xee } else { (p as u8) | 1 };
+        assert_eq!(bytes[p * PAGE], want, "page {p}");
+    }
+}

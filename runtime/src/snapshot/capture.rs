@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! CaptureBuilder   what is captured; freezes, makes ready, cuts     builder, layout, claim, cut
-//! Capture          the image that is being written                  handle, walk, saver, helpers, spill, watch, end
+//! Capture          the image that is being written                  handle, walk, sink, saver, helpers, spill, watch, end
+//! stopped          the same of what nobody stores to                 stopped, sink
 //! ```
 //! How a fault behaves meanwhile is in `softfault_mm::cut` and `softfault_mm::capture`; what calls do, in `object::capture`.
 //!
@@ -16,8 +17,10 @@ mod handle;
 mod helpers;
 mod layout;
 mod saver;
+mod sink;
 mod spill;
 mod state;
+mod stopped;
 mod walk;
 mod watch;
 

@@ -4,22 +4,23 @@
 
 use super::claim::Claim;
 use super::cut::{self, Cut};
-use super::end;
 use super::handle::Capture;
 use super::helpers::Helpers;
 use super::layout::{self, Frozen};
 use super::spill::Spill;
 use super::state::{Slot, State, failed};
+use super::{end, stopped};
 use crate::arena::Arena;
 use crate::error::{self, CaptureFailure, Error, Result, parent_only, system};
-use softfault_image::{Codec, Image, Writer};
+use crate::snapshot::Session;
+use softfault_image::{Codec, Image, Region, Writer};
 use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
 use softfault_platform::area;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const OP: &str = "CaptureBuilder::begin";
+pub(super) const OP: &str = "CaptureBuilder::begin";
 
 /// The least, and by default the most, frames for saved bytes.
 const FRAMES: Range<usize> = area::SET..16 << 10;
@@ -28,14 +29,16 @@ const FRAMES: Range<usize> = area::SET..16 << 10;
 #[derive(Debug, Default)]
 #[must_use = "nothing is captured before `begin`"]
 pub struct CaptureBuilder {
-    arenas: Vec<Arena>,
+    pub(super) arenas: Vec<Arena>,
+    pub(super) session: Option<Session>,
+    is_stopped: bool,
     /// The first address of an arena, and bytes of it.
-    excluded: Vec<(usize, Range<usize>)>,
+    pub(super) excluded: Vec<(usize, Range<usize>)>,
     budget_bytes: Option<usize>,
     over: Option<Arc<Image>>,
     codec: Option<Codec>,
-    keys: Vec<(String, Vec<u8>)>,
-    no_wait: bool,
+    pub(super) keys: Vec<(String, Vec<u8>)>,
+    pub(super) no_wait: bool,
 }
 
 impl CaptureBuilder {
@@ -47,6 +50,26 @@ impl CaptureBuilder {
         if !self.arenas.iter().any(|a| a.as_ptr() == arena.as_ptr()) {
             self.arenas.push(arena.clone());
         }
+        self
+    }
+
+    /// Captures a session, with its regions where its image has them, so that what [`CaptureBuilder::over`] that image is written is
+    /// what the session has changed; its overlays are left out, and named ([`Session::overlays`]). Sessions map privately, and so
+    /// are captured [`stopped`](CaptureBuilder::stopped) alone. The last one that is named counts.
+    ///
+    /// # Context: program, filler
+    pub fn session(mut self, session: &Session) -> Self {
+        self.session = Some(session.clone());
+        self
+    }
+
+    /// Says that nobody stores to what is captured while [`CaptureBuilder::begin`] runs: the program has stopped its threads. Then any
+    /// arena can be captured, whatever delivers its faults, with private mappings and exclusive objects, and sessions; nothing is
+    /// protected, and all of it is read before `begin` returns. Default no.
+    ///
+    /// # Context: program, filler
+    pub fn stopped(mut self, yes: bool) -> Self {
+        self.is_stopped = yes;
         self
     }
 
@@ -71,7 +94,7 @@ impl CaptureBuilder {
         self
     }
 
-    /// Writes only what differs from another image in the same folder, which the new one then needs.
+    /// Writes only the pages that differ from another image's in the same folder, which the new one then needs: each is compared.
     ///
     /// # Context: program, filler
     pub fn over(mut self, parent: Arc<Image>) -> Self {
@@ -115,7 +138,7 @@ impl CaptureBuilder {
     /// # Context: program
     ///
     /// # Errors
-    /// [`Error::Denied`] for an arena that is not capturable, an object that is mapped for stores in one that is not, or whose pages
+    /// [`Error::Denied`] for a session or an arena that is not capturable, unless [`stopped`](CaptureBuilder::stopped); for an object that is mapped for stores in one that is not, or whose pages
     /// are mapped twice; [`Error::Exhausted`] for a fifth capture at once, or memory; [`Error::Pinned`]; [`Error::Image`]: the
     /// file cannot be made; [`Error::Capture`].
     pub fn begin<E>(
@@ -127,8 +150,18 @@ impl CaptureBuilder {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         parent_only(OP)?;
-        if self.arenas.iter().any(|a| !a.inner.capturable) || self.arenas.is_empty() {
-            let what = "an arena is captured that was made with `ArenaBuilder::capturable`, at least one";
+        if self.arenas.is_empty() && self.session.is_none() {
+            return Err(Error::Denied { op: OP, what: "nothing is captured: name an arena or a session" });
+        }
+        if self.is_stopped {
+            return stopped::begin(self, image.as_ref(), &mut at_cut);
+        }
+        if self.session.is_some() {
+            let what = "a session maps privately: while threads store to it it is not captured, but `stopped`";
+            return Err(Error::Denied { op: OP, what });
+        }
+        if self.arenas.iter().any(|a| !a.inner.capturable) {
+            let what = "an arena was not made with `ArenaBuilder::capturable`: it is not captured, but `stopped`";
             return Err(Error::Denied { op: OP, what });
         }
         self.arenas.sort_by_key(|a| a.as_ptr().addr());
@@ -159,7 +192,7 @@ impl CaptureBuilder {
             let opened = object.space.region.open_bits(object.offset, object.len_max);
             opened.map_err(system(OP, "mprotect"))?;
         }
-        let writer = self.writer(&image, &layout)?;
+        let (writer, parent) = self.writer(&image, layout.nr_pages, &layout.regions)?;
         let spill = Spill::beside(&image, layout.nr_pages << PAGE_SHIFT);
         let spill = spill.map_err(|e| failed(OP, CaptureFailure::Spill, Some(Box::new(e))))?;
         let wanted = self.budget_bytes.map_or(layout.nr_pages as usize / 8, |b| b / PAGE_SIZE);
@@ -167,21 +200,28 @@ impl CaptureBuilder {
         // No more than there are pages, of which each is kept once.
         let nr = wanted.min(layout.nr_pages as usize).max(FRAMES.start).next_multiple_of(area::SET);
         area::open(slot.number(), nr).map_err(system(OP, "mmap"))?;
-        Ok((State::new(slot, layout, by_object, objects, spill, Arc::clone(claim)), writer))
+        Ok((State::new(slot, layout, by_object, objects, spill, (parent, Arc::clone(claim))), writer))
     }
 
-    fn writer(&mut self, image: &Path, layout: &layout::Layout) -> Result<Writer> {
-        let made = match self.over.take() {
-            Some(parent) => Writer::over(image, layout.nr_pages, parent),
-            None => Writer::create(image, layout.nr_pages),
+    /// Begins the image; returns its parent, too.
+    pub(super) fn writer(
+        &mut self,
+        image: &Path,
+        nr_pages: u64,
+        regions: &[Region],
+    ) -> Result<(Writer, Option<Arc<Image>>)> {
+        let parent = self.over.take();
+        let made = match &parent {
+            Some(parent) => Writer::over(image, nr_pages, Arc::clone(parent)),
+            None => Writer::create(image, nr_pages),
         };
         let mut writer = made.map_err(error::image(OP))?;
         if let Some(codec) = self.codec {
             writer = writer.codec(codec);
         }
-        layout.regions.iter().try_for_each(|r| writer.region(r.clone())).map_err(error::image(OP))?;
+        regions.iter().try_for_each(|r| writer.region(r.clone())).map_err(error::image(OP))?;
         self.keys.iter().for_each(|(key, value)| writer.key(key, value));
-        Ok(writer)
+        Ok((writer, parent))
     }
 }
 

@@ -25,8 +25,29 @@ type Keys = Vec<(String, Vec<u8>)>;
 #[derive(Debug)]
 #[must_use = "a capture that is dropped is cancelled"]
 pub struct Capture {
-    state: Arc<State>,
     keys: Mutex<Keys>,
+    inner: Inner,
+}
+
+#[derive(Debug)]
+enum Inner {
+    Running(Running),
+    /// `None`: it is committed.
+    Written(Option<Box<Written>>),
+}
+
+/// An image that has all its pages.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) writer: Writer,
+    pub(super) nr_pages: u64,
+    pub(super) held: Duration,
+}
+
+/// A capture whose threads run.
+#[derive(Debug)]
+struct Running {
+    state: Arc<State>,
     /// Tells the walker to finish, with these values; dropped, that there is to be no image.
     commit: Option<Sender<Keys>>,
     /// What the walker came to.
@@ -59,15 +80,20 @@ impl Capture {
         let (commit, committed) = mpsc::channel();
         let (theirs, outcome) = (Arc::clone(&state), Arc::<Mutex<_>>::default());
         let said = Arc::clone(&outcome);
-        let mut capture = Self { state, keys: Mutex::default(), commit: Some(commit), outcome, walker: None, helpers };
+        let mut running = Running { state, commit: Some(commit), outcome, walker: None, helpers };
         let walker = helper::spawn("softfault-walk", move || {
             let written = write(&theirs, writer, &committed);
             *said.lock().unwrap_or_else(PoisonError::into_inner) = Some(written);
         });
         // Dropped where there is no thread, it is cancelled.
         let op = "CaptureBuilder::begin: start a thread";
-        capture.walker = Some(walker.map_err(|source| Error::Io { op, path: None, source })?);
-        Ok(capture)
+        running.walker = Some(walker.map_err(|source| Error::Io { op, path: None, source })?);
+        Ok(Self { keys: Mutex::default(), inner: Inner::Running(running) })
+    }
+
+    /// Of what has been read already.
+    pub(super) fn written(written: Written) -> Self {
+        Self { keys: Mutex::default(), inner: Inner::Written(Some(Box::new(written))) }
     }
 
     /// Keeps a value beside the memory, of the moment of the cut: what the closure found.
@@ -82,14 +108,19 @@ impl Capture {
     /// # Context: program, filler
     #[must_use]
     pub fn progress(&self) -> CaptureProgress {
-        let (s, load) = (&self.state, |w: &std::sync::atomic::AtomicU64| w.load(Ordering::Relaxed));
-        CaptureProgress {
-            done_pages: load(&s.done),
-            nr_pages: s.nr_pages,
-            saved_pages: area::saved(s.number()),
-            spilled_pages: load(&s.spilled),
-            last_pages: load(&s.last),
-            held: Duration::from_nanos(load(&s.held_ns)),
+        match &self.inner {
+            Inner::Running(running) => running.progress(),
+            Inner::Written(written) => {
+                let (nr_pages, held) = written.as_ref().map_or((0, Duration::ZERO), |w| (w.nr_pages, w.held));
+                CaptureProgress {
+                    done_pages: nr_pages,
+                    nr_pages,
+                    saved_pages: 0,
+                    spilled_pages: 0,
+                    last_pages: 0,
+                    held,
+                }
+            }
         }
     }
 
@@ -101,9 +132,17 @@ impl Capture {
     /// [`Error::Capture`], [`Error::Image`]: there is no image.
     pub fn commit(mut self) -> Result<Digest> {
         let keys = std::mem::take(&mut *self.keys.lock().unwrap_or_else(PoisonError::into_inner));
-        // If nobody listens, the walker has an error.
-        self.commit.take().map(|commit| commit.send(keys));
-        self.finish()
+        match &mut self.inner {
+            Inner::Running(running) => {
+                // If nobody listens, the walker has an error.
+                running.commit.take().map(|commit| commit.send(keys));
+                running.finish()
+            }
+            Inner::Written(written) => match written.take() {
+                Some(written) => finish(written.writer, &keys),
+                None => Err(failed("Capture::commit", CaptureFailure::Cancelled, None)),
+            },
+        }
     }
 
     /// Gives the capture up: there will be no image.
@@ -111,6 +150,20 @@ impl Capture {
     /// # Context: program
     pub fn cancel(self) {
         drop(self);
+    }
+}
+
+impl Running {
+    fn progress(&self) -> CaptureProgress {
+        let (s, load) = (&self.state, |w: &std::sync::atomic::AtomicU64| w.load(Ordering::Relaxed));
+        CaptureProgress {
+            done_pages: load(&s.done),
+            nr_pages: s.nr_pages,
+            saved_pages: area::saved(s.number()),
+            spilled_pages: load(&s.spilled),
+            last_pages: load(&s.last),
+            held: Duration::from_nanos(load(&s.held_ns)),
+        }
     }
 
     fn finish(&mut self) -> Result<Digest> {
@@ -136,11 +189,27 @@ fn write(state: &State, mut writer: Writer, committed: &Receiver<Keys>) -> Resul
     let Ok(keys) = committed.recv() else {
         return Err(failed("Capture::commit", CaptureFailure::Cancelled, None));
     };
+    finish(writer, &keys)
+}
+
+/// Makes an image whole that has all its pages.
+fn finish(mut writer: Writer, keys: &[(String, Vec<u8>)]) -> Result<Digest> {
     keys.iter().for_each(|(key, value)| writer.key(key, value));
     writer.finish().map_err(error::image("Capture::commit"))
 }
 
 impl Drop for Capture {
+    fn drop(&mut self) {
+        if let Inner::Written(written) = &mut self.inner
+            && softfault_platform::child::in_child()
+        {
+            // The file is the parent's to remove.
+            std::mem::forget(written.take());
+        }
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         if softfault_platform::child::in_child() {
             // Its threads are not here, and what they hold is the parent's.

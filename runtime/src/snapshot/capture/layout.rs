@@ -27,12 +27,29 @@ impl<'a> Frozen<'a> {
     /// # Errors
     /// [`Error::Pinned`], [`Error::Denied`] where another capture has one and nobody is to wait.
     pub(super) fn new(op: &'static str, arenas: &'a [Arena], number: u32, waits: bool) -> Result<(Self, Claim)> {
-        loop {
-            capture::refuse_in_cut(op)?;
-            match try_freeze(op, arenas, number).and_then(|frozen| Ok((frozen, claim(op, arenas)?))) {
-                Err(Error::Pinned { .. } | Error::Denied { .. }) if waits => std::thread::sleep(TURN),
-                frozen => return frozen,
-            }
+        until_ready(op, waits, &|| {
+            let frozen = try_freeze(op, arenas, number)?;
+            let claim = claim(op, arenas)?;
+            Ok((frozen, claim))
+        })
+    }
+
+    /// Freezes arenas as [`Frozen::new`] does, and claims nothing.
+    ///
+    /// # Errors
+    /// As [`Frozen::new`].
+    pub(super) fn alone(op: &'static str, arenas: &'a [Arena], number: u32, waits: bool) -> Result<Self> {
+        until_ready(op, waits, &|| try_freeze(op, arenas, number))
+    }
+}
+
+/// Tries again while pins or another capture are in the way.
+fn until_ready<T>(op: &'static str, waits: bool, f: &dyn Fn() -> Result<T>) -> Result<T> {
+    loop {
+        capture::refuse_in_cut(op)?;
+        match f() {
+            Err(Error::Pinned { .. } | Error::Denied { .. }) if waits => std::thread::sleep(TURN),
+            ready => return ready,
         }
     }
 }
@@ -130,7 +147,7 @@ pub(super) fn by_object(op: &'static str, spans: &[Span]) -> Result<Vec<usize>> 
     Ok(order)
 }
 
-fn image_prot(prot: Prot) -> image::Prot {
+pub(super) fn image_prot(prot: Prot) -> image::Prot {
     match prot {
         Prot::None => image::Prot::NONE,
         Prot::Read => image::Prot::READ,

@@ -8,6 +8,7 @@ use super::spill::Spill;
 use crate::error::{CaptureFailure, Error};
 use crate::object::capture::set_cause;
 use crate::object::state::ObjectInner;
+use softfault_image::Image;
 use softfault_mm::cut::{self, Capture as Words, NR_CAPTURES};
 use softfault_platform::area::Key;
 use softfault_platform::sys::futex;
@@ -56,6 +57,8 @@ pub(super) struct State {
     pub(super) excluded: Vec<Range<u64>>,
     pub(super) nr_pages: u64,
     pub(super) spill: Spill,
+    /// The image that the new one needs.
+    pub(super) parent: Option<Arc<Image>>,
     /// Pages of the image that the walker is through with.
     pub(super) done: AtomicU64,
     /// Pages whose old bytes stores have had kept, and which went to the spill file.
@@ -88,7 +91,7 @@ impl State {
         by_object: Vec<usize>,
         objects: Vec<Arc<ObjectInner>>,
         spill: Spill,
-        claim: Arc<Claim>,
+        (parent, claim): (Option<Arc<Image>>, Arc<Claim>),
     ) -> Self {
         let Layout { spans, nr_pages, excluded, .. } = layout;
         Self {
@@ -99,6 +102,7 @@ impl State {
             excluded,
             nr_pages,
             spill,
+            parent,
             done: AtomicU64::new(0),
             spilled: AtomicU64::new(0),
             claim: Mutex::new(Some(claim)),

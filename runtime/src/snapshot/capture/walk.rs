@@ -7,6 +7,7 @@
 //! # Context: a thread of the capture's own: it allocates, and nobody waits for it
 
 use super::layout::Span;
+use super::sink::Sink;
 use super::state::{State, failed};
 use crate::error::{self, CaptureFailure, Error, Result};
 use crate::object::{capture as calls, io, preserve};
@@ -31,6 +32,7 @@ const NAP_NS: u64 = 50_000;
 /// [`Error::Capture`], [`Error::Image`]; the capture is given up.
 pub(super) fn walk(state: &State, writer: &mut Writer) -> Result<()> {
     let mut bytes = vec![0u8; BATCH * PAGE_SIZE];
+    let mut sink = Sink::new(writer, state.parent.as_deref());
     for span in &state.spans {
         let mut at = span.pages.start;
         while at < span.pages.end {
@@ -44,7 +46,7 @@ pub(super) fn walk(state: &State, writer: &mut Writer) -> Result<()> {
                     read(state, span, at + i as u64, page)?;
                 }
             }
-            writer.write(first, batch).map_err(|e| refused(state, error::image(OP)(e)))?;
+            sink.put(first, batch).map_err(|e| refused(state, error::image(OP)(e)))?;
             state.done.store(first + nr as u64, Ordering::Relaxed);
             at += nr as u64;
         }
