@@ -222,6 +222,7 @@ pub(crate) const HOUSES: &[House] = &[
     },
     House { root: "examples/custom_vm_ops.rs", long: Some(&[]), ..House::NONE },
     House { root: "examples/minor_delegate.rs", long: Some(&[]), ..House::NONE },
+    House { root: "examples/snapshot.rs", long: Some(&[]), ..House::NONE },
 ];
 
 impl House {

@@ -9,18 +9,17 @@ use super::helpers::Helpers;
 use super::layout::{self, Frozen};
 use super::spill::Spill;
 use super::state::{Slot, State, failed};
+use super::wanted::{OP, Wanted};
 use super::{end, stopped};
 use crate::arena::Arena;
-use crate::error::{self, CaptureFailure, Error, Result, parent_only, system};
+use crate::error::{CaptureFailure, Error, Result, parent_only, system};
 use crate::snapshot::Session;
-use softfault_image::{Codec, Image, Region, Writer};
+use softfault_image::{Codec, Image, Writer};
 use softfault_mm::page::{PAGE_SHIFT, PAGE_SIZE};
 use softfault_platform::area;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-pub(super) const OP: &str = "CaptureBuilder::begin";
 
 /// The least, and by default the most, frames for saved bytes.
 const FRAMES: Range<usize> = area::SET..16 << 10;
@@ -29,16 +28,9 @@ const FRAMES: Range<usize> = area::SET..16 << 10;
 #[derive(Debug, Default)]
 #[must_use = "nothing is captured before `begin`"]
 pub struct CaptureBuilder {
-    pub(super) arenas: Vec<Arena>,
-    pub(super) session: Option<Session>,
-    is_stopped: bool,
-    /// The first address of an arena, and bytes of it.
-    pub(super) excluded: Vec<(usize, Range<usize>)>,
+    wanted: Wanted,
     budget_bytes: Option<usize>,
-    over: Option<Arc<Image>>,
-    codec: Option<Codec>,
-    pub(super) keys: Vec<(String, Vec<u8>)>,
-    pub(super) no_wait: bool,
+    is_stopped: bool,
 }
 
 impl CaptureBuilder {
@@ -47,8 +39,8 @@ impl CaptureBuilder {
     ///
     /// # Context: program, filler
     pub fn arena(mut self, arena: &Arena) -> Self {
-        if !self.arenas.iter().any(|a| a.as_ptr() == arena.as_ptr()) {
-            self.arenas.push(arena.clone());
+        if !self.wanted.arenas.iter().any(|a| a.as_ptr() == arena.as_ptr()) {
+            self.wanted.arenas.push(arena.clone());
         }
         self
     }
@@ -59,7 +51,7 @@ impl CaptureBuilder {
     ///
     /// # Context: program, filler
     pub fn session(mut self, session: &Session) -> Self {
-        self.session = Some(session.clone());
+        self.wanted.session = Some(session.clone());
         self
     }
 
@@ -80,7 +72,7 @@ impl CaptureBuilder {
         let end = range.end.min(arena.inner.len_bytes);
         if range.start < end {
             let range = range.start / PAGE_SIZE * PAGE_SIZE..end.next_multiple_of(PAGE_SIZE);
-            self.excluded.push((arena.as_ptr().addr(), range));
+            self.wanted.excluded.push((arena.as_ptr().addr(), range));
         }
         self
     }
@@ -98,7 +90,7 @@ impl CaptureBuilder {
     ///
     /// # Context: program, filler
     pub fn over(mut self, parent: Arc<Image>) -> Self {
-        self.over = Some(parent);
+        self.wanted.over = Some(parent);
         self
     }
 
@@ -106,7 +98,7 @@ impl CaptureBuilder {
     ///
     /// # Context: program, filler
     pub fn codec(mut self, codec: Codec) -> Self {
-        self.codec = Some(codec);
+        self.wanted.codec = Some(codec);
         self
     }
 
@@ -115,7 +107,7 @@ impl CaptureBuilder {
     ///
     /// # Context: program, filler
     pub fn key(mut self, key: &str, value: &[u8]) -> Self {
-        self.keys.push((key.to_owned(), value.to_vec()));
+        self.wanted.keys.push((key.to_owned(), value.to_vec()));
         self
     }
 
@@ -124,7 +116,7 @@ impl CaptureBuilder {
     ///
     /// # Context: program, filler
     pub fn wait(mut self, yes: bool) -> Self {
-        self.no_wait = !yes;
+        self.wanted.no_wait = !yes;
         self
     }
 
@@ -150,24 +142,24 @@ impl CaptureBuilder {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         parent_only(OP)?;
-        if self.arenas.is_empty() && self.session.is_none() {
+        if self.wanted.arenas.is_empty() && self.wanted.session.is_none() {
             return Err(Error::Denied { op: OP, what: "nothing is captured: name an arena or a session" });
         }
         if self.is_stopped {
-            return stopped::begin(self, image.as_ref(), &mut at_cut);
+            return stopped::begin(self.wanted, image.as_ref(), &mut at_cut);
         }
-        if self.session.is_some() {
+        if self.wanted.session.is_some() {
             let what = "a session maps privately: while threads store to it it is not captured, but `stopped`";
             return Err(Error::Denied { op: OP, what });
         }
-        if self.arenas.iter().any(|a| !a.inner.capturable) {
+        if self.wanted.arenas.iter().any(|a| !a.inner.capturable) {
             let what = "an arena was not made with `ArenaBuilder::capturable`: it is not captured, but `stopped`";
             return Err(Error::Denied { op: OP, what });
         }
-        self.arenas.sort_by_key(|a| a.as_ptr().addr());
+        self.wanted.arenas.sort_by_key(|a| a.as_ptr().addr());
         let slot = Slot::take().ok_or(Error::Exhausted { op: OP, what: "captures at once (4)" })?;
-        let arenas = std::mem::take(&mut self.arenas);
-        let (frozen, claim) = Frozen::new(OP, &arenas, slot.number(), !self.no_wait)?;
+        let arenas = std::mem::take(&mut self.wanted.arenas);
+        let (frozen, claim) = Frozen::new(OP, &arenas, slot.number(), !self.wanted.no_wait)?;
         let claim = Arc::new(claim);
         let (state, writer) = self.prepare(slot, &arenas, image.as_ref().to_owned(), &claim)?;
         let state = Arc::new(state);
@@ -183,7 +175,7 @@ impl CaptureBuilder {
 
     /// Makes everything ready that takes memory, while threads may still wait for memory.
     fn prepare(&mut self, slot: Slot, arenas: &[Arena], image: PathBuf, claim: &Arc<Claim>) -> Result<(State, Writer)> {
-        let layout = layout::look(arenas, &self.excluded);
+        let layout = layout::look(arenas, &self.wanted.excluded);
         let by_object = layout::by_object(OP, &layout.spans)?;
         let mut objects: Vec<_> = layout.spans.iter().map(|s| Arc::clone(&s.object)).collect();
         objects.sort_by_key(|o| o.mapping().id);
@@ -192,7 +184,7 @@ impl CaptureBuilder {
             let opened = object.space.region.open_bits(object.offset, object.len_max);
             opened.map_err(system(OP, "mprotect"))?;
         }
-        let (writer, parent) = self.writer(&image, layout.nr_pages, &layout.regions)?;
+        let (writer, parent) = self.wanted.writer(&image, layout.nr_pages, &layout.regions)?;
         let spill = Spill::beside(&image, layout.nr_pages << PAGE_SHIFT);
         let spill = spill.map_err(|e| failed(OP, CaptureFailure::Spill, Some(Box::new(e))))?;
         let wanted = self.budget_bytes.map_or(layout.nr_pages as usize / 8, |b| b / PAGE_SIZE);
@@ -201,27 +193,6 @@ impl CaptureBuilder {
         let nr = wanted.min(layout.nr_pages as usize).max(FRAMES.start).next_multiple_of(area::SET);
         area::open(slot.number(), nr).map_err(system(OP, "mmap"))?;
         Ok((State::new(slot, layout, by_object, objects, spill, (parent, Arc::clone(claim))), writer))
-    }
-
-    /// Begins the image; returns its parent, too.
-    pub(super) fn writer(
-        &mut self,
-        image: &Path,
-        nr_pages: u64,
-        regions: &[Region],
-    ) -> Result<(Writer, Option<Arc<Image>>)> {
-        let parent = self.over.take();
-        let made = match &parent {
-            Some(parent) => Writer::over(image, nr_pages, Arc::clone(parent)),
-            None => Writer::create(image, nr_pages),
-        };
-        let mut writer = made.map_err(error::image(OP))?;
-        if let Some(codec) = self.codec {
-            writer = writer.codec(codec);
-        }
-        regions.iter().try_for_each(|r| writer.region(r.clone())).map_err(error::image(OP))?;
-        self.keys.iter().for_each(|(key, value)| writer.key(key, value));
-        Ok((writer, parent))
     }
 }
 

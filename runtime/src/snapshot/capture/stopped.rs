@@ -5,11 +5,11 @@
 //!
 //! # Context: control plane
 
-use super::builder::{CaptureBuilder, OP};
 use super::handle::{Capture, Written};
 use super::layout::Frozen;
 use super::sink::Sink;
 use super::state::{Slot, failed};
+use super::wanted::{OP, Wanted};
 use crate::arena::Arena;
 use crate::error::{self, CaptureFailure, Error, Result};
 use crate::object::capture::CUTTERS;
@@ -46,9 +46,9 @@ struct Pieces {
 /// Writes the image of what nobody stores to until this returns, but for its end.
 ///
 /// # Errors
-/// As [`CaptureBuilder::begin`].
+/// As [`CaptureBuilder::begin`](super::CaptureBuilder::begin).
 pub(super) fn begin<E>(
-    mut builder: CaptureBuilder,
+    mut wanted: Wanted,
     path: &std::path::Path,
     at_cut: &mut dyn FnMut() -> std::result::Result<(), E>,
 ) -> Result<Capture>
@@ -56,22 +56,22 @@ where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let began = thread::monotonic_ns();
-    let sessions = builder.session.take();
-    let mut arenas = builder.arenas.clone();
+    let sessions = wanted.session.take();
+    let mut arenas = wanted.arenas.clone();
     for region in sessions.iter().flat_map(Session::regions) {
         arenas.push(region.arena().clone());
     }
     arenas.sort_by_key(|a| a.as_ptr().addr());
     arenas.dedup_by_key(|a| a.as_ptr().addr());
     let slot = Slot::take().ok_or(Error::Exhausted { op: OP, what: "captures at once (4)" })?;
-    let frozen = Frozen::alone(OP, &arenas, slot.number(), !builder.no_wait)?;
+    let frozen = Frozen::alone(OP, &arenas, slot.number(), !wanted.no_wait)?;
     let mut pieces = Pieces::default();
     if let Some(session) = &sessions {
         pieces.add_session(session)?;
-        builder.keys.extend(session.keys());
+        wanted.keys.extend(session.keys());
     }
-    builder.arenas.iter().try_for_each(|arena| pieces.add_arena(arena))?;
-    let zeros = pieces.excluded(&builder.excluded, sessions.as_ref());
+    wanted.arenas.iter().try_for_each(|arena| pieces.add_arena(arena))?;
+    let zeros = pieces.excluded(&wanted.excluded, sessions.as_ref());
     // What it would wait for is that it returns.
     let cutter = CUTTERS.get(slot.number() as usize);
     cutter.inspect(|c| c.store(thread::gettid(), Ordering::Relaxed));
@@ -82,7 +82,7 @@ where
         Ok(Err(error)) => return Err(failed(OP, CaptureFailure::AtCut, Some(error.into()))),
         Err(_) => return Err(failed(OP, CaptureFailure::AtCut, None)),
     }
-    let (mut writer, parent) = builder.writer(path, pieces.nr_pages, &pieces.regions)?;
+    let (mut writer, parent) = wanted.writer(path, pieces.nr_pages, &pieces.regions)?;
     let mut sink = Sink::new(&mut writer, parent.as_deref());
     pieces.all.iter().try_for_each(|piece| write(piece, &zeros, &mut sink))?;
     drop(frozen);
