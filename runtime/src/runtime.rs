@@ -303,8 +303,28 @@ impl Runtime {
         OpenImage::new("Runtime::image", &self.inner, image)
     }
 
-    /// Begins to say what of this process's capturable arenas is captured: a consistent image of them, made while threads go on
+    /// Begins to say what is captured of this process's arenas: a consistent image of them, made while threads go on
     /// storing to them.
+    ///
+    /// ```no_run
+    /// use softfault::{Arena, Runtime};
+    /// use std::convert::Infallible;
+    ///
+    /// fn save(rt: &Runtime, arena: &Arena, position: &u64) -> softfault::Result<()> {
+    ///     // Stores wait while the closure runs: what it reads is of the same moment as the image.
+    ///     let mut at_cut = 0;
+    ///     let closure = || {
+    ///         at_cut = *position;
+    ///         Ok::<(), Infallible>(())
+    ///     };
+    ///     let capture = rt.capture().arena(arena).begin("memory.sfi", closure)?;
+    ///     // From here on threads store again, while the image is written.
+    ///     capture.key("position", &at_cut.to_le_bytes());
+    ///     println!("{:?}", capture.progress());
+    ///     capture.commit()?;
+    ///     Ok(())
+    /// }
+    /// ```
     ///
     /// # Context: program, filler
     pub fn capture(&self) -> CaptureBuilder {
