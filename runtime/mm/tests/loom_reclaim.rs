@@ -699,11 +699,11 @@ fn a_slow_write_is_seen_beside_one_that_is_tried_again() {
         account.writeback_begins(1, false);
         let retries = spawn(move || {
             account.writeback_begins(64, true);
-            account.writeback_ends(64, true, true);
+            account.writeback_ends(64, true);
         });
         assert!(account.is_being_written(), "the slow one is not seen");
         retries.join().expect("a retry");
-        account.writeback_ends(1, false, false);
+        account.writeback_ends(1, false);
         assert!(!account.is_being_written());
     });
 }

@@ -303,23 +303,24 @@ fn everything_on_probation_gets_its_verdict_before_anybody_gives_up() {
     assert!(w.account.nr_pages.load(Ordering::Relaxed) < NR, "{COLD} pages could go, and {looks} looks found none");
 }
 
-/// A store that is slow is waited for, whatever becomes of another object, of which somebody `tries` to write a page, or to drop
-/// it, again and again.
-fn check_that_a_slow_write_is_waited_for(other: ObjectSpec, ready: fn(&World), tries: fn(&World)) {
-    let w: &World = Box::leak(Box::new(World::new(&[ObjectSpec::pages(8), other], 1)));
+/// A store that is slow is waited for, whatever becomes of other objects, of which somebody `tries` to write a page, or to drop
+/// it, again and again, at each nap.
+fn check_that_a_slow_write_is_waited_for(others: &[ObjectSpec], ready: fn(&World), tries: fn(&World, usize)) {
+    let objects: Vec<_> = [&[ObjectSpec::pages(8)], others].concat();
+    let w: &World = Box::leak(Box::new(World::new(&objects, 1)));
     let flags = VmFlags::READ | VmFlags::SHARED | VmFlags::MAP_SINGLE;
     let (ops, delegation) = (&PLAIN, None);
     assert!(w.map(MapSpec { arena: 0, at: 0, nr: 8, object: 0, pgoff: 0, flags, ops, granule_pages: 0, delegation }));
-    w.account.limit_pages.store(LIMIT + 1, Ordering::Relaxed);
+    w.account.limit_pages.store(LIMIT + others.len() as u64, Ordering::Relaxed);
     w.populate(0, 0, LIMIT);
-    w.populate(1, 0, 1);
+    (1..objects.len()).for_each(|object| w.populate(object, 0, 1));
     let dirty = |object: usize, p: u64| {
         w.word(object, p).try_pin(DIRTY).expect("cached");
         w.objects[object].mapping.account_dirtied(1);
         w.word(object, p).unpin();
     };
     (0..LIMIT).for_each(|p| dirty(0, p));
-    dirty(1, 0);
+    (1..objects.len()).for_each(|object| dirty(object, 0));
     ready(w);
     // The slow one: the store has the pages.
     (0..LIMIT).for_each(|p| assert!(w.word(0, p).try_writeback().is_ok()));
@@ -328,10 +329,10 @@ fn check_that_a_slow_write_is_waited_for(other: ObjectSpec, ready: fn(&World), t
     let mut naps = 0;
     w.set_sleep(move |_| {
         naps += 1;
-        tries(w);
+        tries(w, naps);
         if naps == 20_000 {
             (0..LIMIT).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
-            w.account.writeback_ends(LIMIT, false, false);
+            w.account.writeback_ends(LIMIT, false);
         }
         Woken::TimedOut
     });
@@ -340,12 +341,16 @@ fn check_that_a_slow_write_is_waited_for(other: ObjectSpec, ready: fn(&World), t
     w.check_quiescent();
 }
 
-fn writeout(w: &World) {
-    assert!(writeback::writeout(w.env(), w.objects[1].mapping, 0, 0, 8).is_err(), "the store takes nothing");
+fn writeout_of(w: &World, object: usize) {
+    assert!(writeback::writeout(w.env(), w.objects[object].mapping, 0, 0, 8).is_err(), "the store takes nothing");
+}
+
+fn writeout(w: &World, _nap: usize) {
+    writeout_of(w, 1);
 }
 
 /// As a filler does for reclaim.
-fn write_exclusive(w: &World) {
+fn write_exclusive(w: &World, _nap: usize) {
     let claim = filemap::try_hold_to_write(w.objects[1].mapping, 0, 1).expect("it does not end");
     vmscan::write_here(w.env(), 0, claim);
 }
@@ -355,10 +360,30 @@ fn a_slow_write_is_waited_for_beside_a_store_that_fails() {
     let ready = |w: &World| {
         support::lock(&w.objects[1].store.full).extend(0..8);
         while !w.objects[1].mapping.failing.is_set() {
-            writeout(w);
+            writeout_of(w, 1);
         }
     };
-    check_that_a_slow_write_is_waited_for(ObjectSpec::pages(8), ready, writeout);
+    check_that_a_slow_write_is_waited_for(&[ObjectSpec::pages(8)], ready, writeout);
+}
+
+/// A disk goes, and all files that are on it fail for the first few times, when the thread has waited for long.
+#[test]
+fn a_slow_write_is_waited_for_beside_stores_that_begin_to_fail() {
+    const OTHERS: usize = 64;
+    let ready = |w: &World| (1..=OTHERS).for_each(|object| _ = w.word(object, 0).try_pin(0).expect("cached"));
+    let tries = |w: &World, nap: usize| {
+        const FIRST: usize = 4_990;
+        if nap == FIRST {
+            for object in 1..=OTHERS {
+                support::lock(&w.objects[object].store.full).extend(0..8);
+                w.word(object, 0).unpin();
+            }
+        }
+        if (FIRST..FIRST + 7 * OTHERS).contains(&nap) {
+            writeout_of(w, 1 + nap % OTHERS);
+        }
+    };
+    check_that_a_slow_write_is_waited_for(&[ObjectSpec::pages(8); OTHERS], ready, tries);
 }
 
 /// Memory that fails to be swapped is nobody's to call failing.
@@ -368,19 +393,19 @@ fn a_slow_write_is_waited_for_beside_memory_that_cannot_be_swapped() {
         support::lock(&w.objects[1].store.full).extend(0..8);
         w.objects[1].mapping.is_flushed.store(false, Ordering::Relaxed);
     };
-    check_that_a_slow_write_is_waited_for(ObjectSpec::pages(8), ready, writeout);
+    check_that_a_slow_write_is_waited_for(&[ObjectSpec::pages(8)], ready, writeout);
 }
 
 #[test]
 fn a_slow_write_is_waited_for_beside_an_exclusive_object_that_fails() {
     let ready = |w: &World| w.objects[1].store.punch_fails.store(true, Ordering::Relaxed);
-    let tries = |w: &World| {
+    let tries = |w: &World, nap| {
         w.word(1, 0).set(UNMAPPED);
         w.word(1, 0).clear(REFERENCED);
-        write_exclusive(w);
+        write_exclusive(w, nap);
     };
     let other = ObjectSpec { exclusive: true, ..ObjectSpec::pages(8) };
-    check_that_a_slow_write_is_waited_for(other, ready, tries);
+    check_that_a_slow_write_is_waited_for(&[other], ready, tries);
 }
 
 /// What is pinned, or went meanwhile, was refused by nobody.
@@ -388,7 +413,7 @@ fn a_slow_write_is_waited_for_beside_an_exclusive_object_that_fails() {
 fn a_slow_write_is_waited_for_beside_an_exclusive_object_whose_pages_are_pinned() {
     let other = ObjectSpec { exclusive: true, ..ObjectSpec::pages(8) };
     let ready = |w: &World| _ = w.word(1, 0).try_pin(0).expect("cached");
-    check_that_a_slow_write_is_waited_for(other, ready, write_exclusive);
+    check_that_a_slow_write_is_waited_for(&[other], ready, write_exclusive);
 }
 
 /// A world of four pages that fill the cache, or their object's limit if `own`, not pinned.
@@ -627,7 +652,7 @@ fn pages_that_a_store_has_in_hand_keep_no_others_in_the_cache() {
         Woken::TimedOut
     });
     assert_eq!(miss(w), R::MAJOR | R::LOCKED);
-    w.account.writeback_ends(HUNG, false, false);
+    w.account.writeback_ends(HUNG, false);
     (0..NR + 64)
         .filter(|p| w.word(0, *p).load().state() == State::Writeback)
         .for_each(|p| _ = w.word(0, p).end_writeback(0));

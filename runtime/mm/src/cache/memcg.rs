@@ -54,10 +54,9 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
 /// second finds what was missed, and the third drops the rest. But the thread lets signals in now and then.
 fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
     let rounds = (mapping.folios.len() as u64).saturating_mul(3);
-    let account = mapping.account;
     // What others of the cache free or write is no room here: only another limit is another question.
     let limit = own_limit_key(mapping);
-    let (mut stall, mut cut) = (vmscan::resume(env, account, limit), false);
+    let (mut stall, mut cut) = (vmscan::resume(env, limit), false);
     let mut fewest = u64::MAX;
     loop {
         if !mapping.is_over_own_limit() {
@@ -67,7 +66,7 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
         if now < fewest && fewest != u64::MAX {
             // The limit was lowered, and others get on. Who asks for room in vain counts itself for a moment, so only a
             // number that was never this low says so.
-            (cut, stall) = (false, vmscan::begin(env, account));
+            (cut, stall) = (false, vmscan::begin(env));
         }
         fewest = fewest.min(now);
         let swept = sweep(env, mapping, ctx.stripe);

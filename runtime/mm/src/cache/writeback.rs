@@ -121,7 +121,7 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
     let set = if protected { unsynced } else { unsynced | DIRTY };
     end(env, mapping, from, good, set);
     end(env, mapping, good, to, DIRTY);
-    mapping.account.writeback_ends(nr, is_failing, good == from);
+    mapping.account.writeback_ends(nr, is_failing);
     mapping.stat.add(stripe, Event::PGPGOUT, good - from);
     mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);
     // A store that takes nothing is no progress: who waits for room is told so in the end.

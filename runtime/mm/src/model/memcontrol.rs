@@ -43,8 +43,6 @@ pub struct CacheAccount<'g> {
     pub lru: Lruvec<'g>,
     /// Moves when pages were given back or written.
     progress: AtomicU32,
-    /// Moves when a write-back has ended of which nothing was taken, by a store that was not known to fail.
-    failed_writes: AtomicU32,
     /// Threads that wait for progress.
     waiters: AtomicU32,
     /// Moves when the background reclaimer is wanted.
@@ -77,7 +75,6 @@ impl<'g> CacheAccount<'g> {
             nr_huge: AtomicU64::new(0),
             lru,
             progress: AtomicU32::new(0),
-            failed_writes: AtomicU32::new(0),
             waiters: AtomicU32::new(0),
             bell: AtomicU32::new(0),
             idle: AtomicU32::new(0),
@@ -298,14 +295,6 @@ impl<'g> CacheAccount<'g> {
         self.progress.load(Ordering::Relaxed)
     }
 
-    /// Returns what moves when a store that was not known to fail took none of the pages that it was given.
-    ///
-    /// # Context: handler
-    #[must_use]
-    pub fn nr_failed_writes(&self) -> u32 {
-        self.failed_writes.load(Ordering::Relaxed)
-    }
-
     /// Counts pages that are being written out, until [`CacheAccount::writeback_ends`] with the same words.
     ///
     /// # Context: handler
@@ -316,14 +305,10 @@ impl<'g> CacheAccount<'g> {
         self.nr_writeback.fetch_add(nr, Ordering::Relaxed);
     }
 
-    /// Ends what [`CacheAccount::writeback_begins`] has begun; `took_none`: the store was given pages and took none of them.
+    /// Ends what [`CacheAccount::writeback_begins`] has begun.
     ///
     /// # Context: handler
-    pub fn writeback_ends(&self, nr: u64, is_failing: bool, took_none: bool) {
-        if took_none && !is_failing {
-            // Before it is no longer counted: who waits for it sees one or the other.
-            self.failed_writes.fetch_add(1, Ordering::Relaxed);
-        }
+    pub fn writeback_ends(&self, nr: u64, is_failing: bool) {
         if !is_failing {
             self.nr_awaited.fetch_sub(nr, Ordering::Relaxed);
         }

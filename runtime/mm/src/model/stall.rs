@@ -50,8 +50,6 @@ pub struct Stall {
     pub(crate) busy: u32,
     /// All of them since there was progress: with a deadline they end.
     naps: u64,
-    /// The account's failed write-back when this began.
-    pub(crate) failed: u32,
     /// Who reclaims since before this may have had pages in hand while they were looked for.
     pub(crate) ticket: u64,
 }
@@ -74,16 +72,15 @@ impl Stall {
         idle: 0,
         busy: 0,
         naps: 0,
-        failed: 0,
         ticket: 0,
     };
 
-    /// Returns one that begins now: at `at_ns`, with this many failed write-backs, and this ticket of reclaim.
+    /// Returns one that begins now: at `at_ns`, with this ticket of reclaim.
     ///
     /// # Context: handler
     #[must_use]
-    pub const fn new(at_ns: u64, failed: u32, ticket: u64) -> Self {
-        Self { at_ns, failed, ticket, ..Self::NONE }
+    pub const fn new(at_ns: u64, ticket: u64) -> Self {
+        Self { at_ns, ticket, ..Self::NONE }
     }
 
     /// Returns this one as what follows `before`, in which there was no progress: a look at what others had in hand then.

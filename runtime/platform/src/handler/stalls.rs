@@ -116,7 +116,7 @@ mod tests {
     const PLACE: usize = 0x5f00_0000_1000;
 
     fn stall(ticket: u64) -> Stall {
-        Stall::new(7, 0, ticket)
+        Stall::new(7, ticket)
     }
 
     #[test]

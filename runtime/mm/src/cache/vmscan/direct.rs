@@ -42,13 +42,13 @@ const NAP_NS: u64 = 2_000_000;
 const FREED_MAX: u64 = 4 * BATCH as u64;
 
 /// Begins a stall.
-pub(crate) fn begin(env: Env<'_>, account: &CacheAccount<'_>) -> Stall {
-    Stall::new(env.park.now_ns(), account.nr_failed_writes(), env.mm.reclaim_ticket())
+pub(crate) fn begin(env: Env<'_>) -> Stall {
+    Stall::new(env.park.now_ns(), env.mm.reclaim_ticket())
 }
 
 /// Returns the stall that the thread went away with, if that was from what is `full` now, and there was no room since.
-pub(crate) fn resume(env: Env<'_>, account: &CacheAccount<'_>, full: WaitKey) -> Stall {
-    env.park.take_stall(full.addr).filter(|s| s.goes_on(full)).unwrap_or_else(|| begin(env, account))
+pub(crate) fn resume(env: Env<'_>, full: WaitKey) -> Stall {
+    env.park.take_stall(full.addr).filter(|s| s.goes_on(full)).unwrap_or_else(|| begin(env))
 }
 
 /// Keeps the stall for a thread that goes away and comes back.
@@ -79,7 +79,7 @@ fn nap(env: Env<'_>, ctx: &Ctx<'_>, account: &CacheAccount<'_>, (stall, seen): (
     let woken = sleep(env, ctx, key);
     if account.has_progressed(key) {
         // Others get on: so shall we.
-        *stall = begin(env, account);
+        *stall = begin(env);
     } else {
         count(env, stall, woken, busy);
     }
@@ -93,9 +93,10 @@ pub(crate) fn is_waiting(ctx: &Ctx<'_>) -> bool {
     !ctx.nested && !ctx.is_helper
 }
 
-/// Returns whether a store has pages in hand whose end is room: writes them, reads them, or is to make them durable.
+/// Returns whether a store has pages in hand whose end is room: writes them, reads them, or is to make them durable. One that takes
+/// what it is given is progress, and one that takes nothing is known to fail after a few times, so neither goes on for ever.
 fn is_under_way(account: &CacheAccount<'_>, stall: &Stall) -> bool {
-    is_written(account, stall) || account.is_being_read() || stall.is_owed()
+    account.is_being_written() || account.is_being_read() || stall.is_owed()
 }
 
 /// Begins a look at a batch; returns whether everything in it gets its verdict.
@@ -105,12 +106,6 @@ fn begin_look(account: &CacheAccount<'_>, stall: &mut Stall, limit: u64) -> bool
         stall.begin_look(account.lru.probation.len().saturating_add(account.lru.small.len()));
     }
     whole
-}
-
-/// Returns whether write-back is under way that may make room: it has been for all of the stall if none has failed since that
-/// began, and one that succeeds is progress.
-fn is_written(account: &CacheAccount<'_>, stall: &Stall) -> bool {
-    account.is_being_written() && account.nr_failed_writes() == stall.failed
 }
 
 /// Returns whether a deadline has passed: who gave one is told.
@@ -136,7 +131,7 @@ pub(crate) fn is_proof(env: Env<'_>, mapping: &Mapping<'_>, stall: &mut Stall, u
             stall.outlasted = true;
             return false;
         }
-        *stall = begin(env, account).again(stall);
+        *stall = begin(env).again(stall);
         return false;
     }
     true
@@ -152,7 +147,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
     let (account, stat) = (mapping.account, mapping.stat);
     stat.add(ctx.stripe, Event::ALLOCSTALL, 1);
     let mut seen = account.progress();
-    let mut stall = resume(env, account, full(account, seen));
+    let mut stall = resume(env, full(account, seen));
     let mut freed = 0u64;
     loop {
         let limit = account.limit();
@@ -169,7 +164,7 @@ pub fn try_to_free_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> 
         }
         if done.freed > 0 {
             // Still above the limit, which was lowered perhaps: an attempt for each small batch would be too many.
-            (stall, seen) = (begin(env, account), account.progress());
+            (stall, seen) = (begin(env), account.progress());
             continue;
         }
         let is_through = account.lru.probation.is_empty() && account.lru.small.is_empty();

@@ -74,7 +74,7 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
             if given > 0 {
                 m.failing.note_given(freed > 0);
             }
-            m.account.writeback_ends(to - from, is_failing, given > 0 && freed == 0);
+            m.account.writeback_ends(to - from, is_failing);
         } else if writeback::writeout(env, m, stripe, from, to).is_err() {
             // It is counted, and who asks for durability is told.
             keep_unwritten(m, from, to);
