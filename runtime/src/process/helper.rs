@@ -84,7 +84,8 @@ fn start_filler(stop: &Arc<AtomicU32>) -> Result<JoinHandle<()>> {
 }
 
 /// Starts a filler whenever work waits although every one there is has been busy for a moment: a store that hangs
-/// keeps its own pages waiting, and nobody else's.
+/// keeps its own pages waiting, and nobody else's, as long as it has fewer than all fillers. Reclaim gives one object's store to
+/// some of them at most (`mm::pageout`); its reads are not counted.
 ///
 /// This thread allocates, so it is not one that a fault waits for.
 fn run_starter(stop: &Arc<AtomicU32>, threads: &masked::Mutex<Vec<JoinHandle<()>>>, running: &Running) {
