@@ -258,3 +258,30 @@ fn no_store_is_lost_while_an_extent_changes_sides() {
         assert_eq!(load_at(base + page * PAGE + 3), Ok(byte(page)), "page {page}");
     }
 }
+
+/// A session that is captured is read wherever its pages are: mapped from the file, or its own.
+#[test]
+fn a_session_with_direct_extents_is_captured() {
+    if !has_in_thread() {
+        return;
+    }
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("memory");
+    flat(&path);
+    let rt = Runtime::builder().build().expect("runtime");
+    let image = open(&rt, Image::open(&path).expect("image"), LEN, Integrity::Trusted);
+    let session = in_thread(Restore::new(&image)).expect("session");
+    let base = session.regions()[0].as_ptr().addr();
+    store_at(base + 2 * EXTENT + 7 * PAGE, 0xee).expect("a store");
+    let captured = folder.path().join("captured.sfi");
+    let never = || Ok::<(), std::convert::Infallible>(());
+    let capture = rt.capture().session(&session).stopped(true).begin(&captured, never).expect("nobody stores");
+    capture.commit().expect("an image");
+    let mut want = std::fs::read(&path).expect("it is there");
+    want[2 * EXTENT + 7 * PAGE] = 0xee;
+    let read = Image::open(&captured).expect("an image");
+    let mut got = vec![0; LEN];
+    read.reader().read(0, &mut got).expect("it is whole");
+    common::same("the captured session", &got, &want);
+}
