@@ -380,6 +380,23 @@
 #define SOFTFAULT_ERROR_LIMIT 21
 
 /**
+ * An image of memory cannot be read or written, or is not what it says: softfault_last_image_failure() says what and where,
+ * softfault_last_object() of which file. Its errno where a system call failed; else -EBADMSG (damaged), -EOPNOTSUPP, -ESTALE
+ * (the file is another by now), -EBUSY (in use), -EINVAL (two things that do not belong together).
+ */
+#define SOFTFAULT_ERROR_IMAGE 22
+
+/**
+ * The image needs an overlay that was not given: the words name it, and its bytes. -ENODATA.
+ */
+#define SOFTFAULT_ERROR_OVERLAY 23
+
+/**
+ * A capture came to nothing: the words say why. -EIO.
+ */
+#define SOFTFAULT_ERROR_CAPTURE 24
+
+/**
  * No cause is known: the last failure was none of a page, or a vtable of the program's said no.
  */
 #define SOFTFAULT_CAUSE_NONE 0
@@ -444,6 +461,46 @@
  * The cache's memory is not what its words say.
  */
 #define SOFTFAULT_CAUSE_BROKEN 12
+
+/**
+ * A system call on the image's file failed.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_IO 1
+
+/**
+ * The file is not what its format says: truncated, damaged, or made to deceive.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_CORRUPT 2
+
+/**
+ * Bytes are not those that the image was made of.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_DIGEST 3
+
+/**
+ * The image is whole, but asks for what this build does not know.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_UNSUPPORTED 4
+
+/**
+ * A file below the image is no longer the one that the image was made over.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_CHANGED 5
+
+/**
+ * Something else holds what is to be removed.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_IN_USE 6
+
+/**
+ * Two things cannot be put together: a working set and the image of another content, say.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_MIXED 7
+
+/**
+ * A cause that a later version has.
+ */
+#define SOFTFAULT_IMAGE_CAUSE_OTHER 8
 
 /**
  * What is cached is locked in memory, as by mlock2(2) with MLOCK_ONFAULT: never swapped, and never unmapped by the kernel's
@@ -523,6 +580,76 @@
 #define SOFTFAULT_ARENA_LOOKUP_FIRST 0x8
 
 /**
+ * Bytes are verified each time that they are read, where there are digests.
+ */
+#define SOFTFAULT_INTEGRITY_LAZY 0
+
+/**
+ * Bytes are verified the first time: who can change the file afterwards is trusted, or cannot.
+ */
+#define SOFTFAULT_INTEGRITY_ONCE 1
+
+/**
+ * Bytes are never verified: the file is what it was when it was written.
+ */
+#define SOFTFAULT_INTEGRITY_TRUSTED 2
+
+/**
+ * An .sfi file, or else a raw image, with sparse diffs over it if there are any.
+ */
+#define SOFTFAULT_IMAGE_FORMAT_AUTO 0
+
+/**
+ * A folder that CRIU dumped; process_id says which of its processes.
+ */
+#define SOFTFAULT_IMAGE_FORMAT_CRIU 1
+
+/**
+ * A folder of a Cloud Hypervisor snapshot.
+ */
+#define SOFTFAULT_IMAGE_FORMAT_CLOUD_HYPERVISOR 2
+
+/**
+ * A migration that QEMU wrote with mapped-ram.
+ */
+#define SOFTFAULT_IMAGE_FORMAT_QEMU 3
+
+/**
+ * The image has a digest of its file.
+ */
+#define SOFTFAULT_IMAGE_HAS_FILE_DIGEST 0x1
+
+/**
+ * The image knows the digest of its contents.
+ */
+#define SOFTFAULT_IMAGE_HAS_CONTENT_DIGEST 0x2
+
+/**
+ * Each region is mapped at the address that it had, where nothing may be mapped within the 2 MiB around its ends.
+ */
+#define SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES 0x1
+
+/**
+ * Pages are stored as they are.
+ */
+#define SOFTFAULT_CODEC_RAW 0
+
+/**
+ * Frames are LZ4 blocks.
+ */
+#define SOFTFAULT_CODEC_LZ4 1
+
+/**
+ * Frames are of Zstandard, where the library was built with it.
+ */
+#define SOFTFAULT_CODEC_ZSTD 2
+
+/**
+ * Files of the parent that have no digests are read, and the new image has digests of them.
+ */
+#define SOFTFAULT_WRITER_DIGEST_PARENT 0x1
+
+/**
  * A store did not give a page.
  */
 #define SOFTFAULT_FAILED_READ 1
@@ -595,14 +722,39 @@
 #define SOFTFAULT_MINOR_DELAY 2
 
 /**
+ * Pages are compared by the digests of their contents, where both images have them.
+ */
+#define SOFTFAULT_COMPARE_DIGESTS 0
+
+/**
+ * Pages are read, verified and compared.
+ */
+#define SOFTFAULT_COMPARE_PAGES 1
+
+/**
  * A range of address space over which objects are mapped. Freed by softfault_arena_free().
  */
 typedef struct softfault_arena softfault_arena;
 
 /**
+ * A folder of images. Freed by softfault_catalog_free().
+ */
+typedef struct softfault_catalog softfault_catalog;
+
+/**
  * A range of an object that is not written back. Freed by softfault_held_free().
  */
 typedef struct softfault_held softfault_held;
+
+/**
+ * An image of memory: a snapshot. Freed by softfault_image_free().
+ */
+typedef struct softfault_image softfault_image;
+
+/**
+ * An image that is being written. Freed by softfault_image_writer_free().
+ */
+typedef struct softfault_image_writer softfault_image_writer;
 
 /**
  * The first touch of a page that a softfault_minor_operations callback is told of; good for the length of the call.
@@ -636,6 +788,11 @@ typedef struct softfault_pin softfault_pin;
 typedef struct softfault_runtime softfault_runtime;
 
 /**
+ * An image that was restored: memory, which is filled as it is touched. Freed by softfault_session_free().
+ */
+typedef struct softfault_session softfault_session;
+
+/**
  * A reading of a runtime's counters. Freed by softfault_stats_free().
  */
 typedef struct softfault_stats softfault_stats;
@@ -644,6 +801,11 @@ typedef struct softfault_stats softfault_stats;
  * A fault that a softfault_vm_operations callback is asked about; good for the length of the call.
  */
 typedef struct softfault_vm_fault softfault_vm_fault;
+
+/**
+ * Which pages of an image a program touched first, in windows of time. Freed by softfault_working_set_free().
+ */
+typedef struct softfault_working_set softfault_working_set;
 
 /**
  * Why, and where, a page could not be had, or was not written.
@@ -666,6 +828,42 @@ typedef struct softfault_fault {
      */
     uint64_t arena_offset;
 } softfault_fault;
+
+/**
+ * A digest (BLAKE3) of a file or of contents; all zeros stands for none.
+ */
+typedef struct softfault_digest {
+    /**
+     * Its bytes, in the order in which they are written.
+     */
+    uint8_t bytes[32];
+} softfault_digest;
+
+/**
+ * What is wrong with an image, and where.
+ */
+typedef struct softfault_image_failure {
+    /**
+     * SOFTFAULT_IMAGE_CAUSE_*.
+     */
+    uint32_t cause;
+    /**
+     * What a system call said, positive; 0 if none failed.
+     */
+    int system_errno;
+    /**
+     * The byte of the file; UINT64_MAX if it is about no byte.
+     */
+    uint64_t file_offset;
+    /**
+     * With SOFTFAULT_IMAGE_CAUSE_DIGEST: what the image says.
+     */
+    struct softfault_digest wanted;
+    /**
+     * With SOFTFAULT_IMAGE_CAUSE_DIGEST: what the bytes say.
+     */
+    struct softfault_digest found;
+} softfault_image_failure;
 
 /**
  * A range of bytes: of an object, or of an arena.
@@ -1032,6 +1230,302 @@ typedef struct softfault_stage_latency {
     uint64_t p99_ns;
 } softfault_stage_latency;
 
+/**
+ * A range of memory that an image is of, and where its pages are in the image.
+ */
+typedef struct softfault_region {
+    /**
+     * What it is called, unique in the image; NULL: nothing. Where a call fills the structure it is NULL, and the call has a
+     * buffer for the name.
+     */
+    const char *name;
+    /**
+     * Where it was.
+     */
+    uint64_t address;
+    /**
+     * Where it begins in the image, in bytes.
+     */
+    uint64_t offset;
+    /**
+     * Its length in bytes.
+     */
+    uint64_t len_bytes;
+    /**
+     * What was permitted there: the bits of mmap(2), 1 to read, 2 to write, 4 to execute.
+     */
+    uint32_t prot;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} softfault_region;
+
+/**
+ * Options of softfault_image_open(). Fields that are 0 have their defaults.
+ */
+typedef struct softfault_image_options {
+    /**
+     * sizeof(struct softfault_image_options).
+     */
+    size_t size;
+    /**
+     * How often bytes are verified: SOFTFAULT_INTEGRITY_*.
+     */
+    uint32_t integrity;
+    /**
+     * What the path names: SOFTFAULT_IMAGE_FORMAT_*.
+     */
+    uint32_t format;
+    /**
+     * Sparse files over a raw image, the oldest first: their data replaces what is below.
+     */
+    const char *const *diffs;
+    /**
+     * How many there are.
+     */
+    size_t nr_diffs;
+    /**
+     * Regions instead of those that the image says, in the order of their offsets: of a raw image, where it was.
+     */
+    const struct softfault_region *regions;
+    /**
+     * How many there are; 0: those that the image says.
+     */
+    size_t nr_regions;
+    /**
+     * With SOFTFAULT_IMAGE_FORMAT_CRIU: the process.
+     */
+    uint32_t process_id;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+} softfault_image_options;
+
+/**
+ * What an image is.
+ */
+typedef struct softfault_image_properties {
+    /**
+     * sizeof(struct softfault_image_properties), which the caller sets.
+     */
+    size_t size;
+    /**
+     * Its length in bytes.
+     */
+    uint64_t len_bytes;
+    /**
+     * How many regions it has: softfault_image_region().
+     */
+    size_t nr_regions;
+    /**
+     * How many keys it has: softfault_image_key_name().
+     */
+    size_t nr_keys;
+    /**
+     * How often bytes are verified: SOFTFAULT_INTEGRITY_*.
+     */
+    uint32_t integrity;
+    /**
+     * SOFTFAULT_IMAGE_HAS_* together.
+     */
+    uint32_t flags;
+    /**
+     * The digest of its file, which covers everything in it.
+     */
+    struct softfault_digest file_digest;
+    /**
+     * The digest of the memory, whatever file it lies in.
+     */
+    struct softfault_digest content_digest;
+} softfault_image_properties;
+
+/**
+ * How a new image stores its pages. Fields that are 0 have their defaults.
+ */
+typedef struct softfault_image_writer_options {
+    /**
+     * sizeof(struct softfault_image_writer_options).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_WRITER_* together.
+     */
+    uint32_t flags;
+    /**
+     * SOFTFAULT_CODEC_*.
+     */
+    uint32_t codec;
+    /**
+     * Of SOFTFAULT_CODEC_ZSTD: 1 (fast) to 22 (small); default 3.
+     */
+    int32_t level;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * How many bytes are compressed together: whole pages, 2 MiB at most; default 64 KiB.
+     */
+    size_t frame_bytes;
+    /**
+     * The image whose pages are shared; NULL: none.
+     */
+    struct softfault_image *parent;
+} softfault_image_writer_options;
+
+/**
+ * Pages that a session is given when it is restored, instead of the image's: entropy, a generation number, a mailbox.
+ */
+typedef struct softfault_overlay {
+    /**
+     * What it is called.
+     */
+    const char *name;
+    /**
+     * The image's byte from which on it lies.
+     */
+    uint64_t offset;
+    /**
+     * The bytes, read during the call only: whole pages, of one region that may be written.
+     */
+    const void *bytes;
+    /**
+     * How many there are.
+     */
+    size_t len_bytes;
+} softfault_overlay;
+
+/**
+ * Options of softfault_restore(). Fields that are 0 have their defaults.
+ */
+typedef struct softfault_restore_options {
+    /**
+     * sizeof(struct softfault_restore_options).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_RESTORE_* together.
+     */
+    uint32_t flags;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * Options of the session's arenas; NULL: defaults. The address must be NULL: it is the session's.
+     */
+    const struct softfault_arena_options *arena;
+    /**
+     * Pages that the session is given instead of the image's.
+     */
+    const struct softfault_overlay *overlays;
+    /**
+     * How many there are.
+     */
+    size_t nr_overlays;
+    /**
+     * Records which pages are touched first, in windows of this length, until softfault_session_mark(); 0: does not. A session that
+     * records has pages of its own, and each touch of a page is a fault.
+     */
+    uint64_t record_window_ns;
+    /**
+     * Reads the pages of a working set before they are touched, in the background; NULL: none.
+     */
+    struct softfault_working_set *replay;
+} softfault_restore_options;
+
+/**
+ * How far a session has come.
+ */
+typedef struct softfault_progress {
+    /**
+     * sizeof(struct softfault_progress), which the caller sets.
+     */
+    size_t size;
+    /**
+     * Pages of all regions.
+     */
+    uint64_t pages;
+    /**
+     * Pages of the image that are cached, for whichever session.
+     */
+    uint64_t cached;
+    /**
+     * Extents (2 MiB) that the kernel serves by itself.
+     */
+    uint64_t native_extents;
+    /**
+     * Pages that a replay has read.
+     */
+    uint64_t replayed;
+    /**
+     * 1: the replay has read what it was to, or found no room for more, or there is none.
+     */
+    uint32_t replay_ended;
+    /**
+     * 0.
+     */
+    uint32_t reserved;
+} softfault_progress;
+
+/**
+ * What softfault_session_complete() has reached.
+ */
+typedef struct softfault_completion {
+    /**
+     * sizeof(struct softfault_completion), which the caller sets.
+     */
+    size_t size;
+    /**
+     * Bytes that are resident for the session: all of its regions.
+     */
+    uint64_t resident_bytes;
+    /**
+     * Extents (2 MiB) that the kernel serves by itself.
+     */
+    uint64_t native_extents;
+    /**
+     * Extents, or parts of such, whose pages are mapped but still ours.
+     */
+    uint64_t trapped_extents;
+} softfault_completion;
+
+/**
+ * What a working set is.
+ */
+typedef struct softfault_working_set_properties {
+    /**
+     * sizeof(struct softfault_working_set_properties), which the caller sets.
+     */
+    size_t size;
+    /**
+     * Pages that were touched.
+     */
+    uint64_t nr_pages;
+    /**
+     * Pages of the image that it is of.
+     */
+    uint64_t image_pages;
+    /**
+     * How many windows of time it has: softfault_working_set_window().
+     */
+    size_t nr_windows;
+    /**
+     * How many neighbouring pages count as one: 1 where it was recorded exactly.
+     */
+    uint32_t resolution_pages;
+    /**
+     * How many recordings it was made of.
+     */
+    uint32_t recordings;
+    /**
+     * The digest of the contents that it is of.
+     */
+    struct softfault_digest content_digest;
+} softfault_working_set_properties;
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -1078,8 +1572,20 @@ uint32_t softfault_last_fault_reason(void);
 int softfault_last_fault(struct softfault_fault *out);
 
 /**
+ * Writes what was wrong with an image, if this thread's last failure was SOFTFAULT_ERROR_IMAGE.
+ *
+ * Errors: -ENOENT: it was not. -EINVAL: out is NULL. This call is not itself the last failure.
+ *
+ * Context: program, filler.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_last_image_failure(struct softfault_image_failure *out);
+
+/**
  * Copies the label of the object that this thread's last failure was about, as softfault_last_error(): a file's path, or
- * what softfault_object_options.label said.
+ * what softfault_object_options.label said; of SOFTFAULT_ERROR_IMAGE the path of the image's file.
  *
  * Returns the full length without the NUL; 0 if the failure was about no object.
  *
@@ -2371,6 +2877,874 @@ int softfault_stats_json(struct softfault_stats *stats, char *buf, size_t len, s
  * buf has room for len bytes; full may be written.
  */
 int softfault_stats_text(struct softfault_stats *stats, char *buf, size_t len, size_t *full);
+
+/**
+ * Opens an image of memory in a runtime, for sessions (softfault_restore()): an .sfi file, a raw one, or what options say. options
+ * may be NULL. Nothing is read but its head. If the runtime has it open already, it is that one: its pages are in memory once,
+ * for as long as a handle or a session is there.
+ *
+ * The handle is the caller's: softfault_image_free(). It keeps its runtime.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: softfault_last_image_failure() says what is wrong with which byte of the file. -EINVAL,
+ * -E2BIG, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; options, if not NULL, has the size that it says, and what it names may be read; out may be written.
+ */
+int softfault_image_open(struct softfault_runtime *runtime,
+                         const char *path,
+                         const struct softfault_image_options *options,
+                         struct softfault_image **out);
+
+/**
+ * As softfault_image_open(), without a runtime: to be looked at, read, verified, converted; not to be restored.
+ *
+ * Errors: as softfault_image_open().
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * As softfault_image_open().
+ */
+int softfault_image_open_file(const char *path,
+                              const struct softfault_image_options *options,
+                              struct softfault_image **out);
+
+/**
+ * Frees the handle. Sessions of the image keep what they need.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_image_free(struct softfault_image *image);
+
+/**
+ * Writes what the image is: its length, its digests, how many regions and keys it has. The caller sets properties->size.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * properties has the size that it says, and may be written.
+ */
+int softfault_image_info(struct softfault_image *image,
+                         struct softfault_image_properties *properties);
+
+/**
+ * Writes the image's file, as softfault_last_error() does; full may be NULL.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; full may be written.
+ */
+int softfault_image_path(struct softfault_image *image, char *buf, size_t len, size_t *full);
+
+/**
+ * Writes the files that the image needs besides its own, a line each, and how many they are; nr and full may be NULL.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; nr and full may be written.
+ */
+int softfault_image_needs(struct softfault_image *image, size_t *nr, char *buf, size_t len, size_t *full);
+
+/**
+ * Tells whether bytes of every file of the image have digests: else nothing of it may be called verified.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: a file below cannot be opened. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * verifiable may be written.
+ */
+int softfault_image_is_verifiable(struct softfault_image *image, bool *verifiable);
+
+/**
+ * Writes region number index of the image, and its name. name, full and region may be left out.
+ *
+ * Errors: -ENOENT: there are not so many. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * name has room for len bytes; full and region may be written.
+ */
+int softfault_image_region(struct softfault_image *image,
+                           size_t index,
+                           char *name,
+                           size_t len,
+                           size_t *full,
+                           struct softfault_region *region);
+
+/**
+ * Writes the name of key number index, as softfault_last_error() does; full may be NULL.
+ *
+ * Errors: -ENOENT: there are not so many. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; full may be written.
+ */
+int softfault_image_key_name(struct softfault_image *image, size_t index, char *buf, size_t len, size_t *full);
+
+/**
+ * Copies what the image keeps under a key beside its memory, cut to len bytes; full (may be NULL) gets the full length.
+ *
+ * Errors: -ENOENT: no such key. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * key is a string; buf has room for len bytes; full may be written.
+ */
+int softfault_image_key(struct softfault_image *image, const char *key, void *buf, size_t len, size_t *full);
+
+/**
+ * Reads bytes of the image, verified as it was opened for, without a fault and without the cache.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: these bytes are not what was saved; others can be read. -EINVAL: past the end; -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes.
+ */
+int softfault_image_read_at(struct softfault_image *image, uint64_t offset, void *buf, size_t len);
+
+/**
+ * Verifies everything of the image that has digests, as it lies in the files now. progress (may be NULL) is called on this thread,
+ * seldom, with ctx and the bytes done so far; it must not unwind.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: the first thing that is wrong; -EOPNOTSUPP: it has no digests, of which
+ * softfault_image_write_sidecar() makes some; -ESTALE: the file's name is another file's. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * progress may be called so.
+ */
+int softfault_image_verify(struct softfault_image *image,
+                           void (*progress)(void *ctx, uint64_t bytes),
+                           void *ctx);
+
+/**
+ * Writes a handle of the object whose pages are the image's: to be mapped in an arena of the program's own, and never written. The
+ * handle is the caller's: softfault_object_free().
+ *
+ * Errors: -EINVAL: the image was opened without a runtime. -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_image_object(struct softfault_image *image,
+                           struct softfault_object **out);
+
+/**
+ * Writes why the last read of the image that failed did, for whichever session or touch, and the words, as
+ * softfault_last_error(): a touch is only told SIGBUS. failure and full may be NULL.
+ *
+ * Errors: -ENOENT: none has failed. -EINVAL: the image was opened without a runtime. -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * failure and full may be written; buf has room for len bytes.
+ */
+int softfault_image_read_failure(struct softfault_image *image,
+                                 struct softfault_image_failure *failure,
+                                 char *buf,
+                                 size_t len,
+                                 size_t *full);
+
+/**
+ * Begins an image (.sfi) of len_bytes, whole pages, that will be called path: of a memory, or with options->parent of what has changed
+ * since another image, whose files stay where they are, in the same folder, and are needed whenever this one is read. options may
+ * be NULL. The file appears under its name in softfault_image_writer_finish(), and not before; no file is ever replaced.
+ *
+ * The handle is the caller's: softfault_image_writer_free().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: -EEXIST: there is such a file; no file could be made in the folder. -EINVAL, -E2BIG, -EBADF,
+ * -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; options, if not NULL, has the size that it says; out may be written.
+ */
+int softfault_image_writer_new(const char *path,
+                               uint64_t len_bytes,
+                               const struct softfault_image_writer_options *options,
+                               struct softfault_image_writer **out);
+
+/**
+ * Gives up what is not finished: nothing is left of it. What is finished stays.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_image_writer_free(struct softfault_image_writer *writer);
+
+/**
+ * Says what a range of the image is of, in the order of the offsets.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -EBADMSG: it is not of whole pages, ends past the image, or overlaps the one before; the words say
+ * which. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * region may be read, and its name is a string or NULL.
+ */
+int softfault_image_writer_region(struct softfault_image_writer *writer,
+                                  const struct softfault_region *region);
+
+/**
+ * Keeps len bytes under a key beside the memory: the application's version, registers.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * key is a string; value has len bytes.
+ */
+int softfault_image_writer_key(struct softfault_image_writer *writer, const char *key, const void *value, size_t len);
+
+/**
+ * Writes whole pages from byte offset of the image on, behind those that were written before. Pages that are zero take no room; those
+ * that never are written are zero, or the parent's.
+ *
+ * Errors: -EINVAL: not in order, past the end, not whole pages. SOFTFAULT_ERROR_IMAGE: the disk is full, and so on; the writer can
+ * only be freed then. -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * buf has len bytes.
+ */
+int softfault_image_writer_write(struct softfault_image_writer *writer,
+                                 uint64_t offset,
+                                 const void *buf,
+                                 size_t len);
+
+/**
+ * Makes everything durable, and gives the file its name; digest (may be NULL) gets the digest of the file. The writer is done,
+ * whether this succeeds or not.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: nothing has got the name, or what has got it meanwhile has it still. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * digest may be written.
+ */
+int softfault_image_writer_finish(struct softfault_image_writer *writer,
+                                  struct softfault_digest *digest);
+
+/**
+ * Writes an image as one .sfi file that needs no other, whatever it was before. options may be NULL; digest (may be NULL) gets the
+ * digest of the new file.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: pages cannot be read, or are not what was saved; -EEXIST: there is such a file. -EINVAL, -E2BIG, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; options, if not NULL, has the size that it says; digest may be written.
+ */
+int softfault_image_convert(struct softfault_image *image,
+                            const char *path,
+                            const struct softfault_image_writer_options *options,
+                            struct softfault_digest *digest);
+
+/**
+ * As softfault_image_convert(), with no more than budget pieces in any 2 MiB: what a chain of images costs each fault is gone.
+ *
+ * Errors: as softfault_image_convert().
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * As softfault_image_convert().
+ */
+int softfault_image_compact(struct softfault_image *image,
+                            const char *path,
+                            const struct softfault_image_writer_options *options,
+                            uint32_t budget,
+                            struct softfault_digest *digest);
+
+/**
+ * Writes an image as a child of parent: the pages that differ. The memory is the image's, whatever the parent is.
+ *
+ * Errors: as softfault_image_convert(); -EINVAL: a file of the parent lies in another folder.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * As softfault_image_convert().
+ */
+int softfault_image_rebase(struct softfault_image *image,
+                           struct softfault_image *parent,
+                           const char *path,
+                           const struct softfault_image_writer_options *options,
+                           struct softfault_digest *digest);
+
+/**
+ * Compares two images by SOFTFAULT_COMPARE_*, and copies up to nr ranges of bytes that differ, in order; full (may be NULL) gets how many
+ * there are, and differ_bytes (may be NULL) their sum.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: a page of either cannot be read. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * ranges has room for nr elements; full and differ_bytes may be written.
+ */
+int softfault_image_diff(struct softfault_image *old,
+                         struct softfault_image *new_,
+                         uint32_t compare,
+                         struct softfault_range *ranges,
+                         size_t nr,
+                         size_t *full,
+                         uint64_t *differ_bytes);
+
+/**
+ * Writes len bytes of an image from offset on, whole pages, into a raw file that begins with them; zero pages are holes. No file is
+ * replaced.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: as softfault_image_convert(). -EINVAL: past the end, not whole pages. -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string.
+ */
+int softfault_image_extract(struct softfault_image *image,
+                            uint64_t offset,
+                            uint64_t len,
+                            const char *path);
+
+/**
+ * Writes the pages of new that differ from old into a sparse file as long as the image: what Firecracker calls a diff snapshot, and
+ * softfault_image_options.diffs takes.
+ *
+ * Errors: as softfault_image_extract(); -EINVAL: the images are not of one length.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string.
+ */
+int softfault_image_extract_diff(struct softfault_image *old,
+                                 struct softfault_image *new_,
+                                 const char *path);
+
+/**
+ * Writes digests of an image that has none into an .sfi file of their own, in the same folder: opened, that is the same memory, verified.
+ * digest may be NULL.
+ *
+ * Errors: as softfault_image_convert().
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; digest may be written.
+ */
+int softfault_image_write_sidecar(struct softfault_image *image,
+                                  const char *path,
+                                  struct softfault_digest *digest);
+
+/**
+ * Writes an image into a folder of OCI's layout, as registries understand it, under a name; the digest of its manifest is written as
+ * softfault_last_error() does. full may be NULL.
+ *
+ * Errors: as softfault_image_convert().
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * folder and name are strings; buf has room for len bytes; full may be written.
+ */
+int softfault_image_export_oci(struct softfault_image *image,
+                               const char *folder,
+                               const char *name,
+                               char *buf,
+                               size_t len,
+                               size_t *full);
+
+/**
+ * Takes the image of that name out of a folder of OCI's layout, verified, into another folder; the file that it is there is written as
+ * softfault_last_error() does. full may be NULL.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE. -EINVAL.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * folder, name and into are strings; buf has room for len bytes; full may be written.
+ */
+int softfault_image_import_oci(const char *folder,
+                               const char *name,
+                               const char *into,
+                               char *buf,
+                               size_t len,
+                               size_t *full);
+
+/**
+ * Opens a folder of .sfi files, which is made if there is none. The handle is the caller's: softfault_catalog_free().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE. -EINVAL, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * folder is a string; out may be written.
+ */
+int softfault_catalog_open(const char *folder, struct softfault_catalog **out);
+
+/**
+ * Frees the handle. The folder stays as it is.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_catalog_free(struct softfault_catalog *catalog);
+
+/**
+ * Has a tag name the image with this file digest, instead of what it named.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -ENOENT: there is no such image. -EINVAL: the text cannot be a tag. -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * tag is a string; digest may be read.
+ */
+int softfault_catalog_tag(struct softfault_catalog *catalog, const char *tag, const struct softfault_digest *digest);
+
+/**
+ * Forgets a tag. The image stays until softfault_catalog_collect().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: there is no such tag. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * tag is a string.
+ */
+int softfault_catalog_untag(struct softfault_catalog *catalog, const char *tag);
+
+/**
+ * Writes the tags, a line each, digest and tag, as softfault_last_error() does, and how many they are; nr and full may be NULL.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; nr and full may be written.
+ */
+int softfault_catalog_tags(struct softfault_catalog *catalog,
+                           size_t *nr,
+                           char *buf,
+                           size_t len,
+                           size_t *full);
+
+/**
+ * Opens the image that a tag names, or that has the digest which the name is, as softfault_image_open() does; without a runtime, if
+ * that is NULL, as softfault_image_open_file(). The handle is the caller's: softfault_image_free().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -ENOENT: there is none. -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * name is a string; out may be written.
+ */
+int softfault_catalog_image(struct softfault_catalog *catalog,
+                            struct softfault_runtime *runtime,
+                            const char *name,
+                            struct softfault_image **out);
+
+/**
+ * Says what a collection would remove now, what it keeps and why, as softfault_last_error() does, a line each: "remove BYTES FILE",
+ * "remove-set FILE", "keep FILE tagged TAG ..", "keep FILE held", "keep FILE needed FILE", "damaged FILE WHY". While a file is
+ * damaged nothing is removed: nobody knows what it needs. removed gets how many images; it and full may be NULL.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; removed and full may be written.
+ */
+int softfault_catalog_plan(struct softfault_catalog *catalog,
+                           size_t *removed,
+                           char *buf,
+                           size_t len,
+                           size_t *full);
+
+/**
+ * Removes what nothing names, holds or needs, and says what that was as softfault_catalog_plan() does.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: a file could not be removed; those before it were. -EINVAL: buf is NULL, and len is not 0:
+ * nothing was removed. -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * As softfault_catalog_plan().
+ */
+int softfault_catalog_collect(struct softfault_catalog *catalog,
+                              size_t *removed,
+                              char *buf,
+                              size_t len,
+                              size_t *full);
+
+/**
+ * Removes the image with this file digest.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -EBUSY: the words name the tag or the image that needs it, or somebody holds it; -ENOENT: there is
+ * none. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * digest may be read.
+ */
+int softfault_catalog_remove(struct softfault_catalog *catalog,
+                             const struct softfault_digest *digest);
+
+/**
+ * Makes an image memory again: its regions are mapped, private to the session, and filled as they are touched, verified as the image
+ * was opened for. options may be NULL. Nothing is read but what overlays need.
+ *
+ * The handle is the caller's: softfault_session_free(). The session keeps its image and its runtime.
+ *
+ * Errors: -EEXIST: the words name what is in the way of an original address. -ENODATA, SOFTFAULT_ERROR_OVERLAY: the image needs
+ * an overlay that was not given. SOFTFAULT_ERROR_IMAGE: the working set is of another image, or there can be none of this one.
+ * SOFTFAULT_ERROR_FAULT: a page below an overlay cannot be had. -EINVAL: overlays are not whole pages of one region, or the
+ * image has no regions or no runtime. -EACCES, -E2BIG, -EBADF, -EOPNOTSUPP, -ENOMEM. There is no session then.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * options, if not NULL, has the size that it says, and what it names may be read; out may be written.
+ */
+int softfault_restore(struct softfault_image *image,
+                      const struct softfault_restore_options *options,
+                      struct softfault_session **out);
+
+/**
+ * Frees the handle. The session's memory ends with it, but for arenas that the program has handles or pins of.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_session_free(struct softfault_session *session);
+
+/**
+ * Writes the address and the length of region number index, in the image's order; each may be NULL. softfault_image_region() has what
+ * the image says of it.
+ *
+ * Errors: -ENOENT: there are not so many. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * base and len_bytes may be written.
+ */
+int softfault_session_region(struct softfault_session *session,
+                             size_t index,
+                             void **base,
+                             size_t *len_bytes);
+
+/**
+ * Writes the number of the region of that name.
+ *
+ * Errors: -ENOENT: there is none. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * name is a string; index may be written.
+ */
+int softfault_session_find(struct softfault_session *session, const char *name, size_t *index);
+
+/**
+ * Writes a handle of the arena that region number index lies in, perhaps with others, and where in it (may be NULL): for
+ * softfault_arena_read_at(), pins, advice. The handle is the caller's: softfault_arena_free().
+ *
+ * Errors: -ENOENT: there are not so many. -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out and offset may be written.
+ */
+int softfault_session_arena(struct softfault_session *session,
+                            size_t index,
+                            struct softfault_arena **out,
+                            size_t *offset);
+
+/**
+ * Writes a handle of the session's image. The handle is the caller's: softfault_image_free().
+ *
+ * Errors: -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_session_image(struct softfault_session *session, struct softfault_image **out);
+
+/**
+ * Writes the name and the image's bytes of overlay number index that the session was given: who restores a capture of it must
+ * give one of the same name and place. name, full and bytes may be left out.
+ *
+ * Errors: -ENOENT: there are not so many. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * name has room for len bytes; full and bytes may be written.
+ */
+int softfault_session_overlay(struct softfault_session *session,
+                              size_t index,
+                              char *name,
+                              size_t len,
+                              size_t *full,
+                              struct softfault_range *bytes);
+
+/**
+ * Writes how far the session has come. Nobody is stopped. The caller sets progress->size.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * progress has the size that it says, and may be written.
+ */
+int softfault_session_progress(struct softfault_session *session, struct softfault_progress *progress);
+
+/**
+ * Says that the session is ready, and ends the recording that softfault_restore_options.record_window_ns began: set gets the pages
+ * that were touched first, or NULL if nothing was being recorded. The handle is the caller's: softfault_working_set_free().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: there are more windows than a set may have. -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * set may be written.
+ */
+int softfault_session_mark(struct softfault_session *session,
+                           struct softfault_working_set **set);
+
+/**
+ * Makes all of the session resident and verified, and has the kernel serve what it can. Other threads may touch it meanwhile.
+ * completion may be NULL; else the caller sets completion->size.
+ *
+ * Errors: SOFTFAULT_ERROR_LIMIT: the cache's limit cannot hold the pages, and nothing was done. SOFTFAULT_ERROR_FAULT naming
+ * the first page that cannot be had: softfault_image_read_failure() says why. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * completion, if not NULL, has the size that it says, and may be written.
+ */
+int softfault_session_complete(struct softfault_session *session,
+                               struct softfault_completion *completion);
+
+/**
+ * Opens the file of a working set. The handle is the caller's: softfault_working_set_free().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE. -EINVAL, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; out may be written.
+ */
+int softfault_working_set_open(const char *path, struct softfault_working_set **out);
+
+/**
+ * Opens the working set that lies beside an image (softfault_working_set_save_beside()); NULL in out: there is none.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE; -EOPNOTSUPP: the image knows no digest of its contents. -EINVAL, -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out may be written.
+ */
+int softfault_working_set_find(struct softfault_image *image, struct softfault_working_set **out);
+
+/**
+ * Frees the set.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_working_set_free(struct softfault_working_set *set);
+
+/**
+ * Saves the set as a file, instead of one that is there: the old one or the new one, at any moment.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE. -EINVAL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string.
+ */
+int softfault_working_set_save(struct softfault_working_set *set, const char *path);
+
+/**
+ * Saves the set in the folder of the image that it is of, where softfault_working_set_find() looks.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -EINVAL where the set is of other contents. -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_working_set_save_beside(struct softfault_working_set *set, struct softfault_image *image);
+
+/**
+ * Writes what the set is. The caller sets properties->size.
+ *
+ * Errors: -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * properties has the size that it says, and may be written.
+ */
+int softfault_working_set_info(struct softfault_working_set *set, struct softfault_working_set_properties *properties);
+
+/**
+ * Writes window number index, the earliest first: its time, from when the session was restored on, and how many pages were touched in
+ * it first. Each may be NULL.
+ *
+ * Errors: -ENOENT: there are not so many. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * start_ns, end_ns and nr_pages may be written.
+ */
+int softfault_working_set_window(struct softfault_working_set *set,
+                                 size_t index,
+                                 uint64_t *start_ns,
+                                 uint64_t *end_ns,
+                                 uint64_t *nr_pages);
+
+/**
+ * Copies up to nr ranges of the image's bytes that were touched first in window number index, in the order of their places; full
+ * (may be NULL) gets how many there are.
+ *
+ * Errors: -ENOENT: no such window. -EINVAL, -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * ranges has room for nr elements; full may be written.
+ */
+int softfault_working_set_ranges(struct softfault_working_set *set,
+                                 size_t index,
+                                 struct softfault_range *ranges,
+                                 size_t nr,
+                                 size_t *full);
+
+/**
+ * Makes one set of nr recordings of the same contents: what was touched in least of them at least, 1 for everything, each page as
+ * early as in any of those. The handle is the caller's: softfault_working_set_free().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -EINVAL: they are of different contents, or tell different numbers of pages apart. -EINVAL: there are
+ * fewer than least. -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * sets has nr elements; out may be written.
+ */
+int softfault_working_set_merge(struct softfault_working_set *const *sets,
+                                size_t nr,
+                                size_t least,
+                                struct softfault_working_set **out);
+
+/**
+ * Compares a set with what was touched afterwards: how many pages are in both, only foretold, only touched. Each may be NULL.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -EINVAL: as softfault_working_set_merge(). -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * both, only_foretold and only_touched may be written.
+ */
+int softfault_working_set_compare(struct softfault_working_set *foretold,
+                                  struct softfault_working_set *touched,
+                                  uint64_t *both,
+                                  uint64_t *only_foretold,
+                                  uint64_t *only_touched);
+
+/**
+ * Carries a set from the image that it is of to another, of the program's next build say: each group of four pages is looked for by its
+ * digest. stayed, moved and lost (each may be NULL) get how many groups are where they were, elsewhere, and gone. The
+ * handle is the caller's: softfault_working_set_free().
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE: -EINVAL where the set is not of from; -EOPNOTSUPP where to has no content digest. -EBADF, -ENOMEM.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * out, stayed, moved and lost may be written.
+ */
+int softfault_working_set_carry(struct softfault_working_set *set,
+                                struct softfault_image *from,
+                                struct softfault_image *to,
+                                struct softfault_working_set **out,
+                                uint64_t *stayed,
+                                uint64_t *moved,
+                                uint64_t *lost);
+
+/**
+ * Writes why the set should be looked at before it is replayed over the image, as softfault_last_error(): it is most of the image, or
+ * far larger than before (may be NULL), the set of before. An empty text: nothing is strange. full may be NULL.
+ *
+ * Errors: SOFTFAULT_ERROR_IMAGE, -EINVAL where the set is of other contents. -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * buf has room for len bytes; full may be written.
+ */
+int softfault_working_set_suspicion(struct softfault_working_set *set,
+                                    struct softfault_image *image,
+                                    struct softfault_working_set *before,
+                                    char *buf,
+                                    size_t len,
+                                    size_t *full);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -7,10 +7,7 @@ use crate::consts;
 use crate::error::entry;
 use crate::handle::{self, softfault_arena, softfault_object, softfault_runtime};
 use crate::object::file_options;
-use crate::options::{
-    ARENA_FLAGS, SOFTFAULT_ARENA_KERNEL_ACCESS, SOFTFAULT_ARENA_LOOKUP_FIRST, SOFTFAULT_ARENA_NO_FAULT_AROUND,
-    SOFTFAULT_ARENA_NO_NATIVE_EXTENTS, check_flags, read, softfault_arena_options, softfault_object_options,
-};
+use crate::options::{read, softfault_arena_options, softfault_object_options};
 use softfault::{Arena, Object, Prot, Sharing};
 use std::ffi::{c_char, c_int, c_void};
 
@@ -108,17 +105,7 @@ pub unsafe extern "C" fn softfault_arena_new(
         let runtime = handle::get(runtime)?;
         // SAFETY: the caller's contract.
         let options = unsafe { read(options) }?;
-        check_flags("softfault_arena_options", options.flags, ARENA_FLAGS)?;
-        let has = |flag| options.flags & flag != 0;
-        let mut b = runtime.arena(len_bytes);
-        b = b.delivery(known(consts::delivery(options.delivery), "delivery", options.delivery)?);
-        b = b.kernel_access(has(SOFTFAULT_ARENA_KERNEL_ACCESS));
-        b = b.fault_around(!has(SOFTFAULT_ARENA_NO_FAULT_AROUND));
-        b = b.native_extents(!has(SOFTFAULT_ARENA_NO_NATIVE_EXTENTS));
-        b = b.lookup_first(has(SOFTFAULT_ARENA_LOOKUP_FIRST));
-        if options.granule_bytes != 0 {
-            b = b.granule(options.granule_bytes as usize);
-        }
+        let mut b = options.choice()?.apply(runtime.arena(len_bytes));
         if !options.address.is_null() {
             b = b.at(options.address as usize);
         }

@@ -93,6 +93,28 @@ pub(crate) unsafe fn path<'a>(text: *const c_char) -> Result<&'a Path, Failure> 
     Ok(Path::new(OsStr::from_bytes(text.to_bytes())))
 }
 
+/// Copies the caller's array.
+///
+/// # Safety
+/// `nr` elements from `ptr` on may be read, or `nr` is 0; any bytes there are values.
+pub(crate) unsafe fn elements<T: Copy>(ptr: *const T, nr: usize, name: &str) -> Result<Vec<T>, Failure> {
+    if nr > 0 && ptr.is_null() {
+        return Err(Failure::argument(format_args!("{name} is NULL, and there are {nr}")));
+    }
+    // SAFETY: the index is below `nr`: the caller's contract. They need not be aligned.
+    Ok((0..nr).map(|i| unsafe { ptr.wrapping_add(i).read_unaligned() }).collect())
+}
+
+/// Lends the caller's text.
+///
+/// # Safety
+/// As [`string`].
+pub(crate) unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<&'a str, Failure> {
+    // SAFETY: the caller's contract.
+    let text = unsafe { string(text, name) }?;
+    text.to_str().map_err(|_| Failure::argument(format_args!("{name} is no UTF-8")))
+}
+
 /// Returns the range of `len` units from `start` on.
 pub(crate) fn range<T: Copy + Into<u64> + TryFrom<u64>>(start: T, len: T) -> Result<Range<T>, Failure> {
     let (from, nr) = (start.into(), len.into());

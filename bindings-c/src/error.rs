@@ -2,11 +2,13 @@
 //!
 //! # Context: control plane
 
+use softfault::image::{Digest, Error as ImageError};
 use softfault::{Error, FillError, StoreError, VmFaultReason};
 use std::any::Any;
 use std::cell::RefCell;
 use std::ffi::{c_char, c_int};
 use std::fmt;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -26,6 +28,7 @@ pub(crate) const EMFILE: i32 = 24;
 pub(crate) const ENODATA: i32 = 61;
 pub(crate) const EBADMSG: i32 = 74;
 pub(crate) const EOPNOTSUPP: i32 = 95;
+pub(crate) const ESTALE: i32 = 116;
 pub(crate) const ENOTRECOVERABLE: i32 = 131;
 pub(crate) const EHWPOISON: i32 = 133;
 
@@ -75,6 +78,14 @@ pub const SOFTFAULT_ERROR_CONFLICT: u32 = 20;
 /// A limit of the process is too low: the words name it, its value, and the one that is needed. -EMFILE for RLIMIT_NOFILE,
 /// else -ENOMEM.
 pub const SOFTFAULT_ERROR_LIMIT: u32 = 21;
+/// An image of memory cannot be read or written, or is not what it says: softfault_last_image_failure() says what and where,
+/// softfault_last_object() of which file. Its errno where a system call failed; else -EBADMSG (damaged), -EOPNOTSUPP, -ESTALE
+/// (the file is another by now), -EBUSY (in use), -EINVAL (two things that do not belong together).
+pub const SOFTFAULT_ERROR_IMAGE: u32 = 22;
+/// The image needs an overlay that was not given: the words name it, and its bytes. -ENODATA.
+pub const SOFTFAULT_ERROR_OVERLAY: u32 = 23;
+/// A capture came to nothing: the words say why. -EIO.
+pub const SOFTFAULT_ERROR_CAPTURE: u32 = 24;
 
 /// No cause is known: the last failure was none of a page, or a vtable of the program's said no.
 pub const SOFTFAULT_CAUSE_NONE: u32 = 0;
@@ -103,6 +114,103 @@ pub const SOFTFAULT_CAUSE_NOT_PERMITTED: u32 = 10;
 pub const SOFTFAULT_CAUSE_NOT_MAPPED: u32 = 11;
 /// The cache's memory is not what its words say.
 pub const SOFTFAULT_CAUSE_BROKEN: u32 = 12;
+
+/// A system call on the image's file failed.
+pub const SOFTFAULT_IMAGE_CAUSE_IO: u32 = 1;
+/// The file is not what its format says: truncated, damaged, or made to deceive.
+pub const SOFTFAULT_IMAGE_CAUSE_CORRUPT: u32 = 2;
+/// Bytes are not those that the image was made of.
+pub const SOFTFAULT_IMAGE_CAUSE_DIGEST: u32 = 3;
+/// The image is whole, but asks for what this build does not know.
+pub const SOFTFAULT_IMAGE_CAUSE_UNSUPPORTED: u32 = 4;
+/// A file below the image is no longer the one that the image was made over.
+pub const SOFTFAULT_IMAGE_CAUSE_CHANGED: u32 = 5;
+/// Something else holds what is to be removed.
+pub const SOFTFAULT_IMAGE_CAUSE_IN_USE: u32 = 6;
+/// Two things cannot be put together: a working set and the image of another content, say.
+pub const SOFTFAULT_IMAGE_CAUSE_MIXED: u32 = 7;
+/// A cause that a later version has.
+pub const SOFTFAULT_IMAGE_CAUSE_OTHER: u32 = 8;
+
+/// A digest (BLAKE3) of a file or of contents; all zeros stands for none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct softfault_digest {
+    /// Its bytes, in the order in which they are written.
+    pub bytes: [u8; 32],
+}
+
+impl From<Digest> for softfault_digest {
+    fn from(digest: Digest) -> Self {
+        Self { bytes: *digest.as_bytes() }
+    }
+}
+
+/// What is wrong with an image, and where.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct softfault_image_failure {
+    /// SOFTFAULT_IMAGE_CAUSE_*.
+    pub cause: u32,
+    /// What a system call said, positive; 0 if none failed.
+    pub system_errno: c_int,
+    /// The byte of the file; UINT64_MAX if it is about no byte.
+    pub file_offset: u64,
+    /// With SOFTFAULT_IMAGE_CAUSE_DIGEST: what the image says.
+    pub wanted: softfault_digest,
+    /// With SOFTFAULT_IMAGE_CAUSE_DIGEST: what the bytes say.
+    pub found: softfault_digest,
+}
+
+/// Returns what is wrong with an image, and of which file that is; `None`: the caller's argument is.
+pub(crate) fn image_failure_of(error: &ImageError) -> Option<(softfault_image_failure, String)> {
+    let none = softfault_image_failure { file_offset: u64::MAX, ..softfault_image_failure::default() };
+    let (cause, path, mut failure) = match error {
+        ImageError::Argument { .. } => return None,
+        ImageError::Io { path, source, .. } => {
+            let system_errno = source.raw_os_error().map_or(0, positive);
+            (SOFTFAULT_IMAGE_CAUSE_IO, Some(path), softfault_image_failure { system_errno, ..none })
+        }
+        ImageError::Corrupt { path, offset, .. } => {
+            (SOFTFAULT_IMAGE_CAUSE_CORRUPT, Some(path), softfault_image_failure { file_offset: *offset, ..none })
+        }
+        ImageError::Digest { path, offset, wanted, found, .. } => {
+            let (wanted, found) = ((*wanted).into(), (*found).into());
+            let failure = softfault_image_failure { file_offset: *offset, wanted, found, ..none };
+            (SOFTFAULT_IMAGE_CAUSE_DIGEST, Some(path), failure)
+        }
+        ImageError::Unsupported { path, .. } => (SOFTFAULT_IMAGE_CAUSE_UNSUPPORTED, Some(path), none),
+        ImageError::Changed { path, .. } => (SOFTFAULT_IMAGE_CAUSE_CHANGED, Some(path), none),
+        ImageError::InUse { path, .. } => (SOFTFAULT_IMAGE_CAUSE_IN_USE, Some(path), none),
+        ImageError::Mixed { .. } => (SOFTFAULT_IMAGE_CAUSE_MIXED, None, none),
+        _ => (SOFTFAULT_IMAGE_CAUSE_OTHER, None, none),
+    };
+    failure.cause = cause;
+    Some((failure, path.map(|p| p.display().to_string()).unwrap_or_default()))
+}
+
+fn errno_of_image(error: &ImageError) -> i32 {
+    match error {
+        // What has no number was found by us: a file that is there already, or is not.
+        ImageError::Io { source, .. } => source.raw_os_error().map_or_else(|| errno_of_kind(source.kind()), positive),
+        ImageError::Corrupt { .. } | ImageError::Digest { .. } => EBADMSG,
+        ImageError::Unsupported { .. } => EOPNOTSUPP,
+        ImageError::Changed { .. } => ESTALE,
+        ImageError::InUse { .. } => EBUSY,
+        ImageError::Mixed { .. } | ImageError::Argument { .. } => EINVAL,
+        _ => EIO,
+    }
+}
+
+fn errno_of_kind(kind: ErrorKind) -> i32 {
+    match kind {
+        ErrorKind::AlreadyExists => EEXIST,
+        ErrorKind::NotFound => ENOENT,
+        ErrorKind::PermissionDenied => EACCES,
+        ErrorKind::InvalidInput => EINVAL,
+        _ => EIO,
+    }
+}
 
 /// Returns the number of a cause, and its errno or 0.
 pub(crate) fn cause_of(cause: Option<FillError>) -> (u32, c_int) {
@@ -152,17 +260,29 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) reason: u32,
     pub(crate) lost: Vec<softfault_range>,
-    pub(crate) fault: Option<softfault_fault>,
+    pub(crate) fault: Option<Box<softfault_fault>>,
     pub(crate) object: String,
+    pub(crate) image: Option<Box<softfault_image_failure>>,
 }
 
 impl Failure {
     pub(crate) fn new(errno: i32, kind: u32, message: impl fmt::Display) -> Self {
         let (message, object) = (message.to_string(), String::new());
-        Self { errno, kind, message, reason: 0, lost: Vec::new(), fault: None, object }
+        Self { errno, kind, message, reason: 0, lost: Vec::new(), fault: None, object, image: None }
     }
     pub(crate) fn argument(message: impl fmt::Display) -> Self {
         Self::new(EINVAL, SOFTFAULT_ERROR_ARGUMENT, message)
+    }
+
+    /// Makes the failure of an image, in these words.
+    fn of_image(error: &ImageError, words: impl fmt::Display) -> Self {
+        match image_failure_of(error) {
+            Some((image, object)) => {
+                let failure = Self::new(errno_of_image(error), SOFTFAULT_ERROR_IMAGE, words);
+                Self { object, image: Some(Box::new(image)), ..failure }
+            }
+            None => Self::argument(words),
+        }
     }
 
     fn panicked(payload: Box<dyn Any + Send>) -> Self {
@@ -179,6 +299,12 @@ impl Failure {
         // A thread that is ending has no words any more.
         let _ = LAST.try_with(|last| last.replace(Some(self)));
         -errno
+    }
+}
+
+impl From<ImageError> for Failure {
+    fn from(error: ImageError) -> Self {
+        Self::of_image(&error, &error)
     }
 }
 
@@ -204,18 +330,23 @@ impl From<Error> for Failure {
                 (if what.starts_with("RLIMIT_NOFILE") { EMFILE } else { ENOMEM }, SOFTFAULT_ERROR_LIMIT)
             }
             Error::Io { source, .. } => (source.raw_os_error().map_or(EIO, positive), SOFTFAULT_ERROR_IO),
+            Error::Image { source, .. } => return Self::of_image(source, &error),
+            Error::Overlay { .. } => (ENODATA, SOFTFAULT_ERROR_OVERLAY),
+            Error::Capture { .. } => (EIO, SOFTFAULT_ERROR_CAPTURE),
             _ => (EIO, SOFTFAULT_ERROR_OTHER),
         };
         let mut failure = Self::new(errno, kind, &error);
         match &error {
             Error::Fault { reason, cause, object_offset, arena_offset, .. } => {
                 failure.reason = reason.0;
-                failure.fault = Some(fault_of(*cause, *object_offset, arena_offset.map(|at| at as u64)));
+                failure.fault = Some(Box::new(fault_of(*cause, *object_offset, arena_offset.map(|at| at as u64))));
             }
             Error::Writeback { error, range, .. } => {
-                failure.fault = Some(fault_of(Some(*error), Some(range.start), None));
+                failure.fault = Some(Box::new(fault_of(Some(*error), Some(range.start), None)));
             }
-            Error::Flush { error, .. } => failure.fault = Some(fault_of(Some(error.fill_error()), None, None)),
+            Error::Flush { error, .. } => {
+                failure.fault = Some(Box::new(fault_of(Some(error.fill_error()), None, None)))
+            }
             Error::Lost { ranges, .. } => failure.lost = ranges.iter().map(softfault_range::from).collect(),
             _ => {}
         }
@@ -338,7 +469,7 @@ pub unsafe extern "C" fn softfault_last_fault(out: *mut softfault_fault) -> c_in
     if out.is_null() {
         return -EINVAL;
     }
-    match about_last(None, |last| last.fault) {
+    match about_last(None, |last| last.fault.as_deref().copied()) {
         Some(fault) => {
             // SAFETY: not null, and the caller's contract. It need not be aligned.
             unsafe { out.write_unaligned(fault) };
@@ -348,8 +479,31 @@ pub unsafe extern "C" fn softfault_last_fault(out: *mut softfault_fault) -> c_in
     }
 }
 
+/// Writes what was wrong with an image, if this thread's last failure was SOFTFAULT_ERROR_IMAGE.
+///
+/// Errors: -ENOENT: it was not. -EINVAL: out is NULL. This call is not itself the last failure.
+///
+/// Context: program, filler.
+///
+/// # Safety
+/// out may be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softfault_last_image_failure(out: *mut softfault_image_failure) -> c_int {
+    if out.is_null() {
+        return -EINVAL;
+    }
+    match about_last(None, |last| last.image.as_deref().copied()) {
+        Some(failure) => {
+            // SAFETY: not null, and the caller's contract. It need not be aligned.
+            unsafe { out.write_unaligned(failure) };
+            0
+        }
+        None => -ENOENT,
+    }
+}
+
 /// Copies the label of the object that this thread's last failure was about, as softfault_last_error(): a file's path, or
-/// what softfault_object_options.label said.
+/// what softfault_object_options.label said; of SOFTFAULT_ERROR_IMAGE the path of the image's file.
 ///
 /// Returns the full length without the NUL; 0 if the failure was about no object.
 ///

@@ -16,7 +16,9 @@
 use crate::error::{EACCES, EBADF, EINVAL, Failure, SOFTFAULT_ERROR_DENIED, SOFTFAULT_ERROR_EXHAUSTED};
 use crate::error::{ENOMEM, SOFTFAULT_ERROR_HANDLE};
 use crossbeam_utils::Backoff;
-use softfault::{Arena, Held, Object, Pin, Runtime, Stats};
+use softfault::image::workingset::WorkingSet;
+use softfault::image::{Catalog, Image, Writer};
+use softfault::{Arena, Held, Object, OpenImage, Pin, Runtime, Session, Stats};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -58,6 +60,52 @@ pub struct softfault_stats {
     _opaque: [u8; 0],
 }
 
+/// An image of memory: a snapshot. Freed by softfault_image_free().
+#[derive(Debug)]
+pub struct softfault_image {
+    _opaque: [u8; 0],
+}
+
+/// An image that was restored: memory, which is filled as it is touched. Freed by softfault_session_free().
+#[derive(Debug)]
+pub struct softfault_session {
+    _opaque: [u8; 0],
+}
+
+/// Which pages of an image a program touched first, in windows of time. Freed by softfault_working_set_free().
+#[derive(Debug)]
+pub struct softfault_working_set {
+    _opaque: [u8; 0],
+}
+
+/// An image that is being written. Freed by softfault_image_writer_free().
+#[derive(Debug)]
+pub struct softfault_image_writer {
+    _opaque: [u8; 0],
+}
+
+/// A folder of images. Freed by softfault_catalog_free().
+#[derive(Debug)]
+pub struct softfault_catalog {
+    _opaque: [u8; 0],
+}
+
+/// An image: of files alone, or open as an object of a runtime.
+#[derive(Clone)]
+pub(crate) enum AnyImage {
+    Files(Arc<Image>),
+    Open(OpenImage),
+}
+
+impl AnyImage {
+    pub(crate) fn image(&self) -> &Arc<Image> {
+        match self {
+            Self::Files(image) => image,
+            Self::Open(open) => open.image(),
+        }
+    }
+}
+
 /// The value behind a handle.
 pub(crate) enum Value {
     Runtime(Runtime),
@@ -66,6 +114,11 @@ pub(crate) enum Value {
     Pin(Arc<Pin>),
     Held(Arc<Held>),
     Stats(Arc<Stats>),
+    Image(AnyImage),
+    Session(Session),
+    WorkingSet(Arc<WorkingSet>),
+    ImageWriter(Arc<Mutex<Option<Writer>>>),
+    Catalog(Catalog),
 }
 
 /// A type of handle.
@@ -103,6 +156,11 @@ handles! {
     softfault_pin is 4: Pin(Arc<Pin>);
     softfault_held is 5: Held(Arc<Held>);
     softfault_stats is 6: Stats(Arc<Stats>);
+    softfault_image is 7: Image(AnyImage);
+    softfault_session is 8: Session(Session);
+    softfault_working_set is 9: WorkingSet(Arc<WorkingSet>);
+    softfault_image_writer is 10: ImageWriter(Arc<Mutex<Option<Writer>>>);
+    softfault_catalog is 11: Catalog(Catalog);
 }
 
 const TOP: u64 = 0x5f << 56;

@@ -1,8 +1,8 @@
 //! The C ABI of softfault.
 //!
 //! One module a concern; what each exports is what its part of `include/softfault.h` says, and the comments here are the
-//! ones that land there. Layers, lowest first: `consts`, `error` < `args`, `handle`, `handler` < `options` < the
-//! rest: `runtime`, `object` and `object_cache`, `arena`, `pin`, `stats`, and `callbacks`, which takes the program's functions. `README.md` has the conventions.
+//! ones that land there. Layers, lowest first: `consts`, `error` < `args`, `handle`, `handler` < `options` <
+//! `image_options` < the rest: `runtime`, `object` and `object_cache`, `arena`, `pin`, `stats`, `image`, `image_writer`, `image_ops`, `catalog`, `session`, `working_set`, and `callbacks`, which takes the program's functions. `README.md` has the conventions.
 //!
 //! A panic never crosses: whatever may fail runs in [`error::entry`]. What runs in signal handlers is in `handler`,
 //! which cannot panic (`tests/nopanic.rs` links it so).
@@ -24,13 +24,20 @@ mod api {
 pub mod arena;
 pub mod args;
 pub mod callbacks;
+pub mod catalog;
 pub mod consts;
 pub mod error;
 pub mod handle;
 pub mod handler;
+pub mod image;
+pub mod image_ops;
+pub mod image_options;
+pub mod image_writer;
 pub mod object;
 pub mod object_cache;
 pub mod options;
 pub mod pin;
 pub mod runtime;
+pub mod session;
 pub mod stats;
+pub mod working_set;

@@ -11,7 +11,7 @@ use crate::error::{E2BIG, Failure, SOFTFAULT_ERROR_ARGUMENT};
 use crate::handler::minor::softfault_minor_operations;
 use crate::handler::store::softfault_store_operations;
 use crate::handler::vm_fault::softfault_vm_operations;
-use softfault::{ObjectBuilder, RuntimeBuilder};
+use softfault::{ArenaBuilder, Delivery, ObjectBuilder, RuntimeBuilder};
 use std::ffi::{c_char, c_void};
 use std::time::Duration;
 
@@ -126,7 +126,7 @@ pub const SOFTFAULT_ARENA_NO_NATIVE_EXTENTS: u32 = 0x4;
 /// Minor delegates are asked before fault is called, instead of by its SOFTFAULT_VM_FAULT_UFFD_MINOR.
 pub const SOFTFAULT_ARENA_LOOKUP_FIRST: u32 = 0x8;
 
-pub(crate) const ARENA_FLAGS: u32 = 0xf;
+const ARENA_FLAGS: u32 = 0xf;
 
 /// Options of softfault_arena_new(). Fields that are 0 have their defaults.
 #[repr(C)]
@@ -216,6 +216,40 @@ pub(crate) unsafe fn read<T: Versioned>(ptr: *const T) -> Result<T, Failure> {
     Ok(value)
 }
 
+/// A structure that a call fills: as much of it as the caller has.
+pub(crate) struct Report<T>(*mut T, usize);
+
+impl<T: Versioned> Report<T> {
+    /// Looks at the structure, whose size the caller has set.
+    ///
+    /// # Safety
+    /// `ptr` is null, or as many bytes as the structure says may be read and written for the length of the call.
+    pub(crate) unsafe fn new(ptr: *mut T) -> Result<Self, Failure> {
+        let name = T::NAME;
+        if ptr.is_null() {
+            return Err(Failure::argument(format_args!("{name} is NULL")));
+        }
+        // SAFETY: the caller's contract: a structure of this kind has its size, whatever else. It need not be aligned.
+        let size = unsafe { ptr.cast::<usize>().read_unaligned() };
+        if size < T::FIRST {
+            return Err(Failure::argument(format_args!("{name}.size is {size}: at least {}", T::FIRST)));
+        }
+        Ok(Self(ptr, size))
+    }
+
+    /// Writes it. Its size stays the caller's; what the caller has more becomes 0.
+    pub(crate) fn put(self, value: T) {
+        let (known, head) = (self.1.min(size_of::<T>()), size_of::<usize>());
+        let (src, dst) = (std::ptr::from_ref(&value).cast::<u8>(), self.0.cast::<u8>());
+        // SAFETY: both have `known` bytes, which is at least their first field: `new`, and `Versioned`.
+        unsafe { std::ptr::copy_nonoverlapping(src.wrapping_add(head), dst.wrapping_add(head), known - head) };
+        for at in known..self.1 {
+            // SAFETY: `at` is below the size that the caller vouches for.
+            unsafe { dst.wrapping_add(at).write(0) };
+        }
+    }
+}
+
 pub(crate) fn check_reserved(name: &str, reserved: u32) -> Result<(), Failure> {
     if reserved != 0 {
         return Err(Failure::argument(format_args!("{name}.reserved is {reserved:#x}: must be 0")));
@@ -277,6 +311,37 @@ impl softfault_runtime_options {
             b = b.exit_wait(Duration::from_millis(u64::from(or_off(self.exit_wait_ms))));
         }
         Ok(b)
+    }
+}
+
+/// What a program asks of an arena, besides its length and place.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ArenaChoice {
+    flags: u32,
+    delivery: Delivery,
+    granule_bytes: usize,
+}
+
+impl ArenaChoice {
+    pub(crate) fn apply(&self, b: ArenaBuilder) -> ArenaBuilder {
+        let has = |flag| self.flags & flag != 0;
+        let mut b = b.delivery(self.delivery).kernel_access(has(SOFTFAULT_ARENA_KERNEL_ACCESS));
+        b = b.fault_around(!has(SOFTFAULT_ARENA_NO_FAULT_AROUND));
+        b = b.native_extents(!has(SOFTFAULT_ARENA_NO_NATIVE_EXTENTS));
+        b = b.lookup_first(has(SOFTFAULT_ARENA_LOOKUP_FIRST));
+        if self.granule_bytes != 0 {
+            b = b.granule(self.granule_bytes);
+        }
+        b
+    }
+}
+
+impl softfault_arena_options {
+    /// Checks them.
+    pub(crate) fn choice(&self) -> Result<ArenaChoice, Failure> {
+        check_flags(Self::NAME, self.flags, ARENA_FLAGS)?;
+        let delivery = known(consts::delivery(self.delivery), "delivery", self.delivery)?;
+        Ok(ArenaChoice { flags: self.flags, delivery, granule_bytes: self.granule_bytes as usize })
     }
 }
 

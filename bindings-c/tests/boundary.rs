@@ -102,6 +102,55 @@ fn reasons_and_ranges_are_kept_with_the_words() {
     assert_eq!((all, two), (2, [range(0, 4096), range(1, 1), range(1, 1)]));
 }
 
+/// What is wrong with an image, and where, whether a runtime says so or the image's own crate.
+#[test]
+fn failures_of_images_are_kept_with_the_words() {
+    use error::*;
+    use softfault::image::{Digest, Error as ImageError};
+    let path = std::path::PathBuf::from("/images/heap.sfi");
+    let io = |source| ImageError::Io { op: "open", path: path.clone(), source };
+    let (wanted, found) = (Digest::of(b"one"), Digest::of(b"other"));
+    let what = "a frame";
+    let kinds = [
+        (io(std::io::Error::from_raw_os_error(13)), 13, SOFTFAULT_IMAGE_CAUSE_IO, u64::MAX),
+        (io(std::io::ErrorKind::AlreadyExists.into()), 17, SOFTFAULT_IMAGE_CAUSE_IO, u64::MAX),
+        (
+            ImageError::Corrupt { path: path.clone(), what, offset: 64, why: "odd".into() },
+            74,
+            SOFTFAULT_IMAGE_CAUSE_CORRUPT,
+            64,
+        ),
+        (
+            ImageError::Digest { path: path.clone(), what, offset: 128, wanted, found },
+            74,
+            SOFTFAULT_IMAGE_CAUSE_DIGEST,
+            128,
+        ),
+        (ImageError::Changed { path: path.clone(), what }, 116, SOFTFAULT_IMAGE_CAUSE_CHANGED, u64::MAX),
+        (ImageError::InUse { path, why: "held".into() }, 16, SOFTFAULT_IMAGE_CAUSE_IN_USE, u64::MAX),
+    ];
+    for (e, errno, cause, offset) in kinds {
+        let digests = matches!(e, ImageError::Digest { .. });
+        let text = format!("op: {e}");
+        let told = fails(Error::Image { op: "op", source: Box::new(e) });
+        assert_eq!(told, (-errno, SOFTFAULT_ERROR_IMAGE, text));
+        let mut failure = softfault_image_failure::default();
+        // SAFETY: it may be written.
+        assert_eq!(unsafe { softfault_last_image_failure(&raw mut failure) }, 0);
+        assert_eq!((failure.cause, failure.file_offset), (cause, offset));
+        assert_eq!(failure.wanted == wanted.into() && failure.found == found.into(), digests);
+        // SAFETY: no room is needed for nothing.
+        assert_eq!(unsafe { softfault_last_object(std::ptr::null_mut(), 0) }, "/images/heap.sfi".len());
+    }
+    let argument = ImageError::Argument { op: "Reader::read", arg: "into", value: 5, why: "no page" };
+    assert_eq!(fails(Error::Image { op: "op", source: Box::new(argument) }).1, SOFTFAULT_ERROR_ARGUMENT);
+    let mut none = softfault_image_failure::default();
+    // SAFETY: it may be written.
+    assert_eq!(unsafe { softfault_last_image_failure(&raw mut none) }, -2);
+    let overlay = Error::Overlay { op: "op", name: "entropy".into(), range: 0..4096 };
+    assert_eq!((fails(overlay).0, softfault_last_error_kind()), (-61, SOFTFAULT_ERROR_OVERLAY));
+}
+
 /// Each thread has its own.
 #[test]
 fn words_belong_to_a_thread() {

@@ -11,6 +11,7 @@ const SOURCES: &[&str] = &[
     "consts.rs",
     "error.rs",
     "options.rs",
+    "image_options.rs",
     "handle.rs",
     "runtime.rs",
     "object.rs",
@@ -22,6 +23,12 @@ const SOURCES: &[&str] = &[
     "handler/store.rs",
     "handler/minor.rs",
     "stats.rs",
+    "image.rs",
+    "image_writer.rs",
+    "image_ops.rs",
+    "catalog.rs",
+    "session.rs",
+    "working_set.rs",
 ];
 
 fn header() -> PathBuf {
@@ -42,7 +49,17 @@ fn generate() -> String {
 
 /// Bits in hexadecimal, as they are written everywhere else; the contract of a function in the words of C.
 fn as_c(line: &str) -> String {
-    let bits = ["VM_FAULT_", "FAULT_FLAG_", "OBJECT_", "ARENA_", "STORE_", "MINOR_HANDLER"];
+    let bits = [
+        "VM_FAULT_",
+        "FAULT_FLAG_",
+        "OBJECT_",
+        "ARENA_",
+        "STORE_",
+        "MINOR_HANDLER",
+        "IMAGE_HAS_",
+        "RESTORE_",
+        "WRITER_",
+    ];
     let number = line.strip_prefix("#define SOFTFAULT_").and_then(|rest| rest.split_once(' '));
     match number {
         Some((name, n)) if bits.iter().any(|b| name.starts_with(b)) => {

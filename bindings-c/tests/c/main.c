@@ -23,6 +23,13 @@ void test_store(void);
 void test_minor(void);
 void test_causes(void);
 void test_stats(void);
+void test_image(void);
+void test_image_errors(void);
+void test_restore(void);
+void test_restore_errors(void);
+void test_working_set(void);
+void test_image_ops(void);
+void test_catalog(void);
 void test_interpose(void);
 void test_fork(void);
 
@@ -45,6 +52,13 @@ static const struct {
     {"minor", test_minor},
     {"causes", test_causes},
     {"stats", test_stats},
+    {"image", test_image},
+    {"image_errors", test_image_errors},
+    {"restore", test_restore},
+    {"restore_errors", test_restore_errors},
+    {"working_set", test_working_set},
+    {"image_ops", test_image_ops},
+    {"catalog", test_catalog},
     {"interpose", test_interpose},
     {"fork", test_fork},
 };

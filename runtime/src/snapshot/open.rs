@@ -104,7 +104,7 @@ impl OpenImage {
     ///
     /// # Context: program, filler
     #[must_use]
-    pub fn image(&self) -> &Image {
+    pub fn image(&self) -> &Arc<Image> {
         &self.inner.image
     }
 
