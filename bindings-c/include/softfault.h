@@ -580,6 +580,13 @@
 #define SOFTFAULT_ARENA_LOOKUP_FIRST 0x8
 
 /**
+ * softfault_capture_begin() can hold the stores of threads to the arena: the first store to a page that is clean, or that a capture has
+ * protected, faults, and while a capture is made a system call that stores to the arena can fail with EFAULT. Needs in-thread
+ * delivery; maps objects shared.
+ */
+#define SOFTFAULT_ARENA_CAPTURABLE 0x10
+
+/**
  * Bytes are verified each time that they are read, where there are digests.
  */
 #define SOFTFAULT_INTEGRITY_LAZY 0
@@ -648,6 +655,11 @@
  * Files of the parent that have no digests are read, and the new image has digests of them.
  */
 #define SOFTFAULT_WRITER_DIGEST_PARENT 0x1
+
+/**
+ * softfault_capture_begin() fails where it would wait for pins for writing, or for another capture of an arena.
+ */
+#define SOFTFAULT_CAPTURE_NO_WAIT 1
 
 /**
  * A store did not give a page.
@@ -735,6 +747,11 @@
  * A range of address space over which objects are mapped. Freed by softfault_arena_free().
  */
 typedef struct softfault_arena softfault_arena;
+
+/**
+ * An image that is being written of arenas. Freed by softfault_capture_free().
+ */
+typedef struct softfault_capture softfault_capture;
 
 /**
  * A folder of images. Freed by softfault_catalog_free().
@@ -1491,6 +1508,97 @@ typedef struct softfault_completion {
      */
     uint64_t trapped_extents;
 } softfault_completion;
+
+/**
+ * Bytes of an arena that a capture leaves out, rounded outwards to pages: they are zero in the image.
+ */
+typedef struct softfault_excluded {
+    /**
+     * Which arena.
+     */
+    struct softfault_arena *arena;
+    /**
+     * Where they begin in it.
+     */
+    size_t offset;
+    /**
+     * How many there are.
+     */
+    size_t len_bytes;
+} softfault_excluded;
+
+/**
+ * Options of softfault_capture_begin(). Fields that are 0 have their defaults.
+ */
+typedef struct softfault_capture_options {
+    /**
+     * sizeof(struct softfault_capture_options).
+     */
+    size_t size;
+    /**
+     * SOFTFAULT_CAPTURE_* together.
+     */
+    uint32_t flags;
+    /**
+     * How the image stores its pages: SOFTFAULT_CODEC_*.
+     */
+    uint32_t codec;
+    /**
+     * Of SOFTFAULT_CODEC_ZSTD: 1 (fast) to 22 (small); default 3.
+     */
+    int32_t level;
+    /**
+     * Must be 0.
+     */
+    uint32_t reserved;
+    /**
+     * An image in the same folder: only what differs from it is written, and it is needed from then on. NULL: none.
+     */
+    struct softfault_image *parent;
+    /**
+     * What is left out: secrets, what is made anew.
+     */
+    const struct softfault_excluded *excluded;
+    /**
+     * How many there are.
+     */
+    size_t nr_excluded;
+    /**
+     * How many bytes of memory old contents of pages may take that are stored to before they are written; when it is full they go to a
+     * file beside the image. Default: an eighth of what is captured, 256 KiB to 64 MiB.
+     */
+    size_t budget_bytes;
+} softfault_capture_options;
+
+/**
+ * How far a capture is.
+ */
+typedef struct softfault_capture_state {
+    /**
+     * sizeof(struct softfault_capture_state), which the caller sets.
+     */
+    size_t size;
+    /**
+     * Pages of the image that are written.
+     */
+    uint64_t done_pages;
+    /**
+     * Pages of the image.
+     */
+    uint64_t nr_pages;
+    /**
+     * Pages whose old bytes went to the file beside the image.
+     */
+    uint64_t spilled_pages;
+    /**
+     * Pages that were protected while stores waited.
+     */
+    uint64_t last_pages;
+    /**
+     * How long stores waited for the cut, at most.
+     */
+    uint64_t held_ns;
+} softfault_capture_state;
 
 /**
  * What a working set is.
@@ -3574,6 +3682,85 @@ int softfault_session_mark(struct softfault_session *session,
  */
 int softfault_session_complete(struct softfault_session *session,
                                struct softfault_completion *completion);
+
+/**
+ * Makes a consistent cut of nr arenas, each made with SOFTFAULT_ARENA_CAPTURABLE, and returns after it; the image is written
+ * meanwhile, until softfault_capture_commit(). Threads go on storing, but for the last moment before the cut (a millisecond or
+ * two). options may be NULL.
+ *
+ * at_cut (may be NULL) is called with ctx in that moment, on this thread: what it reads of the program's state is of the same moment
+ * as the memory. It must not wait for a thread that stores to the arenas (for a lock of such a thread, malloc's included), nor store
+ * to them itself, nor unwind; it may be called again, three times in all, if it takes a tenth of a second. What it returns, if not 0,
+ * ends the capture.
+ *
+ * The handle is the caller's: softfault_capture_free(), which cancels what is not committed.
+ *
+ * Errors: -EACCES: an arena is not capturable, or something is mapped in a way that no capture can hold. -EBUSY: a pin for writing
+ * is there, and SOFTFAULT_CAPTURE_NO_WAIT. SOFTFAULT_ERROR_CAPTURE: at_cut said no, or stores would have waited for too long.
+ * SOFTFAULT_ERROR_IMAGE: the file cannot be made. -ENOMEM: a fifth capture at once, or memory. -EINVAL, -E2BIG, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * path is a string; arenas has nr elements; options, if not NULL, has the size that it says, and what it names may be read; at_cut may
+ * be called so; out may be written.
+ */
+int softfault_capture_begin(struct softfault_runtime *runtime,
+                            const char *path,
+                            struct softfault_arena *const *arenas,
+                            size_t nr,
+                            const struct softfault_capture_options *options,
+                            int (*at_cut)(void *ctx),
+                            void *ctx,
+                            struct softfault_capture **out);
+
+/**
+ * Keeps len bytes under a key beside the memory: what at_cut found, the registers, a version.
+ *
+ * Errors: -EINVAL: the capture is committed. -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * key is a string; value has len bytes.
+ */
+int softfault_capture_key(struct softfault_capture *capture, const char *key, const void *value, size_t len);
+
+/**
+ * Writes how far the capture is. The caller sets progress->size.
+ *
+ * Errors: -EINVAL: the capture is committed. -EBADF.
+ *
+ * Context: program, filler. Thread-safe.
+ *
+ * The caller promises:
+ * progress has the size that it says, and may be written.
+ */
+int softfault_capture_progress(struct softfault_capture *capture, struct softfault_capture_state *progress);
+
+/**
+ * Waits until the image is whole, durable, and there under its name; digest (may be NULL) gets the digest of its file. The capture
+ * is over, whether this succeeds or not.
+ *
+ * Errors: SOFTFAULT_ERROR_CAPTURE, SOFTFAULT_ERROR_IMAGE: there is no image, and one that was there before is as it was. -EINVAL: the
+ * capture is committed already. -EBADF.
+ *
+ * Context: program. Thread-safe.
+ *
+ * The caller promises:
+ * digest may be written.
+ */
+int softfault_capture_commit(struct softfault_capture *capture,
+                             struct softfault_digest *digest);
+
+/**
+ * Frees the handle. A capture that is not committed is cancelled: there will be no image.
+ *
+ * Errors: -EINVAL for NULL, -EBADF.
+ *
+ * Context: program. Thread-safe.
+ */
+int softfault_capture_free(struct softfault_capture *capture);
 
 /**
  * Opens the file of a working set. The handle is the caller's: softfault_working_set_free().

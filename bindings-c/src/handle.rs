@@ -18,7 +18,7 @@ use crate::error::{ENOMEM, SOFTFAULT_ERROR_HANDLE};
 use crossbeam_utils::Backoff;
 use softfault::image::workingset::WorkingSet;
 use softfault::image::{Catalog, Image, Writer};
-use softfault::{Arena, Held, Object, OpenImage, Pin, Runtime, Session, Stats};
+use softfault::{Arena, Capture, Held, Object, OpenImage, Pin, Runtime, Session, Stats};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
@@ -90,6 +90,12 @@ pub struct softfault_catalog {
     _opaque: [u8; 0],
 }
 
+/// An image that is being written of arenas. Freed by softfault_capture_free().
+#[derive(Debug)]
+pub struct softfault_capture {
+    _opaque: [u8; 0],
+}
+
 /// An image: of files alone, or open as an object of a runtime.
 #[derive(Clone)]
 pub(crate) enum AnyImage {
@@ -119,6 +125,7 @@ pub(crate) enum Value {
     WorkingSet(Arc<WorkingSet>),
     ImageWriter(Arc<Mutex<Option<Writer>>>),
     Catalog(Catalog),
+    Capture(Arc<Mutex<Option<Capture>>>),
 }
 
 /// A type of handle.
@@ -161,6 +168,7 @@ handles! {
     softfault_working_set is 9: WorkingSet(Arc<WorkingSet>);
     softfault_image_writer is 10: ImageWriter(Arc<Mutex<Option<Writer>>>);
     softfault_catalog is 11: Catalog(Catalog);
+    softfault_capture is 12: Capture(Arc<Mutex<Option<Capture>>>);
 }
 
 const TOP: u64 = 0x5f << 56;

@@ -4,7 +4,7 @@
 
 use crate::args::{bytes, elements, known, path, text};
 use crate::error::{Failure, softfault_digest};
-use crate::handle::{softfault_image, softfault_working_set};
+use crate::handle::{softfault_arena, softfault_image, softfault_working_set};
 use crate::options::{ArenaChoice, Versioned, check_flags, check_reserved, read, softfault_arena_options};
 use softfault::image::ops::Stored;
 use softfault::image::{Codec, Image, Integrity, Prot, Region, import};
@@ -228,6 +228,66 @@ pub struct softfault_completion {
     pub trapped_extents: u64,
 }
 
+/// softfault_capture_begin() fails where it would wait for pins for writing, or for another capture of an arena.
+pub const SOFTFAULT_CAPTURE_NO_WAIT: u32 = 0x1;
+
+const CAPTURE_FLAGS: u32 = 0x1;
+
+/// Bytes of an arena that a capture leaves out, rounded outwards to pages: they are zero in the image.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct softfault_excluded {
+    /// Which arena.
+    pub arena: *mut softfault_arena,
+    /// Where they begin in it.
+    pub offset: usize,
+    /// How many there are.
+    pub len_bytes: usize,
+}
+
+/// Options of softfault_capture_begin(). Fields that are 0 have their defaults.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct softfault_capture_options {
+    /// sizeof(struct softfault_capture_options).
+    pub size: usize,
+    /// SOFTFAULT_CAPTURE_* together.
+    pub flags: u32,
+    /// How the image stores its pages: SOFTFAULT_CODEC_*.
+    pub codec: u32,
+    /// Of SOFTFAULT_CODEC_ZSTD: 1 (fast) to 22 (small); default 3.
+    pub level: i32,
+    /// Must be 0.
+    pub reserved: u32,
+    /// An image in the same folder: only what differs from it is written, and it is needed from then on. NULL: none.
+    pub parent: *mut softfault_image,
+    /// What is left out: secrets, what is made anew.
+    pub excluded: *const softfault_excluded,
+    /// How many there are.
+    pub nr_excluded: usize,
+    /// How many bytes of memory old contents of pages may take that are stored to before they are written; when it is full they go to a
+    /// file beside the image. Default: an eighth of what is captured, 256 KiB to 64 MiB.
+    pub budget_bytes: usize,
+}
+
+/// How far a capture is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct softfault_capture_state {
+    /// sizeof(struct softfault_capture_state), which the caller sets.
+    pub size: usize,
+    /// Pages of the image that are written.
+    pub done_pages: u64,
+    /// Pages of the image.
+    pub nr_pages: u64,
+    /// Pages whose old bytes went to the file beside the image.
+    pub spilled_pages: u64,
+    /// Pages that were protected while stores waited.
+    pub last_pages: u64,
+    /// How long stores waited for the cut, at most.
+    pub held_ns: u64,
+}
+
 /// What a working set is.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -277,6 +337,16 @@ unsafe impl Versioned for softfault_progress {
 unsafe impl Versioned for softfault_completion {
     const NAME: &'static str = "softfault_completion";
     const FIRST: usize = 32;
+}
+// SAFETY: numbers and pointers, the size first.
+unsafe impl Versioned for softfault_capture_options {
+    const NAME: &'static str = "softfault_capture_options";
+    const FIRST: usize = 56;
+}
+// SAFETY: numbers, the size first.
+unsafe impl Versioned for softfault_capture_state {
+    const NAME: &'static str = "softfault_capture_state";
+    const FIRST: usize = 48;
 }
 // SAFETY: numbers, the size first.
 unsafe impl Versioned for softfault_working_set_properties {
@@ -336,15 +406,28 @@ impl softfault_image_options {
     }
 }
 
+fn codec(number: u32, level: i32) -> Result<Codec, Failure> {
+    match number {
+        SOFTFAULT_CODEC_RAW => Ok(Codec::Raw),
+        SOFTFAULT_CODEC_LZ4 => Ok(Codec::Lz4),
+        SOFTFAULT_CODEC_ZSTD => Ok(Codec::Zstd { level: if level == 0 { 3 } else { level } }),
+        other => known(None, "codec", other),
+    }
+}
+
+impl softfault_capture_options {
+    /// Checks the numbers; returns how pages are stored, if not as they are.
+    pub(crate) fn codec(&self) -> Result<Option<Codec>, Failure> {
+        check_flags(Self::NAME, self.flags, CAPTURE_FLAGS)?;
+        check_reserved(Self::NAME, self.reserved)?;
+        codec(self.codec, self.level).map(|codec| Some(codec).filter(|_| self.codec != SOFTFAULT_CODEC_RAW))
+    }
+}
+
 impl softfault_image_writer_options {
     pub(crate) fn stored(&self) -> Result<Stored, Failure> {
         check_reserved(Self::NAME, self.reserved)?;
-        let codec = match self.codec {
-            SOFTFAULT_CODEC_RAW => Codec::Raw,
-            SOFTFAULT_CODEC_LZ4 => Codec::Lz4,
-            SOFTFAULT_CODEC_ZSTD => Codec::Zstd { level: if self.level == 0 { 3 } else { self.level } },
-            other => return known(None, "codec", other),
-        };
+        let codec = codec(self.codec, self.level)?;
         let frame_bytes = if self.frame_bytes == 0 { Stored::default().frame_bytes } else { self.frame_bytes };
         Ok(Stored { codec, frame_bytes })
     }

@@ -2,7 +2,7 @@
 //!
 //! One module a concern; what each exports is what its part of `include/softfault.h` says, and the comments here are the
 //! ones that land there. Layers, lowest first: `consts`, `error` < `args`, `handle`, `handler` < `options` <
-//! `image_options` < the rest: `runtime`, `object` and `object_cache`, `arena`, `pin`, `stats`, `image`, `image_writer`, `image_ops`, `catalog`, `session`, `working_set`, and `callbacks`, which takes the program's functions. `README.md` has the conventions.
+//! `image_options` < the rest: `runtime`, `object` and `object_cache`, `arena`, `pin`, `stats`, `image`, `image_writer`, `image_ops`, `catalog`, `session`, `working_set`, `capture`, and `callbacks`, which takes the program's functions. `README.md` has the conventions.
 //!
 //! A panic never crosses: whatever may fail runs in [`error::entry`]. What runs in signal handlers is in `handler`,
 //! which cannot panic (`tests/nopanic.rs` links it so).
@@ -24,6 +24,7 @@ mod api {
 pub mod arena;
 pub mod args;
 pub mod callbacks;
+pub mod capture;
 pub mod catalog;
 pub mod consts;
 pub mod error;

@@ -126,7 +126,12 @@ pub const SOFTFAULT_ARENA_NO_NATIVE_EXTENTS: u32 = 0x4;
 /// Minor delegates are asked before fault is called, instead of by its SOFTFAULT_VM_FAULT_UFFD_MINOR.
 pub const SOFTFAULT_ARENA_LOOKUP_FIRST: u32 = 0x8;
 
-const ARENA_FLAGS: u32 = 0xf;
+/// softfault_capture_begin() can hold the stores of threads to the arena: the first store to a page that is clean, or that a capture has
+/// protected, faults, and while a capture is made a system call that stores to the arena can fail with EFAULT. Needs in-thread
+/// delivery; maps objects shared.
+pub const SOFTFAULT_ARENA_CAPTURABLE: u32 = 0x10;
+
+const ARENA_FLAGS: u32 = 0x1f;
 
 /// Options of softfault_arena_new(). Fields that are 0 have their defaults.
 #[repr(C)]
@@ -328,7 +333,7 @@ impl ArenaChoice {
         let mut b = b.delivery(self.delivery).kernel_access(has(SOFTFAULT_ARENA_KERNEL_ACCESS));
         b = b.fault_around(!has(SOFTFAULT_ARENA_NO_FAULT_AROUND));
         b = b.native_extents(!has(SOFTFAULT_ARENA_NO_NATIVE_EXTENTS));
-        b = b.lookup_first(has(SOFTFAULT_ARENA_LOOKUP_FIRST));
+        b = b.lookup_first(has(SOFTFAULT_ARENA_LOOKUP_FIRST)).capturable(has(SOFTFAULT_ARENA_CAPTURABLE));
         if self.granule_bytes != 0 {
             b = b.granule(self.granule_bytes);
         }

@@ -28,6 +28,7 @@ const SOURCES: &[&str] = &[
     "image_ops.rs",
     "catalog.rs",
     "session.rs",
+    "capture.rs",
     "working_set.rs",
 ];
 

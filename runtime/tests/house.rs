@@ -56,6 +56,7 @@ const UNSAFE_IN_BINDINGS: &[&str] = &[
     "arena.rs",
     "args.rs",
     "callbacks.rs",
+    "capture.rs",
     "catalog.rs",
     "error.rs",
     "handler/minor.rs",

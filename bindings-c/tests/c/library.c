@@ -207,8 +207,8 @@ void test_options(void)
     o.size = 3;
     FAILS(softfault_object_anonymous(rt, PAGE, &o, &object), EINVAL, ARGUMENT, "size is 3");
 
-    softfault_arena_options a = {.size = sizeof a, .flags = 0x10};
-    FAILS(softfault_arena_new(rt, PAGE, &a, &arena), EINVAL, ARGUMENT, "0x10 is unknown");
+    softfault_arena_options a = {.size = sizeof a, .flags = 0x20};
+    FAILS(softfault_arena_new(rt, PAGE, &a, &arena), EINVAL, ARGUMENT, "0x20 is unknown");
     a.flags = 0;
     a.delivery = 4;
     FAILS(softfault_arena_new(rt, PAGE, &a, &arena), EINVAL, ARGUMENT, "delivery is 4");

@@ -28,6 +28,7 @@ void test_image_errors(void);
 void test_restore(void);
 void test_restore_errors(void);
 void test_working_set(void);
+void test_capture(void);
 void test_image_ops(void);
 void test_catalog(void);
 void test_interpose(void);
@@ -57,6 +58,7 @@ static const struct {
     {"restore", test_restore},
     {"restore_errors", test_restore_errors},
     {"working_set", test_working_set},
+    {"capture", test_capture},
     {"image_ops", test_image_ops},
     {"catalog", test_catalog},
     {"interpose", test_interpose},

@@ -76,7 +76,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["write"],
             &["import", "sidecar", "ops"],
             &["workingset"],
-            &["catalog", "oci"],
+            &["catalog", "capture", "oci"],
         ],
         elsewhere: &[
             ("Image", "image/family.rs"),
@@ -147,6 +147,7 @@ pub(crate) const HOUSES: &[House] = &[
                 "image_writer",
                 "image_ops",
                 "catalog",
+                "capture",
             ],
             &["callbacks"],
         ],
