@@ -692,6 +692,111 @@ class Fork(WithFile):
             self.assertEqual(view[-8], (self.PAGES - 1) & 0xFF)  # the parent's is as it was
 
 
+class Images(unittest.TestCase):
+    """An image of two regions, made here; each page holds its number."""
+
+    PAGES = 1024
+
+    def setUp(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="softfault-")
+        self.addCleanup(self.folder.cleanup)
+        self.path = Path(self.folder.name, "heap.sfi")
+        self.rt = softfault.Runtime()
+        self.addCleanup(self.rt.close)
+        half = self.PAGES * PAGE // 2
+        with softfault.ImageWriter(self.path, 2 * half, codec=softfault.Codec.LZ4) as writer:
+            writer.region(softfault.Region("code", 0x300000000000, 0, half, 1))
+            writer.region(softfault.Region("heap", 0x300040000000, half, half, 3))
+            writer.key("application", b"1.4.2")
+            for page in range(self.PAGES):
+                writer.write(page * PAGE, pattern(page))
+            self.digest = writer.finish()
+
+    def test_an_image_says_what_it_is(self) -> None:
+        with softfault.Image(self.path) as image:
+            self.assertEqual((image.length, image.file_digest), (self.PAGES * PAGE, self.digest))
+            self.assertEqual([r.name for r in image.regions], ["code", "heap"])
+            self.assertEqual((image.keys, image.key("application")), (["application"], b"1.4.2"))
+            self.assertEqual(image.read(7 * PAGE + 8, PAGE), (pattern(7) + pattern(8))[8 : PAGE + 8])
+            self.assertTrue(image.verifiable)
+            image.verify()
+            with self.assertRaises(softfault.SoftfaultError) as raised:
+                image.restore()
+            self.assertIn("without a runtime", str(raised.exception))
+            flat = Path(self.folder.name, "flat.sfi")
+            image.convert(flat)
+            with softfault.Image(flat) as other:
+                self.assertEqual((other.content_digest, image.diff(other)), (image.content_digest, []))
+
+    def test_a_session_is_lazy_private_and_a_buffer(self) -> None:
+        with self.rt.open_image(self.path) as image:
+            with image.restore() as one, image.restore() as two:
+                self.assertEqual(one.progress.cached, 0)
+                heap, other = one.buffer("heap"), two.buffer("heap")
+                self.assertEqual(bytes(heap[:8]), pattern(self.PAGES // 2)[:8])
+                self.assertTrue(0 < one.progress.cached < self.PAGES)
+                heap[:4] = b"mine"
+                self.assertEqual(bytes(other), b"".join(pattern(p) for p in range(self.PAGES // 2, self.PAGES)))
+                self.assertEqual(one.read("heap", 0, 8), b"mine" + pattern(self.PAGES // 2)[4:8])
+                code = one.buffer("code")
+                self.assertTrue(code.readonly)
+                with self.assertRaises(BufferError):
+                    one.close()
+                with self.assertRaises(ValueError):
+                    one.buffer("heap", 5, self.PAGES * PAGE)
+                with self.assertRaises(softfault.SoftfaultError):
+                    one.buffer("stack")
+        # Buffers keep what they look at.
+        self.assertEqual(bytes(heap[:4]), b"mine")
+        self.assertEqual(bytes(code[PAGE : 2 * PAGE]), pattern(1))
+
+    def test_overlays_and_addresses(self) -> None:
+        with self.rt.open_image(self.path) as image:
+            restore = softfault.Restore(image, at_original_addresses=True)
+            restore.overlay("entropy", (self.PAGES // 2 + 3) * PAGE, b"e" * PAGE)
+            with restore.build() as session:
+                self.assertEqual(session.address("heap"), 0x300040000000)
+                self.assertEqual(session.read("heap", 3 * PAGE, PAGE), b"e" * PAGE)
+                with self.assertRaises(softfault.SoftfaultError) as raised:
+                    restore.build()
+                self.assertEqual(raised.exception.kind, softfault.ErrorKind.OCCUPIED)
+
+    def test_a_working_set_is_recorded_and_replayed(self) -> None:
+        with self.rt.open_image(self.path) as image:
+            with image.restore(record=0.001) as session:
+                heap = session.buffer("heap")
+                self.assertEqual(heap[5 * PAGE], pattern(self.PAGES // 2 + 5)[0])
+                touched = session.mark()
+            assert touched is not None
+            self.assertEqual(touched.pages, 1)
+            at = (self.PAGES // 2 + 5) * PAGE
+            self.assertEqual([r for _, ranges in touched.windows() for r in ranges], [range(at, at + PAGE)])
+            touched.save_beside(image)
+            found = softfault.WorkingSet.find(image)
+            assert found is not None
+            self.assertEqual(softfault.WorkingSet.merge([touched, found], 2).pages, 1)
+            with image.restore(replay=found) as session:
+                while not session.progress.replay_ended:
+                    pass
+                self.assertGreaterEqual(session.progress.replayed, 1)
+                self.assertIsNone(session.mark())
+
+    def test_damage_is_named(self) -> None:
+        data = bytearray(self.path.read_bytes())
+        data[len(data) // 2] ^= 1
+        self.path.write_bytes(data)
+        with softfault.Image(self.path) as image, self.assertRaises(softfault.SoftfaultError) as raised:
+            image.verify()
+        error = raised.exception
+        self.assertEqual((error.kind, error.errno), (softfault.ErrorKind.IMAGE, errno.EBADMSG))
+        assert error.image is not None and error.image.offset is not None
+        self.assertEqual((error.image.cause, error.image.file), (softfault.ImageCause.DIGEST, str(self.path)))
+        self.assertLessEqual(error.image.offset, len(data) // 2)
+        with self.assertRaises(softfault.SoftfaultError) as raised:
+            softfault.Image(Path(self.folder.name, "none.sfi"))
+        self.assertEqual(raised.exception.errno, errno.ENOENT)
+
+
 @unittest.skipUnless(HEADER.exists(), "not in the repository: no softfault.h to compare with")
 class Header(unittest.TestCase):
     """What the package says of the ABI is what the header says."""
@@ -710,6 +815,10 @@ class Header(unittest.TestCase):
             ("ACCESS", softfault.Access),
             ("ADVICE", softfault.Advice),
             ("ERROR", softfault.ErrorKind),
+            ("IMAGE_CAUSE", softfault.ImageCause),
+            ("INTEGRITY", softfault.Integrity),
+            ("IMAGE_FORMAT", softfault.ImageFormat),
+            ("CODEC", softfault.Codec),
             ("VM_FAULT", softfault.FaultReason),
         ):
             for name, member in members.__members__.items():
@@ -733,18 +842,27 @@ class Header(unittest.TestCase):
 
     def test_structures(self) -> None:
         """Fields at the end may be missing: a shorter structure is an earlier version's."""
-        types = {"size_t": 8, "uint64_t": 8, "uint32_t": 4, "int": 4, "const char *": 8, "void *": 8}
+        types = {"size_t": 8, "uint64_t": 8, "uint32_t": 4, "int": 4, "int32_t": 4, "struct softfault_digest": 32}
         for name, structure in (
             ("runtime_options", _lib.RuntimeOptions),
             ("object_options", _lib.ObjectOptions),
             ("arena_options", _lib.ArenaOptions),
             ("range", _lib.Range),
             ("fault", _lib.LastFault),
+            ("image_failure", _lib.ImageFailure),
+            ("region", _lib.RegionOfImage),
+            ("image_options", _lib.ImageOptions),
+            ("image_properties", _lib.ImageProperties),
+            ("image_writer_options", _lib.ImageWriterOptions),
+            ("overlay", _lib.OverlayPages),
+            ("restore_options", _lib.RestoreOptions),
+            ("progress", _lib.Progress),
+            ("working_set_properties", _lib.WorkingSetProperties),
         ):
             body = re.search(rf"typedef struct softfault_{name} {{(.*?)}}", self.text, flags=re.S)
             assert body is not None, name
             fields = re.findall(r"^\s*(.*?[ *])(\w+);", body[1], flags=re.M)
-            declared = [(field, types[ctype.strip()]) for ctype, field in fields]
+            declared = [(field, 8 if "*" in ctype else types[ctype.strip()]) for ctype, field in fields]
             ours = [(field[0], ctypes.sizeof(field[1])) for field in structure._fields_]
             self.assertEqual(declared[: len(ours)], ours, name)
 
@@ -752,7 +870,9 @@ class Header(unittest.TestCase):
         for name, takes in _lib.FUNCTIONS.items():
             found = re.search(rf"\bsoftfault_{name}\((.*?)\);", self.text, flags=re.S)
             assert found is not None, name
-            declared = [] if found[1].strip() == "void" else found[1].split(",")
+            # A function that is given is one parameter.
+            text = re.sub(r"\(\*\w+\)\(.*?\)", "*", found[1], flags=re.S)
+            declared = [] if text.strip() == "void" else text.split(",")
             self.assertEqual(len(declared), len(takes), name)
             for text, ctype in zip(declared, takes):
                 wide = "*" in text or "size_t" in text or "uint64_t" in text

@@ -15,6 +15,11 @@ A page that cannot be had (an I/O error, a file that was cut) is SIGBUS for who 
 mmap; faulthandler prints where, and Runtime(report_signals=True) why. fault_in(), read() and write() raise SoftfaultError
 instead: `errno` is what the store said, and `fault` where.
 
+Snapshots are memory again, page by page as they are touched:
+
+    with softfault.Runtime() as rt, rt.open_image("heap.sfi") as image, image.restore() as session:
+        heap = session.buffer("heap")                     # private to the session, and verified
+
 Nothing here is written in Python that runs inside a fault: stores and delegates in Python would wait for the interpreter's
 lock, which the thread that faults holds. They are made in C (../c) or are files.
 """
@@ -35,7 +40,7 @@ from ctypes import byref, c_bool, c_size_t, c_uint32, c_uint64, c_void_p
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, Optional, Tuple, Type, TypeVar, Union
 
-from ._errors import Cause, ErrorKind, Fault, FaultReason, SoftfaultError, call
+from ._errors import Cause, ErrorKind, Fault, FaultReason, ImageCause, ImageFailure, SoftfaultError, call
 from ._lib import OFF, ArenaOptions, LastFailure, ObjectOptions, Range, RuntimeOptions, function
 
 if TYPE_CHECKING:
@@ -46,6 +51,7 @@ __all__ = [
     "Advice",
     "Arena",
     "Cause",
+    "Codec",
     "Delivery",
     "ErrorKind",
     "FailedOp",
@@ -54,10 +60,21 @@ __all__ = [
     "Fault",
     "FaultReason",
     "Held",
+    "Image",
+    "ImageCause",
+    "ImageFailure",
+    "ImageFormat",
+    "ImageWriter",
+    "Integrity",
     "Object",
     "Pin",
+    "Region",
+    "Restore",
     "Runtime",
+    "Session",
+    "SessionProgress",
     "SoftfaultError",
+    "WorkingSet",
     "version",
 ]
 
@@ -301,6 +318,10 @@ class Runtime(_Closing):
                 made._note(what, (0, 0, length), writable)
         return made, what
 
+    def open_image(self, path: Union[str, "os.PathLike[str]"], **options: Any) -> Image:
+        """Opens an image of memory, of which sessions are restored: Image(path, runtime=self, ..)."""
+        return Image(path, runtime=self, **options)
+
     def open_fd(self, fd: int, *, writable: bool = False, **options: Any) -> Object:
         """As open(), of a descriptor, which stays the caller's."""
         o = _object_options(writable=writable, **options)
@@ -331,12 +352,7 @@ class Runtime(_Closing):
         address: Optional[int] = None,
     ) -> Arena:
         """Reserves address space, rounded up to 2 MiB; at an address, if one is given: a multiple of 2 MiB."""
-        o = ArenaOptions(size=ctypes.sizeof(ArenaOptions), delivery=delivery, granule_bytes=granule, address=address)
-        o.flags = (
-            (_KERNEL_ACCESS if kernel_access else 0)
-            | (0 if fault_around else _NO_FAULT_AROUND)
-            | (0 if native_extents else _NO_NATIVE_EXTENTS)
-        )
+        o = _arena_options(delivery, kernel_access, fault_around, native_extents, granule, address)
         return Arena(_made("arena", "arena_new", self._raw, length, byref(o)))
 
     def write_back(self, timeout: float = 30.0) -> bool:
@@ -447,6 +463,23 @@ def _object_options(
     o.retries, o.retry_backoff_ns = retries, int(retry_backoff * 1e9)
     o.fill_window_pages, o.readahead_pages = fill_window, _or_off(readahead)
     o.label = None if label is None else label.encode()
+    return o
+
+
+def _arena_options(
+    delivery: Delivery,
+    kernel_access: bool,
+    fault_around: bool,
+    native_extents: bool,
+    granule: int,
+    address: Optional[int],
+) -> ArenaOptions:
+    o = ArenaOptions(size=ctypes.sizeof(ArenaOptions), delivery=delivery, granule_bytes=granule, address=address)
+    o.flags = (
+        (_KERNEL_ACCESS if kernel_access else 0)
+        | (0 if fault_around else _NO_FAULT_AROUND)
+        | (0 if native_extents else _NO_NATIVE_EXTENTS)
+    )
     return o
 
 
@@ -827,5 +860,19 @@ class Arena(_Closing):
             parts = cut
         return parts
 
+
+# They are made of what is above.
+from ._images import (  # noqa: E402
+    Codec,
+    Image,
+    ImageFormat,
+    ImageWriter,
+    Integrity,
+    Region,
+    Restore,
+    Session,
+    SessionProgress,
+    WorkingSet,
+)
 
 assert mmap.PAGESIZE == PAGE, "softfault is for pages of 4 KiB"

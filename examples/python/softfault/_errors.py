@@ -6,6 +6,7 @@ import ctypes
 import enum
 from typing import NamedTuple, Optional
 
+from . import _lib
 from ._lib import LastFault, Range, function
 
 
@@ -34,6 +35,9 @@ class ErrorKind(enum.IntEnum):
     FILE_TYPE = 19
     CONFLICT = 20
     LIMIT = 21
+    IMAGE = 22
+    OVERLAY = 23
+    CAPTURE = 24
 
     @classmethod
     def _missing_(cls, value: object) -> ErrorKind:
@@ -81,6 +85,32 @@ class Cause(enum.IntEnum):
         return cls.NONE
 
 
+class ImageCause(enum.IntEnum):
+    """SOFTFAULT_IMAGE_CAUSE_*: what is wrong with an image."""
+
+    IO = 1
+    CORRUPT = 2
+    DIGEST = 3
+    UNSUPPORTED = 4
+    CHANGED = 5
+    IN_USE = 6
+    MIXED = 7
+    OTHER = 8
+
+    @classmethod
+    def _missing_(cls, value: object) -> ImageCause:
+        return cls.OTHER
+
+
+class ImageFailure(NamedTuple):
+    """What is wrong with an image, and where."""
+
+    cause: ImageCause
+    file: str
+    #: The byte of the file; None where it is about no byte.
+    offset: Optional[int]
+
+
 class Fault(NamedTuple):
     """Why, and where, a page could not be had, or was not written."""
 
@@ -108,6 +138,16 @@ def _last_fault() -> Optional[Fault]:
     return Fault(Cause(last.cause), last.store_errno, words, object_offset, arena_offset)
 
 
+def _last_image_failure() -> Optional[ImageFailure]:
+    last = _lib.ImageFailure()
+    if function("last_image_failure")(ctypes.byref(last)) != 0:
+        return None
+    file = ctypes.create_string_buffer(function("last_object")(None, 0) + 1)
+    function("last_object")(file, len(file))
+    offset = None if last.file_offset == _UNKNOWN else last.file_offset
+    return ImageFailure(ImageCause(last.cause), file.value.decode("utf-8", "replace"), offset)
+
+
 class SoftfaultError(OSError):
     """A call failed: `errno`, the words (`strerror`), the `kind`, and for a fault its `reason` and `fault`."""
 
@@ -115,6 +155,8 @@ class SoftfaultError(OSError):
     reason: FaultReason
     #: Where `kind` is FAULT, WRITEBACK or FLUSH.
     fault: Optional[Fault]
+    #: Where `kind` is IMAGE.
+    image: Optional[ImageFailure]
     #: What a failed flush took away, where `kind` is LOST: ranges of bytes of the object.
     lost: list[range]
 
@@ -126,6 +168,7 @@ class SoftfaultError(OSError):
         error.kind = ErrorKind(function("last_error_kind")())
         error.reason = FaultReason(function("last_fault_reason")())
         error.fault = _last_fault()
+        error.image = _last_image_failure()
         ranges = (Range * function("last_lost_ranges")(None, 0))()
         function("last_lost_ranges")(ranges, len(ranges))
         error.lost = [range(r.start, r.end) for r in ranges]

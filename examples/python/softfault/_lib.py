@@ -5,7 +5,20 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
-from ctypes import POINTER, Structure, c_bool, c_char, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    Structure,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_int,
+    c_int32,
+    c_size_t,
+    c_ubyte,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -88,6 +101,111 @@ class LastFailure(Structure):
     ]
 
 
+class Digest(Structure):
+    _fields_ = [("bytes", c_ubyte * 32)]
+
+
+class ImageFailure(Structure):
+    _fields_ = [
+        ("cause", c_uint32),
+        ("system_errno", c_int),
+        ("file_offset", c_uint64),
+        ("wanted", Digest),
+        ("found", Digest),
+    ]
+
+
+class RegionOfImage(Structure):
+    _fields_ = [
+        ("name", c_char_p),
+        ("address", c_uint64),
+        ("offset", c_uint64),
+        ("len_bytes", c_uint64),
+        ("prot", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class ImageOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("integrity", c_uint32),
+        ("format", c_uint32),
+        ("diffs", c_void_p),
+        ("nr_diffs", c_size_t),
+        ("regions", c_void_p),
+        ("nr_regions", c_size_t),
+        ("process_id", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class ImageProperties(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("len_bytes", c_uint64),
+        ("nr_regions", c_size_t),
+        ("nr_keys", c_size_t),
+        ("integrity", c_uint32),
+        ("flags", c_uint32),
+        ("file_digest", Digest),
+        ("content_digest", Digest),
+    ]
+
+
+class ImageWriterOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("flags", c_uint32),
+        ("codec", c_uint32),
+        ("level", c_int32),
+        ("reserved", c_uint32),
+        ("frame_bytes", c_size_t),
+        ("parent", c_void_p),
+    ]
+
+
+class OverlayPages(Structure):
+    _fields_ = [("name", c_char_p), ("offset", c_uint64), ("bytes", c_void_p), ("len_bytes", c_size_t)]
+
+
+class RestoreOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("flags", c_uint32),
+        ("reserved", c_uint32),
+        ("arena", c_void_p),
+        ("overlays", c_void_p),
+        ("nr_overlays", c_size_t),
+        ("record_window_ns", c_uint64),
+        ("replay", c_void_p),
+    ]
+
+
+class Progress(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("pages", c_uint64),
+        ("cached", c_uint64),
+        ("native_extents", c_uint64),
+        ("replayed", c_uint64),
+        ("replay_ended", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class WorkingSetProperties(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("nr_pages", c_uint64),
+        ("image_pages", c_uint64),
+        ("nr_windows", c_size_t),
+        ("resolution_pages", c_uint32),
+        ("recordings", c_uint32),
+        ("content_digest", Digest),
+    ]
+
+
 # What each function takes. All return an int (0 or a negative errno) but those in RETURNS.
 _HANDLE = c_void_p
 FUNCTIONS: dict[str, list[Any]] = {
@@ -97,6 +215,7 @@ FUNCTIONS: dict[str, list[Any]] = {
     "last_fault": [POINTER(LastFault)],
     "last_object": [c_char_p, c_size_t],
     "last_lost_ranges": [POINTER(Range), c_size_t],
+    "last_image_failure": [POINTER(ImageFailure)],
     "abi_version": [],
     "version": [],
     "runtime_new": [POINTER(RuntimeOptions), POINTER(_HANDLE)],
@@ -154,6 +273,47 @@ FUNCTIONS: dict[str, list[Any]] = {
     "stats_free": [_HANDLE],
     "stats_get": [_HANDLE, c_char_p, POINTER(c_uint64)],
     "stats_json": [_HANDLE, c_char_p, c_size_t, POINTER(c_size_t)],
+    "image_open": [_HANDLE, c_char_p, POINTER(ImageOptions), POINTER(_HANDLE)],
+    "image_open_file": [c_char_p, POINTER(ImageOptions), POINTER(_HANDLE)],
+    "image_free": [_HANDLE],
+    "image_info": [_HANDLE, POINTER(ImageProperties)],
+    "image_path": [_HANDLE, c_char_p, c_size_t, POINTER(c_size_t)],
+    "image_needs": [_HANDLE, POINTER(c_size_t), c_char_p, c_size_t, POINTER(c_size_t)],
+    "image_is_verifiable": [_HANDLE, POINTER(c_bool)],
+    "image_region": [_HANDLE, c_size_t, c_char_p, c_size_t, POINTER(c_size_t), POINTER(RegionOfImage)],
+    "image_key_name": [_HANDLE, c_size_t, c_char_p, c_size_t, POINTER(c_size_t)],
+    "image_key": [_HANDLE, c_char_p, c_void_p, c_size_t, POINTER(c_size_t)],
+    "image_read_at": [_HANDLE, c_uint64, c_void_p, c_size_t],
+    "image_verify": [_HANDLE, c_void_p, c_void_p],
+    "image_object": [_HANDLE, POINTER(_HANDLE)],
+    "image_convert": [_HANDLE, c_char_p, POINTER(ImageWriterOptions), POINTER(Digest)],
+    "image_compact": [_HANDLE, c_char_p, POINTER(ImageWriterOptions), c_uint32, POINTER(Digest)],
+    "image_rebase": [_HANDLE, _HANDLE, c_char_p, POINTER(ImageWriterOptions), POINTER(Digest)],
+    "image_diff": [_HANDLE, _HANDLE, c_uint32, POINTER(Range), c_size_t, POINTER(c_size_t), POINTER(c_uint64)],
+    "image_extract": [_HANDLE, c_uint64, c_uint64, c_char_p],
+    "image_writer_new": [c_char_p, c_uint64, POINTER(ImageWriterOptions), POINTER(_HANDLE)],
+    "image_writer_free": [_HANDLE],
+    "image_writer_region": [_HANDLE, POINTER(RegionOfImage)],
+    "image_writer_key": [_HANDLE, c_char_p, c_void_p, c_size_t],
+    "image_writer_write": [_HANDLE, c_uint64, c_void_p, c_size_t],
+    "image_writer_finish": [_HANDLE, POINTER(Digest)],
+    "restore": [_HANDLE, POINTER(RestoreOptions), POINTER(_HANDLE)],
+    "session_free": [_HANDLE],
+    "session_region": [_HANDLE, c_size_t, POINTER(c_void_p), POINTER(c_size_t)],
+    "session_find": [_HANDLE, c_char_p, POINTER(c_size_t)],
+    "session_arena": [_HANDLE, c_size_t, POINTER(_HANDLE), POINTER(c_size_t)],
+    "session_progress": [_HANDLE, POINTER(Progress)],
+    "session_mark": [_HANDLE, POINTER(_HANDLE)],
+    "session_complete": [_HANDLE, c_void_p],
+    "working_set_open": [c_char_p, POINTER(_HANDLE)],
+    "working_set_find": [_HANDLE, POINTER(_HANDLE)],
+    "working_set_free": [_HANDLE],
+    "working_set_info": [_HANDLE, POINTER(WorkingSetProperties)],
+    "working_set_window": [_HANDLE, c_size_t, POINTER(c_uint64), POINTER(c_uint64), POINTER(c_uint64)],
+    "working_set_ranges": [_HANDLE, c_size_t, POINTER(Range), c_size_t, POINTER(c_size_t)],
+    "working_set_merge": [POINTER(_HANDLE), c_size_t, c_size_t, POINTER(_HANDLE)],
+    "working_set_save": [_HANDLE, c_char_p],
+    "working_set_save_beside": [_HANDLE, _HANDLE],
 }
 RETURNS: dict[str, Any] = {
     "last_error": c_size_t,
