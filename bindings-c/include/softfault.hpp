@@ -34,7 +34,7 @@ public:
     explicit error(int result)
         : std::system_error(std::error_code(-result, std::generic_category())), words_(words()),
           kind_(softfault_last_error_kind()), reason_(softfault_last_fault_reason()), fault_(last_fault()),
-          object_label_(last_object()), lost_(ranges()) {}
+          object_label_(last_object()), image_(last_image()), lost_(ranges()) {}
 
     const char *what() const noexcept override { return words_.what(); }
     /* The errno, positive. */
@@ -47,6 +47,8 @@ public:
     const softfault_fault &fault() const noexcept { return fault_; }
     /* The object's label, or the path of its file; empty where fault() says nothing. */
     const char *object_label() const noexcept { return object_label_.what(); }
+    /* What is wrong with an image, where kind() is SOFTFAULT_ERROR_IMAGE; object_label() is its file. Elsewhere the cause is 0. */
+    const softfault_image_failure &image() const noexcept { return image_; }
     /* What was lost, where kind() is SOFTFAULT_ERROR_LOST. */
     const std::vector<softfault_range> &lost() const noexcept { return *lost_; }
 
@@ -61,6 +63,12 @@ private:
         softfault_fault fault = {SOFTFAULT_CAUSE_NONE, 0, UINT64_MAX, UINT64_MAX};
         softfault_last_fault(&fault);
         return fault;
+    }
+    static softfault_image_failure last_image() noexcept {
+        softfault_image_failure failure = softfault_image_failure();
+        failure.file_offset = UINT64_MAX;
+        softfault_last_image_failure(&failure);
+        return failure;
     }
     static std::string last_object() {
         std::string text(softfault_last_object(nullptr, 0) + 1, '\0');
@@ -80,6 +88,7 @@ private:
     std::uint32_t reason_;
     softfault_fault fault_;
     std::runtime_error object_label_;
+    softfault_image_failure image_;
     std::shared_ptr<const std::vector<softfault_range>> lost_;
 };
 
@@ -88,6 +97,24 @@ inline void check(int result) {
     if (result != 0)
         throw error(result);
 }
+
+namespace detail {
+
+/* Asks for the length first; what grows in between is asked for again. */
+template <typename Write> std::string text(Write write) {
+    std::size_t full;
+    check(write(nullptr, 0, &full));
+    for (;;) {
+        std::string text(full + 1, '\0');
+        check(write(&text[0], text.size(), &full));
+        if (full < text.size()) {
+            text.resize(full);
+            return text;
+        }
+    }
+}
+
+} // namespace detail
 
 enum class prot : std::uint32_t {
     none = SOFTFAULT_PROT_NONE,
@@ -242,6 +269,8 @@ public:
     arena_options &kernel_access(bool yes = true) { return flag(SOFTFAULT_ARENA_KERNEL_ACCESS, yes); }
     arena_options &fault_around(bool yes) { return flag(SOFTFAULT_ARENA_NO_FAULT_AROUND, !yes); }
     arena_options &native_extents(bool yes) { return flag(SOFTFAULT_ARENA_NO_NATIVE_EXTENTS, !yes); }
+    /* A capture can hold the stores of threads to it. */
+    arena_options &capturable(bool yes = true) { return flag(SOFTFAULT_ARENA_CAPTURABLE, yes); }
     arena_options &lookup_first(bool yes = true) { return flag(SOFTFAULT_ARENA_LOOKUP_FIRST, yes); }
     arena_options &granule(std::uint64_t bytes) {
         c_.granule_bytes = bytes;
@@ -459,6 +488,264 @@ struct mapped_file {
     softfault::object object;
 };
 
+enum class codec : std::uint32_t { raw = SOFTFAULT_CODEC_RAW, lz4 = SOFTFAULT_CODEC_LZ4, zstd = SOFTFAULT_CODEC_ZSTD };
+
+enum class integrity : std::uint32_t {
+    lazy = SOFTFAULT_INTEGRITY_LAZY,
+    once = SOFTFAULT_INTEGRITY_ONCE,
+    trusted = SOFTFAULT_INTEGRITY_TRUSTED
+};
+
+/* A range of memory that an image is of: where it was, where its pages are in the image, the bits of mmap(2). */
+struct region {
+    std::string name;
+    std::uint64_t address;
+    std::uint64_t offset;
+    std::uint64_t size;
+    std::uint32_t prot;
+};
+
+/* An image of memory. Opened by a runtime (open_image()) it can be restored; opened by itself, read, verified and converted. */
+class image : public handle<softfault_image, softfault_image_free> {
+public:
+    using handle::handle;
+
+    explicit image(const std::string &path, integrity often = integrity::lazy) : handle(open(path, often)) {}
+
+    softfault_image_properties properties() const {
+        softfault_image_properties info = softfault_image_properties();
+        info.size = sizeof info;
+        check(softfault_image_info(get(), &info));
+        return info;
+    }
+    std::uint64_t size() const { return properties().len_bytes; }
+    std::vector<softfault::region> regions() const {
+        std::vector<softfault::region> found;
+        const std::size_t nr = properties().nr_regions;
+        for (std::size_t i = 0; i < nr; i++) {
+            softfault_region r;
+            check(softfault_image_region(get(), i, nullptr, 0, nullptr, &r));
+            std::string name = detail::text([this, i](char *buf, std::size_t len, std::size_t *full) {
+                return softfault_image_region(get(), i, buf, len, full, nullptr);
+            });
+            found.push_back(softfault::region{std::move(name), r.address, r.offset, r.len_bytes, r.prot});
+        }
+        return found;
+    }
+    /* What is kept beside the memory. */
+    std::string key(const std::string &name) const {
+        std::size_t size;
+        check(softfault_image_key(get(), name.c_str(), nullptr, 0, &size));
+        std::string value(size, '\0');
+        check(softfault_image_key(get(), name.c_str(), &value[0], value.size(), nullptr));
+        return value;
+    }
+    /* Verified, without a fault and without the cache. */
+    void read_at(std::uint64_t offset, void *to, std::size_t size) const {
+        check(softfault_image_read_at(get(), offset, to, size));
+    }
+    /* Everything, as it lies in the files now. */
+    void verify() const { check(softfault_image_verify(get(), nullptr, nullptr)); }
+    /* The same memory as one file that needs no other. */
+    softfault_digest convert(const std::string &path, codec how = codec::raw) const {
+        softfault_image_writer_options options = softfault_image_writer_options();
+        softfault_digest digest;
+        options.size = sizeof options;
+        options.codec = static_cast<std::uint32_t>(how);
+        check(softfault_image_convert(get(), path.c_str(), &options, &digest));
+        return digest;
+    }
+    /* The ranges of bytes in which a newer image differs. */
+    std::vector<softfault_range> diff(const image &newer) const {
+        std::size_t nr;
+        check(softfault_image_diff(get(), newer.get(), SOFTFAULT_COMPARE_DIGESTS, nullptr, 0, &nr, nullptr));
+        std::vector<softfault_range> ranges(nr);
+        check(softfault_image_diff(get(), newer.get(), SOFTFAULT_COMPARE_DIGESTS, ranges.data(), nr, nullptr, nullptr));
+        return ranges;
+    }
+
+private:
+    static softfault_image *open(const std::string &path, integrity often) {
+        softfault_image_options options = softfault_image_options();
+        softfault_image *image;
+        options.size = sizeof options;
+        options.integrity = static_cast<std::uint32_t>(often);
+        check(softfault_image_open_file(path.c_str(), &options, &image));
+        return image;
+    }
+};
+
+/* Makes an .sfi file. One that is not finished leaves nothing. */
+class image_writer : public handle<softfault_image_writer, softfault_image_writer_free> {
+public:
+    using handle::handle;
+
+    image_writer(const std::string &path, std::uint64_t size, codec how = codec::raw, const image *parent = nullptr)
+        : handle(make(path, size, how, parent)) {}
+
+    /* In the order of their offsets. */
+    void region(const softfault::region &r) {
+        softfault_region c = {r.name.c_str(), r.address, r.offset, r.size, r.prot, 0};
+        check(softfault_image_writer_region(get(), &c));
+    }
+    void key(const std::string &name, const std::string &value) {
+        check(softfault_image_writer_key(get(), name.c_str(), value.data(), value.size()));
+    }
+    /* Whole pages, behind those that were written before. */
+    void write(std::uint64_t offset, const void *from, std::size_t size) {
+        check(softfault_image_writer_write(get(), offset, from, size));
+    }
+    /* Durable, and there under its name. */
+    softfault_digest finish() {
+        softfault_digest digest;
+        check(softfault_image_writer_finish(get(), &digest));
+        return digest;
+    }
+
+private:
+    static softfault_image_writer *make(const std::string &path, std::uint64_t size, codec how, const image *parent) {
+        softfault_image_writer_options options = softfault_image_writer_options();
+        softfault_image_writer *writer;
+        options.size = sizeof options;
+        options.codec = static_cast<std::uint32_t>(how);
+        options.parent = parent ? parent->get() : nullptr;
+        check(softfault_image_writer_new(path.c_str(), size, &options, &writer));
+        return writer;
+    }
+};
+
+/* Which pages of an image were touched first. */
+class working_set : public handle<softfault_working_set, softfault_working_set_free> {
+public:
+    using handle::handle;
+
+    explicit working_set(const std::string &path) : handle(open(path)) {}
+
+    std::uint64_t pages() const {
+        softfault_working_set_properties info = softfault_working_set_properties();
+        info.size = sizeof info;
+        check(softfault_working_set_info(get(), &info));
+        return info.nr_pages;
+    }
+    void save(const std::string &path) const { check(softfault_working_set_save(get(), path.c_str())); }
+    void save_beside(const image &of) const { check(softfault_working_set_save_beside(get(), of.get())); }
+
+private:
+    static softfault_working_set *open(const std::string &path) {
+        softfault_working_set *set;
+        check(softfault_working_set_open(path.c_str(), &set));
+        return set;
+    }
+};
+
+/* An image that is memory again: private, filled as it is touched, verified before anybody sees it. */
+class session : public handle<softfault_session, softfault_session_free> {
+public:
+    using handle::handle;
+
+    std::size_t find(const std::string &name) const {
+        std::size_t index;
+        check(softfault_session_find(get(), name.c_str(), &index));
+        return index;
+    }
+    /* A region, by its name or its number in the image; ends with the session. */
+    void *data(const std::string &name) const { return data(find(name)); }
+    void *data(std::size_t index) const {
+        void *base;
+        check(softfault_session_region(get(), index, &base, nullptr));
+        return base;
+    }
+    std::size_t size(std::size_t index) const {
+        std::size_t size;
+        check(softfault_session_region(get(), index, nullptr, &size));
+        return size;
+    }
+    softfault_progress progress() const {
+        softfault_progress progress = softfault_progress();
+        progress.size = sizeof progress;
+        check(softfault_session_progress(get(), &progress));
+        return progress;
+    }
+    /* Ready: what was touched first, if that was recorded; else empty. */
+    working_set mark() {
+        softfault_working_set *set;
+        check(softfault_session_mark(get(), &set));
+        return working_set(set);
+    }
+    /* All of it resident and verified. */
+    void complete() { check(softfault_session_complete(get(), nullptr)); }
+};
+
+/* What a session is to be: restore(image).record(..).build(). */
+class restore {
+public:
+    explicit restore(const image &of) : image_(of.get()), c_() { c_.size = sizeof c_; }
+
+    restore &at_original_addresses(bool yes = true) {
+        c_.flags = yes ? c_.flags | SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES
+                       : c_.flags & ~static_cast<std::uint32_t>(SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES);
+        return *this;
+    }
+    /* Options of the session's arenas. */
+    restore &arena(const arena_options &options) {
+        arena_ = options;
+        return *this;
+    }
+    /* Whole pages that stand for the image's bytes from offset on. */
+    restore &overlay(std::string name, std::uint64_t offset, std::string bytes) {
+        overlays_.push_back(page{std::move(name), offset, std::move(bytes)});
+        return *this;
+    }
+    /* What is touched first, in windows of this length, until session::mark(). */
+    restore &record(std::chrono::nanoseconds window) {
+        c_.record_window_ns = static_cast<std::uint64_t>(window.count());
+        return *this;
+    }
+    /* Read before it is touched; the set is needed until build(). */
+    restore &replay(const working_set &set) {
+        c_.replay = set.get();
+        return *this;
+    }
+    session build() {
+        std::vector<softfault_overlay> overlays;
+        for (const page &p : overlays_)
+            overlays.push_back(softfault_overlay{p.name.c_str(), p.offset, p.bytes.data(), p.bytes.size()});
+        c_.overlays = overlays.data();
+        c_.nr_overlays = overlays.size();
+        c_.arena = &arena_.c();
+        softfault_session *session;
+        check(softfault_restore(image_, &c_, &session));
+        return softfault::session(session);
+    }
+
+private:
+    struct page {
+        std::string name;
+        std::uint64_t offset;
+        std::string bytes;
+    };
+
+    softfault_image *image_;
+    softfault_restore_options c_;
+    arena_options arena_;
+    std::vector<page> overlays_;
+};
+
+/* An image that is being written of arenas: commit() it, or it is cancelled. */
+class capture : public handle<softfault_capture, softfault_capture_free> {
+public:
+    using handle::handle;
+
+    void key(const std::string &name, const std::string &value) {
+        check(softfault_capture_key(get(), name.c_str(), value.data(), value.size()));
+    }
+    softfault_digest commit() {
+        softfault_digest digest;
+        check(softfault_capture_commit(get(), &digest));
+        return digest;
+    }
+};
+
 /* A cache, its counters, its threads. Ends with the last of its objects and arenas. */
 class runtime : public handle<softfault_runtime, softfault_runtime_free> {
 public:
@@ -481,7 +768,7 @@ public:
     }
     /* What can be had here, what was chosen, and why. */
     std::string delivery_report() const {
-        return text([this](char *buf, std::size_t len, std::size_t *full) {
+        return detail::text([this](char *buf, std::size_t len, std::size_t *full) {
             return softfault_runtime_delivery_report(get(), buf, len, full);
         });
     }
@@ -490,7 +777,7 @@ public:
     /* A line for each thread that could not take a fault. */
     std::string audit_threads() const {
         std::size_t offenders = 0;
-        std::string lines = text([this, &offenders](char *buf, std::size_t len, std::size_t *full) {
+        std::string lines = detail::text([this, &offenders](char *buf, std::size_t len, std::size_t *full) {
             return softfault_runtime_audit_threads(get(), &offenders, buf, len, full);
         });
         return offenders ? lines : std::string();
@@ -498,7 +785,7 @@ public:
     /* A line for each thread that made or mapped something while it blocked our signals. */
     std::string warnings() const {
         std::size_t nr = 0;
-        std::string lines = text([this, &nr](char *buf, std::size_t len, std::size_t *full) {
+        std::string lines = detail::text([this, &nr](char *buf, std::size_t len, std::size_t *full) {
             return softfault_runtime_warnings(get(), &nr, buf, len, full);
         });
         return nr ? lines : std::string();
@@ -540,6 +827,24 @@ public:
         check(softfault_object_from_vm_operations(get(), size, &operations, ctx, &options.c(), &object));
         return softfault::object(object);
     }
+    /* An image, of which sessions are restored. */
+    softfault::image open_image(const std::string &path, integrity often = integrity::lazy) {
+        softfault_image_options options = softfault_image_options();
+        softfault_image *image;
+        options.size = sizeof options;
+        options.integrity = static_cast<std::uint32_t>(often);
+        check(softfault_image_open(get(), path.c_str(), &options, &image));
+        return softfault::image(image);
+    }
+    /* Makes a cut of an arena that is capturable, and begins to write its image; options may say more (their size is set here). */
+    softfault::capture begin_capture(const std::string &path, const softfault::arena &what,
+                                     softfault_capture_options options = softfault_capture_options()) {
+        softfault_arena *arena = what.get();
+        softfault_capture *capture;
+        options.size = sizeof options;
+        check(softfault_capture_begin(get(), path.c_str(), &arena, 1, &options, nullptr, nullptr, &capture));
+        return softfault::capture(capture);
+    }
     softfault::arena arena(std::size_t size, const arena_options &options = arena_options()) {
         softfault_arena *arena;
         check(softfault_arena_new(get(), size, &options.c(), &arena));
@@ -562,7 +867,7 @@ public:
     }
     std::string stats_json() const {
         statistics now = stats();
-        return text([&now](char *buf, std::size_t len, std::size_t *full) {
+        return detail::text([&now](char *buf, std::size_t len, std::size_t *full) {
             return softfault_stats_json(now.get(), buf, len, full);
         });
     }
@@ -579,19 +884,6 @@ private:
         softfault_stats *stats;
         check(softfault_stats_read(get(), &stats));
         return statistics(stats);
-    }
-    /* Asks for the length first; what grows in between is asked for again. */
-    template <typename Write> static std::string text(Write write) {
-        std::size_t full;
-        check(write(nullptr, 0, &full));
-        for (;;) {
-            std::string text(full + 1, '\0');
-            check(write(&text[0], text.size(), &full));
-            if (full < text.size()) {
-                text.resize(full);
-                return text;
-            }
-        }
     }
 };
 

@@ -147,8 +147,12 @@ fn cpp() {
     ]);
     make.arg(format!("LIBDIR={}", built.work.display())).env_remove("MAKEFLAGS");
     make.arg(format!("SOFTFAULT_CFLAGS=-I{}", dir().join("include").display()));
-    let lines =
-        ["both sums are right", "every exception was caught where it belongs", "everything ended with the last"];
+    let lines = [
+        "both sums are right",
+        "every exception was caught where it belongs",
+        "everything ended with the last",
+        "both sessions are what was captured",
+    ];
     says(&ok(&mut make), &lines);
 }
 
