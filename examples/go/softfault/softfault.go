@@ -36,7 +36,8 @@ type Error struct {
 	Kind   uint32 // SOFTFAULT_ERROR_*
 	Reason uint32 // SOFTFAULT_VM_FAULT_*, for a page that could not be had
 	Words  string
-	Fault  *Fault // for a page that could not be had, or was not written; else nil
+	Fault  *Fault        // for a page that could not be had, or was not written; else nil
+	Image  *ImageFailure // for an image that is not what it should be; else nil
 }
 
 // Unknown is an offset that is not known, or that there is none of.
@@ -88,6 +89,7 @@ func call(f func() C.int) error {
 		Reason: uint32(C.softfault_last_fault_reason()),
 		Words:  string(words[:len(words)-1]),
 		Fault:  lastFault(),
+		Image:  lastImageFailure(),
 	}
 }
 
