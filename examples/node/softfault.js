@@ -44,6 +44,27 @@ const LastFailure = koffi.struct('softfault_failure', {
     object_offset: 'uint64_t', address: 'uint64_t', age_ns: 'uint64_t', object: koffi.array('char', 104, 'String'),
 });
 
+koffi.struct('softfault_image_failure', {
+    cause: 'uint32_t', system_errno: 'int', file_offset: 'uint64_t', wanted: koffi.array('uint8_t', 32),
+    found: koffi.array('uint8_t', 32),
+});
+const ImageProperties = koffi.struct('softfault_image_properties', {
+    size: 'size_t', len_bytes: 'uint64_t', nr_regions: 'size_t', nr_keys: 'size_t', integrity: 'uint32_t', flags: 'uint32_t',
+    file_digest: koffi.array('uint8_t', 32), content_digest: koffi.array('uint8_t', 32),
+});
+const WriterOptions = koffi.struct('softfault_image_writer_options', {
+    size: 'size_t', flags: 'uint32_t', codec: 'uint32_t', level: 'int32_t', reserved: 'uint32_t', frame_bytes: 'size_t',
+    parent: 'void *',
+});
+const RestoreOptions = koffi.struct('softfault_restore_options', {
+    size: 'size_t', flags: 'uint32_t', reserved: 'uint32_t', arena: 'void *', overlays: 'void *', nr_overlays: 'size_t',
+    record_window_ns: 'uint64_t', replay: 'void *',
+});
+const Progress = koffi.struct('softfault_progress', {
+    size: 'size_t', pages: 'uint64_t', cached: 'uint64_t', native_extents: 'uint64_t', replayed: 'uint64_t',
+    replay_ended: 'uint32_t', reserved: 'uint32_t',
+});
+
 // Handles are names, not addresses: BigInts.
 const c = {};
 for (const [name, prototype] of Object.entries({
@@ -72,6 +93,20 @@ for (const [name, prototype] of Object.entries({
     arena_fault_in: 'int softfault_arena_fault_in(void *arena, size_t offset, size_t len, uint32_t access)',
     arena_pin: 'int softfault_arena_pin(void *arena, size_t offset, size_t len, uint32_t access, _Out_ void **out)',
     pin_free: 'int softfault_pin_free(void *pin)',
+    last_image_failure: 'int softfault_last_image_failure(_Out_ softfault_image_failure *out)',
+    image_open: 'int softfault_image_open(void *runtime, const char *path, void *options, _Out_ void **out)',
+    image_open_file: 'int softfault_image_open_file(const char *path, void *options, _Out_ void **out)',
+    image_free: 'int softfault_image_free(void *image)',
+    image_info: 'int softfault_image_info(void *image, _Inout_ softfault_image_properties *properties)',
+    image_read_at: 'int softfault_image_read_at(void *image, uint64_t offset, _Out_ uint8_t *buf, size_t len)',
+    image_verify: 'int softfault_image_verify(void *image, void *progress, void *ctx)',
+    image_convert: 'int softfault_image_convert(void *image, const char *path, softfault_image_writer_options *options, void *digest)',
+    restore: 'int softfault_restore(void *image, softfault_restore_options *options, _Out_ void **out)',
+    session_free: 'int softfault_session_free(void *session)',
+    session_find: 'int softfault_session_find(void *session, const char *name, _Out_ size_t *index)',
+    session_region: 'int softfault_session_region(void *session, size_t index, _Out_ void **base, _Out_ size_t *len)',
+    session_progress: 'int softfault_session_progress(void *session, _Inout_ softfault_progress *progress)',
+    session_complete: 'int softfault_session_complete(void *session, void *completion)',
     stats_read: 'int softfault_stats_read(void *runtime, _Out_ void **out)',
     stats_free: 'int softfault_stats_free(void *stats)',
     stats_get: 'int softfault_stats_get(void *stats, const char *name, _Out_ uint64_t *value)',
@@ -98,16 +133,26 @@ function lastFault() {
     };
 }
 
+/** What is wrong with an image; null where the last failure was another. */
+function lastImageFailure() {
+    const failure = {};
+    if (c.last_image_failure(failure) !== 0)
+        return null;
+    return { cause: failure.cause, file: text(c.last_object), offset: offset(failure.file_offset) };
+}
+
 /**
  * A call failed: `errno` (positive), `kind` (SOFTFAULT_ERROR_*), and words. If a page could not be had, `reason`
  * (SOFTFAULT_VM_FAULT_* bits); had or written, `fault`: { cause (SOFTFAULT_CAUSE_*), storeErrno (0: the store gave none),
- * object (its label or path), objectOffset, arenaOffset }, offsets null where there is none.
+ * object (its label or path), objectOffset, arenaOffset }, offsets null where there is none. If an image is not what it should be,
+ * `image`: { cause (SOFTFAULT_IMAGE_CAUSE_*), file, offset }.
  */
 class SoftfaultError extends Error {
     constructor(result) {
         super(text(c.last_error));
         this.kind = c.last_error_kind();
         this.fault = lastFault();
+        this.image = lastImageFailure();
         this.name = 'SoftfaultError';
         this.errno = -result;
         this.reason = this.kind === ERROR_FAULT ? c.last_fault_reason() : 0;
@@ -177,6 +222,11 @@ class Runtime extends Handle {
         return { arena: Arena.over(arena[0], made, writable), object: made };
     }
 
+    /** Opens an image of memory, of which sessions are restored. */
+    openImage(file) {
+        return Image.opened(file, () => ask('image_open', this.handle, file, null));
+    }
+
     anonymous(length) {
         return new SoftfaultObject(ask('object_anonymous', this.handle, length, objectOptions(false)), 'object_free');
     }
@@ -244,7 +294,105 @@ function release(state) {
     if (state.closed && state.buffers === 0 && state.handle !== null) {
         const handle = state.handle;
         state.handle = null;
-        call('arena_free', handle);
+        call(state.free ?? 'arena_free', handle);
+    }
+}
+
+/** An image of memory. One that a runtime has opened can be restored; any can be read, verified and converted. */
+class Image extends Handle {
+    /** Opens an image without a runtime. */
+    static open(file) {
+        return Image.opened(file, () => ask('image_open_file', file, null));
+    }
+
+    static opened(file, open) {
+        try {
+            return new Image(open(), 'image_free');
+        } catch (e) {
+            throw Object.assign(e, { path: file });
+        }
+    }
+
+    get length() {
+        const info = { size: koffi.sizeof(ImageProperties) };
+        for (const field of ['len_bytes', 'nr_regions', 'nr_keys', 'integrity', 'flags'])
+            info[field] = 0;
+        info.file_digest = info.content_digest = new Uint8Array(32);
+        call('image_info', this.handle, info);
+        return Number(info.len_bytes);
+    }
+
+    /** Returns a copy of bytes, verified, without a fault. */
+    read(offset, length) {
+        const bytes = new Uint8Array(length);
+        call('image_read_at', this.handle, offset, bytes, length);
+        return bytes;
+    }
+
+    /** Verifies everything that has digests; throws what is wrong, and where. */
+    verify() {
+        call('image_verify', this.handle, null, null);
+    }
+
+    /** Writes the same memory as one file that needs no other; codec: 0 raw, 1 LZ4. */
+    convert(file, { codec = 1 } = {}) {
+        const size = koffi.sizeof(WriterOptions);
+        const options = { size, flags: 0, codec, level: 0, reserved: 0, frame_bytes: 0, parent: null };
+        call('image_convert', this.handle, file, options, null);
+    }
+
+    /** Makes it memory again: filled and verified as it is touched, and private to the session. */
+    restore({ atOriginalAddresses = false } = {}) {
+        return new Session(ask('restore', this.handle, {
+            size: koffi.sizeof(RestoreOptions), flags: atOriginalAddresses ? 1 : 0, reserved: 0, arena: null, overlays: null,
+            nr_overlays: 0, record_window_ns: 0, replay: null,
+        }));
+    }
+}
+
+/** An image that is memory again. Buffers keep it. */
+class Session {
+    #state;
+
+    constructor(handle) {
+        this.#state = { handle, buffers: 0, closed: false, free: 'session_free' };
+    }
+
+    get #handle() {
+        if (this.#state.closed)
+            throw new TypeError('the session is closed');
+        return this.#state.handle;
+    }
+
+    /** Frees the session when no buffer of it is left. */
+    close() {
+        this.#state.closed = true;
+        release(this.#state);
+    }
+
+    /** Returns a region, by its name or its number, as an ArrayBuffer, which keeps the session. */
+    buffer(region = 0) {
+        const index = typeof region === 'string' ? Number(ask('session_find', this.#handle, region)) : region;
+        const [base, length] = [[null], [null]];
+        call('session_region', this.#handle, index, base, length);
+        const buffer = koffi.view(base[0], Number(length[0]));
+        this.#state.buffers++;
+        collected.register(buffer, this.#state);
+        return buffer;
+    }
+
+    /** Pages of the image that are in memory, for whichever session. */
+    get cachedPages() {
+        const progress = {
+            size: koffi.sizeof(Progress), pages: 0, cached: 0, native_extents: 0, replayed: 0, replay_ended: 0, reserved: 0,
+        };
+        call('session_progress', this.#handle, progress);
+        return Number(progress.cached);
+    }
+
+    /** Makes all of it resident and verified. */
+    complete() {
+        call('session_complete', this.#handle, null);
     }
 }
 
@@ -327,4 +475,4 @@ class Arena {
     }
 }
 
-module.exports = { Runtime, SoftfaultError };
+module.exports = { Image, Runtime, SoftfaultError };

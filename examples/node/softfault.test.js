@@ -5,7 +5,7 @@ const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const { test, before, after } = require('node:test');
-const { Runtime, SoftfaultError } = require('./softfault.js');
+const { Image, Runtime, SoftfaultError } = require('./softfault.js');
 
 const PAGE = 4096, PAGES = 1024, SIZE = PAGES * PAGE, WORDS = SIZE / 8;
 let folder, file;
@@ -193,4 +193,47 @@ test('stores are in the file after exit', () => {
         require('node:child_process').execFileSync(process.execPath, ['-e', program], { timeout: 60000 });
         assert.ok(fs.readFileSync(stored).every((byte) => byte === 120), end);
     }
+});
+
+test('an image is memory again, lazily and privately', () => {
+    const packed = path.join(folder, 'words.sfi');
+    const raw = Image.open(file);
+    raw.convert(packed);
+    raw.close();
+    const rt = new Runtime();
+    const image = rt.openImage(packed);
+    assert.strictEqual(image.length, SIZE);
+    image.verify();
+    assert.strictEqual(new BigUint64Array(image.read(77 * 8, 8).buffer)[0], 77n);
+    const [one, two] = [image.restore(), image.restore()];
+    assert.strictEqual(one.cachedPages, 0);
+    const mine = new BigUint64Array(one.buffer());
+    assert.strictEqual(mine[5], 5n);
+    assert.ok(one.cachedPages > 0 && one.cachedPages < PAGES);
+    mine.fill(1n);
+    two.complete();
+    const theirs = new BigUint64Array(two.buffer(0));
+    assert.strictEqual(theirs.reduce((sum, word) => sum + word), BigInt(WORDS) * BigInt(WORDS - 1) / 2n);
+    assert.throws(() => two.buffer('heap'), (e) => e instanceof SoftfaultError && e.errno === 2);
+    for (const it of [one, two, image, rt])
+        it.close();
+    assert.strictEqual(mine[9], 1n, 'a buffer keeps its session');
+    assert.throws(() => one.cachedPages, TypeError);
+});
+
+test('damage of an image is named', () => {
+    const hurt = path.join(folder, 'hurt.sfi');
+    const raw = Image.open(file);
+    raw.convert(hurt, { codec: 0 });
+    raw.close();
+    const bytes = fs.readFileSync(hurt);
+    bytes[bytes.length >> 1] ^= 1;
+    fs.writeFileSync(hurt, bytes);
+    const image = Image.open(hurt);
+    assert.throws(() => image.verify(), (e) => {
+        assert.deepStrictEqual([e.errno, e.image.cause, e.image.file], [74, 3, hurt]);
+        return e.image.offset <= bytes.length / 2;
+    });
+    image.close();
+    assert.throws(() => Image.open(hurt + '.none'), (e) => e.errno === 2 && e.path === hurt + '.none');
 });
