@@ -64,6 +64,9 @@ void test_restore(void)
     CHECK(is_image(page, 513 * PAGE, PAGE));
     OK(softfault_arena_base(arena, &base));
     CHECK((unsigned char *)base + offset == heap);
+    uint32_t mode;
+    OK(softfault_arena_delivery(arena, &mode));
+    CHECK(env.delivery == SOFTFAULT_DELIVERY_AUTO || mode == env.delivery);
 
     OK(softfault_session_image(one, &again));
     OK(softfault_image_object(again, &object));
