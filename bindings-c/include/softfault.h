@@ -637,6 +637,12 @@
 #define SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES 0x1
 
 /**
+ * Extents (2 MiB) that lie in a file as they are are mapped from there: the kernel's page cache serves them, outside the cache and
+ * its limit, and unverified. The image must have been opened with SOFTFAULT_INTEGRITY_TRUSTED. Needs in-thread delivery.
+ */
+#define SOFTFAULT_RESTORE_DIRECT 0x2
+
+/**
  * Pages are stored as they are.
  */
 #define SOFTFAULT_CODEC_RAW 0
@@ -1474,6 +1480,10 @@ typedef struct softfault_progress {
      */
     uint64_t native_extents;
     /**
+     * Extents that are mapped from the image's file itself.
+     */
+    uint64_t direct_extents;
+    /**
      * Pages that a replay has read.
      */
     uint64_t replayed;
@@ -1507,6 +1517,10 @@ typedef struct softfault_completion {
      * Extents, or parts of such, whose pages are mapped but still ours.
      */
     uint64_t trapped_extents;
+    /**
+     * Extents that are mapped from the image's file itself; not among the resident bytes.
+     */
+    uint64_t direct_extents;
 } softfault_completion;
 
 /**
@@ -3548,7 +3562,8 @@ int softfault_catalog_remove(struct softfault_catalog *catalog,
  * Errors: -EEXIST: the words name what is in the way of an original address. -ENODATA, SOFTFAULT_ERROR_OVERLAY: the image needs
  * an overlay that was not given. SOFTFAULT_ERROR_IMAGE: the working set is of another image, or there can be none of this one.
  * SOFTFAULT_ERROR_FAULT: a page below an overlay cannot be had. -EINVAL: overlays are not whole pages of one region, or the
- * image has no regions or no runtime. -EACCES, -E2BIG, -EBADF, -EOPNOTSUPP, -ENOMEM. There is no session then.
+ * image has no regions or no runtime. -EACCES: direct extents of files that may change, or an overlay where
+ * nobody may store. -E2BIG, -EBADF, -EOPNOTSUPP, -ENOMEM. There is no session then.
  *
  * Context: program. Thread-safe.
  *

@@ -35,7 +35,11 @@ pub const SOFTFAULT_IMAGE_HAS_CONTENT_DIGEST: u32 = 0x2;
 /// Each region is mapped at the address that it had, where nothing may be mapped within the 2 MiB around its ends.
 pub const SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES: u32 = 0x1;
 
-const RESTORE_FLAGS: u32 = 0x1;
+/// Extents (2 MiB) that lie in a file as they are are mapped from there: the kernel's page cache serves them, outside the cache and
+/// its limit, and unverified. The image must have been opened with SOFTFAULT_INTEGRITY_TRUSTED. Needs in-thread delivery.
+pub const SOFTFAULT_RESTORE_DIRECT: u32 = 0x2;
+
+const RESTORE_FLAGS: u32 = 0x3;
 
 /// A range of memory that an image is of, and where its pages are in the image.
 #[repr(C)]
@@ -206,6 +210,8 @@ pub struct softfault_progress {
     pub cached: u64,
     /// Extents (2 MiB) that the kernel serves by itself.
     pub native_extents: u64,
+    /// Extents that are mapped from the image's file itself.
+    pub direct_extents: u64,
     /// Pages that a replay has read.
     pub replayed: u64,
     /// 1: the replay has read what it was to, or found no room for more, or there is none.
@@ -226,6 +232,8 @@ pub struct softfault_completion {
     pub native_extents: u64,
     /// Extents, or parts of such, whose pages are mapped but still ours.
     pub trapped_extents: u64,
+    /// Extents that are mapped from the image's file itself; not among the resident bytes.
+    pub direct_extents: u64,
 }
 
 /// softfault_capture_begin() fails where it would wait for pins for writing, or for another capture of an arena.
@@ -331,12 +339,12 @@ unsafe impl Versioned for softfault_restore_options {
 // SAFETY: numbers, the size first.
 unsafe impl Versioned for softfault_progress {
     const NAME: &'static str = "softfault_progress";
-    const FIRST: usize = 48;
+    const FIRST: usize = 56;
 }
 // SAFETY: numbers, the size first.
 unsafe impl Versioned for softfault_completion {
     const NAME: &'static str = "softfault_completion";
-    const FIRST: usize = 32;
+    const FIRST: usize = 40;
 }
 // SAFETY: numbers and pointers, the size first.
 unsafe impl Versioned for softfault_capture_options {

@@ -7,7 +7,8 @@ use crate::error::{Failure, entry, softfault_range};
 use crate::handle::{self, AnyImage, softfault_arena, softfault_image, softfault_session, softfault_working_set};
 use crate::image::{no_entry, open_image};
 use crate::image_options::{
-    SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES, softfault_completion, softfault_progress, softfault_restore_options,
+    SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES, SOFTFAULT_RESTORE_DIRECT, softfault_completion, softfault_progress,
+    softfault_restore_options,
 };
 use crate::options::{Report, read};
 use softfault::{Restore, Session};
@@ -23,7 +24,8 @@ use std::time::Duration;
 /// Errors: -EEXIST: the words name what is in the way of an original address. -ENODATA, SOFTFAULT_ERROR_OVERLAY: the image needs
 /// an overlay that was not given. SOFTFAULT_ERROR_IMAGE: the working set is of another image, or there can be none of this one.
 /// SOFTFAULT_ERROR_FAULT: a page below an overlay cannot be had. -EINVAL: overlays are not whole pages of one region, or the
-/// image has no regions or no runtime. -EACCES, -E2BIG, -EBADF, -EOPNOTSUPP, -ENOMEM. There is no session then.
+/// image has no regions or no runtime. -EACCES: direct extents of files that may change, or an overlay where
+/// nobody may store. -E2BIG, -EBADF, -EOPNOTSUPP, -ENOMEM. There is no session then.
 ///
 /// Context: program. Thread-safe.
 ///
@@ -44,7 +46,8 @@ pub unsafe extern "C" fn softfault_restore(
         // SAFETY: the caller's contract.
         let arena = unsafe { options.check() }?;
         let original = options.has(SOFTFAULT_RESTORE_AT_ORIGINAL_ADDRESSES);
-        let mut restore = Restore::new(&image).at_original_addresses(original);
+        let mut restore =
+            Restore::new(&image).at_original_addresses(original).direct(options.has(SOFTFAULT_RESTORE_DIRECT));
         if let Some(choice) = arena {
             restore = restore.arena(move |b| choice.apply(b));
         }
@@ -226,9 +229,16 @@ pub unsafe extern "C" fn softfault_session_progress(
         // SAFETY: the caller's contract.
         let out = unsafe { Report::new(progress) }?;
         let p = handle::get(session)?.progress();
-        let replay_ended = u32::from(p.replay_ended);
-        let (pages, cached, native_extents, replayed) = (p.pages, p.cached, p.native_extents, p.replayed);
-        out.put(softfault_progress { size: 0, pages, cached, native_extents, replayed, replay_ended, reserved: 0 });
+        out.put(softfault_progress {
+            size: 0,
+            pages: p.pages,
+            cached: p.cached,
+            native_extents: p.native_extents,
+            direct_extents: p.direct_extents,
+            replayed: p.replayed,
+            replay_ended: u32::from(p.replay_ended),
+            reserved: 0,
+        });
         Ok(())
     })
 }
@@ -281,9 +291,14 @@ pub unsafe extern "C" fn softfault_session_complete(
             Some(unsafe { Report::new(completion) }?)
         };
         let c = handle::get(session)?.complete()?;
-        let (resident_bytes, native_extents, trapped_extents) = (c.resident_bytes, c.native_extents, c.trapped_extents);
         if let Some(out) = out {
-            out.put(softfault_completion { size: 0, resident_bytes, native_extents, trapped_extents });
+            out.put(softfault_completion {
+                size: 0,
+                resident_bytes: c.resident_bytes,
+                native_extents: c.native_extents,
+                trapped_extents: c.trapped_extents,
+                direct_extents: c.direct_extents,
+            });
         }
         Ok(())
     })

@@ -61,7 +61,7 @@ const RestoreOptions = koffi.struct('softfault_restore_options', {
     record_window_ns: 'uint64_t', replay: 'void *',
 });
 const Progress = koffi.struct('softfault_progress', {
-    size: 'size_t', pages: 'uint64_t', cached: 'uint64_t', native_extents: 'uint64_t', replayed: 'uint64_t',
+    size: 'size_t', pages: 'uint64_t', cached: 'uint64_t', native_extents: 'uint64_t', direct_extents: 'uint64_t', replayed: 'uint64_t',
     replay_ended: 'uint32_t', reserved: 'uint32_t',
 });
 
@@ -384,7 +384,8 @@ class Session {
     /** Pages of the image that are in memory, for whichever session. */
     get cachedPages() {
         const progress = {
-            size: koffi.sizeof(Progress), pages: 0, cached: 0, native_extents: 0, replayed: 0, replay_ended: 0, reserved: 0,
+            size: koffi.sizeof(Progress), pages: 0, cached: 0, native_extents: 0, direct_extents: 0, replayed: 0,
+            replay_ended: 0, reserved: 0,
         };
         call('session_progress', this.#handle, progress);
         return Number(progress.cached);

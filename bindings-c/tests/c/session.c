@@ -26,6 +26,34 @@ unsigned char *region_of(softfault_session *session, const char *name)
     return base;
 }
 
+/* What lies in a trusted file as it is, is mapped from there. */
+static void restore_directly(softfault_runtime *rt)
+{
+    softfault_image_options trusted = {.size = sizeof trusted, .integrity = SOFTFAULT_INTEGRITY_TRUSTED};
+    softfault_restore_options options = {.size = sizeof options, .flags = SOFTFAULT_RESTORE_DIRECT};
+    const char *path = make_file("direct.raw", 4 * EXTENT);
+    softfault_progress progress = {.size = sizeof progress};
+    softfault_session *session = NULL;
+    softfault_image *image;
+    void *base;
+    OK(softfault_image_open(rt, path, NULL, &image));
+    FAILS(softfault_restore(image, &options, &session), EACCES, DENIED, "direct");
+    OK(softfault_image_free(image));
+    OK(softfault_image_open(rt, path, &trusted, &image));
+    session = restore(image, options);
+    OK(softfault_session_region(session, 0, &base, NULL));
+    CHECK(is_pattern(base, 0, 4 * EXTENT));
+    OK(softfault_session_progress(session, &progress));
+    softfault_arena *arena;
+    uint32_t mode;
+    OK(softfault_session_arena(session, 0, &arena, NULL));
+    OK(softfault_arena_delivery(arena, &mode));
+    CHECK(mode == SOFTFAULT_DELIVERY_IN_THREAD ? progress.direct_extents > 0 : progress.direct_extents == 0);
+    OK(softfault_arena_free(arena));
+    OK(softfault_session_free(session));
+    OK(softfault_image_free(image));
+}
+
 void test_restore(void)
 {
     softfault_runtime *rt = new_runtime(4096);
@@ -77,6 +105,8 @@ void test_restore(void)
     OK(softfault_session_complete(two, &done));
     CHECK_IS(done.resident_bytes, IMAGE_PAGES * PAGE);
     OK(softfault_session_complete(two, NULL));
+
+    restore_directly(rt);
 
     /* The image is what a handle or a session keeps. */
     OK(softfault_object_free(object));

@@ -81,6 +81,8 @@ class SessionProgress(NamedTuple):
     cached: int
     #: Of 2 MiB: what the kernel serves by itself.
     native_extents: int
+    #: Of 2 MiB: what is mapped from the image's file itself.
+    direct_extents: int
     replayed: int
     replay_ended: bool
 
@@ -408,7 +410,7 @@ class Session(_Closing):
     def progress(self) -> SessionProgress:
         p = Progress(size=ctypes.sizeof(Progress))
         call("session_progress", self._raw, byref(p))
-        return SessionProgress(p.pages, p.cached, p.native_extents, p.replayed, bool(p.replay_ended))
+        return SessionProgress(p.pages, p.cached, p.native_extents, p.direct_extents, p.replayed, bool(p.replay_ended))
 
     def mark(self) -> Optional[WorkingSet]:
         """Says that the session is ready: returns what was touched first, if that was recorded."""

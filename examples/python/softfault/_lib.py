@@ -188,6 +188,7 @@ class Progress(Structure):
         ("pages", c_uint64),
         ("cached", c_uint64),
         ("native_extents", c_uint64),
+        ("direct_extents", c_uint64),
         ("replayed", c_uint64),
         ("replay_ended", c_uint32),
         ("reserved", c_uint32),

@@ -76,7 +76,7 @@ pub(crate) const HOUSES: &[House] = &[
             &["write"],
             &["import", "sidecar", "ops"],
             &["workingset"],
-            &["catalog", "capture", "oci"],
+            &["catalog", "oci"],
         ],
         elsewhere: &[
             ("Image", "image/family.rs"),
