@@ -9,7 +9,7 @@ mod common;
 use common::{EXTENT, PAGE, load_at, setup, store_at, until};
 use softfault::image::{Image, Integrity, Prot, Region};
 use softfault::{Delivery, Error, OpenImage, Restore, Runtime, Session};
-use softfault_mm::trace::{Point, arm_gate, arm_spin, disarm, is_caught};
+use softfault_mm::trace::{Point, arm_gate, arm_gate_after, disarm, is_caught};
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::FileExt;
@@ -216,14 +216,6 @@ fn no_store_is_lost_while_an_extent_changes_sides() {
     write(&File::create(&odd).expect("create"), (1..MANY).step_by(2), len);
     let rt = Runtime::builder().build().expect("runtime");
     let image = open(&rt, Image::raw_stack(&even, &[&odd]).expect("image"), len, Integrity::Trusted);
-    arm_spin(Point::DIRECT_LOOKED, 300_000);
-    let session = in_thread(Restore::new(&image)).expect("session");
-    let base = session.regions()[0].as_ptr() as usize;
-    // Mapped for loads: the kernel copies such a page at a store, and asks nobody.
-    for extent in 32..MANY {
-        assert_eq!(load_at(base + extent * EXTENT + 5 * PAGE), Ok(byte(extent * 512 + 5)));
-    }
-    arm_gate(Point::DIRECT_LOOKED);
     /// Opens the gate also when the test fails.
     struct Gate;
     impl Drop for Gate {
@@ -231,11 +223,23 @@ fn no_store_is_lost_while_an_extent_changes_sides() {
             disarm(Point::DIRECT_LOOKED);
         }
     }
+    // The 32 pieces of before the session is ready pass, and one of the thread's.
+    arm_gate_after(Point::DIRECT_LOOKED, 33);
+    let session = in_thread(Restore::new(&image)).expect("session");
+    // Behind the session, so that it is opened before: the session's end waits for the thread.
     let gate = Gate;
+    let base = session.regions()[0].as_ptr() as usize;
     until("the thread has looked at an extent", || is_caught(Point::DIRECT_LOOKED));
+    // Mapped for loads: the kernel copies such a page at a store, and asks nobody.
+    for extent in 34..MANY {
+        assert_eq!(load_at(base + extent * EXTENT + 5 * PAGE), Ok(byte(extent * 512 + 5)));
+    }
+    // It goes on, to the next.
+    arm_gate(Point::DIRECT_LOOKED);
+    until("the thread has looked at the next extent", || is_caught(Point::DIRECT_LOOKED));
     // One extent was looked at, and is mapped next; one has a store of before.
     let next = session.progress().direct_extents as usize;
-    assert!((32..MANY - 4).contains(&next), "{next} extents were mapped by then");
+    assert_eq!(next, 34, "extents that were mapped by then");
     let (held, own) = (base + next * EXTENT + 5 * PAGE, base + (next + 3) * EXTENT + 9 * PAGE);
     assert_eq!(store_at(own, 66), Ok(()));
     std::thread::scope(|scope| {

@@ -110,7 +110,7 @@ pub enum Point {
 pub const NR_POINTS: usize = Point::CAPTURE_COPYING as usize + 1;
 
 #[cfg(all(debug_assertions, not(loom)))]
-pub use armed::{arm_gate, arm_spin, disarm, hit, hits, is_caught};
+pub use armed::{arm_gate, arm_gate_after, arm_spin, disarm, hit, hits, is_caught};
 
 #[cfg(all(debug_assertions, not(loom)))]
 mod armed {
@@ -121,6 +121,8 @@ mod armed {
     const GATE: u64 = 1;
     const CAUGHT: u64 = 2;
     const SPIN: u64 = 3;
+    /// Less those that pass before the gate is closed.
+    const AFTER: u64 = 1 << 63;
 
     static ACTION: [AtomicU64; NR_POINTS] = [const { AtomicU64::new(OFF) }; NR_POINTS];
     static HITS: [AtomicU64; NR_POINTS] = [const { AtomicU64::new(0) }; NR_POINTS];
@@ -136,6 +138,16 @@ mod armed {
         // SeqCst pairs with `hit_slow`; speed is nothing here, and tests read counters beside it.
         if let Some(a) = action(point) {
             a.store(GATE, Ordering::SeqCst);
+        }
+    }
+
+    /// Lets so many pass, and stops the next thread that comes by, until [`disarm`]. The point is one that one thread passes at a time.
+    ///
+    /// # Context: a test
+    pub fn arm_gate_after(point: Point, passes: u32) {
+        // SeqCst pairs with `hit_slow`.
+        if let Some(a) = action(point) {
+            a.store(AFTER + u64::from(passes), Ordering::SeqCst);
         }
     }
 
@@ -191,18 +203,24 @@ mod armed {
 
     #[cold]
     fn hit_slow(point: Point, a: &AtomicU64) {
-        // SeqCst pairs with `is_caught`, `hits`, `arm_gate`, `arm_spin` and `disarm`.
+        // SeqCst pairs with `is_caught`, `hits`, `arm_gate`, `arm_gate_after`, `arm_spin` and `disarm`.
         if let Some(h) = HITS.get(point as usize) {
             h.fetch_add(1, Ordering::SeqCst);
         }
-        if a.compare_exchange(GATE, CAUGHT, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        let seen = a.load(Ordering::SeqCst);
+        if seen > AFTER {
+            a.store(seen - 1, Ordering::SeqCst);
+            return;
+        }
+        let gate = if seen == AFTER { AFTER } else { GATE };
+        if a.compare_exchange(gate, CAUGHT, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             while a.load(Ordering::SeqCst) == CAUGHT {
                 core::hint::spin_loop();
             }
             return;
         }
         let turns = a.load(Ordering::SeqCst);
-        if turns > SPIN {
+        if (SPIN + 1..AFTER).contains(&turns) {
             for _ in SPIN..turns {
                 core::hint::spin_loop();
             }
