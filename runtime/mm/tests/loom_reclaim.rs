@@ -696,14 +696,14 @@ fn without_the_mark_of_death_it_is_freed_below_its_user() {
 fn a_slow_write_is_seen_beside_one_that_is_tried_again() {
     check(3, || {
         let account: &CacheAccount<'_> = Box::leak(Box::new(CacheAccount::new(8, Lruvec::new(&[], &[], &[], 8))));
-        account.writeback_begins(1, false);
+        account.writeback_begins(1, true);
         let retries = spawn(move || {
-            account.writeback_begins(64, true);
-            account.writeback_ends(64, true);
+            account.writeback_begins(64, false);
+            account.writeback_ends(64, false);
         });
         assert!(account.is_being_written(), "the slow one is not seen");
         retries.join().expect("a retry");
-        account.writeback_ends(1, false);
+        account.writeback_ends(1, true);
         assert!(!account.is_being_written());
     });
 }

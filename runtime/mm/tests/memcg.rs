@@ -47,7 +47,10 @@ fn world_with(object: ObjectSpec) -> &'static World {
 
 /// A world of an object of `nr` pages at a limit of its own, whose cached pages are all pinned.
 fn world_of_pinned(nr: u64) -> &'static World {
-    let w = world_of(nr);
+    pin_all(world_of(nr))
+}
+
+fn pin_all(w: &'static World) -> &'static World {
     w.objects[0].mapping.own_limit.store(LIMIT, Ordering::Relaxed);
     w.populate(0, 0, LIMIT);
     (0..LIMIT).for_each(|p| _ = w.word(0, p).try_pin(0).expect("cached"));
@@ -325,14 +328,14 @@ fn check_that_a_slow_write_is_waited_for(others: &[ObjectSpec], ready: fn(&World
     // The slow one: the store has the pages.
     (0..LIMIT).for_each(|p| assert!(w.word(0, p).try_writeback().is_ok()));
     w.objects[0].mapping.account_cleaned(LIMIT);
-    w.account.writeback_begins(LIMIT, false);
+    w.account.writeback_begins(LIMIT, true);
     let mut naps = 0;
     w.set_sleep(move |_| {
         naps += 1;
         tries(w, naps);
         if naps == 20_000 {
             (0..LIMIT).for_each(|p| assert!(!w.word(0, p).end_writeback(0).1));
-            w.account.writeback_ends(LIMIT, false);
+            w.account.writeback_ends(LIMIT, true);
         }
         Woken::TimedOut
     });
@@ -418,7 +421,10 @@ fn a_slow_write_is_waited_for_beside_an_exclusive_object_whose_pages_are_pinned(
 
 /// A world of four pages that fill the cache, or their object's limit if `own`, not pinned.
 fn world_of_full(own: bool) -> &'static World {
-    let w = world_of_pinned(8);
+    full(world_of_pinned(8), own)
+}
+
+fn full(w: &'static World, own: bool) -> &'static World {
     (0..LIMIT).for_each(|p| w.word(0, p).unpin());
     if !own {
         w.objects[0].mapping.own_limit.store(u64::MAX, Ordering::Relaxed);
@@ -488,7 +494,10 @@ fn a_flush_of_what_cannot_go_is_not_waited_for() {
 
 /// A world whose room is for pages that their store is reading; returns what ends that.
 fn world_of_filling(own: bool) -> (&'static World, impl FnOnce() + Send + 'static) {
-    let w = world_of_full(own);
+    filling(world_of_full(own))
+}
+
+fn filling(w: &'static World) -> (&'static World, impl FnOnce() + Send + 'static) {
     let mapping = w.objects[0].mapping;
     assert_eq!(vmscan::reclaim_range(w.env(), mapping, 0, 0, LIMIT), LIMIT);
     let claim = filemap::claim_run(mapping, 0, 0, LIMIT).expect("there is room").expect("nothing is cached");
@@ -519,6 +528,47 @@ fn a_thread_that_is_in_a_store_does_not_wait_for_stores() {
         assert_eq!(miss_until(w, &ctx, LONG, done), R::OOM, "own limit: {own}, one of the runtime's threads: {helps}");
         let read = support::lock(&reads).take().expect("it was told before");
         read();
+        w.check_quiescent();
+    }
+}
+
+/// A sync, or a call that reads, is no fault: of a fault below it nobody can tell that the thread is in a store, and so in one
+/// that touches arenas.
+#[test]
+fn a_store_that_touches_arenas_is_not_waited_for() {
+    let world = |own| full(pin_all(world_with(ObjectSpec { store_faults: true, ..ObjectSpec::pages(8) })), own);
+    let ctx = Ctx::handler(0, false, 0, None);
+    for own in [false, true] {
+        let (w, read) = filling(world(own));
+        let reads = Arc::new(std::sync::Mutex::new(Some(read)));
+        let late = Arc::clone(&reads);
+        let done = move || support::lock(&late).take().expect("read once")();
+        assert_eq!(miss_until(w, &ctx, LONG, done), R::OOM, "reads, own limit: {own}");
+        support::lock(&reads).take().expect("it was told before")();
+        w.check_quiescent();
+
+        let w = world(own);
+        let flushed = owe_flush(w);
+        assert_eq!(miss_until(w, &ctx, LONG, owe_flush(w)), R::OOM, "makes durable, own limit: {own}");
+        flushed();
+        w.check_quiescent();
+    }
+    // Below the store's write: what it writes is in hand.
+    for own in [false, true] {
+        let w = world(own);
+        (0..LIMIT).for_each(|p| {
+            w.word(0, p).try_pin(DIRTY).expect("cached");
+            w.word(0, p).unpin();
+        });
+        let told = Arc::new(AtomicU64::new(0));
+        let said = Arc::clone(&told);
+        w.objects[0].store.set_hook(move |_| {
+            let r = miss_until(w, &Ctx::handler(0, false, 0, None), u64::MAX, || ());
+            said.store(u64::from(r == R::OOM) + 1, Ordering::Relaxed);
+        });
+        writeback::writeout(w.env(), w.objects[0].mapping, 0, 0, LIMIT).expect("written");
+        w.objects[0].store.clear_hook();
+        assert_eq!(told.load(Ordering::Relaxed), 2, "writes, own limit: {own}");
         w.check_quiescent();
     }
 }
@@ -644,7 +694,7 @@ fn pages_that_a_store_has_in_hand_keep_no_others_in_the_cache() {
         word.set(UNMAPPED);
         assert!(lru.probation.push(entry.0), "there is room on probation");
     }
-    w.account.writeback_begins(HUNG, false);
+    w.account.writeback_begins(HUNG, true);
     let mut naps = 0;
     w.set_sleep(move |_| {
         naps += 1;
@@ -652,7 +702,7 @@ fn pages_that_a_store_has_in_hand_keep_no_others_in_the_cache() {
         Woken::TimedOut
     });
     assert_eq!(miss(w), R::MAJOR | R::LOCKED);
-    w.account.writeback_ends(HUNG, false);
+    w.account.writeback_ends(HUNG, true);
     (0..NR + 64)
         .filter(|p| w.word(0, *p).load().state() == State::Writeback)
         .for_each(|p| _ = w.word(0, p).end_writeback(0));

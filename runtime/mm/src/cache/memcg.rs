@@ -96,14 +96,14 @@ fn free_own_pages(env: Env<'_>, ctx: &Ctx<'_>, mapping: &Mapping<'_>) -> Freed {
 /// Returns whether the object's store has pages of it in hand, or is to make pages durable, and is not failing, or reads some:
 /// then there is room. They need not be where the hand is now, which other threads move too.
 fn is_under_way(mapping: &Mapping<'_>) -> bool {
-    let takes = !mapping.is_retried();
+    let takes = mapping.is_write_awaited();
     if takes && mapping.nr_writers.load(Ordering::Relaxed) != 0 {
         return true;
     }
-    // What is pinned is no room afterwards, and a store with a deadline may hang.
+    // What is pinned is no room afterwards.
     let is_owed = |w: Folio| w.state() == State::Uptodate && mapping.owes_flush(w);
     let is_written = |w: Folio| w.pins() == 0 && (w.state() == State::Writeback || is_owed(w));
-    let is_read = |w: Folio| w.state() == State::Filling && mapping.deadline_ns == u64::MAX;
+    let is_read = |w: Folio| w.state() == State::Filling && mapping.is_read_awaited();
     mapping.each_folio(0, u64::MAX).map(|(_, word)| word.load()).any(|w| (takes && is_written(w)) || is_read(w))
 }
 

@@ -105,8 +105,8 @@ pub fn writeout(
 /// Protects and writes a run of pages that are `writeback`, and ends it.
 fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: u64) -> Result<(), (u64, FillError)> {
     let nr = to - from;
-    let is_failing = mapping.is_retried();
-    mapping.account.writeback_begins(nr, is_failing);
+    let is_awaited = mapping.is_write_awaited();
+    mapping.account.writeback_begins(nr, is_awaited);
     failpoint!(WRITEBACK_TAKEN);
     let protected = env.mm.with_rmap(&mut |r: &dyn Rmap| rmap::mkclean(r, mapping, stripe, from, to));
     failpoint!(WRITEBACK_PROTECTED);
@@ -121,7 +121,7 @@ fn write_run(env: Env<'_>, mapping: &Mapping<'_>, stripe: usize, from: u64, to: 
     let set = if protected { unsynced } else { unsynced | DIRTY };
     end(env, mapping, from, good, set);
     end(env, mapping, good, to, DIRTY);
-    mapping.account.writeback_ends(nr, is_failing);
+    mapping.account.writeback_ends(nr, is_awaited);
     mapping.stat.add(stripe, Event::PGPGOUT, good - from);
     mapping.stat.add(stripe, Event::WRITEBACK_CALLS, 1);
     // A store that takes nothing is no progress: who waits for room is told so in the end.

@@ -197,16 +197,27 @@ impl Mapping<'_> {
         self.stat.record(&Failure { op, cause, label: self.label, object_offset, address, when_ns });
     }
 
-    /// Counts pages of the object that its store is to read. A store with a deadline may hang, and is not waited for.
+    /// Returns whether who wants room waits for pages that the store reads, however long it takes. Not for one with a deadline, which
+    /// may hang, nor for one that touches arenas: the thread that wants room may be the one that is in it.
+    /// ```text
+    /// a thread in sync, or read_at
+    ///   the store's write, or read: has pages in hand
+    ///     touches a page that is not cached, and the cache is full: waits for those pages, for ever
+    /// ```
+    pub(crate) fn is_read_awaited(&self) -> bool {
+        self.deadline_ns == u64::MAX && !self.store_faults
+    }
+
+    /// Counts pages of the object that its store is to read, if they are waited for.
     pub(crate) fn fill_begins(&self, nr: u64) {
-        if self.deadline_ns == u64::MAX {
+        if self.is_read_awaited() {
             self.account.fill_begins(nr);
         }
     }
 
     /// Ends what [`Mapping::fill_begins`] has begun, when the pages are no longer `filling`.
     pub(crate) fn fill_ends(&self, nr: u64) {
-        if self.deadline_ns == u64::MAX {
+        if self.is_read_awaited() {
             self.account.fill_ends(nr);
         }
     }
@@ -234,10 +245,16 @@ impl Mapping<'_> {
         }
     }
 
-    /// Returns whether nobody waits for the store to take what it is given now: it fails; also one that nobody but reclaim gives
-    /// anything, whose pages are never counted as stuck.
-    pub(crate) fn is_retried(&self) -> bool {
-        self.failing.is_set() || self.failing.is_refusing()
+    /// Returns whether who wants room waits for the store to take what it is given now, however long it takes. Not for one that
+    /// fails, be it one that nobody but reclaim gives anything, whose pages are never counted as stuck; nor for one that touches
+    /// arenas, see [`Mapping::is_read_awaited`].
+    pub(crate) fn is_write_awaited(&self) -> bool {
+        !self.failing.is_set() && !self.failing.is_refusing() && !self.store_faults
+    }
+
+    /// The same of pages that can go when it has flushed.
+    pub(crate) fn is_flush_awaited(&self) -> bool {
+        !self.failing.is_set() && !self.store_faults
     }
 
     /// Returns why a page may not be made dirty now: the store fails, and the object has its share of dirty pages.

@@ -295,11 +295,12 @@ impl<'g> CacheAccount<'g> {
         self.progress.load(Ordering::Relaxed)
     }
 
-    /// Counts pages that are being written out, until [`CacheAccount::writeback_ends`] with the same words.
+    /// Counts pages that are being written out, until [`CacheAccount::writeback_ends`] with the same words; `is_awaited`: who wants
+    /// room waits for them.
     ///
     /// # Context: handler
-    pub fn writeback_begins(&self, nr: u64, is_failing: bool) {
-        if !is_failing {
+    pub fn writeback_begins(&self, nr: u64, is_awaited: bool) {
+        if is_awaited {
             self.nr_awaited.fetch_add(nr, Ordering::Relaxed);
         }
         self.nr_writeback.fetch_add(nr, Ordering::Relaxed);
@@ -308,14 +309,14 @@ impl<'g> CacheAccount<'g> {
     /// Ends what [`CacheAccount::writeback_begins`] has begun.
     ///
     /// # Context: handler
-    pub fn writeback_ends(&self, nr: u64, is_failing: bool) {
-        if !is_failing {
+    pub fn writeback_ends(&self, nr: u64, is_awaited: bool) {
+        if is_awaited {
             self.nr_awaited.fetch_sub(nr, Ordering::Relaxed);
         }
         self.nr_writeback.fetch_sub(nr, Ordering::Relaxed);
     }
 
-    /// Returns whether a store that is not known to fail has pages in hand: there will be room when it has written them.
+    /// Returns whether a store that is waited for has pages in hand: there will be room when it has written them.
     ///
     /// # Context: handler
     #[must_use]

@@ -702,6 +702,8 @@ pub(crate) struct ObjectSpec {
     pub(crate) max_pages: usize,
     pub(crate) len_bytes: u64,
     pub(crate) handler_safe: bool,
+    /// Its store touches arenas.
+    pub(crate) store_faults: bool,
     pub(crate) always_dirty: bool,
     /// Dirty pages can be written out.
     pub(crate) dirty_goes: bool,
@@ -722,6 +724,7 @@ impl ObjectSpec {
             max_pages: nr,
             len_bytes: (nr << PAGE_SHIFT) as u64,
             handler_safe: true,
+            store_faults: false,
             always_dirty: false,
             dirty_goes: true,
             exclusive: false,
@@ -872,7 +875,7 @@ impl World {
                 a_ops: store,
                 policy: spec.policy,
                 handler_safe: spec.handler_safe,
-                store_faults: false,
+                store_faults: spec.store_faults,
                 always_dirty: spec.always_dirty,
                 dirty_goes: spec.dirty_goes && !spec.always_dirty,
                 exclusive: spec.exclusive,

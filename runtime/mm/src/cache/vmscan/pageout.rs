@@ -67,14 +67,14 @@ pub fn write_here(env: Env<'_>, stripe: usize, claim: crate::claim::Claim) {
         let (from, to) = (claim.pgoff(), claim.pgoff().saturating_add(u64::from(claim.nr())));
         if m.exclusive && !claim.is_staying() {
             // In no batch, and in no queue: it is seen by this count that pages are on their way.
-            let is_failing = m.is_retried();
-            m.account.writeback_begins(to - from, is_failing);
+            let is_awaited = m.is_write_awaited();
+            m.account.writeback_begins(to - from, is_awaited);
             let reach = Reach { idle: true, dirty: true, why: Why::Reclaim };
             let (given, freed) = take_out_range(env, m, stripe, from, to, reach);
             if given > 0 {
                 m.failing.note_given(freed > 0);
             }
-            m.account.writeback_ends(to - from, is_failing);
+            m.account.writeback_ends(to - from, is_awaited);
         } else if writeback::writeout(env, m, stripe, from, to).is_err() {
             // It is counted, and who asks for durability is told.
             keep_unwritten(m, from, to);

@@ -142,7 +142,7 @@ fn judge<'a>(scan: &Scan<'a>, batch: &mut Batch, judged: &mut Judged<'a>, entry:
             mapping.want_flush();
             scan.env.park.wake(scan.account.ring_flusher());
             judged.done.dirty += 1;
-            judged.done.owed += u64::from(!mapping.failing.is_set());
+            judged.done.owed += u64::from(mapping.is_flush_awaited());
             wait(scan, judged, entry, word);
         }
         Verdict::Evict if mapping.exclusive => {
