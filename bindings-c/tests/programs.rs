@@ -28,6 +28,8 @@ fn compile(built: &Built, cc: &str, library: Library, name: &str, flags: &[&str]
 /// Runs the program over one delivery; `None`: the library says that it cannot be had here.
 fn run_over(program: &Path, delivery: &str) {
     let files = program.with_extension(format!("{delivery}.files"));
+    // What a run that was killed has left would be in the way.
+    let _ = std::fs::remove_dir_all(&files);
     std::fs::create_dir_all(&files).expect("a folder for the program's files");
     let mut command = Command::new(program);
     command.arg(delivery).arg(&files);

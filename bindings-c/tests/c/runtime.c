@@ -211,6 +211,15 @@ void test_fork(void)
     int status;
     pid_t pid;
 
+#if defined(__SANITIZE_ADDRESS__)
+    /* A child that allocates waits for ever where a thread of the parent was in the sanitizer's allocator: it has locks that no
+     * fork takes. Fillers and flushers are such threads. */
+    printf("  skipped: no child may allocate under AddressSanitizer while other threads do\n");
+    (void)status, (void)pid, (void)mine, (void)object;
+    OK(softfault_arena_free(arena));
+    OK(softfault_runtime_free(rt));
+    return;
+#endif
     OK(softfault_object_anonymous(rt, 4 * PAGE, NULL, &object));
     OK(softfault_arena_map(arena, 0, object, 0, 4 * PAGE, SOFTFAULT_PROT_READ | SOFTFAULT_PROT_WRITE, SOFTFAULT_MAP_SHARED));
     base[0] = 42;
