@@ -139,6 +139,35 @@ fn the_kernel_serves_a_file_that_is_trusted_and_stores_are_the_sessions_own() {
     assert!(read.iter().enumerate().all(|(i, b)| *b == if i / EXTENT == 3 { 0 } else { byte(i / PAGE) }), "the file");
 }
 
+/// Where the program has mapped the image's object again, its pages are ours to make resident, and to count.
+#[test]
+fn what_is_direct_no_more_is_completed() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !has_in_thread() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("folder");
+    let path = folder.path().join("flat.raw");
+    flat(&path);
+    let rt = Runtime::builder().build().expect("runtime");
+    let image = open(&rt, Image::open(&path).expect("image"), LEN, Integrity::Trusted);
+    let session = in_thread(Restore::new(&image)).expect("session");
+    let (arena, start) = (session.regions()[0].arena(), session.regions()[0].range().start);
+    let (prot, sharing) = (softfault::Prot::ReadWrite, softfault::Sharing::Private);
+    arena.unmap(start + EXTENT..start + 2 * EXTENT).expect("unmap");
+    arena.map(start + EXTENT, image.object(), EXTENT as u64, EXTENT, prot, sharing).expect("map");
+    let tail = LEN - EXTENTS * EXTENT;
+
+    rt.set_cache_limit((EXTENT + tail) as u64 - PAGE as u64);
+    let refused = session.complete();
+    assert!(matches!(refused, Err(Error::Limit { .. })), "{refused:?}");
+    rt.set_cache_limit(64 << 20);
+    let completed = session.complete().expect("complete");
+    assert_eq!(completed.direct_extents, EXTENTS as u64 - 1);
+    assert_eq!(completed.resident_bytes, (EXTENT + tail) as u64);
+    assert!((EXTENT..2 * EXTENT).step_by(PAGE).all(|at| image.object().is_cached(at as u64)), "it is resident");
+}
+
 /// Whoever said that it is trusted has not kept the word: what is gone is no reason to wait for ever.
 #[test]
 fn a_trusted_file_that_was_cut_all_the_same_is_told_by_a_signal() {

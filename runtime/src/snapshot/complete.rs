@@ -6,7 +6,8 @@ use super::state::{Progress, SessionInner, SessionRegion};
 use crate::error::{Error, Result};
 use crate::types::Access;
 use softfault_image::PAGE_SIZE;
-use softfault_mm::page::{EXTENT_PAGES, EXTENT_SIZE};
+use softfault_mm::page::EXTENT_SIZE;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 const OP: &str = "Session::complete";
@@ -43,42 +44,65 @@ fn native(session: &SessionInner) -> u64 {
     arenas.iter().map(|arena| arena.native_extents() as u64).sum()
 }
 
+/// A part of a region: an extent of the image, or what of one the region has.
+struct Part<'a> {
+    region: &'a SessionRegion,
+    /// Of the image, in bytes.
+    image: Range<u64>,
+    /// Of the region's arena.
+    here: Range<usize>,
+}
+
+fn parts(session: &SessionInner) -> impl Iterator<Item = Part<'_>> {
+    session.regions.iter().flat_map(|region| {
+        let (start, end) = (region.region().offset, region.region().offset + region.region().len_bytes);
+        let extents = start / EXTENT_SIZE as u64..end.div_ceil(EXTENT_SIZE as u64);
+        extents.map(move |extent| {
+            let image = start.max(extent * EXTENT_SIZE as u64)..end.min((extent + 1) * EXTENT_SIZE as u64);
+            let at = |pos: u64| region.range().start + (pos - start) as usize;
+            Part { region, here: at(image.start)..at(image.end), image }
+        })
+    })
+}
+
+impl Part<'_> {
+    /// Returns whether the image's file itself is mapped there. It was, perhaps, and is not any more: the program maps what it likes.
+    fn is_direct(&self) -> bool {
+        self.region.arena().is_direct(&self.here)
+    }
+}
+
 /// Makes a session whole.
 ///
 /// # Errors
 /// As [`Session::complete`](crate::Session::complete).
 pub(super) fn complete(session: &SessionInner) -> Result<Completion> {
-    let (pages, object) = (session.nr_pages(), &session.object);
+    let object = &session.object;
     let limit = object.inner.rt.account.limit();
-    let direct_extents = session.direct_extents.load(Ordering::Relaxed);
-    let needed = pages.saturating_sub(direct_extents * EXTENT_PAGES as u64);
+    let ours = parts(session).filter(|part| !part.is_direct());
+    let needed = ours.map(|part| (part.image.end - part.image.start) / PAGE_SIZE as u64).sum();
     if needed > limit {
         let what = "the cache's limit, in pages, below what the session has";
         return Err(Error::Limit { op: OP, what, limit, needed });
     }
-    for r in &session.regions {
-        let range = r.region().offset..r.region().offset + r.region().len_bytes;
-        // Extent by extent, and each handed over before the next: it cannot be dropped meanwhile.
-        let mut at = range.start;
-        while at < range.end {
-            let end = ((at / EXTENT_SIZE as u64 + 1) * EXTENT_SIZE as u64).min(range.end);
-            let here = r.range().start + (at - range.start) as usize;
-            let here = here..here + (end - at) as usize;
-            if r.arena().is_direct(&here) {
-                at = end;
-                continue;
-            }
-            object.populate(at..end)?;
-            if r.region().prot != softfault_image::Prot::NONE && r.arena().promote(here.clone())? == 0 {
-                r.arena().fault_in(here, Access::Read)?;
-            }
-            at = end;
+    let (mut direct_extents, mut resident_bytes) = (0, 0);
+    // Extent by extent, and each handed over before the next: it cannot be dropped meanwhile.
+    for part in parts(session) {
+        if part.is_direct() {
+            direct_extents += 1;
+            continue;
+        }
+        resident_bytes += part.image.end - part.image.start;
+        object.populate(part.image)?;
+        let arena = part.region.arena();
+        if part.region.region().prot != softfault_image::Prot::NONE && arena.promote(part.here.clone())? == 0 {
+            arena.fault_in(part.here, Access::Read)?;
         }
     }
     let native_extents = native(session);
     let all: u64 = session.regions.iter().map(extents).sum();
     let trapped_extents = all.saturating_sub(native_extents + direct_extents);
-    Ok(Completion { resident_bytes: needed * PAGE_SIZE as u64, native_extents, direct_extents, trapped_extents })
+    Ok(Completion { resident_bytes, native_extents, direct_extents, trapped_extents })
 }
 
 /// Returns the extents that a region meets.

@@ -102,10 +102,17 @@ fn keep_of(thread: usize, addr: usize, now_ns: u64, stall: Stall) {
     };
     let bucket = bucket_of(thread);
     // Free when it is taken: another thread that leaves at the same time keeps what it has put there meanwhile.
-    if !bucket.iter().any(|kept| put(kept, 0))
-        && let Some(oldest) = bucket.iter().min_by_key(|kept| kept.at_ns.load(Ordering::Relaxed))
-    {
-        put(oldest, oldest.thread.load(Ordering::Relaxed));
+    if bucket.iter().any(|kept| put(kept, 0)) {
+        return;
+    }
+    // Whose each is, is asked before its age: of two that leave at the same time the second finds the first's no more, and takes
+    // the next oldest.
+    for _ in 0..WAYS {
+        let owners = bucket.iter().map(|kept| (kept, kept.thread.load(Ordering::Relaxed)));
+        let oldest = owners.min_by_key(|(kept, _)| kept.at_ns.load(Ordering::Relaxed));
+        if oldest.is_some_and(|(kept, owner)| put(kept, owner)) {
+            return;
+        }
     }
 }
 

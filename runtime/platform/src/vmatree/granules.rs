@@ -100,8 +100,8 @@ fn lower(a: &ArenaSlot, coarse: &AtomicU64, index: usize) {
     }
     if seen != 0 {
         let first = index >> GIB_SHIFT << GIB_SHIFT;
-        // Relaxed: nobody looks at them before the store below, which releases them.
-        (first..first + GIB_LEN).filter_map(|i| at(a, i)).for_each(|e| e.store(seen, Ordering::Relaxed));
+        // Release pairs with `word`: a handler that found no vma in the coarse word, before it said one, looks at these.
+        (first..first + GIB_LEN).filter_map(|i| at(a, i)).for_each(|e| e.store(seen, Ordering::Release));
     }
     // SeqCst pairs with `word`.
     coarse.store(FINE, Ordering::SeqCst);

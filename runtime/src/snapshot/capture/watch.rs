@@ -35,7 +35,12 @@ pub(super) fn run(state: &State) {
     while state.stop.load(Ordering::Acquire) == 0 {
         let phase = state.words().phase();
         match phase {
-            Phase::Cutting => give_up_late(state, *cutting_since.get_or_insert_with(thread::monotonic_ns)),
+            Phase::Cutting => {
+                // A cutter that is back before the next look has its whole time again.
+                if give_up_late(state, *cutting_since.get_or_insert_with(thread::monotonic_ns)) {
+                    cutting_since = None;
+                }
+            }
             Phase::Copying => room.look(state),
             Phase::Draining => credits.look(state),
             Phase::Idle | Phase::Arming | Phase::Failed => {}
@@ -48,13 +53,14 @@ pub(super) fn run(state: &State) {
     }
 }
 
-/// Lets stores through when they have waited for long.
-fn give_up_late(state: &State, since: u64) {
-    if thread::monotonic_ns().saturating_sub(since) > CUT_NS
-        && state.words().change_phase(Phase::Cutting, Phase::Draining)
-    {
+/// Lets stores through when they have waited for long; returns whether it did.
+fn give_up_late(state: &State, since: u64) -> bool {
+    let is_late = thread::monotonic_ns().saturating_sub(since) > CUT_NS
+        && state.words().change_phase(Phase::Cutting, Phase::Draining);
+    if is_late {
         wake_all(state.words());
     }
+    is_late
 }
 
 /// How often credits were given when it last looked, and how many looks ago.
